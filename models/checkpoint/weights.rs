@@ -1,0 +1,189 @@
+//! A model directory's tensors, taken by name with an expected shape.
+//!
+//! Every `*.safetensors` file of the directory is mapped; nothing is read until
+//! a tensor is taken. [`Weights::finish`] makes a forgotten or a surplus tensor
+//! impossible to overlook.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use longreel_kernels::mapping::MappedBytes;
+use safetensors::{Dtype, SafeTensors, tensor::Metadata};
+
+use crate::error::{Context, Error, Kind, Result};
+
+/// One tensor in a mapped file.
+struct Entry {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// The tensors of a model directory (or of one safetensors file).
+pub struct Weights {
+    shards: Vec<(PathBuf, MappedBytes)>,
+    entries: BTreeMap<String, Entry>,
+    taken: BTreeSet<String>,
+}
+
+/// A two-dimensional weight `[out, in]`, kept as it is stored.
+#[derive(Clone)]
+pub enum Matrix {
+    /// `[out, in]` f32.
+    F32(Tensor),
+    /// `[out, in]` bf16, row-major, still in the mapped file.
+    MappedBf16 {
+        /// `out * in` little-endian bf16 elements, 2-byte aligned.
+        bytes: MappedBytes,
+        /// Rows.
+        out_features: usize,
+        /// Columns.
+        in_features: usize,
+    },
+}
+
+impl Weights {
+    /// Maps every `*.safetensors` file in `dir`, or the single file `dir` itself.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let doing = || format!("open the weights in {}", dir.display());
+        let mut files = Vec::new();
+        if dir.is_dir() {
+            for entry in std::fs::read_dir(dir).doing(doing)? {
+                let path = entry.doing(doing)?.path();
+                if path.extension().is_some_and(|e| e == "safetensors") {
+                    files.push(path);
+                }
+            }
+            files.sort();
+        } else {
+            files.push(dir.to_owned());
+        }
+        if files.is_empty() {
+            return Err(Error::new(Kind::BadInput, "no *.safetensors file, expected at least one").doing(doing()));
+        }
+        let mut weights = Self { shards: Vec::new(), entries: BTreeMap::new(), taken: BTreeSet::new() };
+        for path in files {
+            weights.add_shard(path).doing(doing)?;
+        }
+        Ok(weights)
+    }
+
+    fn add_shard(&mut self, path: PathBuf) -> Result<()> {
+        let bytes = MappedBytes::open(&path).doing(|| path.display().to_string())?;
+        let header = read_header(bytes.as_bytes()).doing(|| path.display().to_string())?;
+        let shard = self.shards.len();
+        for (name, dtype, shape, range) in header {
+            let entry = Entry { shard, dtype, shape, range };
+            if self.entries.insert(name.clone(), entry).is_some() {
+                return Err(Error::new(Kind::BadInput, format!("tensor {name} is in more than one file"))
+                    .doing(path.display().to_string()));
+            }
+        }
+        self.shards.push((path, bytes));
+        Ok(())
+    }
+
+    /// Whether a tensor of this name exists.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// Name, dtype and shape of every tensor, sorted by name.
+    pub fn list(&self) -> impl Iterator<Item = (&str, Dtype, &[usize])> {
+        self.entries.iter().map(|(name, e)| (name.as_str(), e.dtype, e.shape.as_slice()))
+    }
+
+    /// Bytes of all tensors as stored.
+    pub fn total_bytes(&self) -> u64 {
+        self.entries.values().map(|e| e.range.len() as u64).sum()
+    }
+
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<(Dtype, MappedBytes)> {
+        let Some(entry) = self.entries.get(name) else {
+            return Err(Error::new(Kind::BadInput, format!("tensor {name} is missing, expected shape {shape:?}")));
+        };
+        if entry.shape != shape {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("tensor {name} has shape {:?}, expected {shape:?}", entry.shape),
+            ));
+        }
+        let bytes = self.shards[entry.shard]
+            .1
+            .slice(entry.range.clone())
+            .ok_or_else(|| Error::new(Kind::BadInput, format!("tensor {name} lies beyond the end of its file")))?;
+        self.taken.insert(name.to_owned());
+        Ok((entry.dtype, bytes))
+    }
+
+    /// The tensor `name` of exactly `shape`, converted to f32 on the CPU.
+    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let (dtype, bytes) = self.take(name, shape)?;
+        let data = to_f32(dtype, bytes.as_bytes()).doing(|| format!("tensor {name}"))?;
+        Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+    }
+
+    /// The matrix `name` of shape `[out_features, in_features]`: bf16 stays mapped, the rest becomes f32.
+    pub fn matrix(&mut self, name: &str, out_features: usize, in_features: usize) -> Result<Matrix> {
+        let (dtype, bytes) = self.take(name, &[out_features, in_features])?;
+        if dtype == Dtype::BF16 && bytes.as_elements::<bf16>().is_some() {
+            return Ok(Matrix::MappedBf16 { bytes, out_features, in_features });
+        }
+        let data = to_f32(dtype, bytes.as_bytes()).doing(|| format!("tensor {name}"))?;
+        Ok(Matrix::F32(Tensor::from_vec(data, (out_features, in_features), &Device::Cpu)?))
+    }
+
+    /// Fails naming the tensors that nothing took.
+    pub fn finish(self) -> Result<()> {
+        let unused: Vec<&str> = self.entries.keys().map(String::as_str).filter(|n| !self.taken.contains(*n)).collect();
+        if unused.is_empty() {
+            return Ok(());
+        }
+        let shown = unused.iter().take(5).copied().collect::<Vec<_>>().join(", ");
+        let more = if unused.len() > 5 { format!(" and {} more", unused.len() - 5) } else { String::new() };
+        Err(Error::new(Kind::BadInput, format!("the model has no place for {} tensors: {shown}{more}", unused.len())))
+    }
+}
+
+/// Parses the header of a safetensors file: name, dtype, shape and absolute byte range per tensor.
+///
+/// Every range is checked to lie inside `file`; arbitrary bytes give an error, never a panic.
+pub fn read_header(file: &[u8]) -> Result<Vec<(String, Dtype, Vec<usize>, Range<usize>)>> {
+    let bad = |what: String| Error::new(Kind::BadInput, what).doing("read the safetensors header");
+    let (header_len, metadata): (usize, Metadata) = SafeTensors::read_metadata(file).map_err(|e| bad(e.to_string()))?;
+    let data_start = header_len.checked_add(8).ok_or_else(|| bad("header length overflows".into()))?;
+    let mut tensors = Vec::new();
+    for (name, info) in metadata.tensors() {
+        let (start, end) = info.data_offsets;
+        let range = match (data_start.checked_add(start), data_start.checked_add(end)) {
+            (Some(start), Some(end)) if start <= end && end <= file.len() => start..end,
+            _ => {
+                return Err(bad(format!(
+                    "tensor {name} ends at byte {end} of the data, but the file has {} bytes",
+                    file.len()
+                )));
+            }
+        };
+        tensors.push((name, info.dtype, info.shape.clone(), range));
+    }
+    Ok(tensors)
+}
+
+/// Little-endian elements of `dtype` as f32.
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+    let values = match dtype {
+        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        other => {
+            return Err(Error::new(Kind::BadInput, format!("has dtype {other:?}, expected F32, BF16 or F16")));
+        }
+    };
+    Ok(values)
+}

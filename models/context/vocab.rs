@@ -1,0 +1,25 @@
+//! The joint id space: text ids and vision ids overlap as numbers, so an id
+//! always travels with its modality.
+
+/// One position of the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Token {
+    /// An id of the text vocabulary.
+    Text(u32),
+    /// An id of the vision vocabulary: a code of the codebook or a terminator.
+    Vision(u32),
+}
+
+impl Token {
+    /// The id without its modality.
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Text(id) | Self::Vision(id) => id,
+        }
+    }
+
+    /// Whether the id belongs to the vision vocabulary.
+    pub fn is_vision(self) -> bool {
+        matches!(self, Self::Vision(_))
+    }
+}

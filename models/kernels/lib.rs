@@ -1,0 +1,14 @@
+//! The operations that decide the speed of longreel, and the only `unsafe` of
+//! its models: each file holds a contract, a slow reference, and the fast body.
+//!
+//! All buffers are row-major `f32` or `bf16` slices whose last axis is
+//! contiguous. Work is split over the global rayon pool.
+
+pub mod mapping;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod attend;
+pub mod conv;
+pub mod group_norm;
+pub mod codebook;

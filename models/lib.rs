@@ -1,0 +1,13 @@
+//! The models of longreel, in the order data flows: frames become tokens in
+//! [`vision`], tokens become a context in [`context`], the context becomes an
+//! answer in [`llama`]; [`attention`] and [`checkpoint`] are the machinery below.
+//!
+//! Nothing here knows a clock, a queue, a socket or FFmpeg.
+
+pub mod error;
+pub mod spec;
+pub mod checkpoint;
+pub mod attention;
+pub mod vision;
+pub mod context;
+pub mod llama;

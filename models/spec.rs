@@ -1,0 +1,279 @@
+//! What a model is made of: as written (TOML in `configs/models/`, `config.json`
+//! in a model directory) and as run (validated, with the derived sizes).
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+
+/// Which channels of a head RoPE rotates together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopePairs {
+    /// Channels `2i` and `2i + 1`: LWM and Meta's LLaMA checkpoints.
+    Adjacent,
+    /// Channels `i` and `i + d/2`: Hugging Face LLaMA checkpoints.
+    Halves,
+}
+
+/// The decoder's shape. Field names are those of a Hugging Face `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecoderSpec {
+    /// Text vocabulary.
+    pub vocab_size: usize,
+    /// Vision vocabulary (codes, terminators, spare ids); absent for a text model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision_vocab_size: Option<usize>,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Number of decoder blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; equal to the query heads when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_key_value_heads: Option<usize>,
+    /// Channels of one head; `hidden_size / num_attention_heads` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Longest context the model was made for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f64,
+    /// RoPE base: the slowest channel turns once in about `2π·theta` positions.
+    pub rope_theta: f64,
+    /// Which channels RoPE rotates together.
+    pub rope_pairs: RopePairs,
+    /// The text head is the embedding table.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+}
+
+/// The VQGAN's shape (defaults of LWM, `lwm/vqgan.py`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VqganSpec {
+    /// Side of the square input, in pixels.
+    pub resolution: usize,
+    /// Channels of the first convolution.
+    pub hidden_channels: usize,
+    /// Channel multiplier per level, finest first.
+    pub channel_mult: Vec<usize>,
+    /// Residual blocks per level.
+    pub num_res_blocks: usize,
+    /// Channels before the 1×1 `quant_conv`.
+    pub z_channels: usize,
+    /// Rows of the codebook.
+    pub num_embeddings: usize,
+    /// Channels of a codebook row.
+    pub quantized_embed_dim: usize,
+}
+
+/// What follows the codes of a frame in the prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FrameEnd {
+    /// Every frame ends in 8193, as `lwm/vision_chat.py` does at inference.
+    #[default]
+    Upstream,
+    /// 8192 between frames and 8193 after the last, as in LWM's training data.
+    Training,
+}
+
+/// A whole model, as written: `configs/models/*.toml` and the `config.json` of
+/// a model directory made by `longreel import`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// `lwm` (text and vision vocabulary) or `llama` (text only).
+    pub model_type: ModelType,
+    /// One line for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The decoder.
+    pub decoder: DecoderSpec,
+    /// The frame tokenizer; absent for a text model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vqgan: Option<VqganSpec>,
+    /// What follows a frame's codes.
+    #[serde(default)]
+    pub frame_end: FrameEnd,
+    /// Vision id that ends a frame (LWM: 8192).
+    #[serde(default = "default_end_of_frame_id")]
+    pub end_of_frame_id: u32,
+    /// Vision id that ends the last frame (LWM: 8193).
+    #[serde(default = "default_end_of_vision_id")]
+    pub end_of_vision_id: u32,
+}
+
+/// `<eof>` of `lwm/data.py`.
+fn default_end_of_frame_id() -> u32 {
+    8192
+}
+
+/// `<eov>` of `lwm/data.py`.
+fn default_end_of_vision_id() -> u32 {
+    8193
+}
+
+/// The family, which decides prompt and inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelType {
+    /// Large World Model: VideoLLaMA over a VQGAN.
+    Lwm,
+    /// Plain LLaMA-2 text model (LWM-Text).
+    Llama,
+}
+
+impl DecoderSpec {
+    /// Key and value heads.
+    pub fn n_kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// Channels of one head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Bytes of keys and values of one token over all layers, at `bytes_per_element`.
+    pub fn kv_bytes_per_token(&self, bytes_per_element: usize) -> usize {
+        2 * self.num_hidden_layers * self.n_kv_heads() * self.head_dim() * bytes_per_element
+    }
+
+    fn validate(&self) -> Result<()> {
+        let positive = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.n_kv_heads()),
+            ("head_dim", self.head_dim()),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        for (key, value) in positive {
+            at_least_one(&format!("decoder.{key}"), value)?;
+        }
+        if !self.num_attention_heads.is_multiple_of(self.n_kv_heads()) {
+            return Err(bad(format!(
+                "decoder.num_attention_heads is {}, expected a multiple of num_key_value_heads = {}",
+                self.num_attention_heads,
+                self.n_kv_heads()
+            )));
+        }
+        if !self.head_dim().is_multiple_of(2) {
+            return Err(bad(format!("decoder.head_dim is {}, expected an even number (RoPE rotates pairs)", self.head_dim())));
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
+            return Err(bad(format!("decoder.rope_theta is {}, expected a number above 1", self.rope_theta)));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
+            return Err(bad(format!("decoder.rms_norm_eps is {}, expected a positive number", self.rms_norm_eps)));
+        }
+        Ok(())
+    }
+}
+
+impl VqganSpec {
+    /// Side of the code grid: the resolution halved once per level but the last.
+    pub fn grid(&self) -> usize {
+        self.resolution >> self.channel_mult.len().saturating_sub(1)
+    }
+
+    /// Codes of one frame, without its terminator.
+    pub fn codes_per_frame(&self) -> usize {
+        self.grid() * self.grid()
+    }
+
+    fn validate(&self) -> Result<()> {
+        for (key, value) in [
+            ("resolution", self.resolution),
+            ("hidden_channels", self.hidden_channels),
+            ("num_res_blocks", self.num_res_blocks),
+            ("z_channels", self.z_channels),
+            ("num_embeddings", self.num_embeddings),
+            ("quantized_embed_dim", self.quantized_embed_dim),
+        ] {
+            at_least_one(&format!("vqgan.{key}"), value)?;
+        }
+        if self.channel_mult.is_empty() || self.channel_mult.len() > 16 || self.channel_mult.contains(&0) {
+            return Err(bad(format!("vqgan.channel_mult is {:?}, expected 1 to 16 positive numbers", self.channel_mult)));
+        }
+        let step = 1 << (self.channel_mult.len() - 1);
+        if !self.resolution.is_multiple_of(step) {
+            return Err(bad(format!("vqgan.resolution is {}, expected a multiple of {step} (one halving per level)", self.resolution)));
+        }
+        for &mult in &self.channel_mult {
+            let channels = self.hidden_channels.saturating_mul(mult);
+            if !channels.is_multiple_of(32) {
+                return Err(bad(format!("vqgan has a level of {channels} channels, expected a multiple of 32 (GroupNorm has 32 groups)")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ModelSpec {
+    /// Parses and validates a TOML model file.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        let spec: Self = toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().replace('\n', " ")))?;
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// Parses and validates a `config.json` written by [`ModelSpec::to_json`].
+    pub fn from_json(text: &str) -> Result<Self> {
+        let spec: Self = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// The `config.json` of a model directory.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map_err(|e| Error::with_source(Kind::Internal, "serialise config.json", e))
+    }
+
+    /// Positions one frame takes in the context: its codes and its terminator.
+    pub fn tokens_per_frame(&self) -> Option<usize> {
+        self.vqgan.as_ref().map(|v| v.codes_per_frame() + 1)
+    }
+
+    /// Checks every value and how the parts fit together.
+    pub fn validate(&self) -> Result<()> {
+        self.decoder.validate()?;
+        match (self.model_type, &self.vqgan, self.decoder.vision_vocab_size) {
+            (ModelType::Lwm, Some(vqgan), Some(vision_vocab)) => {
+                vqgan.validate()?;
+                for (key, id) in [("end_of_frame_id", self.end_of_frame_id), ("end_of_vision_id", self.end_of_vision_id)] {
+                    let id = id as usize;
+                    if id < vqgan.num_embeddings || id >= vision_vocab {
+                        return Err(bad(format!(
+                            "{key} is {id}, expected an id after the {} codes and below decoder.vision_vocab_size = {vision_vocab}",
+                            vqgan.num_embeddings
+                        )));
+                    }
+                }
+                Ok(())
+            }
+            (ModelType::Lwm, None, _) => Err(bad("model_type is lwm but there is no [vqgan] section".into())),
+            (ModelType::Lwm, _, None) => Err(bad("model_type is lwm but decoder.vision_vocab_size is absent".into())),
+            (ModelType::Llama, None, None) => Ok(()),
+            (ModelType::Llama, ..) => Err(bad("model_type is llama but a vision vocabulary or a [vqgan] section is present".into())),
+        }
+    }
+}
+
+fn at_least_one(key: &str, value: usize) -> Result<()> {
+    if value == 0 {
+        return Err(bad(format!("{key} is 0, expected at least 1")));
+    }
+    Ok(())
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message).doing("read the model's configuration")
+}

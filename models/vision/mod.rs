@@ -1,0 +1,4 @@
+//! Frames to tokens: preprocessing and the VQGAN.
+
+pub mod image;
+pub mod vqgan;

@@ -1,0 +1,2 @@
+//! The longreel command.
+fn main() {}

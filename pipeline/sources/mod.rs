@@ -1,0 +1,5 @@
+//! Bytes to frames.
+
+pub mod ffmpeg;
+pub mod file;
+pub mod sampler;

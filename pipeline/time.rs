@@ -1,0 +1,84 @@
+//! Times as the container states them: integer ticks of a rational time base.
+
+use std::{cmp::Ordering, fmt};
+
+use serde::Serialize;
+
+/// Seconds per tick, `num / den`; both positive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct TimeBase {
+    /// Numerator in seconds.
+    pub num: u32,
+    /// Denominator.
+    pub den: u32,
+}
+
+impl TimeBase {
+    /// `None` unless both parts are positive.
+    pub fn new(num: u32, den: u32) -> Option<Self> {
+        (num > 0 && den > 0).then_some(Self { num, den })
+    }
+}
+
+impl fmt::Display for TimeBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.num, self.den)
+    }
+}
+
+/// A presentation time: `ticks × time_base` seconds. Compared exactly, across time bases.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Pts {
+    /// Ticks since the start of the presentation; may be negative.
+    pub ticks: i64,
+    /// Length of one tick.
+    pub time_base: TimeBase,
+}
+
+impl Pts {
+    /// `ticks` of `time_base`.
+    pub fn new(ticks: i64, time_base: TimeBase) -> Self {
+        Self { ticks, time_base }
+    }
+
+    /// Seconds, for output only.
+    pub fn seconds(self) -> f64 {
+        // Exact to f64: one multiplication and one division of integers.
+        (self.ticks as f64 * f64::from(self.time_base.num)) / f64::from(self.time_base.den)
+    }
+}
+
+impl PartialEq for Pts {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Pts {}
+
+impl PartialOrd for Pts {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Pts {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // 64 bits of ticks times 32 bits twice fit in 128 bits with the sign.
+        let left = i128::from(self.ticks) * i128::from(self.time_base.num) * i128::from(other.time_base.den);
+        let right = i128::from(other.ticks) * i128::from(other.time_base.num) * i128::from(self.time_base.den);
+        left.cmp(&right)
+    }
+}
+
+impl fmt::Display for Pts {
+    /// `HH:MM:SS.mmm`, with a leading minus for negative times.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis =
+            i128::from(self.ticks) * i128::from(self.time_base.num) * 1000 / i128::from(self.time_base.den);
+        let sign = if millis < 0 { "-" } else { "" };
+        let millis = millis.unsigned_abs();
+        let (h, m, s, ms) = (millis / 3_600_000, millis / 60_000 % 60, millis / 1000 % 60, millis % 1000);
+        write!(f, "{sign}{h:02}:{m:02}:{s:02}.{ms:03}")
+    }
+}

@@ -1,0 +1,7 @@
+//! The only integration test binary: does it compute the right thing
+//! (`numerics`), does it behave (`system`).
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+mod numerics;
+mod system;
