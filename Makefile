@@ -1,0 +1,29 @@
+# longreel: `make demo` asks a question of a real video, `make test` runs every test.
+# Both install what is missing first. Build output stays outside the clone.
+
+SHELL := /bin/bash
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/longreel/target
+CARGO := $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
+LONGREEL := $(CARGO_TARGET_DIR)/release/longreel
+DEMO := $(CARGO_TARGET_DIR)/demo
+
+.PHONY: demo test bench deps build lint
+
+demo: build
+	.ci/demo $(LONGREEL) $(DEMO)
+
+test: deps
+	RUST_BACKTRACE=0 $(CARGO) test --release --locked --workspace
+
+bench: deps
+	$(CARGO) bench --locked
+
+build: deps
+	$(CARGO) build --release --locked --bin longreel
+
+lint: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+
+deps:
+	.ci/deps
