@@ -48,7 +48,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, doing: Vec::new(), message: message.into(), source: None }
+        Self {
+            kind,
+            doing: Vec::new(),
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// An error of `kind` that says `message`, caused by `source`.
@@ -57,7 +62,10 @@ impl Error {
         message: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { source: Some(source.into()), ..Self::new(kind, message) }
+        Self {
+            source: Some(source.into()),
+            ..Self::new(kind, message)
+        }
     }
 
     /// The same error, with one more outer "what was being done".
@@ -100,7 +108,9 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|s| s as &(dyn std::error::Error + 'static))
+        self.source
+            .as_deref()
+            .map(|s| s as &(dyn std::error::Error + 'static))
     }
 }
 

@@ -136,7 +136,8 @@ impl DecoderSpec {
 
     /// Channels of one head.
     pub fn head_dim(&self) -> usize {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+        self.head_dim
+            .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
     /// Bytes of keys and values of one token over all layers, at `bytes_per_element`.
@@ -166,13 +167,22 @@ impl DecoderSpec {
             )));
         }
         if !self.head_dim().is_multiple_of(2) {
-            return Err(bad(format!("decoder.head_dim is {}, expected an even number (RoPE rotates pairs)", self.head_dim())));
+            return Err(bad(format!(
+                "decoder.head_dim is {}, expected an even number (RoPE rotates pairs)",
+                self.head_dim()
+            )));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
-            return Err(bad(format!("decoder.rope_theta is {}, expected a number above 1", self.rope_theta)));
+            return Err(bad(format!(
+                "decoder.rope_theta is {}, expected a number above 1",
+                self.rope_theta
+            )));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
-            return Err(bad(format!("decoder.rms_norm_eps is {}, expected a positive number", self.rms_norm_eps)));
+            return Err(bad(format!(
+                "decoder.rms_norm_eps is {}, expected a positive number",
+                self.rms_norm_eps
+            )));
         }
         Ok(())
     }
@@ -200,17 +210,28 @@ impl VqganSpec {
         ] {
             at_least_one(&format!("vqgan.{key}"), value)?;
         }
-        if self.channel_mult.is_empty() || self.channel_mult.len() > 16 || self.channel_mult.contains(&0) {
-            return Err(bad(format!("vqgan.channel_mult is {:?}, expected 1 to 16 positive numbers", self.channel_mult)));
+        if self.channel_mult.is_empty()
+            || self.channel_mult.len() > 16
+            || self.channel_mult.contains(&0)
+        {
+            return Err(bad(format!(
+                "vqgan.channel_mult is {:?}, expected 1 to 16 positive numbers",
+                self.channel_mult
+            )));
         }
         let step = 1 << (self.channel_mult.len() - 1);
         if !self.resolution.is_multiple_of(step) {
-            return Err(bad(format!("vqgan.resolution is {}, expected a multiple of {step} (one halving per level)", self.resolution)));
+            return Err(bad(format!(
+                "vqgan.resolution is {}, expected a multiple of {step} (one halving per level)",
+                self.resolution
+            )));
         }
         for &mult in &self.channel_mult {
             let channels = self.hidden_channels.saturating_mul(mult);
             if !channels.is_multiple_of(32) {
-                return Err(bad(format!("vqgan has a level of {channels} channels, expected a multiple of 32 (GroupNorm has 32 groups)")));
+                return Err(bad(format!(
+                    "vqgan has a level of {channels} channels, expected a multiple of 32 (GroupNorm has 32 groups)"
+                )));
             }
         }
         Ok(())
@@ -220,7 +241,8 @@ impl VqganSpec {
 impl ModelSpec {
     /// Parses and validates a TOML model file.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let spec: Self = toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().replace('\n', " ")))?;
+        let spec: Self =
+            toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().replace('\n', " ")))?;
         spec.validate()?;
         Ok(spec)
     }
@@ -234,7 +256,8 @@ impl ModelSpec {
 
     /// The `config.json` of a model directory.
     pub fn to_json(&self) -> Result<String> {
-        serde_json::to_string_pretty(self).map_err(|e| Error::with_source(Kind::Internal, "serialise config.json", e))
+        serde_json::to_string_pretty(self)
+            .map_err(|e| Error::with_source(Kind::Internal, "serialise config.json", e))
     }
 
     /// Positions one frame takes in the context: its codes and its terminator.
@@ -248,7 +271,10 @@ impl ModelSpec {
         match (self.model_type, &self.vqgan, self.decoder.vision_vocab_size) {
             (ModelType::Lwm, Some(vqgan), Some(vision_vocab)) => {
                 vqgan.validate()?;
-                for (key, id) in [("end_of_frame_id", self.end_of_frame_id), ("end_of_vision_id", self.end_of_vision_id)] {
+                for (key, id) in [
+                    ("end_of_frame_id", self.end_of_frame_id),
+                    ("end_of_vision_id", self.end_of_vision_id),
+                ] {
                     let id = id as usize;
                     if id < vqgan.num_embeddings || id >= vision_vocab {
                         return Err(bad(format!(
@@ -259,10 +285,17 @@ impl ModelSpec {
                 }
                 Ok(())
             }
-            (ModelType::Lwm, None, _) => Err(bad("model_type is lwm but there is no [vqgan] section".into())),
-            (ModelType::Lwm, _, None) => Err(bad("model_type is lwm but decoder.vision_vocab_size is absent".into())),
+            (ModelType::Lwm, None, _) => Err(bad(
+                "model_type is lwm but there is no [vqgan] section".into(),
+            )),
+            (ModelType::Lwm, _, None) => Err(bad(
+                "model_type is lwm but decoder.vision_vocab_size is absent".into(),
+            )),
             (ModelType::Llama, None, None) => Ok(()),
-            (ModelType::Llama, ..) => Err(bad("model_type is llama but a vision vocabulary or a [vqgan] section is present".into())),
+            (ModelType::Llama, ..) => Err(bad(
+                "model_type is llama but a vision vocabulary or a [vqgan] section is present"
+                    .into(),
+            )),
         }
     }
 }

@@ -27,8 +27,17 @@ impl Cancel {
         self.0.load(Ordering::Acquire)
     }
 
+    /// The flag itself, for signal handlers that set it.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.0.clone()
+    }
+
     /// `Interrupted` when someone asked to stop.
     pub fn check(&self) -> Result<()> {
-        if self.is_cancelled() { Err(Error::new(Kind::Interrupted, "stopped on request")) } else { Ok(()) }
+        if self.is_cancelled() {
+            Err(Error::new(Kind::Interrupted, "stopped on request"))
+        } else {
+            Ok(())
+        }
     }
 }

@@ -10,6 +10,6 @@ pub mod time;
 pub mod cancel;
 pub mod flow;
 pub mod sources;
+pub mod reel;
+pub mod plan;
 pub mod hub;
-pub mod stages;
-pub mod cli;

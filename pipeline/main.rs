@@ -1,2 +1,3 @@
-//! The longreel command.
+//! The `longreel` command.
+
 fn main() {}

@@ -65,8 +65,12 @@ impl PartialOrd for Pts {
 impl Ord for Pts {
     fn cmp(&self, other: &Self) -> Ordering {
         // 64 bits of ticks times 32 bits twice fit in 128 bits with the sign.
-        let left = i128::from(self.ticks) * i128::from(self.time_base.num) * i128::from(other.time_base.den);
-        let right = i128::from(other.ticks) * i128::from(other.time_base.num) * i128::from(self.time_base.den);
+        let left = i128::from(self.ticks)
+            * i128::from(self.time_base.num)
+            * i128::from(other.time_base.den);
+        let right = i128::from(other.ticks)
+            * i128::from(other.time_base.num)
+            * i128::from(self.time_base.den);
         left.cmp(&right)
     }
 }
@@ -74,11 +78,16 @@ impl Ord for Pts {
 impl fmt::Display for Pts {
     /// `HH:MM:SS.mmm`, with a leading minus for negative times.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis =
-            i128::from(self.ticks) * i128::from(self.time_base.num) * 1000 / i128::from(self.time_base.den);
+        let millis = i128::from(self.ticks) * i128::from(self.time_base.num) * 1000
+            / i128::from(self.time_base.den);
         let sign = if millis < 0 { "-" } else { "" };
         let millis = millis.unsigned_abs();
-        let (h, m, s, ms) = (millis / 3_600_000, millis / 60_000 % 60, millis / 1000 % 60, millis % 1000);
+        let (h, m, s, ms) = (
+            millis / 3_600_000,
+            millis / 60_000 % 60,
+            millis / 1000 % 60,
+            millis % 1000,
+        );
         write!(f, "{sign}{h:02}:{m:02}:{s:02}.{ms:03}")
     }
 }

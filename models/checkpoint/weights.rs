@@ -65,9 +65,17 @@ impl Weights {
             files.push(dir.to_owned());
         }
         if files.is_empty() {
-            return Err(Error::new(Kind::BadInput, "no *.safetensors file, expected at least one").doing(doing()));
+            return Err(Error::new(
+                Kind::BadInput,
+                "no *.safetensors file, expected at least one",
+            )
+            .doing(doing()));
         }
-        let mut weights = Self { shards: Vec::new(), entries: BTreeMap::new(), taken: BTreeSet::new() };
+        let mut weights = Self {
+            shards: Vec::new(),
+            entries: BTreeMap::new(),
+            taken: BTreeSet::new(),
+        };
         for path in files {
             weights.add_shard(path).doing(doing)?;
         }
@@ -79,10 +87,18 @@ impl Weights {
         let header = read_header(bytes.as_bytes()).doing(|| path.display().to_string())?;
         let shard = self.shards.len();
         for (name, dtype, shape, range) in header {
-            let entry = Entry { shard, dtype, shape, range };
+            let entry = Entry {
+                shard,
+                dtype,
+                shape,
+                range,
+            };
             if self.entries.insert(name.clone(), entry).is_some() {
-                return Err(Error::new(Kind::BadInput, format!("tensor {name} is in more than one file"))
-                    .doing(path.display().to_string()));
+                return Err(Error::new(
+                    Kind::BadInput,
+                    format!("tensor {name} is in more than one file"),
+                )
+                .doing(path.display().to_string()));
             }
         }
         self.shards.push((path, bytes));
@@ -96,7 +112,9 @@ impl Weights {
 
     /// Name, dtype and shape of every tensor, sorted by name.
     pub fn list(&self) -> impl Iterator<Item = (&str, Dtype, &[usize])> {
-        self.entries.iter().map(|(name, e)| (name.as_str(), e.dtype, e.shape.as_slice()))
+        self.entries
+            .iter()
+            .map(|(name, e)| (name.as_str(), e.dtype, e.shape.as_slice()))
     }
 
     /// Bytes of all tensors as stored.
@@ -106,18 +124,29 @@ impl Weights {
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<(Dtype, MappedBytes)> {
         let Some(entry) = self.entries.get(name) else {
-            return Err(Error::new(Kind::BadInput, format!("tensor {name} is missing, expected shape {shape:?}")));
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("tensor {name} is missing, expected shape {shape:?}"),
+            ));
         };
         if entry.shape != shape {
             return Err(Error::new(
                 Kind::BadInput,
-                format!("tensor {name} has shape {:?}, expected {shape:?}", entry.shape),
+                format!(
+                    "tensor {name} has shape {:?}, expected {shape:?}",
+                    entry.shape
+                ),
             ));
         }
         let bytes = self.shards[entry.shard]
             .1
             .slice(entry.range.clone())
-            .ok_or_else(|| Error::new(Kind::BadInput, format!("tensor {name} lies beyond the end of its file")))?;
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::BadInput,
+                    format!("tensor {name} lies beyond the end of its file"),
+                )
+            })?;
         self.taken.insert(name.to_owned());
         Ok((entry.dtype, bytes))
     }
@@ -130,24 +159,57 @@ impl Weights {
     }
 
     /// The matrix `name` of shape `[out_features, in_features]`: bf16 stays mapped, the rest becomes f32.
-    pub fn matrix(&mut self, name: &str, out_features: usize, in_features: usize) -> Result<Matrix> {
+    pub fn matrix(
+        &mut self,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Matrix> {
         let (dtype, bytes) = self.take(name, &[out_features, in_features])?;
         if dtype == Dtype::BF16 && bytes.as_elements::<bf16>().is_some() {
-            return Ok(Matrix::MappedBf16 { bytes, out_features, in_features });
+            return Ok(Matrix::MappedBf16 {
+                bytes,
+                out_features,
+                in_features,
+            });
         }
         let data = to_f32(dtype, bytes.as_bytes()).doing(|| format!("tensor {name}"))?;
-        Ok(Matrix::F32(Tensor::from_vec(data, (out_features, in_features), &Device::Cpu)?))
+        Ok(Matrix::F32(Tensor::from_vec(
+            data,
+            (out_features, in_features),
+            &Device::Cpu,
+        )?))
     }
 
     /// Fails naming the tensors that nothing took.
     pub fn finish(self) -> Result<()> {
-        let unused: Vec<&str> = self.entries.keys().map(String::as_str).filter(|n| !self.taken.contains(*n)).collect();
+        let unused: Vec<&str> = self
+            .entries
+            .keys()
+            .map(String::as_str)
+            .filter(|n| !self.taken.contains(*n))
+            .collect();
         if unused.is_empty() {
             return Ok(());
         }
-        let shown = unused.iter().take(5).copied().collect::<Vec<_>>().join(", ");
-        let more = if unused.len() > 5 { format!(" and {} more", unused.len() - 5) } else { String::new() };
-        Err(Error::new(Kind::BadInput, format!("the model has no place for {} tensors: {shown}{more}", unused.len())))
+        let shown = unused
+            .iter()
+            .take(5)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(", ");
+        let more = if unused.len() > 5 {
+            format!(" and {} more", unused.len() - 5)
+        } else {
+            String::new()
+        };
+        Err(Error::new(
+            Kind::BadInput,
+            format!(
+                "the model has no place for {} tensors: {shown}{more}",
+                unused.len()
+            ),
+        ))
     }
 }
 
@@ -156,8 +218,11 @@ impl Weights {
 /// Every range is checked to lie inside `file`; arbitrary bytes give an error, never a panic.
 pub fn read_header(file: &[u8]) -> Result<Vec<(String, Dtype, Vec<usize>, Range<usize>)>> {
     let bad = |what: String| Error::new(Kind::BadInput, what).doing("read the safetensors header");
-    let (header_len, metadata): (usize, Metadata) = SafeTensors::read_metadata(file).map_err(|e| bad(e.to_string()))?;
-    let data_start = header_len.checked_add(8).ok_or_else(|| bad("header length overflows".into()))?;
+    let (header_len, metadata): (usize, Metadata) =
+        SafeTensors::read_metadata(file).map_err(|e| bad(e.to_string()))?;
+    let data_start = header_len
+        .checked_add(8)
+        .ok_or_else(|| bad("header length overflows".into()))?;
     let mut tensors = Vec::new();
     for (name, info) in metadata.tensors() {
         let (start, end) = info.data_offsets;
@@ -178,11 +243,23 @@ pub fn read_header(file: &[u8]) -> Result<Vec<(String, Dtype, Vec<usize>, Range<
 /// Little-endian elements of `dtype` as f32.
 fn to_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
     let values = match dtype {
-        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::F32 => bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect(),
+        Dtype::BF16 => bytes
+            .chunks_exact(2)
+            .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
+            .collect(),
+        Dtype::F16 => bytes
+            .chunks_exact(2)
+            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+            .collect(),
         other => {
-            return Err(Error::new(Kind::BadInput, format!("has dtype {other:?}, expected F32, BF16 or F16")));
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("has dtype {other:?}, expected F32, BF16 or F16"),
+            ));
         }
     };
     Ok(values)

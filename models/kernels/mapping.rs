@@ -21,14 +21,20 @@ impl MappedBytes {
         // rules out truncation by this program.
         let map = unsafe { memmap2::Mmap::map(&file)? };
         let range = 0..map.len();
-        Ok(Self { map: Arc::new(map), range })
+        Ok(Self {
+            map: Arc::new(map),
+            range,
+        })
     }
 
     /// The sub-range `range` of these bytes, or `None` when it reaches past the end.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         let start = self.range.start.checked_add(range.start)?;
         let end = self.range.start.checked_add(range.end)?;
-        (start <= end && end <= self.range.end).then(|| Self { map: self.map.clone(), range: start..end })
+        (start <= end && end <= self.range.end).then(|| Self {
+            map: self.map.clone(),
+            range: start..end,
+        })
     }
 
     /// The bytes.

@@ -1,1 +1,106 @@
-//! The command line.
+//! The command line: one file a verb.
+
+pub mod args;
+mod ask;
+mod encode;
+mod frames;
+mod generate;
+mod import;
+mod models;
+mod output;
+mod plan;
+mod reconstruct;
+mod resolve;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    cli::{
+        args::{Cli, Verb},
+        output::Voice,
+        signals::Signals,
+    },
+    error::{Error, Kind, Result},
+};
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to stdout with code 0, mistakes to stderr with code 2.
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let voice = Voice { json: cli.json, quiet: cli.quiet };
+    let signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => return report(&error, voice, 1),
+    };
+    match start_threads(cli.threads).and_then(|()| run(cli.verb, voice, &signals)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error, voice, exit_code(&error, &signals)),
+    }
+}
+
+fn run(verb: Verb, voice: Voice, signals: &Signals) -> Result<()> {
+    let cancel = signals.cancel();
+    match verb {
+        Verb::Ask(args) => ask::run(args, voice, cancel),
+        Verb::Frames(args) => frames::run(args, voice, cancel),
+        Verb::Encode(args) => encode::run(args, voice, cancel),
+        Verb::Reconstruct(args) => reconstruct::run(args, voice, cancel),
+        Verb::Generate(args) => generate::run(args, voice, cancel),
+        Verb::Import(args) => import::run(args, voice, cancel),
+        Verb::Models(verb) => models::run(verb, voice, cancel),
+        Verb::Plan(args) => plan::run(args, voice, cancel),
+    }
+}
+
+fn start_threads(threads: Option<usize>) -> Result<()> {
+    let Some(n) = threads else { return Ok(()) };
+    if n == 0 || n > 1024 {
+        return Err(Error::new(Kind::Usage, format!("--threads is {n}, expected 1 to 1024")));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+    pool.map_err(|e| Error::with_source(Kind::Internal, "start the thread pool", e))
+}
+
+/// Design: 2 bad usage or bad input, 75 stopped by SIGTERM and resumable, 130 interrupted, else 1.
+fn exit_code(error: &Error, signals: &Signals) -> u8 {
+    match error.kind() {
+        Kind::Usage | Kind::BadInput | Kind::NotFound | Kind::TooLarge => 2,
+        Kind::Interrupted if signals.terminated() => 75,
+        Kind::Interrupted => 130,
+        Kind::Io | Kind::Network | Kind::Compute | Kind::Internal => 1,
+    }
+}
+
+#[derive(serde::Serialize)]
+struct ErrorJson<'a> {
+    error: ErrorBody<'a>,
+}
+
+#[derive(serde::Serialize)]
+struct ErrorBody<'a> {
+    kind: String,
+    message: &'a str,
+    exit_code: u8,
+}
+
+fn report(error: &Error, voice: Voice, code: u8) -> ExitCode {
+    let message = error.to_string();
+    eprintln!("longreel: {message}");
+    if voice.json {
+        let kind = format!("{:?}", error.kind());
+        let body = ErrorJson { error: ErrorBody { kind, message: &message, exit_code: code } };
+        // Stdout may be what failed; the sentence is on stderr already.
+        let _ = output::to_json(&body).and_then(|json| output::write_stdout(&json, true));
+    }
+    ExitCode::from(code)
+}

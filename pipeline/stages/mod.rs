@@ -1,1 +1,161 @@
-//! The four verbs.
+//! The four verbs, wired front to back.
+//!
+//! Each stage is a plain thread with one bounded inbox. A stage that ends
+//! drops its channel ends, so the stages before it stop sending and the stages
+//! behind it see the end of their input; the first failure is the one reported.
+
+pub mod answer;
+pub mod assemble;
+pub mod decode;
+pub mod encode;
+pub mod exit;
+pub mod picture;
+pub mod progress;
+pub mod seen;
+
+use std::thread;
+
+use crossbeam_channel::bounded;
+use longreel_models::context::prompt::{ChatPrompt, FrameTerminators};
+
+use crate::{
+    cancel::Cancel,
+    error::{Error, Kind, Result},
+    model::{FrameTokenizer, Model},
+    reel::ReelWriter,
+    stages::{
+        answer::Conversation,
+        assemble::Assembly,
+        decode::Source,
+        encode::Encoded,
+        exit::FirstFailure,
+        progress::Progress,
+        seen::SourceSeen,
+    },
+};
+
+/// Most messages that wait between two stages.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueBounds {
+    /// Decoded pictures: 6 MB each at 1080p.
+    pub frames: usize,
+    /// Encoded frames: about 1 kB each.
+    pub frame_tokens: usize,
+    /// Pieces of the prompt: about 2 kB each.
+    pub pieces: usize,
+}
+
+impl Default for QueueBounds {
+    fn default() -> Self {
+        Self { frames: 4, frame_tokens: 64, pieces: 64 }
+    }
+}
+
+/// What a question about videos needs beside the model.
+pub struct Viewing<'a> {
+    /// Where frames come from.
+    pub sources: Vec<Source>,
+    /// The question, cut where frames go.
+    pub prompt: &'a ChatPrompt,
+    /// What follows a frame's codes.
+    pub terminators: FrameTerminators,
+    /// Most tokens of the prompt, frames included.
+    pub prompt_tokens_max: usize,
+}
+
+/// Puts the whole prompt into the conversation's context: decode, encode, assemble and prefill overlap.
+///
+/// Returns what was seen of each source.
+pub fn view(
+    viewing: Viewing<'_>,
+    model: &Model,
+    conversation: &mut Conversation<'_>,
+    bounds: QueueBounds,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Vec<SourceSeen>> {
+    let Viewing { sources, prompt, terminators, prompt_tokens_max } = viewing;
+    let seen = sources.iter().map(seen_of).collect();
+    let assembly = Assembly { prompt, terminators, prompt_tokens_max, seen };
+    let vqgan = model.vision().ok().map(|(vqgan, spec)| (vqgan, spec.resolution));
+
+    let (decoded_out, decoded_in) = bounded(bounds.frames);
+    let (encoded_out, encoded_in) = bounded(bounds.frame_tokens);
+    let (pieces_out, pieces_in) = bounded(bounds.pieces);
+    let failure = FirstFailure::new(cancel.clone());
+    let seen = thread::scope(|scope| {
+        scope.spawn(|| failure.run("decode", || decode::run(sources, 0, decoded_out, progress, cancel)));
+        scope.spawn(|| failure.run("encode", || encode::run(decoded_in, vqgan, encoded_out, progress, cancel)));
+        let assembled = scope.spawn(|| failure.run("assemble", || assemble::run(encoded_in, assembly, pieces_out, cancel)));
+        failure.run("answer", || conversation.listen(pieces_in, progress, cancel));
+        assembled.join().ok().flatten()
+    });
+    failure.result(seen)
+}
+
+/// Appends every frame of `sources` behind those that `writer` has: decode and encode overlap.
+///
+/// Returns what was seen of each source, as counts.
+pub fn encode_to_reel(
+    sources: Vec<Source>,
+    tokenizer: &FrameTokenizer,
+    writer: &mut ReelWriter,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Vec<SourceSeen>> {
+    let mut seen: Vec<SourceSeen> = sources.iter().map(seen_of).collect();
+    let vqgan = Some((&tokenizer.vqgan, tokenizer.spec.resolution));
+    let resumed = writer.n_frames();
+    let bounds = QueueBounds::default();
+
+    let (decoded_out, decoded_in) = bounded(bounds.frames);
+    let (encoded_out, encoded_in) = bounded(bounds.frame_tokens);
+    let failure = FirstFailure::new(cancel.clone());
+    let written = thread::scope(|scope| {
+        scope.spawn(|| failure.run("decode", || decode::run(sources, resumed, decoded_out, progress, cancel)));
+        scope.spawn(|| failure.run("encode", || encode::run(decoded_in, vqgan, encoded_out, progress, cancel)));
+        failure.run("write", || write_reel(encoded_in, writer, &mut seen))
+    });
+    // What was encoded is kept whatever happened: the next run goes on behind it.
+    let flushed = writer.flush();
+    failure.result(written).and(flushed)?;
+    if writer.n_frames() == 0 {
+        return Err(Error::new(Kind::BadInput, "no frame in the range asked for, expected at least one"));
+    }
+    Ok(seen)
+}
+
+fn write_reel(frames: crossbeam_channel::Receiver<Encoded>, writer: &mut ReelWriter, seen: &mut [SourceSeen]) -> Result<()> {
+    for message in frames {
+        match message {
+            Encoded::Frame { source, frame } => {
+                writer.append(&frame)?;
+                if let Some(entry) = seen.get_mut(source) {
+                    entry.count(frame.time);
+                }
+            }
+            Encoded::End { source, report } => {
+                if let Some(entry) = seen.get_mut(source) {
+                    entry.end(report);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn seen_of(source: &Source) -> SourceSeen {
+    match source {
+        Source::Video(reader) => SourceSeen::video(reader),
+        Source::Reel(reel) => SourceSeen::reel(reel),
+    }
+}
+
+/// Frames that `sources` will give together; `None` when one of them cannot say.
+pub fn expected_frames(sources: &[Source]) -> Option<u64> {
+    let frames = sources.iter().map(|source| match source {
+        Source::Video(reader) => reader.expected_frames(),
+        Source::Reel(reel) => Some(reel.n_frames()),
+    });
+    frames.sum()
+}

@@ -1,1 +1,281 @@
-//! Being built.
+//! The shape of the tree: import order, module headers, where `unsafe` may stand.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The pipeline's modules in the order in which they may import one another.
+const PIPELINE_ORDER: [&str; 12] = [
+    "error", "time", "cancel", "flow", "sources", "reel", "plan", "hub", "model", "stages", "cli",
+    "main",
+];
+
+/// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.
+const MODELS_ORDER: [&str; 7] = [
+    "error",
+    "spec",
+    "checkpoint",
+    "attention",
+    "vision",
+    "context",
+    "llama",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file of the project, without build output.
+fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() && !name.starts_with('.') && name != "target" {
+            rust_files(&path, found);
+        } else if name.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all_rust_files() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    rust_files(&root(), &mut found);
+    found.sort();
+    let relative = |p: &Path| {
+        p.strip_prefix(root())
+            .unwrap()
+            .to_string_lossy()
+            .into_owned()
+    };
+    found
+        .iter()
+        .map(|p| (relative(p), fs::read_to_string(p).unwrap()))
+        .collect()
+}
+
+/// The module of the crate that a file belongs to: `pipeline/stages/decode.rs` is `stages`.
+fn module_of(relative: &str, prefix: &str) -> Option<String> {
+    let rest = relative.strip_prefix(prefix)?;
+    let first = rest.split('/').next()?;
+    Some(first.trim_end_matches(".rs").to_owned())
+}
+
+/// Modules that a file's `use crate::` lines (and `crate::` paths) name.
+fn imports(text: &str) -> Vec<String> {
+    let code: Vec<&str> = text
+        .lines()
+        .filter(|l| !l.trim_start().starts_with("//"))
+        .collect();
+    let code = code.join("\n");
+    let mut modules = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        let rest = &code[at + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => modules.extend(names_of_group(group)),
+            None => modules.push(identifier(rest)),
+        }
+    }
+    modules
+}
+
+fn identifier(text: &str) -> String {
+    text.chars()
+        .take_while(|c| c.is_alphanumeric() || *c == '_')
+        .collect()
+}
+
+/// The first identifiers of `{a::b, c::{d, e}, f}` after its opening brace.
+fn names_of_group(group: &str) -> Vec<String> {
+    let mut depth = 0;
+    let mut names = Vec::new();
+    let mut start = true;
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => start = true,
+            c if start && !c.is_whitespace() => {
+                names.push(identifier(&group[at..]));
+                start = false;
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+/// Sentences about imports that point the wrong way.
+fn wrong_imports(relative: &str, text: &str, prefix: &str, order: &[&str]) -> Vec<String> {
+    let Some(module) = module_of(relative, prefix) else {
+        return Vec::new();
+    };
+    let Some(own) = order.iter().position(|m| *m == module) else {
+        return Vec::new();
+    };
+    let position = |name: &str| order.iter().position(|m| *m == name);
+    let sees = |name: &str| match (module.as_str(), name) {
+        ("context", "vision") | ("vision", "context") => false,
+        _ => position(name).is_none_or(|p| p <= own),
+    };
+    imports(text)
+        .iter()
+        .filter(|name| !sees(name))
+        .map(|name| format!("{relative}: `{module}` may not import `{name}`"))
+        .collect()
+}
+
+#[test]
+fn modules_import_only_what_stands_above_them() {
+    let mut wrong = Vec::new();
+    for (relative, text) in all_rust_files() {
+        if relative.starts_with("models/kernels/") {
+            continue;
+        }
+        wrong.extend(wrong_imports(
+            &relative,
+            &text,
+            "pipeline/",
+            &PIPELINE_ORDER,
+        ));
+        wrong.extend(wrong_imports(&relative, &text, "models/", &MODELS_ORDER));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_planted_wrong_import_is_found() {
+    let text = "use crate::{error::Result, cli::args};\n";
+    let wrong = wrong_imports("pipeline/flow.rs", text, "pipeline/", &PIPELINE_ORDER);
+    assert_eq!(wrong, ["pipeline/flow.rs: `flow` may not import `cli`"]);
+}
+
+#[test]
+fn every_pipeline_and_models_module_has_a_place_in_the_order() {
+    for (lib, order) in [
+        ("pipeline/lib.rs", &PIPELINE_ORDER[..]),
+        ("models/lib.rs", &MODELS_ORDER[..]),
+    ] {
+        let text = fs::read_to_string(root().join(lib)).unwrap();
+        let declared: Vec<&str> = text
+            .lines()
+            .filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';'))
+            .collect();
+        for module in &declared {
+            assert!(
+                order.contains(module),
+                "{lib} declares `{module}`, which has no place in the import order"
+            );
+        }
+        let places: Vec<usize> = declared
+            .iter()
+            .map(|m| order.iter().position(|o| o == m).unwrap())
+            .collect();
+        assert!(
+            places.is_sorted(),
+            "{lib} does not declare its modules in import order: {declared:?}"
+        );
+    }
+}
+
+#[test]
+fn every_module_opens_with_its_purpose() {
+    for (relative, text) in all_rust_files() {
+        let first = text
+            .lines()
+            .find(|l| !l.starts_with("#!"))
+            .unwrap_or_default();
+        assert!(
+            first.starts_with("//! "),
+            "{relative} opens with {first:?}, expected a `//!` header"
+        );
+    }
+}
+
+#[test]
+fn unsafe_stands_only_in_the_kernels_and_in_the_ffmpeg_file() {
+    for (relative, text) in all_rust_files() {
+        let allowed =
+            relative.starts_with("models/kernels/") || relative == "pipeline/sources/ffmpeg.rs";
+        let used = text.lines().any(|l| {
+            let code = l.split("//").next().unwrap_or_default();
+            code.contains(concat!("unsafe", " {"))
+                || code.contains(concat!("unsafe", " fn"))
+                || code.contains(concat!("unsafe", " impl"))
+        });
+        assert!(allowed || !used, "{relative} has unsafe code");
+    }
+}
+
+#[test]
+fn only_one_file_knows_ffmpeg() {
+    for (relative, text) in all_rust_files() {
+        let knows =
+            text.contains(concat!("ffmpeg", "_next")) || text.contains(concat!("ffmpeg", "::"));
+        let is_it = relative == "pipeline/sources/ffmpeg.rs" || relative.starts_with("tests/");
+        // `sources::ffmpeg::…` names our own module.
+        let ours = text.matches(concat!("ffmpeg", "::")).count()
+            == text.matches(concat!("sources::", "ffmpeg::")).count()
+                + text.matches(concat!("super::", "ffmpeg::")).count();
+        assert!(
+            is_it || !knows || ours && !text.contains(concat!("ffmpeg", "_next")),
+            "{relative} knows FFmpeg"
+        );
+    }
+}
+
+#[test]
+fn no_file_is_left_unfinished() {
+    for (relative, text) in all_rust_files() {
+        for marker in [
+            concat!("TO", "DO"),
+            concat!("FIX", "ME"),
+            concat!("dbg", "!("),
+            concat!("Being", " built"),
+        ] {
+            assert!(!text.contains(marker), "{relative} contains {marker}");
+        }
+        assert!(
+            !text.contains(concat!("#[ig", "nore")),
+            "{relative} skips a test"
+        );
+    }
+}
+
+#[test]
+fn no_module_has_a_name_that_says_nothing() {
+    for (relative, _) in all_rust_files() {
+        let stem = Path::new(&relative)
+            .file_stem()
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        assert!(
+            !["utils", "util", "helpers", "common", "misc"].contains(&stem.as_str()),
+            "{relative}"
+        );
+    }
+}
+
+#[test]
+fn the_golden_manifest_matches_the_files() {
+    let golden = root().join("tests/golden");
+    let manifest: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(golden.join("manifest.json")).unwrap()).unwrap();
+    for tensor in manifest["tensors"].as_array().unwrap() {
+        let file = tensor["file"].as_str().unwrap();
+        assert!(
+            golden.join(file).is_file(),
+            "{file} is in the manifest but not there"
+        );
+    }
+    for (file, entry) in manifest["files"].as_object().unwrap() {
+        let bytes = fs::metadata(golden.join(file)).unwrap().len();
+        assert_eq!(Some(bytes), entry["bytes"].as_u64(), "{file}: size");
+    }
+}

@@ -1,0 +1,420 @@
+//! The command line as written: filled without any I/O, resolved by each verb.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// Ask questions of hours of video.
+#[derive(Debug, Parser)]
+#[command(name = "longreel", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 75 stopped and resumable, \
+                        130 interrupted.\n\nStart with:\n  longreel ask holiday.mp4 \"What happens at the lake?\" --model org/name")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+
+    /// Print one JSON object on stdout and nothing else there.
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// No progress on stderr.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+
+    /// Threads for decoding, encoding and answering; all cores when absent.
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Ask a question of one or more videos.
+    Ask(AskArgs),
+    /// Write the frames that would be seen, with their exact times.
+    Frames(FramesArgs),
+    /// Turn videos or images into a reel: frame tokens with times.
+    Encode(EncodeArgs),
+    /// Decode a reel back to a video: see what the model sees.
+    Reconstruct(ReconstructArgs),
+    /// Make an image or a video from a description.
+    Generate(GenerateArgs),
+    /// Turn a foreign checkpoint into a model directory.
+    Import(ImportArgs),
+    /// List, show, verify and fetch models.
+    #[command(subcommand)]
+    Models(ModelsVerb),
+    /// Count frames, tokens, bytes and operations before anything runs.
+    Plan(PlanArgs),
+}
+
+/// Which frames of a video are taken.
+#[derive(Debug, Clone, Args, Default)]
+pub struct SamplingArgs {
+    /// Frames per second, e.g. 1, 0.5 or 30000/1001: the first frame at or after each tick.
+    #[arg(long, value_name = "F", group = "sampling")]
+    pub fps: Option<String>,
+
+    /// This many frames, spread evenly over the decoded frame numbers.
+    #[arg(long, value_name = "N", group = "sampling")]
+    pub frames: Option<usize>,
+
+    /// Every frame.
+    #[arg(long, group = "sampling")]
+    pub all_frames: bool,
+
+    /// Start of the range, in seconds or [HH:]MM:SS[.mmm].
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+
+    /// End of the range (not included), in seconds or [HH:]MM:SS[.mmm].
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+}
+
+/// How ids are drawn.
+#[derive(Debug, Clone, Args)]
+pub struct DrawArgs {
+    /// 0 takes the most likely token; above 0 draws at that temperature.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temperature: f64,
+
+    /// Draw among the K most likely tokens only.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+
+    /// Draw among the most likely tokens whose probabilities add up to P.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+
+    /// The same seed gives the same answer.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+}
+
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvDtypeArg {
+    /// 4 bytes an element, exact.
+    F32,
+    /// 2 bytes an element.
+    Bf16,
+}
+
+/// What follows a frame's codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FrameEndArg {
+    /// As LWM's released inference does: every frame ends in 8193.
+    Upstream,
+    /// As LWM was trained: 8192 between frames, 8193 after the last.
+    Training,
+}
+
+/// `longreel ask`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  longreel ask a.mp4 \"What is on the table?\" --model lwm/ --fps 1\n  \
+                        longreel ask a.mp4 b.mkv \"Which of the two is outdoors?\" --model org/name --frames 16\n  \
+                        longreel ask archive.reel \"When does the door open?\" --model lwm/ --json")]
+pub struct AskArgs {
+    /// Videos, images or reels, then the question.
+    #[arg(required = true, num_args = 1.., value_name = "VIDEO... QUESTION")]
+    pub inputs: Vec<String>,
+
+    /// A model directory, or org/name on the hub.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    /// Longest answer, in tokens.
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub max_new_tokens: usize,
+
+    #[command(flatten)]
+    pub draw: DrawArgs,
+
+    /// Stop the answer before this text; may be given more than once.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+
+    /// How keys and values are kept.
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::F32)]
+    pub kv_dtype: KvDtypeArg,
+
+    /// Tokens per prefill step: more is faster, less takes less memory.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub prefill_chunk: usize,
+
+    /// What follows a frame's codes; the model's configuration decides when absent.
+    #[arg(long, value_enum)]
+    pub frame_end: Option<FrameEndArg>,
+
+    /// Print the answer as it is made.
+    #[arg(long)]
+    pub stream: bool,
+
+    /// Go on asking: one follow-up question per line on stdin; the context is kept.
+    #[arg(long)]
+    pub interactive: bool,
+
+    /// Add prompt and answer ids to the JSON.
+    #[arg(long)]
+    pub debug_ids: bool,
+
+    /// Number of ranks that share the context.
+    #[arg(long, default_value_t = 1, value_name = "N", hide = true)]
+    pub ring: usize,
+}
+
+/// `longreel frames`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  longreel frames a.mp4 --out seen/ --fps 1\n  \
+                        longreel frames a.mp4 --out one/ --at 1:02.5\n  longreel frames a.mp4 --out seen/ --frames 8 --size model --model lwm/")]
+pub struct FramesArgs {
+    /// The video or image.
+    pub video: PathBuf,
+
+    /// Directory for the PNG files and frames.jsonl; made when absent.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    /// The frame shown at this time; may be given more than once.
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["sampling", "index"])]
+    pub at: Vec<String>,
+
+    /// The frame of this number, from 0; may be given more than once.
+    #[arg(long, value_name = "I", conflicts_with = "sampling")]
+    pub index: Vec<u64>,
+
+    /// As in the video, or as the model is shown it.
+    #[arg(long, value_enum, default_value_t = FrameSize::Native)]
+    pub size: FrameSize,
+
+    /// The model whose preprocessing `--size model` applies.
+    #[arg(long, short, value_name = "MODEL", required_if_eq("size", "model"))]
+    pub model: Option<String>,
+}
+
+/// Size of written frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FrameSize {
+    /// As in the video: upright, square pixels.
+    Native,
+    /// After the model's resize and crop.
+    Model,
+}
+
+/// `longreel encode`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  longreel encode a.mp4 --out a.reel --model lwm/ --fps 1\n  \
+                        longreel encode cam1.mp4 cam2.mp4 --out day.reel --model lwm/\n\n\
+                        A stopped run leaves OUT.partial; the same command goes on behind it.")]
+pub struct EncodeArgs {
+    /// Videos or images.
+    #[arg(required = true, value_name = "VIDEO|IMAGE")]
+    pub videos: Vec<PathBuf>,
+
+    /// The reel to write.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// A model directory, or org/name on the hub.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    /// Replace an existing reel.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `longreel reconstruct`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  longreel reconstruct a.reel --out a-seen.mp4 --model lwm/")]
+pub struct ReconstructArgs {
+    /// The reel.
+    pub reel: PathBuf,
+
+    /// The video (.mp4) or image (.png) to write.
+    #[arg(long, value_name = "VIDEO")]
+    pub out: PathBuf,
+
+    /// The model whose VQGAN made the reel.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+
+    /// Frames per second of the video written.
+    #[arg(long, default_value = "4", value_name = "F")]
+    pub fps: String,
+}
+
+/// `longreel generate`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  longreel generate \"a red boat on a lake\" --out boat.png --model lwm/\n  \
+                        longreel generate \"fireworks over the sea\" --out clip.mp4 --n-frames 8 --model lwm/")]
+pub struct GenerateArgs {
+    /// What to show.
+    pub prompt: String,
+
+    /// The image (.png) or video (.mp4) to write.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// A model directory, or org/name on the hub.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+
+    /// Frames of a video.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub n_frames: usize,
+
+    /// Classifier-free guidance of an image, or of a video's first frame; 1 is none.
+    #[arg(long, default_value_t = 5.0, value_name = "S")]
+    pub cfg_image: f64,
+
+    /// Classifier-free guidance of a video's later frames; 1 is none.
+    #[arg(long, default_value_t = 1.0, value_name = "S")]
+    pub cfg_video: f64,
+
+    /// 0 takes the most likely code; above 0 draws at that temperature.
+    #[arg(long, default_value_t = 1.0, value_name = "T")]
+    pub temperature: f64,
+
+    /// Draw an image's codes among the K most likely.
+    #[arg(long, default_value_t = 8192, value_name = "K")]
+    pub top_k_image: usize,
+
+    /// Draw a video's later codes among the K most likely.
+    #[arg(long, default_value_t = 1000, value_name = "K")]
+    pub top_k_video: usize,
+
+    /// The same seed gives the same picture.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+
+    /// Frames per second of the video written.
+    #[arg(long, default_value = "4", value_name = "F")]
+    pub fps: String,
+
+    /// Add the generated ids to the JSON.
+    #[arg(long)]
+    pub debug_ids: bool,
+}
+
+/// How imported weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightDtypeArg {
+    /// 4 bytes a weight.
+    F32,
+    /// 2 bytes a weight.
+    Bf16,
+    /// As in the checkpoint (half precision becomes bf16 only when exact, else f32).
+    Stored,
+}
+
+/// `longreel import`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  longreel import --spec configs/models/lwm-chat-1m.toml --params params::streaming_params_1m \\\n      \
+                        --vqgan vqgan --tokenizer tokenizer.model --out lwm-1m/\n  \
+                        longreel import --hf LWM-Text-Chat-1M/ --out lwm-text-1m/")]
+pub struct ImportArgs {
+    /// The model's shape, for checkpoints that hold weights only.
+    #[arg(long, value_name = "TOML", required_unless_present = "hf")]
+    pub spec: Option<PathBuf>,
+
+    /// LWM's streaming checkpoint: PATH, params::PATH, trainstate_params::PATH or flax_params::PATH.
+    #[arg(long, value_name = "[FORM::]PATH", required_unless_present = "hf")]
+    pub params: Option<String>,
+
+    /// LWM's VQGAN checkpoint (a pickle; nothing in it is executed).
+    #[arg(long, value_name = "PATH", conflicts_with = "hf")]
+    pub vqgan: Option<PathBuf>,
+
+    /// tokenizer.model, tokenizer.json, or a directory that has one.
+    #[arg(long, value_name = "PATH", required_unless_present = "hf")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// A Hugging Face LLaMA directory (safetensors or .bin).
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["spec", "params"])]
+    pub hf: Option<PathBuf>,
+
+    /// The model directory to write.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// How weights are stored.
+    #[arg(long, value_enum, default_value_t = WeightDtypeArg::Stored)]
+    pub dtype: WeightDtypeArg,
+
+    /// Replace an existing model directory.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `longreel models`
+#[derive(Debug, Subcommand)]
+pub enum ModelsVerb {
+    /// Models in the hub cache.
+    List,
+    /// Shape, size and files of a model.
+    Show {
+        /// A model directory, or org/name on the hub.
+        model: String,
+    },
+    /// Check every tensor's name, shape and values.
+    Verify {
+        /// A model directory, or org/name on the hub.
+        model: String,
+    },
+    /// Fetch a model from the hub into the cache; goes on where it stopped.
+    Pull {
+        /// org/name, or org/name@revision.
+        model: String,
+    },
+}
+
+/// `longreel plan`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  longreel plan a.mp4 --model lwm/ --fps 1\n  longreel plan --hours 2 --fps 1 --model lwm/ --kv-dtype bf16")]
+pub struct PlanArgs {
+    /// Videos, images or reels.
+    #[arg(value_name = "VIDEO")]
+    pub videos: Vec<PathBuf>,
+
+    /// A model directory, org/name on the hub, or a .toml model file.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    /// Plan for this many hours of video instead of a file (with --fps).
+    #[arg(long, value_name = "H", conflicts_with = "videos")]
+    pub hours: Option<f64>,
+
+    /// The question, where its length matters.
+    #[arg(long, default_value = "What is the video about?", value_name = "TEXT")]
+    pub question: String,
+
+    /// Longest answer, in tokens.
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub max_new_tokens: usize,
+
+    /// How keys and values are kept.
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::F32)]
+    pub kv_dtype: KvDtypeArg,
+
+    /// Plan for this much memory, in GiB, instead of this machine's.
+    #[arg(long, value_name = "GIB")]
+    pub memory_gib: Option<f64>,
+
+    /// Measure this machine for a moment and predict seconds.
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub measure: bool,
+}

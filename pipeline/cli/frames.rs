@@ -1,0 +1,136 @@
+//! `longreel frames`: what would be seen, as PNG files with exact times.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use longreel_models::{
+    checkpoint::import_hf::spec_of_directory,
+    vision::image::{RgbView, lwm_frame},
+};
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    cli::{
+        args::{FrameSize, FramesArgs},
+        output::{Voice, to_json},
+        resolve,
+    },
+    error::{Context, Error, Kind, Result},
+    flow::{Frame, RgbImage},
+    sources::{
+        file::{DecodeReport, FrameReader, VideoInfo},
+        png::write_png,
+        sampler::{Sampling, parse_time},
+    },
+    stages::progress::Progress,
+};
+
+/// One line of `frames.jsonl`.
+#[derive(Serialize)]
+struct FrameLine {
+    file: String,
+    index: u64,
+    pts: i64,
+    time_base: String,
+    seconds: f64,
+    key: bool,
+    corrupt: bool,
+    width: usize,
+    height: usize,
+}
+
+#[derive(Serialize)]
+struct FramesJson<'a> {
+    video: &'a VideoInfo,
+    sampling: String,
+    out: &'a Path,
+    frames: u64,
+    report: DecodeReport,
+}
+
+/// Runs the verb.
+pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let sampling = sampling(&args)?;
+    let range = resolve::range(&args.sampling)?;
+    let side = model_side(&args, voice, cancel)?;
+    let mut reader = FrameReader::open(&args.video, &sampling, &range, cancel.clone())?;
+    fs::create_dir_all(&args.out).doing(|| format!("make the directory {}", args.out.display()))?;
+    let progress = Progress::default();
+    progress.frames_expected.add(reader.expected_frames().unwrap_or(0));
+    let frames = voice.show(&progress, || write_all(&args.out, &mut reader, side, &progress, cancel))?;
+    let report = reader.report();
+    let result = FramesJson { video: reader.info(), sampling: sampling.to_string(), out: &args.out, frames, report };
+    voice.say(&result, || format!("{frames} frames in {}", args.out.display()))
+}
+
+fn sampling(args: &FramesArgs) -> Result<Sampling> {
+    if !args.at.is_empty() {
+        let times = args.at.iter().map(|t| parse_time(t)).collect::<Result<Vec<_>>>().doing(|| "--at")?;
+        return Ok(Sampling::At(times));
+    }
+    if !args.index.is_empty() {
+        return Ok(Sampling::Indices(args.index.clone()));
+    }
+    Ok(resolve::sampling(&args.sampling)?.0)
+}
+
+/// Side of the model's input with `--size model`.
+fn model_side(args: &FramesArgs, voice: Voice, cancel: &Cancel) -> Result<Option<usize>> {
+    let (FrameSize::Model, Some(model)) = (args.size, &args.model) else { return Ok(None) };
+    let dir = resolve::model_dir(model, voice, cancel)?;
+    let spec = spec_of_directory(&dir)?;
+    let vqgan = spec.vqgan.ok_or_else(|| {
+        Error::new(Kind::BadInput, format!("the model {} is a text model, it sees no frames", dir.display()))
+    })?;
+    Ok(Some(vqgan.resolution))
+}
+
+fn write_all(
+    out: &Path,
+    reader: &mut FrameReader,
+    side: Option<usize>,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<u64> {
+    let list: PathBuf = out.join("frames.jsonl");
+    let doing = || format!("write {}", list.display());
+    let mut lines = BufWriter::new(File::create(&list).doing(doing)?);
+    let mut n = 0;
+    while let Some(frame) = reader.next_frame()? {
+        cancel.check()?;
+        let line = write_frame(out, frame, side)?;
+        writeln!(lines, "{}", to_json(&line)?).doing(doing)?;
+        n += 1;
+        progress.frames_encoded.add(1);
+    }
+    lines.flush().doing(doing)?;
+    Ok(n)
+}
+
+fn write_frame(out: &Path, frame: Frame, side: Option<usize>) -> Result<FrameLine> {
+    let Frame { time, key, corrupt, image } = frame;
+    let image = match side {
+        None => image,
+        Some(side) => {
+            let data = lwm_frame(RgbView::new(image.width, image.height, &image.data)?, side)?;
+            RgbImage { width: side, height: side, data }
+        }
+    };
+    let file = format!("frame_{:06}_pts_{}.png", time.index, time.pts.ticks);
+    write_png(&out.join(&file), &image)?;
+    Ok(FrameLine {
+        file,
+        index: time.index,
+        pts: time.pts.ticks,
+        time_base: time.pts.time_base.to_string(),
+        seconds: time.pts.seconds(),
+        key,
+        corrupt,
+        width: image.width,
+        height: image.height,
+    })
+}

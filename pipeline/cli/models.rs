@@ -1,0 +1,106 @@
+//! `longreel models`: list, show, verify, pull.
+
+use std::path::Path;
+
+use longreel_models::{
+    checkpoint::{import_hf::spec_of_directory, verify, weights::Weights},
+    spec::ModelSpec,
+};
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    cli::{args::ModelsVerb, output::Voice, resolve},
+    error::{Error, Kind, Result},
+    hub, plan,
+};
+
+/// Runs the verb.
+pub fn run(verb: ModelsVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
+    match verb {
+        ModelsVerb::List => list(voice),
+        ModelsVerb::Show { model } => show(&resolve::model_dir(&model, voice, cancel)?, voice),
+        ModelsVerb::Verify { model } => check(&resolve::model_dir(&model, voice, cancel)?, voice, cancel),
+        ModelsVerb::Pull { model } => {
+            let dir = resolve::model_dir(&model, voice, cancel)?;
+            voice.say(&serde_json::json!({ "model": model, "path": dir }), || dir.display().to_string())
+        }
+    }
+}
+
+fn list(voice: Voice) -> Result<()> {
+    let models = hub::list_cached(&hub::Settings::from_env()?)?;
+    voice.say(&models, || {
+        let lines: Vec<String> = models
+            .iter()
+            .map(|m| format!("{:<48} {:>12}  {}", m.name, plan::bytes(m.bytes), m.path.display()))
+            .collect();
+        if lines.is_empty() { "no model in the cache".to_owned() } else { lines.join("\n") }
+    })
+}
+
+#[derive(Serialize)]
+struct ShowJson<'a> {
+    path: &'a Path,
+    spec: ModelSpec,
+    tensors: usize,
+    weight_bytes: u64,
+    parameters: u64,
+    dtypes: Vec<String>,
+    kv_bytes_per_token_f32: usize,
+    tokens_per_frame: Option<usize>,
+}
+
+fn show(dir: &Path, voice: Voice) -> Result<()> {
+    let spec = spec_of_directory(dir)?;
+    let weights = Weights::open(dir)?;
+    let mut dtypes: Vec<String> = weights.list().map(|(_, dtype, _)| format!("{dtype:?}")).collect();
+    dtypes.sort();
+    dtypes.dedup();
+    let json = ShowJson {
+        path: dir,
+        tensors: weights.list().count(),
+        weight_bytes: weights.total_bytes(),
+        parameters: weights.list().map(|(_, _, shape)| shape.iter().product::<usize>() as u64).sum(),
+        dtypes,
+        kv_bytes_per_token_f32: spec.decoder.kv_bytes_per_token(4),
+        tokens_per_frame: spec.tokens_per_frame(),
+        spec,
+    };
+    voice.say(&json, || {
+        let d = &json.spec.decoder;
+        format!(
+            "{}\n  family        {:?}\n  parameters    {} in {} tensors ({}, {})\n  decoder       {} layers, hidden {}, {} heads, {} key-value heads of {}\n  \
+             context       {} tokens, {} of keys and values per token in f32\n  vocabulary    {} text, {} vision\n  frame         {}",
+            dir.display(),
+            json.spec.model_type,
+            json.parameters,
+            json.tensors,
+            json.dtypes.join(", "),
+            plan::bytes(json.weight_bytes),
+            d.num_hidden_layers,
+            d.hidden_size,
+            d.num_attention_heads,
+            d.n_kv_heads(),
+            d.head_dim(),
+            d.max_position_embeddings,
+            plan::bytes(json.kv_bytes_per_token_f32 as u64),
+            d.vocab_size,
+            d.vision_vocab_size.unwrap_or(0),
+            match (&json.spec.vqgan, json.tokens_per_frame) {
+                (Some(v), Some(n)) => format!("{0}x{0} pixels, {1} codes, {n} tokens", v.resolution, v.codes_per_frame()),
+                _ => "none: a text model".to_owned(),
+            }
+        )
+    })
+}
+
+fn check(dir: &Path, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let report = verify::verify(dir, &|| !cancel.is_cancelled())?;
+    let sound = report.is_sound();
+    voice.say(&report, || report.to_string())?;
+    if sound {
+        return Ok(());
+    }
+    Err(Error::new(Kind::BadInput, format!("the model {} is not sound", dir.display())))
+}

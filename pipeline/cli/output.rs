@@ -1,0 +1,163 @@
+//! What the user sees: one JSON object or text on stdout, progress and errors on stderr.
+
+use std::{
+    io::{IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Kind, Result},
+    stages::progress::Progress,
+};
+
+/// How a verb may speak.
+#[derive(Debug, Clone, Copy)]
+pub struct Voice {
+    /// One JSON object on stdout and nothing else there.
+    pub json: bool,
+    /// No progress on stderr.
+    pub quiet: bool,
+}
+
+/// Time between two redraws of a bar, and between two lines where stderr is a file.
+const REDRAW: Duration = Duration::from_millis(100);
+const LINE: Duration = Duration::from_secs(10);
+
+impl Voice {
+    /// Prints the result: `value` as JSON, or `text` for people.
+    pub fn say(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+        let line = if self.json { to_json(value)? } else { text() };
+        write_stdout(&line, true)
+    }
+
+    /// Says something on stderr, unless quiet.
+    pub fn note(self, text: &str) {
+        if !self.quiet {
+            eprintln!("longreel: {text}");
+        }
+    }
+
+    /// Runs `work` while a bar (or a line now and then) shows `progress`.
+    pub fn show<T>(self, progress: &Progress, work: impl FnOnce() -> T) -> T {
+        if self.quiet {
+            return work();
+        }
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| draw(progress, &done));
+            let finished = SetOnDrop(&done);
+            let result = work();
+            drop(finished);
+            result
+        })
+    }
+
+    /// A bar over bytes, for imports and downloads.
+    pub fn byte_bar(self, what: &str) -> ByteBar {
+        let shown = !self.quiet && std::io::stderr().is_terminal();
+        let bar = if shown { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(what.to_owned());
+        ByteBar(bar)
+    }
+}
+
+/// A bar over bytes; cleared when dropped.
+pub struct ByteBar(ProgressBar);
+
+impl ByteBar {
+    /// Shows `done` of `total` bytes of `what`.
+    pub fn set(&self, what: &str, done: u64, total: u64) {
+        if self.0.message() != what {
+            self.0.set_message(what.to_owned());
+        }
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+}
+
+impl Drop for ByteBar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Tells the drawing thread to stop, also when the work panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+fn draw(progress: &Progress, done: &AtomicBool) {
+    let start = Instant::now();
+    let terminal = std::io::stderr().is_terminal();
+    let bar = if terminal { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    let mut next_line = LINE;
+    while !done.load(Ordering::Acquire) {
+        let elapsed = start.elapsed();
+        let line = progress_line(progress, elapsed);
+        if terminal {
+            bar.set_message(line);
+            bar.tick();
+        } else if elapsed >= next_line {
+            eprintln!("longreel: {line}");
+            next_line += LINE;
+        }
+        std::thread::sleep(REDRAW);
+    }
+    bar.finish_and_clear();
+}
+
+/// `frames 12/60  tokens 3084/15420 (310/s)  answer 7  ETA 41 s`
+fn progress_line(progress: &Progress, elapsed: Duration) -> String {
+    let of = |n: u64, total: u64| if total == 0 { n.to_string() } else { format!("{n}/{total}") };
+    let mut line = format!("frames {}", of(progress.frames_encoded.get(), progress.frames_expected.get()));
+    let tokens = progress.tokens_prefilled.get();
+    let expected = progress.tokens_expected.get();
+    if expected > 0 || tokens > 0 {
+        let rate = tokens as f64 / elapsed.as_secs_f64().max(1e-3);
+        line += &format!("  tokens {} ({rate:.0}/s)", of(tokens, expected));
+    }
+    let generated = progress.tokens_generated.get();
+    if generated > 0 {
+        line += &format!("  answer {generated}");
+    }
+    if let Some(eta) = eta_seconds(progress, elapsed) {
+        line += &format!("  ETA {eta:.0} s");
+    }
+    line
+}
+
+/// Time left by the slower of frames and tokens; `None` while nothing can be said.
+fn eta_seconds(progress: &Progress, elapsed: Duration) -> Option<f64> {
+    let share = |done: u64, total: u64| (total > 0 && done > 0 && done < total).then(|| done as f64 / total as f64);
+    let frames = share(progress.frames_encoded.get(), progress.frames_expected.get());
+    let tokens = share(progress.tokens_prefilled.get(), progress.tokens_expected.get());
+    let slowest = [frames, tokens].into_iter().flatten().fold(None, |least: Option<f64>, s| Some(least.map_or(s, |l| l.min(s))))?;
+    Some(elapsed.as_secs_f64() * (1.0 - slowest) / slowest)
+}
+
+/// `value` as one line of JSON.
+pub fn to_json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::with_source(Kind::Internal, "serialise the result", e))
+}
+
+/// Writes to stdout; a reader that went away is not an error of ours (as in `longreel ... | head`).
+pub fn write_stdout(text: &str, newline: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| if newline { out.write_all(b"\n") } else { Ok(()) });
+    match written.and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(Error::from),
+    }
+}

@@ -1,0 +1,66 @@
+//! `longreel reconstruct`: a reel back to pictures.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    cli::{args::ReconstructArgs, output::Voice, resolve},
+    error::{Context, Error, Kind, Result},
+    model::FrameTokenizer,
+    reel::ReelReader,
+    sources::sampler::parse_rate,
+    stages::{picture::PictureWriter, progress::Progress},
+};
+
+#[derive(Serialize)]
+struct ReconstructJson<'a> {
+    reel: &'a Path,
+    out: &'a Path,
+    frames: u64,
+    fps: f64,
+}
+
+/// Runs the verb.
+pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let rate = parse_rate(&args.fps).doing(|| "--fps")?;
+    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let tokenizer = FrameTokenizer::open(&dir)?;
+    let mut reel = ReelReader::open(&args.reel)?;
+    check_same_codes(&reel, &tokenizer)?;
+    let side = tokenizer.spec.resolution;
+    let mut out = PictureWriter::create(&args.out, side, rate)?;
+    let progress = Progress::default();
+    progress.frames_expected.add(reel.n_frames());
+    let frames = voice.show(&progress, || -> Result<u64> {
+        while let Some(frame) = reel.next_frame()? {
+            cancel.check()?;
+            out.write_codes(&tokenizer.vqgan, &frame.codes).doing(|| format!("frame at {}", frame.time.pts))?;
+            progress.frames_encoded.add(1);
+        }
+        Ok(progress.frames_encoded.get())
+    })?;
+    out.finish()?;
+    let result = ReconstructJson { reel: &args.reel, out: &args.out, frames, fps: rate.to_f64() };
+    voice.say(&result, || format!("{frames} frames in {}", args.out.display()))
+}
+
+fn check_same_codes(reel: &ReelReader, tokenizer: &FrameTokenizer) -> Result<()> {
+    let (header, spec) = (reel.header(), &tokenizer.spec);
+    if header.grid == spec.grid() && header.codebook <= spec.num_embeddings {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::BadInput,
+        format!(
+            "the reel {} has {2}x{2} codes out of {3}, the model {1} makes {4}x{4} out of {5}",
+            reel.path().display(),
+            tokenizer.dir.display(),
+            header.grid,
+            header.codebook,
+            spec.grid(),
+            spec.num_embeddings
+        ),
+    ))
+}

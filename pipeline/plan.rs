@@ -1,0 +1,239 @@
+//! What a job would take, before anything runs: tokens, bytes, operations.
+
+use longreel_models::spec::{DecoderSpec, ModelSpec, VqganSpec};
+use serde::Serialize;
+
+use crate::error::{Error, Kind, Result};
+
+/// What a job asks for, in counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand {
+    /// Frames that will be seen.
+    pub frames: u64,
+    /// Tokens of the prompt around the frames.
+    pub text_tokens: u64,
+    /// Tokens that the answer may take.
+    pub max_new_tokens: u64,
+    /// Bytes of one element of the KV cache.
+    pub kv_bytes_per_element: u64,
+    /// Bytes of the weights as stored.
+    pub weight_bytes: u64,
+}
+
+/// Tokens, bytes and operations of a job.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// Frames that will be seen.
+    pub frames: u64,
+    /// Positions of one frame: its codes and its terminator.
+    pub tokens_per_frame: u64,
+    /// Positions that frames take.
+    pub vision_tokens: u64,
+    /// Positions of the prompt, frames included.
+    pub prompt_tokens: u64,
+    /// Positions of prompt and answer.
+    pub context_tokens: u64,
+    /// Positions the model was made for.
+    pub context_limit: u64,
+    /// Most frames that fit beside this question and answer.
+    pub frames_that_fit: u64,
+    /// Bytes of the weights as stored.
+    pub weight_bytes: u64,
+    /// Bytes of keys and values for one token over all layers.
+    pub kv_bytes_per_token: u64,
+    /// Bytes of keys and values for the whole context.
+    pub kv_bytes: u64,
+    /// Bytes of weights, keys, values and working memory.
+    pub total_bytes: u64,
+    /// Bytes that this machine can give, where known.
+    pub available_bytes: Option<u64>,
+    /// Operations of the linear layers over the prompt (2 per multiply-add).
+    pub prefill_linear_flops: f64,
+    /// Operations of causal attention over the prompt.
+    pub prefill_attention_flops: f64,
+    /// Operations of one generated token at the end of the context.
+    pub decode_flops_per_token: f64,
+    /// Operations of the frame tokenizer over all frames.
+    pub encode_flops: f64,
+}
+
+/// Working memory beside weights and cache: activations of one prefill chunk,
+/// one group of frames in the tokenizer, decoder buffers.
+const WORKING_BYTES: u64 = 1 << 30;
+
+impl Plan {
+    /// Counts what `demand` takes on a model of `spec`.
+    pub fn new(spec: &ModelSpec, demand: Demand, available_bytes: Option<u64>) -> Self {
+        let decoder = &spec.decoder;
+        let tokens_per_frame = spec.tokens_per_frame().unwrap_or(0) as u64;
+        let vision_tokens = demand.frames.saturating_mul(tokens_per_frame);
+        let prompt_tokens = vision_tokens.saturating_add(demand.text_tokens);
+        let context_tokens = prompt_tokens.saturating_add(demand.max_new_tokens);
+        let context_limit = decoder.max_position_embeddings as u64;
+        let room = context_limit
+            .saturating_sub(demand.text_tokens)
+            .saturating_sub(demand.max_new_tokens);
+        let kv_bytes_per_token =
+            decoder.kv_bytes_per_token(demand.kv_bytes_per_element as usize) as u64;
+        let kv_bytes = kv_bytes_per_token.saturating_mul(context_tokens);
+        Self {
+            frames: demand.frames,
+            tokens_per_frame,
+            vision_tokens,
+            prompt_tokens,
+            context_tokens,
+            context_limit,
+            frames_that_fit: if tokens_per_frame == 0 {
+                0
+            } else {
+                room / tokens_per_frame
+            },
+            weight_bytes: demand.weight_bytes,
+            kv_bytes_per_token,
+            kv_bytes,
+            total_bytes: demand
+                .weight_bytes
+                .saturating_add(kv_bytes)
+                .saturating_add(WORKING_BYTES),
+            available_bytes,
+            prefill_linear_flops: 2.0 * linear_weights(decoder) * prompt_tokens as f64,
+            prefill_attention_flops: attention_flops(decoder, prompt_tokens as f64) / 2.0
+                * prompt_tokens as f64,
+            decode_flops_per_token: 2.0 * (linear_weights(decoder) + head_weights(decoder))
+                + attention_flops(decoder, context_tokens as f64),
+            encode_flops: spec
+                .vqgan
+                .as_ref()
+                .map_or(0.0, |v| vqgan_encode_flops(v) * demand.frames as f64),
+        }
+    }
+
+    /// Refuses, with the numbers, a job that does not fit the context or the memory.
+    pub fn check(&self) -> Result<()> {
+        if self.context_tokens > self.context_limit {
+            return Err(Error::new(Kind::TooLarge, self.too_long()));
+        }
+        if let Some(available) = self.available_bytes.filter(|&a| a < self.total_bytes) {
+            return Err(Error::new(
+                Kind::TooLarge,
+                format!(
+                    "this needs {} (weights {}, keys and values {}), the machine can give {}",
+                    bytes(self.total_bytes),
+                    bytes(self.weight_bytes),
+                    bytes(self.kv_bytes),
+                    bytes(available)
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn too_long(&self) -> String {
+        let text = self.context_tokens - self.vision_tokens;
+        if self.frames == 0 {
+            return format!(
+                "question and answer take {text} tokens, the model's context is {} tokens",
+                self.context_limit
+            );
+        }
+        if self.frames_that_fit == 0 {
+            return format!(
+                "question and answer take {text} tokens and one frame {}, the model's context is {} tokens: no frame fits",
+                self.tokens_per_frame, self.context_limit
+            );
+        }
+        format!(
+            "{} frames and {text} tokens of question and answer make {} tokens, the model's context is {} tokens: \
+             {} frames fit (try --frames {})",
+            self.frames,
+            self.context_tokens,
+            self.context_limit,
+            self.frames_that_fit,
+            self.frames_that_fit
+        )
+    }
+}
+
+/// `n` bytes for people, in binary units.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{value:.2} {}", UNITS[unit])
+    }
+}
+
+/// Bytes that the operating system says can be allocated without swapping (Linux).
+pub fn available_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Weights that every token passes through, heads excluded.
+fn linear_weights(d: &DecoderSpec) -> f64 {
+    let (hidden, head) = (d.hidden_size as f64, d.head_dim() as f64);
+    let queries = d.num_attention_heads as f64 * head;
+    let keys = d.n_kv_heads() as f64 * head;
+    let attention = hidden * (2.0 * queries + 2.0 * keys);
+    d.num_hidden_layers as f64 * (attention + 3.0 * hidden * d.intermediate_size as f64)
+}
+
+/// Weights of the text head.
+fn head_weights(d: &DecoderSpec) -> f64 {
+    d.hidden_size as f64 * d.vocab_size as f64
+}
+
+/// Operations of one query against `keys` keys: scores and weighted values.
+fn attention_flops(d: &DecoderSpec, keys: f64) -> f64 {
+    4.0 * d.num_hidden_layers as f64 * d.num_attention_heads as f64 * d.head_dim() as f64 * keys
+}
+
+/// Operations of the VQGAN's encoder on one frame, by its convolutions.
+fn vqgan_encode_flops(v: &VqganSpec) -> f64 {
+    let conv = |side: usize, taps: usize, cin: usize, cout: usize| {
+        2.0 * (side * side * taps * cin * cout) as f64
+    };
+    let mut side = v.resolution;
+    let mut channels = v.hidden_channels;
+    let mut flops = conv(side, 9, 3, channels);
+    let res_block = |side: usize, cin: usize, cout: usize| {
+        let shortcut = if cin == cout {
+            0.0
+        } else {
+            conv(side, 1, cin, cout)
+        };
+        conv(side, 9, cin, cout) + conv(side, 9, cout, cout) + shortcut
+    };
+    for (level, mult) in v.channel_mult.iter().enumerate() {
+        let out = v.hidden_channels * mult;
+        for _ in 0..v.num_res_blocks {
+            flops += res_block(side, channels, out);
+            channels = out;
+        }
+        if level + 1 < v.channel_mult.len() {
+            side /= 2;
+            flops += conv(side, 9, channels, channels);
+        }
+    }
+    flops += 2.0 * res_block(side, channels, channels);
+    flops +=
+        conv(side, 9, channels, v.z_channels) + conv(side, 1, v.z_channels, v.quantized_embed_dim);
+    flops + 2.0 * (side * side * v.num_embeddings * v.quantized_embed_dim) as f64
+}
+
+/// Most memory this process has held so far (Linux).
+pub fn peak_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}

@@ -1,0 +1,38 @@
+//! One picture to a PNG file.
+
+use std::{fs::File, io::BufWriter, path::Path};
+
+use crate::{
+    error::{Context, Error, Kind, Result},
+    flow::RgbImage,
+};
+
+/// Writes `image` to `path`, through a temporary name beside it: a stopped
+/// write leaves no half picture.
+pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
+    let doing = || format!("write {}", path.display());
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = tempfile::NamedTempFile::new_in(dir).doing(doing)?;
+    encode(image, file.as_file()).doing(doing)?;
+    file.persist(path).map_err(|e| Error::from(e.error)).doing(doing)?;
+    Ok(())
+}
+
+fn encode(image: &RgbImage, file: &File) -> Result<()> {
+    let size = |n: usize| {
+        u32::try_from(n).map_err(|_| Error::new(Kind::TooLarge, format!("a side of {n} pixels is too long for PNG")))
+    };
+    let mut encoder = png::Encoder::new(BufWriter::new(file), size(image.width)?, size(image.height)?);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header().map_err(png_error)?;
+    writer.write_image_data(&image.data).map_err(png_error)?;
+    writer.finish().map_err(png_error)
+}
+
+fn png_error(error: png::EncodingError) -> Error {
+    match error {
+        png::EncodingError::IoError(e) => Error::from(e),
+        other => Error::with_source(Kind::Internal, "encode PNG", other),
+    }
+}

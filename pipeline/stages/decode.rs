@@ -1,0 +1,112 @@
+//! First verb: video files (or reels) to frames, in order, one source after another.
+
+use crossbeam_channel::Sender;
+
+use crate::{
+    cancel::Cancel,
+    error::{Context, Result},
+    flow::Frame,
+    reel::{ReelFrame, ReelReader},
+    sources::file::{DecodeReport, FrameReader},
+    stages::progress::Progress,
+};
+
+/// Where frames come from.
+pub enum Source {
+    /// A video or image file, sampled.
+    Video(Box<FrameReader>),
+    /// Frames that were encoded before.
+    Reel(ReelReader),
+}
+
+/// What leaves the stage. `source` counts from 0 in the order given.
+pub enum Decoded {
+    /// A picture still to be encoded.
+    Frame {
+        /// Index of the source.
+        source: usize,
+        /// The picture and its time.
+        frame: Frame,
+    },
+    /// A frame that a reel already had.
+    Encoded {
+        /// Index of the source.
+        source: usize,
+        /// Its codes and time.
+        frame: ReelFrame,
+    },
+    /// Nothing more comes from this source.
+    End {
+        /// Index of the source.
+        source: usize,
+        /// What decoding it was like; `None` for a reel.
+        report: Option<DecodeReport>,
+    },
+}
+
+/// Reads every source to its end, leaving out the first `skip` frames of the whole run.
+///
+/// Returns early and without error when nobody listens any more.
+pub fn run(
+    sources: Vec<Source>,
+    mut skip: u64,
+    out: Sender<Decoded>,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    for (source, from) in sources.into_iter().enumerate() {
+        let listened = match from {
+            Source::Video(reader) => video(source, *reader, &mut skip, &out, progress, cancel)?,
+            Source::Reel(reader) => reel(source, reader, &out, progress, cancel)?,
+        };
+        if !listened {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// `false` when nobody listens any more.
+fn video(
+    source: usize,
+    mut reader: FrameReader,
+    skip: &mut u64,
+    out: &Sender<Decoded>,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<bool> {
+    let path = reader.info().path.clone();
+    loop {
+        cancel.check()?;
+        let frame = progress.decode_busy.measure(|| reader.next_frame());
+        let Some(frame) = frame.doing(|| format!("decode {}", path.display()))? else { break };
+        progress.frames_decoded.add(1);
+        if *skip > 0 {
+            *skip -= 1;
+            continue;
+        }
+        if out.send(Decoded::Frame { source, frame }).is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(out.send(Decoded::End { source, report: Some(reader.report()) }).is_ok())
+}
+
+/// `false` when nobody listens any more.
+fn reel(
+    source: usize,
+    mut reader: ReelReader,
+    out: &Sender<Decoded>,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<bool> {
+    loop {
+        cancel.check()?;
+        let Some(frame) = progress.decode_busy.measure(|| reader.next_frame())? else { break };
+        progress.frames_decoded.add(1);
+        if out.send(Decoded::Encoded { source, frame }).is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(out.send(Decoded::End { source, report: None }).is_ok())
+}

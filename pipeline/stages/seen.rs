@@ -1,0 +1,114 @@
+//! What was seen of each source: the echo of the sampling that the user gets.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::{
+    flow::FrameTime,
+    reel::{ReelReader, ReelVideo},
+    sources::file::{DecodeReport, FrameReader},
+};
+
+/// One source of an answer or of a reel, with the frames that were really taken.
+#[derive(Debug, Clone, Serialize)]
+pub struct SourceSeen {
+    /// The file.
+    pub path: PathBuf,
+    /// Length in seconds, where the container states one.
+    pub duration_s: Option<f64>,
+    /// Frames taken.
+    pub frames: u64,
+    /// Frames taken per second of the span between the first and the last.
+    pub fps_effective: Option<f64>,
+    /// Presentation times of the frames taken, in seconds; empty where only counts are kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pts: Vec<f64>,
+    /// The same in ticks of `time_base`, exact.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ticks: Vec<i64>,
+    /// Seconds per tick, as `num/den`.
+    pub time_base: String,
+    /// Decoded frame numbers of the frames taken.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub index: Vec<u64>,
+    /// Presentation time of the first frame taken, in seconds.
+    pub first_s: Option<f64>,
+    /// Presentation time of the last frame taken, in seconds.
+    pub last_s: Option<f64>,
+    /// How the frames were chosen.
+    pub sampling: String,
+    /// What decoding was like; absent for a reel.
+    pub decode: Option<DecodeReport>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+impl SourceSeen {
+    /// A video of which nothing has been seen yet.
+    pub fn video(reader: &FrameReader) -> Self {
+        let info = reader.info();
+        Self {
+            duration_s: info.duration.map(|d| d.seconds()),
+            time_base: info.time_base.to_string(),
+            ..Self::new(info.path.clone(), reader.sampling())
+        }
+    }
+
+    /// A reel of which nothing has been seen yet.
+    pub fn reel(reader: &ReelReader) -> Self {
+        let first: Option<&ReelVideo> = reader.header().videos.first();
+        let sampling = first.map(|v| v.sampling.clone()).unwrap_or_default();
+        Self {
+            duration_s: first.and_then(|v| v.duration_s),
+            time_base: first.map(|v| format!("{}/{}", v.time_base[0], v.time_base[1])).unwrap_or_default(),
+            ..Self::new(reader.path().to_owned(), sampling)
+        }
+    }
+
+    fn new(path: PathBuf, sampling: String) -> Self {
+        Self {
+            path,
+            duration_s: None,
+            frames: 0,
+            fps_effective: None,
+            first_s: None,
+            last_s: None,
+            pts: Vec::new(),
+            ticks: Vec::new(),
+            time_base: String::new(),
+            index: Vec::new(),
+            sampling,
+            decode: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Counts one frame, without keeping its time.
+    pub fn count(&mut self, time: FrameTime) {
+        self.frames += 1;
+        self.last_s = Some(time.pts.seconds());
+        self.first_s = self.first_s.or(self.last_s);
+    }
+
+    /// Counts one frame and keeps its time.
+    pub fn saw(&mut self, time: FrameTime) {
+        self.count(time);
+        self.pts.push(time.pts.seconds());
+        self.ticks.push(time.pts.ticks);
+        self.index.push(time.index);
+    }
+
+    /// Takes note of the end.
+    pub fn end(&mut self, report: Option<DecodeReport>) {
+        self.fps_effective = self.rate();
+        self.warnings.extend(report.iter().flat_map(|r| r.warnings.clone()));
+        self.decode = report;
+    }
+
+    /// Frames per second between the first and the last frame.
+    fn rate(&self) -> Option<f64> {
+        let span = self.last_s? - self.first_s?;
+        (span > 0.0).then(|| (self.frames - 1) as f64 / span)
+    }
+}
