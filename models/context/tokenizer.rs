@@ -1,1 +1,395 @@
-//! Being built.
+//! Text to ids and back, equal to transformers' `LlamaTokenizerFast`.
+//!
+//! A model directory brings either a `tokenizer.json` or a SentencePiece
+//! `tokenizer.model`, and often a `tokenizer_config.json` that names the
+//! special tokens. `<s>`, `</s>` and `<unk>` spelled out in a text are the
+//! special tokens, as they are upstream: LWM's prompts rely on it.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+use serde::Deserialize;
+use tokenizers::{AddedToken, Tokenizer as Inner};
+
+use super::{
+    sentencepiece,
+    streaming::{Rule, StreamingDecoder},
+};
+use crate::error::{Context, Error, Kind, Result};
+
+/// Largest tokenizer file that is read; the largest in use have about 30 MB.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// A model's tokenizer.
+pub struct Tokenizer {
+    inner: Inner,
+    rule: Rule,
+    ends: Ends,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    unk: Option<u32>,
+}
+
+/// What [`Tokenizer::encode`] puts around a text.
+#[derive(Debug)]
+enum Ends {
+    /// The post-processor of the `tokenizer.json`.
+    PostProcessor,
+    /// These ids.
+    Ids {
+        first: Option<u32>,
+        last: Option<u32>,
+    },
+}
+
+/// What is read of a `tokenizer_config.json`; other keys do not change ids.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct TokenizerConfig {
+    #[serde(default)]
+    tokenizer_class: Option<String>,
+    #[serde(default)]
+    add_bos_token: Option<bool>,
+    #[serde(default)]
+    add_eos_token: Option<bool>,
+    #[serde(default)]
+    add_prefix_space: Option<bool>,
+    #[serde(default)]
+    bos_token: Option<SpecialToken>,
+    #[serde(default)]
+    eos_token: Option<SpecialToken>,
+    #[serde(default)]
+    pad_token: Option<SpecialToken>,
+    #[serde(default)]
+    unk_token: Option<SpecialToken>,
+    #[serde(default)]
+    added_tokens_decoder: BTreeMap<u32, AddedToken>,
+}
+
+/// A special token is written as a string or as an object.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum SpecialToken {
+    Plain(String),
+    Object { content: String },
+}
+
+impl SpecialToken {
+    fn text(&self) -> &str {
+        match self {
+            Self::Plain(content) | Self::Object { content } => content,
+        }
+    }
+}
+
+impl TokenizerConfig {
+    /// Parses the text of a `tokenizer_config.json`.
+    pub fn from_json(text: &str) -> Result<Self> {
+        serde_json::from_str(text)
+            .map_err(|e| bad(e.to_string()).doing("read tokenizer_config.json"))
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer of the model directory `dir`: `tokenizer.json`, else `tokenizer.model`.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let config = match read(&dir.join("tokenizer_config.json"))? {
+            Some(bytes) => {
+                TokenizerConfig::from_json(&utf8(bytes)?).doing(|| dir.display().to_string())?
+            }
+            None => TokenizerConfig::default(),
+        };
+        let (json, model) = (dir.join("tokenizer.json"), dir.join("tokenizer.model"));
+        if let Some(bytes) = read(&json)? {
+            return Self::from_json_with(&bytes, &config).doing(|| json.display().to_string());
+        }
+        if let Some(bytes) = read(&model)? {
+            return Self::from_sentencepiece(&bytes, &config).doing(|| model.display().to_string());
+        }
+        Err(Error::new(
+            Kind::NotFound,
+            "no tokenizer.json and no tokenizer.model, expected one of them",
+        )
+        .doing(format!("open the tokenizer in {}", dir.display())))
+    }
+
+    /// A SentencePiece BPE model with byte fallback.
+    ///
+    /// Nothing is put around a text unless `config` asks for it: LWM was
+    /// trained so, though transformers adds `<s>` when the key is absent.
+    pub fn from_sentencepiece(bytes: &[u8], config: &TokenizerConfig) -> Result<Self> {
+        let mut converted = guarded(|| sentencepiece::convert(bytes, config.add_prefix_space))?;
+        add_tokens(&mut converted.tokenizer, &config.added_tokens_decoder)?;
+        let config = TokenizerConfig {
+            bos_token: config
+                .bos_token
+                .clone()
+                .or(converted.bos.map(SpecialToken::Plain)),
+            eos_token: config
+                .eos_token
+                .clone()
+                .or(converted.eos.map(SpecialToken::Plain)),
+            unk_token: config
+                .unk_token
+                .clone()
+                .or(Some(SpecialToken::Plain(converted.unk))),
+            ..config.clone()
+        };
+        Self::new(converted.tokenizer, &config, true)
+    }
+
+    /// A `tokenizer.json` of the tokenizers library, without a `tokenizer_config.json`.
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        Self::from_json_with(bytes, &TokenizerConfig::default())
+    }
+
+    /// A `tokenizer.json` of the tokenizers library.
+    ///
+    /// As in transformers, the LLaMA classes take the ends of a text from
+    /// `config`, every other class from the file's own post-processor.
+    pub fn from_json_with(bytes: &[u8], config: &TokenizerConfig) -> Result<Self> {
+        check_merges(bytes)?;
+        let mut inner = guarded(|| Inner::from_bytes(bytes).map_err(|e| bad(e.to_string())))?;
+        inner
+            .with_truncation(None)
+            .map_err(failed)?
+            .with_padding(None);
+        add_tokens(&mut inner, &config.added_tokens_decoder)?;
+        let llama = config
+            .tokenizer_class
+            .as_deref()
+            .is_some_and(|class| class.starts_with("Llama"));
+        let says = config.add_bos_token.is_some() || config.add_eos_token.is_some();
+        Self::new(inner, config, llama && says)
+    }
+
+    fn new(inner: Inner, config: &TokenizerConfig, ends_from_config: bool) -> Result<Self> {
+        let id = |token: &Option<SpecialToken>, usual: Option<&str>| -> Result<Option<u32>> {
+            match (token, usual) {
+                (Some(token), _) => match inner.token_to_id(token.text()) {
+                    Some(id) => Ok(Some(id)),
+                    None => Err(bad(format!(
+                        "the special token {:?} is not in the vocabulary",
+                        token.text()
+                    ))),
+                },
+                (None, usual) => Ok(usual.and_then(|text| inner.token_to_id(text))),
+            }
+        };
+        let (bos, eos) = (
+            id(&config.bos_token, Some("<s>"))?,
+            id(&config.eos_token, Some("</s>"))?,
+        );
+        let (pad, unk) = (
+            id(&config.pad_token, None)?,
+            id(&config.unk_token, Some("<unk>"))?,
+        );
+        let first = bos.filter(|_| config.add_bos_token == Some(true));
+        let last = eos.filter(|_| config.add_eos_token == Some(true));
+        let ends = if ends_from_config {
+            Ends::Ids { first, last }
+        } else {
+            Ends::PostProcessor
+        };
+        let rule = Rule::of(inner.get_decoder());
+        Ok(Self {
+            inner,
+            rule,
+            ends,
+            bos,
+            eos,
+            pad,
+            unk,
+        })
+    }
+
+    /// Ids of `text`, with what the configuration puts around it (nothing, for LWM).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        match self.ends {
+            Ends::PostProcessor => self.encode_inner(text, true),
+            Ends::Ids { first, last } => {
+                let ids = self.encode_inner(text, false)?;
+                Ok(first.into_iter().chain(ids).chain(last).collect())
+            }
+        }
+    }
+
+    /// Ids of `text` and nothing around them.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_inner(text, false)
+    }
+
+    fn encode_inner(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special).map_err(failed));
+        Ok(encoding
+            .doing(|| format!("tokenize {} bytes of text", text.len()))?
+            .get_ids()
+            .to_vec())
+    }
+
+    /// Text of `ids`. Ids outside the vocabulary give nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        guarded(|| self.inner.decode(ids, skip_special).map_err(failed))
+            .doing(|| format!("detokenize {} ids", ids.len()))
+    }
+
+    /// A decoder to which ids are given one at a time.
+    pub fn stream(&self, skip_special: bool) -> StreamingDecoder<'_> {
+        StreamingDecoder::new(self, skip_special)
+    }
+
+    /// Ids of the vocabulary, special and added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Begin of sequence, `<s>`.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// End of sequence, `</s>`.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Padding, where the configuration names one.
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// What unknown text becomes, `<unk>`.
+    pub fn unk(&self) -> Option<u32> {
+        self.unk
+    }
+
+    pub(super) fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    /// The piece of `id` as the vocabulary spells it; none for an id outside
+    /// the vocabulary and for a special token that is to be skipped.
+    pub fn piece(&self, id: u32, skip_special: bool) -> Option<String> {
+        let added = self.inner.get_added_vocabulary();
+        let piece = added
+            .simple_id_to_token(id)
+            .or_else(|| self.inner.id_to_token(id))?;
+        (!skip_special || !added.is_special_token(&piece)).then_some(piece)
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .field("ends", &self.ends)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The file's bytes; `None` where there is no such file.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    let doing = || path.display().to_string();
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.len() > FILE_BYTES_MAX => {
+            let message = format!(
+                "the file has {} bytes, expected at most {FILE_BYTES_MAX}",
+                meta.len()
+            );
+            Err(bad(message).doing(doing()))
+        }
+        Ok(_) => std::fs::read(path).doing(doing).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).doing(doing),
+    }
+}
+
+fn utf8(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| bad(e.to_string()).doing("read tokenizer_config.json"))
+}
+
+/// Registers the tokens that `tokenizer_config.json` adds, at the ids it gives them.
+fn add_tokens(inner: &mut Inner, added: &BTreeMap<u32, AddedToken>) -> Result<()> {
+    for (&id, token) in added {
+        if inner.token_to_id(&token.content) == Some(id) {
+            continue;
+        }
+        inner.add_tokens([token.clone()]).map_err(failed)?;
+        match inner.token_to_id(&token.content) {
+            Some(found) if found == id => {}
+            found => {
+                let found = found.map_or("none".to_owned(), |id| id.to_string());
+                return Err(bad(format!(
+                    "the added token {:?} has id {id}, but the vocabulary gives it {found}",
+                    token.content
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The part of a `tokenizer.json` that [`check_merges`] reads.
+#[derive(Deserialize)]
+struct JsonFile {
+    model: JsonModel,
+}
+
+#[derive(Deserialize)]
+struct JsonModel {
+    #[serde(default)]
+    vocab: serde_json::Value,
+    #[serde(default)]
+    merges: Vec<JsonMerge>,
+}
+
+/// Older files write `"a b"`, newer ones `["a", "b"]`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum JsonMerge {
+    Line(String),
+    Pair(String, String),
+}
+
+/// The tokenizers crate indexes out of bounds when a merge gives a piece longer
+/// than any of the vocabulary, so merges are looked up before it sees them.
+fn check_merges(bytes: &[u8]) -> Result<()> {
+    let file: JsonFile =
+        serde_json::from_slice(bytes).map_err(|e| bad(format!("not a tokenizer.json: {e}")))?;
+    let Some(vocab) = file.model.vocab.as_object() else {
+        return Ok(());
+    };
+    for merge in &file.model.merges {
+        let merged = match merge {
+            JsonMerge::Line(line) => line.replacen(' ', "", 1),
+            JsonMerge::Pair(left, right) => format!("{left}{right}"),
+        };
+        if !vocab.contains_key(&merged) {
+            return Err(bad(format!(
+                "a merge gives {merged:?}, which is not in the vocabulary"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Runs code of the tokenizers crate, which panics on some malformed files
+/// (a `Strip` longer than a piece, for one): here that is an error.
+fn guarded<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result,
+        Err(_) => Err(bad("the tokenizer's rules contradict one another".into())),
+    }
+}
+
+pub(super) fn failed(error: tokenizers::Error) -> Error {
+    Error::with_source(Kind::BadInput, "the tokenizer failed", error)
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}
