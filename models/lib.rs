@@ -2,12 +2,19 @@
 //! [`vision`], tokens become a context in [`context`], the context becomes an
 //! answer in [`llama`]; [`attention`] and [`checkpoint`] are the machinery below.
 //!
-//! Nothing here knows a clock, a queue, a socket or FFmpeg.
+//! Nothing here knows a clock, a queue, a socket or FFmpeg. Modules stand in
+//! the order in which they may import one another.
 
 pub mod error;
+
 pub mod spec;
+
 pub mod checkpoint;
+
 pub mod attention;
+
 pub mod vision;
+
 pub mod context;
+
 pub mod llama;

@@ -1,15 +1,21 @@
 //! longreel: a video becomes frames, frames become tokens, tokens become a
 //! context, a context becomes an answer.
 //!
-//! Modules are listed in the order in which they may import one another: a
-//! module may import those above it, never those below.
+//! Modules stand in the order in which they may import one another: a module
+//! may import those above it, never those below.
 
 pub use longreel_models::error;
 
 pub mod time;
+
 pub mod cancel;
+
 pub mod flow;
+
 pub mod sources;
+
 pub mod reel;
+
 pub mod plan;
+
 pub mod hub;

@@ -1,6 +1,10 @@
 //! What a job would take, before anything runs: tokens, bytes, operations.
 
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
 use longreel_models::spec::{DecoderSpec, ModelSpec, VqganSpec};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::{Error, Kind, Result};
@@ -152,6 +156,52 @@ impl Plan {
             self.frames_that_fit
         )
     }
+}
+
+/// What this machine did in a short measurement.
+#[derive(Debug, Clone, Copy)]
+pub struct MachineSpeed {
+    /// f32 operations per second of a matrix product on all threads.
+    pub flops: f64,
+    /// Bytes per second of reading memory on all threads.
+    pub read_bytes_per_s: f64,
+}
+
+impl MachineSpeed {
+    /// Multiplies and reads for about a second.
+    ///
+    /// # Errors
+    /// `Compute` when the product fails, for lack of memory.
+    pub fn measure() -> Result<Self> {
+        Ok(Self { flops: measure_flops()?, read_bytes_per_s: measure_read() })
+    }
+}
+
+fn measure_flops() -> Result<f64> {
+    const SIDE: usize = 1536;
+    let a = Tensor::ones((SIDE, SIDE), DType::F32, &Device::Cpu)?;
+    let once = || -> Result<f64> {
+        let start = Instant::now();
+        a.matmul(&a)?;
+        Ok(2.0 * (SIDE as f64).powi(3) / start.elapsed().as_secs_f64())
+    };
+    let mut best = once()?;
+    for _ in 0..4 {
+        best = best.max(once()?);
+    }
+    Ok(best)
+}
+
+fn measure_read() -> f64 {
+    const WORDS: usize = 32 << 20;
+    let words = vec![1u64; WORDS];
+    let once = || {
+        let start = Instant::now();
+        let sum: u64 = words.par_chunks(1 << 16).map(|c| c.iter().fold(0u64, |s, w| s.wrapping_add(*w))).sum();
+        std::hint::black_box(sum);
+        (WORDS * 8) as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..3).map(|_| once()).fold(0.0, f64::max)
 }
 
 /// `n` bytes for people, in binary units.

@@ -96,7 +96,7 @@ struct ErrorBody<'a> {
 fn report(error: &Error, voice: Voice, code: u8) -> ExitCode {
     let message = error.to_string();
     eprintln!("longreel: {message}");
-    if voice.json {
+    if voice.json && !output::has_spoken() {
         let kind = format!("{:?}", error.kind());
         let body = ErrorJson { error: ErrorBody { kind, message: &message, exit_code: code } };
         // Stdout may be what failed; the sentence is on stderr already.

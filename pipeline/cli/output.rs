@@ -23,6 +23,14 @@ pub struct Voice {
     pub quiet: bool,
 }
 
+/// Whether a result went to stdout already: `--json` promises one object only.
+static SAID: AtomicBool = AtomicBool::new(false);
+
+/// Whether a result went to stdout already.
+pub fn has_spoken() -> bool {
+    SAID.load(Ordering::Acquire)
+}
+
 /// Time between two redraws of a bar, and between two lines where stderr is a file.
 const REDRAW: Duration = Duration::from_millis(100);
 const LINE: Duration = Duration::from_secs(10);
@@ -31,6 +39,7 @@ impl Voice {
     /// Prints the result: `value` as JSON, or `text` for people.
     pub fn say(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         let line = if self.json { to_json(value)? } else { text() };
+        SAID.store(true, Ordering::Release);
         write_stdout(&line, true)
     }
 

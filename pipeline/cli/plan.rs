@@ -1,0 +1,187 @@
+//! `longreel plan`: what a question would take, and whether it fits.
+
+use std::path::{Path, PathBuf};
+
+use longreel_models::{
+    checkpoint::{import_hf::spec_of_directory, weights::Weights},
+    context::{prompt::ChatPrompt, tokenizer::Tokenizer},
+    spec::ModelSpec,
+};
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    cli::{args::PlanArgs, output::Voice, resolve},
+    error::{Context, Error, Kind, Result},
+    plan::{Demand, MachineSpeed, Plan, available_memory_bytes, bytes},
+    sources::sampler::Sampling,
+    stages::{self, decode::Source},
+};
+
+#[derive(Serialize)]
+struct PlanJson {
+    fits: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusal: Option<String>,
+    #[serde(flatten)]
+    plan: Plan,
+    sources: Vec<SourcePlan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    predicted_seconds: Option<Predicted>,
+}
+
+#[derive(Serialize)]
+struct SourcePlan {
+    path: PathBuf,
+    duration_s: Option<f64>,
+    frames: Option<u64>,
+    sampling: String,
+}
+
+#[derive(Serialize)]
+struct Predicted {
+    encode: f64,
+    prefill: f64,
+    generate: f64,
+    gflops_measured: f64,
+    read_gb_per_s_measured: f64,
+}
+
+/// The model as far as a plan needs it.
+struct Facts {
+    spec: ModelSpec,
+    weight_bytes: u64,
+    text_tokens: u64,
+}
+
+/// Runs the verb.
+pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let facts = facts(&args, voice, cancel)?;
+    let (sampling, range) = resolve::sampling(&args.sampling)?;
+    let sources = resolve::sources(&args.videos, &sampling, &range, cancel)?;
+    let demand = Demand {
+        frames: frames(&args, &sources, &sampling)?,
+        text_tokens: facts.text_tokens,
+        max_new_tokens: args.max_new_tokens as u64,
+        kv_bytes_per_element: resolve::kv_dtype(args.kv_dtype).bytes() as u64,
+        weight_bytes: facts.weight_bytes,
+    };
+    let plan = Plan::new(&facts.spec, demand, available(&args)?);
+    let verdict = plan.check();
+    let predicted_seconds = args.measure.then(|| predict(&plan, args.max_new_tokens)).transpose()?;
+    let refusal = verdict.as_ref().err().map(|e| e.to_string());
+    let sources = sources.iter().map(source_plan).collect();
+    let json = PlanJson { fits: refusal.is_none(), refusal, plan, sources, predicted_seconds };
+    voice.say(&json, || text(&json))?;
+    verdict
+}
+
+fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
+    let path = Path::new(&args.model);
+    if path.extension().is_some_and(|e| e == "toml") {
+        let doing = || format!("read {}", path.display());
+        let spec = ModelSpec::from_toml(&std::fs::read_to_string(path).doing(doing)?).doing(doing)?;
+        let weight_bytes = 2 * parameters(&spec);
+        // No tokenizer here: a token per character is more than any question takes.
+        return Ok(Facts { spec, weight_bytes, text_tokens: args.question.len() as u64 + 64 });
+    }
+    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let spec = spec_of_directory(&dir)?;
+    let prompt = ChatPrompt::new(&Tokenizer::open(&dir)?, &args.question)?;
+    let around = prompt.head.len() + prompt.tail.len() + prompt.between.len() * args.videos.len().saturating_sub(1);
+    Ok(Facts { spec, weight_bytes: Weights::open(&dir)?.total_bytes(), text_tokens: around as u64 })
+}
+
+fn parameters(spec: &ModelSpec) -> u64 {
+    let shapes = longreel_models::checkpoint::tensor_shapes(spec);
+    shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+}
+
+fn frames(args: &PlanArgs, sources: &[Source], sampling: &Sampling) -> Result<u64> {
+    let Some(hours) = args.hours else {
+        return stages::expected_frames(sources)
+            .ok_or_else(|| Error::new(Kind::BadInput, "a video does not tell how many frames it has"));
+    };
+    if !(hours.is_finite() && hours > 0.0 && hours < 1e6) {
+        return Err(Error::new(Kind::Usage, format!("--hours is {hours}, expected more than 0 and below 1000000")));
+    }
+    match sampling {
+        Sampling::Fps(rate) => Ok((hours * 3600.0 * rate.to_f64()).ceil() as u64),
+        Sampling::Uniform(n) => Ok(*n as u64),
+        _ => Err(Error::new(Kind::Usage, "--hours needs --fps or --frames")),
+    }
+}
+
+fn available(args: &PlanArgs) -> Result<Option<u64>> {
+    match args.memory_gib {
+        None => Ok(available_memory_bytes()),
+        Some(gib) if gib.is_finite() && gib > 0.0 => Ok(Some((gib * (1u64 << 30) as f64) as u64)),
+        Some(gib) => Err(Error::new(Kind::Usage, format!("--memory-gib is {gib}, expected more than 0"))),
+    }
+}
+
+fn predict(plan: &Plan, max_new_tokens: usize) -> Result<Predicted> {
+    let speed = MachineSpeed::measure()?;
+    let seconds_per_token = (plan.weight_bytes + plan.kv_bytes) as f64 / speed.read_bytes_per_s;
+    Ok(Predicted {
+        encode: plan.encode_flops / speed.flops,
+        prefill: (plan.prefill_linear_flops + plan.prefill_attention_flops) / speed.flops,
+        generate: seconds_per_token * max_new_tokens as f64,
+        gflops_measured: speed.flops / 1e9,
+        read_gb_per_s_measured: speed.read_bytes_per_s / 1e9,
+    })
+}
+
+fn source_plan(source: &Source) -> SourcePlan {
+    match source {
+        Source::Video(reader) => SourcePlan {
+            path: reader.info().path.clone(),
+            duration_s: reader.info().duration.map(|d| d.seconds()),
+            frames: reader.expected_frames(),
+            sampling: reader.sampling().to_string(),
+        },
+        Source::Reel(reel) => SourcePlan {
+            path: reel.path().to_owned(),
+            duration_s: reel.header().videos.first().and_then(|v| v.duration_s),
+            frames: Some(reel.n_frames()),
+            sampling: reel.header().videos.first().map(|v| v.sampling.clone()).unwrap_or_default(),
+        },
+    }
+}
+
+fn text(json: &PlanJson) -> String {
+    let p = &json.plan;
+    let mut lines: Vec<String> = json
+        .sources
+        .iter()
+        .map(|s| {
+            let frames = s.frames.map_or("?".to_owned(), |n| n.to_string());
+            format!("video      {} ({frames} frames, {})", s.path.display(), s.sampling)
+        })
+        .collect();
+    lines.extend([
+        format!("frames     {} of {} tokens", p.frames, p.tokens_per_frame),
+        format!("context    {} tokens of {}; {} frames fit", p.context_tokens, p.context_limit, p.frames_that_fit),
+        format!("weights    {}", bytes(p.weight_bytes)),
+        format!("KV cache   {} ({} per token)", bytes(p.kv_bytes), bytes(p.kv_bytes_per_token)),
+        format!(
+            "memory     {} needed, {} available",
+            bytes(p.total_bytes),
+            p.available_bytes.map_or("unknown".to_owned(), bytes)
+        ),
+        format!(
+            "operations {:.3e} encode, {:.3e} prefill ({:.3e} of it attention), {:.3e} per new token",
+            p.encode_flops,
+            p.prefill_linear_flops + p.prefill_attention_flops,
+            p.prefill_attention_flops,
+            p.decode_flops_per_token
+        ),
+    ]);
+    if let Some(s) = &json.predicted_seconds {
+        lines.push(format!(
+            "predicted  {:.1} s encode, {:.1} s prefill, {:.1} s answer (measured {:.0} GFLOP/s, {:.1} GB/s)",
+            s.encode, s.prefill, s.generate, s.gflops_measured, s.read_gb_per_s_measured
+        ));
+    }
+    lines.join("\n")
+}
