@@ -1,0 +1,305 @@
+//! `longreel ask`: videos and a question in, an answer out.
+
+use std::{
+    io::{BufRead, IsTerminal},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use longreel_models::{
+    context::{
+        prompt::{ChatPrompt, FrameTerminators, follow_up, text_prompt},
+        vocab::Token,
+    },
+    spec::ModelType,
+};
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    cli::{
+        args::AskArgs,
+        output::{Voice, write_stdout},
+        resolve,
+    },
+    error::{Error, Kind, Result},
+    model::Model,
+    plan::{Demand, Plan, available_memory_bytes, peak_memory_bytes},
+    stages::{
+        self, QueueBounds, Viewing,
+        answer::{Answer, AnswerOptions, Conversation, Finish},
+        decode::Source,
+        progress::Progress,
+        seen::SourceSeen,
+    },
+};
+
+#[derive(Serialize)]
+struct AskJson<'a> {
+    question: &'a str,
+    answer: String,
+    finish: Finish,
+    model: String,
+    video: &'a [SourceSeen],
+    tokens: Tokens,
+    seconds: Seconds,
+    kv_bytes: usize,
+    peak_memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_vision_mask: Option<Vec<bool>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generated_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    follow_ups: Vec<FollowUpJson>,
+}
+
+#[derive(Serialize)]
+struct Tokens {
+    /// Positions of the prompt.
+    prompt: usize,
+    /// Positions of the prompt that are frames.
+    vision: usize,
+    /// Positions the model was made for.
+    context: usize,
+    generated: usize,
+}
+
+#[derive(Serialize)]
+struct Seconds {
+    load: f64,
+    decode: f64,
+    encode: f64,
+    prefill: f64,
+    generate: f64,
+    total: f64,
+}
+
+#[derive(Serialize)]
+struct FollowUpJson {
+    question: String,
+    answer: String,
+    finish: Finish,
+    prompt_tokens: usize,
+    generated: usize,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generated_ids: Option<Vec<u32>>,
+}
+
+/// Runs the verb.
+pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let start = Instant::now();
+    let (question, videos) = split_inputs(&args)?;
+    let options = options(&args)?;
+    let (sampling, range) = resolve::sampling(&args.sampling)?;
+    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let sources = resolve::sources(&videos, &sampling, &range, cancel)?;
+    let model = Model::open(&dir)?;
+    let loaded = start.elapsed().as_secs_f64();
+
+    let prompt = prompt(&model, question, !sources.is_empty())?;
+    let progress = Progress::default();
+    let plan = check_plan(&model, &prompt, &sources, &options)?;
+    progress.frames_expected.add(plan.frames);
+    progress.tokens_expected.add(plan.prompt_tokens);
+
+    let mut conversation = Conversation::new(&model, options);
+    let viewing = viewing(&args, &model, &prompt, sources, &plan);
+    let (video, answer) = voice.show(&progress, || -> Result<_> {
+        let video = stages::view(viewing, &model, &mut conversation, QueueBounds::default(), &progress, cancel)?;
+        let prompt_tokens = conversation.tokens().to_vec();
+        let answer = conversation.answer(&mut speaker(&args, voice), &progress, cancel)?;
+        Ok(((video, prompt_tokens), answer))
+    })?;
+    let (video, prompt_tokens) = video;
+    let seconds = Seconds {
+        load: loaded,
+        decode: progress.decode_busy.get().as_secs_f64(),
+        encode: progress.encode_busy.get().as_secs_f64(),
+        prefill: progress.prefill_busy.get().as_secs_f64(),
+        generate: progress.generate_busy.get().as_secs_f64(),
+        total: start.elapsed().as_secs_f64(),
+    };
+    warn(&video, voice);
+    if !voice.json {
+        finish_text(&args, &answer)?;
+    }
+    let follow_ups = if args.interactive { follow(&args, voice, &mut conversation, &model, cancel)? } else { Vec::new() };
+    if !voice.json {
+        return Ok(());
+    }
+    let ids = |tokens: &[Token]| tokens.iter().map(|t| t.id()).collect::<Vec<u32>>();
+    let json = AskJson {
+        question,
+        answer: answer.text.clone(),
+        finish: answer.finish,
+        model: dir.display().to_string(),
+        video: &video,
+        tokens: Tokens {
+            prompt: prompt_tokens.len(),
+            vision: prompt_tokens.iter().filter(|t| t.is_vision()).count(),
+            context: model.spec.decoder.max_position_embeddings,
+            generated: answer.ids.len(),
+        },
+        seconds,
+        kv_bytes: conversation.kv_bytes(),
+        peak_memory_bytes: peak_memory_bytes(),
+        prompt_ids: args.debug_ids.then(|| ids(&prompt_tokens)),
+        prompt_vision_mask: args.debug_ids.then(|| prompt_tokens.iter().map(|t| t.is_vision()).collect()),
+        generated_ids: args.debug_ids.then(|| answer.ids.clone()),
+        follow_ups,
+    };
+    voice.say(&json, String::new)
+}
+
+/// The last input is the question, those before it are videos.
+fn split_inputs(args: &AskArgs) -> Result<(&str, Vec<PathBuf>)> {
+    let (question, videos) = args.inputs.split_last().ok_or_else(|| Error::new(Kind::Usage, "the question is missing"))?;
+    if videos.is_empty() && Path::new(question).is_file() {
+        return Err(Error::new(Kind::Usage, format!("{question} is a file, expected a question behind it")));
+    }
+    if question.trim().is_empty() {
+        return Err(Error::new(Kind::Usage, "the question is empty"));
+    }
+    Ok((question, videos.iter().map(PathBuf::from).collect()))
+}
+
+fn options(args: &AskArgs) -> Result<AnswerOptions> {
+    if args.prefill_chunk == 0 {
+        return Err(Error::new(Kind::Usage, "--prefill-chunk is 0, expected at least 1"));
+    }
+    if args.max_new_tokens == 0 {
+        return Err(Error::new(Kind::Usage, "--max-new-tokens is 0, expected at least 1"));
+    }
+    Ok(AnswerOptions {
+        max_new_tokens: args.max_new_tokens,
+        draw: resolve::draw(&args.draw)?,
+        stop: args.stop.clone(),
+        prefill_chunk: args.prefill_chunk,
+        kv_dtype: resolve::kv_dtype(args.kv_dtype),
+    })
+}
+
+fn prompt(model: &Model, question: &str, has_video: bool) -> Result<ChatPrompt> {
+    if has_video {
+        model.vision()?;
+    }
+    match model.spec.model_type {
+        ModelType::Lwm if has_video => ChatPrompt::new(&model.tokenizer, question),
+        ModelType::Lwm | ModelType::Llama => text_prompt(&model.tokenizer, question),
+    }
+}
+
+fn check_plan(model: &Model, prompt: &ChatPrompt, sources: &[Source], options: &AnswerOptions) -> Result<Plan> {
+    let between = prompt.between.len() * sources.len().saturating_sub(1);
+    let demand = Demand {
+        // A video that cannot tell is counted as it comes, by the assemble stage.
+        frames: stages::expected_frames(sources).unwrap_or(0),
+        text_tokens: (prompt.head.len() + between + prompt.tail.len()) as u64,
+        max_new_tokens: options.max_new_tokens as u64,
+        kv_bytes_per_element: options.kv_dtype.bytes() as u64,
+        // Mapped weights are page cache: the system reclaims and rereads them.
+        weight_bytes: model.weight_bytes,
+    };
+    let plan = Plan::new(&model.spec, demand, available_memory_bytes());
+    plan.check()?;
+    Ok(plan)
+}
+
+fn viewing<'a>(args: &AskArgs, model: &Model, prompt: &'a ChatPrompt, sources: Vec<Source>, plan: &Plan) -> Viewing<'a> {
+    let limit = plan.context_limit.saturating_sub(args.max_new_tokens as u64);
+    Viewing {
+        sources,
+        prompt,
+        terminators: FrameTerminators {
+            end: args.frame_end.map_or(model.spec.frame_end, resolve::frame_end),
+            end_of_frame_id: model.spec.end_of_frame_id,
+            end_of_vision_id: model.spec.end_of_vision_id,
+        },
+        prompt_tokens_max: usize::try_from(limit).unwrap_or(usize::MAX),
+    }
+}
+
+/// Prints the answer as it is made, where that was asked for.
+fn speaker(args: &AskArgs, voice: Voice) -> impl FnMut(&str) + use<> {
+    let speak = args.stream && !voice.json;
+    move |piece: &str| {
+        if speak {
+            // A closed stdout ends the answer's display, not the program.
+            let _ = write_stdout(piece, false);
+        }
+    }
+}
+
+fn finish_text(args: &AskArgs, answer: &Answer) -> Result<()> {
+    if args.stream { write_stdout("", true) } else { write_stdout(&answer.text, true) }
+}
+
+fn warn(video: &[SourceSeen], voice: Voice) {
+    for source in video {
+        for warning in &source.warnings {
+            voice.note(&format!("{}: {warning}", source.path.display()));
+        }
+    }
+}
+
+/// One follow-up question a line, until the input ends.
+fn follow(
+    args: &AskArgs,
+    voice: Voice,
+    conversation: &mut Conversation<'_>,
+    model: &Model,
+    cancel: &Cancel,
+) -> Result<Vec<FollowUpJson>> {
+    let mut answers = Vec::new();
+    let ask_again = || {
+        if std::io::stdin().is_terminal() {
+            eprint!("> ");
+        }
+    };
+    ask_again();
+    for line in std::io::stdin().lock().lines() {
+        let question = line?;
+        if !question.trim().is_empty() {
+            answers.push(follow_one(args, voice, conversation, model, question, cancel)?);
+        }
+        ask_again();
+    }
+    Ok(answers)
+}
+
+fn follow_one(
+    args: &AskArgs,
+    voice: Voice,
+    conversation: &mut Conversation<'_>,
+    model: &Model,
+    question: String,
+    cancel: &Cancel,
+) -> Result<FollowUpJson> {
+    let start = Instant::now();
+    let tokens = follow_up(&model.tokenizer, &question)?;
+    let context = conversation.tokens().len() + tokens.len() + args.max_new_tokens;
+    let limit = model.spec.decoder.max_position_embeddings;
+    if context > limit {
+        return Err(Error::new(
+            Kind::TooLarge,
+            format!("the conversation would take {context} tokens, the model's context is {limit} tokens"),
+        ));
+    }
+    conversation.say(&tokens);
+    let answer = conversation.answer(&mut speaker(args, voice), &Progress::default(), cancel)?;
+    if !voice.json {
+        finish_text(args, &answer)?;
+    }
+    Ok(FollowUpJson {
+        question,
+        answer: answer.text,
+        finish: answer.finish,
+        prompt_tokens: tokens.len(),
+        generated: answer.ids.len(),
+        seconds: start.elapsed().as_secs_f64(),
+        generated_ids: args.debug_ids.then_some(answer.ids),
+    })
+}

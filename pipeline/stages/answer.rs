@@ -1,0 +1,220 @@
+//! Fourth verb: context to answer. A conversation keeps its context, so that a
+//! follow-up question pays only for its own tokens.
+
+use candle_core::Tensor;
+use crossbeam_channel::Receiver;
+use longreel_models::{
+    attention::kv_cache::{KvCache, KvDtype},
+    context::{tokenizer::StreamingDecoder, vocab::Token},
+    llama::{
+        generate::{Generation, Step, generate, prefill},
+        sampler::Draw,
+    },
+};
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    error::{Context, Error, Kind, Result},
+    model::Model,
+    stages::progress::Progress,
+};
+
+/// How an answer is made.
+#[derive(Debug, Clone)]
+pub struct AnswerOptions {
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
+    /// How ids are drawn.
+    pub draw: Draw,
+    /// The answer ends before any of these texts.
+    pub stop: Vec<String>,
+    /// Tokens per prefill step.
+    pub prefill_chunk: usize,
+    /// Element type of the KV cache.
+    pub kv_dtype: KvDtype,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model said that it is done.
+    Eos,
+    /// A stop text came.
+    Stop,
+    /// The answer reached its longest length.
+    Length,
+}
+
+/// One answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The text, without the stop text.
+    pub text: String,
+    /// Ids of the answer, the end of sequence included.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// A context under construction and the answers drawn from it.
+pub struct Conversation<'a> {
+    model: &'a Model,
+    options: AnswerOptions,
+    cache: KvCache,
+    /// Prompt so far, as tokens.
+    prompt: Vec<Token>,
+    /// Tokens that wait for a whole prefill chunk.
+    waiting: Vec<Token>,
+    /// Hidden state of the last prefilled position, `[1, hidden]`.
+    last: Option<Tensor>,
+}
+
+impl<'a> Conversation<'a> {
+    /// An empty context for `model`.
+    pub fn new(model: &'a Model, options: AnswerOptions) -> Self {
+        let cache = KvCache::new(&model.spec.decoder, options.kv_dtype);
+        Self { model, options, cache, prompt: Vec::new(), waiting: Vec::new(), last: None }
+    }
+
+    /// Every token given to the context so far, answers included.
+    pub fn tokens(&self) -> &[Token] {
+        &self.prompt
+    }
+
+    /// Bytes of keys and values held.
+    pub fn kv_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Prefills pieces as they arrive, in whole chunks, so that the result does
+    /// not depend on how the prompt was cut into pieces.
+    pub fn listen(&mut self, pieces: Receiver<Vec<Token>>, progress: &Progress, cancel: &Cancel) -> Result<()> {
+        for piece in pieces {
+            cancel.check()?;
+            self.waiting.extend_from_slice(&piece);
+            self.prompt.extend(piece);
+            let whole = self.waiting.len() / self.options.prefill_chunk * self.options.prefill_chunk;
+            self.prefill(whole, progress, cancel)?;
+        }
+        cancel.check()
+    }
+
+    /// Adds `tokens` to the context.
+    pub fn say(&mut self, tokens: &[Token]) {
+        self.waiting.extend_from_slice(tokens);
+        self.prompt.extend_from_slice(tokens);
+    }
+
+    fn prefill(&mut self, n: usize, progress: &Progress, cancel: &Cancel) -> Result<()> {
+        if n == 0 {
+            return Ok(());
+        }
+        let tokens: Vec<Token> = self.waiting.drain(..n).collect();
+        let keep_going = || !cancel.is_cancelled();
+        let chunk = self.options.prefill_chunk;
+        let hidden = progress.prefill_busy.measure(|| {
+            prefill(&self.model.decoder, &mut self.cache, &tokens, chunk, &keep_going, &mut |n| {
+                progress.tokens_prefilled.add(n as u64);
+            })
+        });
+        self.last = Some(hidden.doing(|| format!("prefill {} tokens", self.prompt.len()))?);
+        Ok(())
+    }
+
+    /// Draws an answer to what was said; `on_text` gets it piece by piece, never half a character.
+    pub fn answer(&mut self, on_text: &mut dyn FnMut(&str), progress: &Progress, cancel: &Cancel) -> Result<Answer> {
+        self.prefill(self.waiting.len(), progress, cancel)?;
+        let last = self.last.take().ok_or_else(|| Error::new(Kind::Internal, "nothing was said before the answer"))?;
+        let mut text = StoppedText::new(self.model.tokenizer.stream(), &self.options.stop);
+        let generation = Generation {
+            max_new_tokens: self.options.max_new_tokens,
+            draw: self.options.draw.clone(),
+            stop_ids: self.model.tokenizer.eos_id().into_iter().collect(),
+        };
+        let keep_going = || !cancel.is_cancelled();
+        let ids = progress.generate_busy.measure(|| {
+            generate(&self.model.decoder, &mut self.cache, &last, &generation, &keep_going, &mut |id| {
+                progress.tokens_generated.add(1);
+                text.push(id, on_text)
+            })
+        })?;
+        let ended = self.model.tokenizer.eos_id().is_some_and(|eos| ids.last() == Some(&eos));
+        let (text, stopped) = text.finish(on_text)?;
+        self.remember(&ids);
+        let finish = match (stopped, ended) {
+            (true, _) => Finish::Stop,
+            (false, true) => Finish::Eos,
+            (false, false) => Finish::Length,
+        };
+        Ok(Answer { text, ids, finish })
+    }
+
+    /// The last id of an answer is drawn but not yet in the cache: it waits for the next question.
+    fn remember(&mut self, ids: &[u32]) {
+        self.prompt.extend(ids.iter().map(|&id| Token::Text(id)));
+        let cached = self.cache.len();
+        self.waiting = self.prompt.get(cached..).unwrap_or_default().to_vec();
+    }
+}
+
+/// Text that grows by ids and ends before the first stop text.
+struct StoppedText<'a> {
+    decoder: StreamingDecoder<'a>,
+    stops: &'a [String],
+    text: String,
+    /// Bytes of `text` that went to the listener.
+    told: usize,
+    stopped: bool,
+}
+
+impl<'a> StoppedText<'a> {
+    fn new(decoder: StreamingDecoder<'a>, stops: &'a [String]) -> Self {
+        Self { decoder, stops, text: String::new(), told: 0, stopped: false }
+    }
+
+    fn push(&mut self, id: u32, on_text: &mut dyn FnMut(&str)) -> Result<Step> {
+        if let Some(piece) = self.decoder.push(id)? {
+            self.append(&piece, on_text);
+        }
+        Ok(if self.stopped { Step::Stop } else { Step::Continue })
+    }
+
+    fn finish(mut self, on_text: &mut dyn FnMut(&str)) -> Result<(String, bool)> {
+        let rest = std::mem::take(&mut self.decoder).finish()?;
+        if !self.stopped {
+            self.append(&rest, on_text);
+        }
+        self.tell(self.text.len(), on_text);
+        Ok((self.text, self.stopped))
+    }
+
+    fn append(&mut self, piece: &str, on_text: &mut dyn FnMut(&str)) {
+        self.text.push_str(piece);
+        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.text.find(s.as_str())).min();
+        match found {
+            Some(at) => {
+                self.text.truncate(at);
+                self.stopped = true;
+                self.tell(at, on_text);
+            }
+            None => self.tell(self.text.len() - self.held_back(), on_text),
+        }
+    }
+
+    /// Bytes at the end that may be the beginning of a stop text.
+    fn held_back(&self) -> usize {
+        let longest_start = |stop: &String| {
+            (1..stop.len()).rev().find(|&n| stop.is_char_boundary(n) && self.text.ends_with(&stop[..n])).unwrap_or(0)
+        };
+        self.stops.iter().map(longest_start).max().unwrap_or(0)
+    }
+
+    fn tell(&mut self, end: usize, on_text: &mut dyn FnMut(&str)) {
+        if end > self.told {
+            on_text(&self.text[self.told..end]);
+            self.told = end;
+        }
+    }
+}
