@@ -1,1 +1,249 @@
-//! Being built.
+//! What a model is asked, as tokens: LWM's chat prompt, its prompts for making
+//! images and videos, and plain text prompts.
+//!
+//! Upstream tokenizes the pieces of a chat prompt one by one and lets the
+//! question stand before the video (`lwm/vision_chat.py`). `<vision>` and
+//! `</vision>` are ordinary text to the tokenizer; `<s>`, spelled out, is its
+//! special token, so nothing is added around a piece, whatever the tokenizer's
+//! configuration says. A question may spell special tokens too, as upstream.
+
+use std::fmt::Write;
+
+use super::{
+    tokenizer::Tokenizer,
+    vocab::{FrameEndIds, Token},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    spec::FrameEnd,
+};
+
+/// Tokens that a chat prompt may have beside those of its frames before it
+/// reaches [`max_input_length`] (`lwm/vision_chat.py`).
+const TEXT_TOKENS_MAX: usize = 256;
+
+/// Length to which upstream pads and cuts the prompt of an image or a video
+/// (`lwm/vision_generation.py`).
+pub const GENERATION_PROMPT_LENGTH: usize = 128;
+
+/// The text around the frames of one or more videos, which are streamed in between.
+///
+/// One video is `head`, frames, `tail`: upstream's prompt. Each further video
+/// stands between its own tags: `head`, frames, `between`, frames, `tail`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatPrompt {
+    /// `<s>You are a helpful assistant. USER: {question}\n`, then `<vision>`.
+    pub head: Vec<Token>,
+    /// `</vision>`, then `<vision>`.
+    pub between: Vec<Token>,
+    /// `</vision>`, then ` ASSISTANT:`.
+    pub tail: Vec<Token>,
+}
+
+impl ChatPrompt {
+    /// The prompt that asks `question`.
+    pub fn new(tokenizer: &Tokenizer, question: &str) -> Result<Self> {
+        let question = format!("<s>You are a helpful assistant. USER: {question}\n");
+        Ok(Self {
+            head: pieces(tokenizer, &[&question, "<vision>"])?,
+            between: pieces(tokenizer, &["</vision>", "<vision>"])?,
+            tail: pieces(tokenizer, &["</vision>", " ASSISTANT:"])?,
+        })
+    }
+
+    /// The whole prompt of `videos`, each the tokens of its frames ([`frame_tokens`]).
+    pub fn assemble(&self, videos: &[Vec<Token>]) -> Vec<Token> {
+        let mut tokens = self.head.clone();
+        for (n_before, video) in videos.iter().enumerate() {
+            if n_before > 0 {
+                tokens.extend_from_slice(&self.between);
+            }
+            tokens.extend_from_slice(video);
+        }
+        tokens.extend_from_slice(&self.tail);
+        tokens
+    }
+
+    /// Tokens beside those of the frames, for `n_videos` videos.
+    pub fn n_text_tokens(&self, n_videos: usize) -> usize {
+        self.head.len() + self.tail.len() + self.between.len() * n_videos.saturating_sub(1)
+    }
+}
+
+/// Codes of a frame, then what ends it; `last` is said of the last frame of its video.
+pub fn frame_tokens(codes: &[u32], last: bool, end: FrameEnd, ids: FrameEndIds) -> Vec<Token> {
+    let terminator = match end {
+        FrameEnd::Training if !last => ids.end_of_frame,
+        FrameEnd::Training | FrameEnd::Upstream => ids.end_of_vision,
+    };
+    codes
+        .iter()
+        .copied()
+        .chain([terminator])
+        .map(Token::Vision)
+        .collect()
+}
+
+/// A question without a video: `You are a helpful assistant. USER: {question} ASSISTANT:`
+/// in one piece, with what the tokenizer's configuration puts around a text
+/// (as the template of upstream's `scripts/eval_needle.py`).
+pub fn text_prompt(tokenizer: &Tokenizer, question: &str) -> Result<Vec<Token>> {
+    raw_prompt(
+        tokenizer,
+        &format!("You are a helpful assistant. USER: {question} ASSISTANT:"),
+    )
+}
+
+/// `text` as it stands, with what the tokenizer's configuration puts around a text.
+pub fn raw_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Token>> {
+    Ok(tokenizer
+        .encode(text)?
+        .into_iter()
+        .map(Token::Text)
+        .collect())
+}
+
+/// A further question in the same conversation: the end-of-sequence token that
+/// closed the previous answer, then ` USER: {question} ASSISTANT:`.
+///
+/// Upstream has no conversations; this continues its prompt in its own style.
+/// A sampled end of sequence is not in the context yet: generation stops before it is fed.
+pub fn follow_up(tokenizer: &Tokenizer, question: &str) -> Result<Vec<Token>> {
+    let question = pieces(tokenizer, &[&format!(" USER: {question} ASSISTANT:")])?;
+    Ok(tokenizer
+        .eos()
+        .map(Token::Text)
+        .into_iter()
+        .chain(question)
+        .collect())
+}
+
+/// What is to be made from a description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// One frame.
+    Image,
+    /// A first frame as for an image, then the others.
+    Video,
+}
+
+/// The two prompts of classifier-free guidance (`lwm/vision_generation.py`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GenerationPrompt {
+    /// `<s>You are a helpful assistant. USER: Generate an image of {text} ASSISTANT: <vision>`.
+    pub conditional: Vec<Token>,
+    /// `<s><vision>`.
+    pub unconditional: Vec<Token>,
+}
+
+impl GenerationPrompt {
+    /// The prompts for a `medium` that shows `text`.
+    pub fn new(tokenizer: &Tokenizer, medium: Medium, text: &str) -> Result<Self> {
+        let medium = match medium {
+            Medium::Image => "an image",
+            Medium::Video => "a video",
+        };
+        let conditional = format!(
+            "<s>You are a helpful assistant. USER: Generate {medium} of {text} ASSISTANT: <vision>"
+        );
+        Ok(Self {
+            conditional: pieces(tokenizer, &[&conditional])?,
+            unconditional: pieces(tokenizer, &["<s><vision>"])?,
+        })
+    }
+}
+
+/// Upstream's bound of a chat prompt: the frames asked for (not those found)
+/// and 256 more, rounded up to whole blocks (`lwm/vision_chat.py`).
+pub fn max_input_length(n_frames_max: usize, tokens_per_frame: usize, block_size: usize) -> usize {
+    let block = block_size.max(1);
+    n_frames_max
+        .saturating_mul(tokens_per_frame)
+        .saturating_add(TEXT_TOKENS_MAX)
+        .div_ceil(block)
+        .saturating_mul(block)
+}
+
+/// Fails unless a prompt of `n_tokens` is strictly shorter than `max_input_length`.
+pub fn check_length(n_tokens: usize, max_input_length: usize) -> Result<()> {
+    if n_tokens < max_input_length {
+        return Ok(());
+    }
+    let over = (n_tokens - max_input_length).saturating_add(1);
+    Err(Error::new(
+        Kind::TooLarge,
+        format!(
+            "the prompt has {n_tokens} tokens, expected fewer than {max_input_length}: {over} too many"
+        ),
+    ))
+}
+
+/// Rows of equal length, row-major `[rows, length]`, the real tokens at the end of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaddedRows {
+    /// Tokens of a row.
+    pub length: usize,
+    /// Ids; the padding has the pad id.
+    pub ids: Vec<u32>,
+    /// Whether the id is of the vision vocabulary; not so for padding.
+    pub vision_mask: Vec<bool>,
+    /// Whether the position is a real token.
+    pub attention_mask: Vec<bool>,
+}
+
+/// Pads each row on the left to `length`; of a longer row the last `length` tokens are kept.
+pub fn left_pad(rows: &[Vec<Token>], length: usize, pad: u32) -> PaddedRows {
+    let mut padded = PaddedRows {
+        length,
+        ids: Vec::new(),
+        vision_mask: Vec::new(),
+        attention_mask: Vec::new(),
+    };
+    for row in rows {
+        let n_pad = length.saturating_sub(row.len());
+        let n_cut = row.len().saturating_sub(length);
+        let padding = std::iter::repeat_n((Token::Text(pad), false), n_pad);
+        for (token, real) in padding.chain(row.iter().skip(n_cut).map(|&token| (token, true))) {
+            padded.ids.push(token.id());
+            padded.vision_mask.push(token.is_vision());
+            padded.attention_mask.push(real);
+        }
+    }
+    padded
+}
+
+/// Tokens for people: a line per run of one modality, text as its pieces, long
+/// vision runs by their ends.
+pub fn describe(tokenizer: &Tokenizer, tokens: &[Token]) -> String {
+    let mut out = String::new();
+    for run in tokens.chunk_by(|a, b| a.is_vision() == b.is_vision()) {
+        let vision = run.first().is_some_and(|t| t.is_vision());
+        let words: Vec<String> = run.iter().map(|&token| word(tokenizer, token)).collect();
+        let line = match words.as_slice() {
+            [a, b, c, .., y, z] if vision && words.len() > 8 => format!("{a} {b} {c} … {y} {z}"),
+            words => words.join(" "),
+        };
+        let modality = if vision { "vision" } else { "text" };
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "{modality} {}: {line}", run.len());
+    }
+    out
+}
+
+fn word(tokenizer: &Tokenizer, token: Token) -> String {
+    match token {
+        Token::Text(id) => tokenizer
+            .piece(id, false)
+            .unwrap_or_else(|| format!("#{id}")),
+        Token::Vision(id) => id.to_string(),
+    }
+}
+
+/// Text tokens of separately tokenized pieces.
+fn pieces(tokenizer: &Tokenizer, texts: &[&str]) -> Result<Vec<Token>> {
+    let mut tokens = Vec::new();
+    for text in texts {
+        tokens.extend(tokenizer.encode_plain(text)?.into_iter().map(Token::Text));
+    }
+    Ok(tokens)
+}
