@@ -275,13 +275,16 @@ fn every_video_stands_between_its_own_tags() {
     let prompt = ChatPrompt::new(&lwm(), "Which is the street?").unwrap();
     let tokens = prompt.assemble(&[frames(0), frames(1000)]);
     assert_eq!(tokens.len(), prompt.n_text_tokens(2) + 4 * TOKENS_PER_FRAME);
-    check(&tokens, expect![[r#"
+    check(
+        &tokens,
+        expect![[r#"
         text 46: <s> ▁ Y ou ▁a re ▁a ▁ he l p f u l ▁a s s is t a nt . ▁ U S E R : ▁ W h i c h ▁is ▁the ▁s t re e t ? <0x0A> ▁< vision >
         vision 514: 0 1 2 … 5 8193
         text 7: ▁< / vision > ▁< vision >
         vision 514: 1000 1001 1002 … 5 8193
         text 16: ▁< / vision > ▁ ▁ A S S I S T A N T :
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
