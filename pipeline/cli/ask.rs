@@ -3,9 +3,10 @@
 use std::{
     io::{BufRead, IsTerminal},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use longreel_models::{
     context::{
         prompt::{ChatPrompt, FrameTerminators, follow_up, text_prompt},
@@ -260,14 +261,39 @@ fn follow(
         }
     };
     ask_again();
-    for line in std::io::stdin().lock().lines() {
-        let question = line?;
+    let questions = lines_of_stdin();
+    while let Some(question) = next_line(&questions, cancel)? {
         if !question.trim().is_empty() {
             answers.push(follow_one(args, voice, conversation, model, question, cancel)?);
         }
         ask_again();
     }
     Ok(answers)
+}
+
+/// Lines of stdin from a thread of their own: a blocked read cannot be told to stop.
+fn lines_of_stdin() -> Receiver<std::io::Result<String>> {
+    let (out, lines) = bounded(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            if out.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// The next line, or `None` at the end of the input.
+fn next_line(lines: &Receiver<std::io::Result<String>>, cancel: &Cancel) -> Result<Option<String>> {
+    loop {
+        cancel.check()?;
+        match lines.recv_timeout(Duration::from_millis(50)) {
+            Ok(line) => return Ok(Some(line?)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
 }
 
 fn follow_one(

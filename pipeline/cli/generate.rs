@@ -1,0 +1,145 @@
+//! `longreel generate`: a description in, an image or a video out.
+
+use std::path::Path;
+
+use longreel_models::{
+    attention::kv_cache::{KvCache, KvDtype},
+    context::{prompt::{VisionPrompt, vision_prompt}, vocab::Token},
+    llama::{
+        generate::{VisionGeneration, generate_vision},
+        sampler::Draw,
+    },
+};
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    cli::{args::GenerateArgs, output::Voice, resolve},
+    error::{Context, Error, Kind, Result},
+    model::Model,
+    plan::{Demand, Plan, available_memory_bytes},
+    sources::sampler::parse_rate,
+    stages::{picture::PictureWriter, progress::Progress},
+};
+
+#[derive(Serialize)]
+struct GenerateJson<'a> {
+    prompt: &'a str,
+    out: &'a Path,
+    model: String,
+    frames: usize,
+    tokens: usize,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generated_ids: Option<Vec<u32>>,
+}
+
+/// Runs the verb.
+pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let start = std::time::Instant::now();
+    check(&args)?;
+    let rate = parse_rate(&args.fps).doing(|| "--fps")?;
+    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let model = Model::open(&dir)?;
+    let (vqgan, spec) = model.vision()?;
+    let mut out = PictureWriter::create(&args.out, spec.resolution, rate)?;
+    let n_frames = if out.is_video() { args.n_frames } else { 1 };
+    let prompt = vision_prompt(&model.tokenizer, &args.prompt, out.is_video())?;
+    check_plan(&model, &prompt, n_frames)?;
+
+    let progress = Progress::default();
+    progress.frames_expected.add(n_frames as u64);
+    let ids = voice.show(&progress, || -> Result<Vec<u32>> {
+        let ids = draw_frames(&args, &model, &prompt, n_frames, &progress, cancel)?;
+        for frame in ids.chunks(spec.codes_per_frame() + 1) {
+            cancel.check()?;
+            let codes = frame.get(..spec.codes_per_frame()).unwrap_or(frame);
+            out.write_codes(vqgan, codes).doing(|| "decode the generated codes")?;
+        }
+        Ok(ids)
+    })?;
+    out.finish()?;
+    let result = GenerateJson {
+        prompt: &args.prompt,
+        out: &args.out,
+        model: dir.display().to_string(),
+        frames: n_frames,
+        tokens: ids.len(),
+        seconds: start.elapsed().as_secs_f64(),
+        generated_ids: args.debug_ids.then_some(ids),
+    };
+    voice.say(&result, || format!("{n_frames} frames in {}", args.out.display()))
+}
+
+fn check(args: &GenerateArgs) -> Result<()> {
+    let positive = [("--n-frames", args.n_frames), ("--top-k-image", args.top_k_image), ("--top-k-video", args.top_k_video)];
+    for (flag, value) in positive {
+        if value == 0 {
+            return Err(Error::new(Kind::Usage, format!("{flag} is 0, expected at least 1")));
+        }
+    }
+    for (flag, value) in [("--cfg-image", args.cfg_image), ("--cfg-video", args.cfg_video)] {
+        if !value.is_finite() {
+            return Err(Error::new(Kind::Usage, format!("{flag} is {value}, expected a number")));
+        }
+    }
+    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
+        return Err(Error::new(Kind::Usage, format!("--temperature is {}, expected 0 or more", args.temperature)));
+    }
+    Ok(())
+}
+
+fn check_plan(model: &Model, prompt: &VisionPrompt, n_frames: usize) -> Result<()> {
+    // Guidance keeps two contexts.
+    let demand = Demand {
+        frames: n_frames as u64,
+        text_tokens: prompt.conditional.len() as u64,
+        max_new_tokens: 0,
+        kv_bytes_per_element: 2 * KvDtype::F32.bytes() as u64,
+        weight_bytes: model.weight_bytes,
+    };
+    Plan::new(&model.spec, demand, available_memory_bytes()).check()
+}
+
+/// The first frame with the image's guidance, the later ones with the video's (`lwm/vision_generation.py`).
+fn draw_frames(
+    args: &GenerateArgs,
+    model: &Model,
+    prompt: &VisionPrompt,
+    n_frames: usize,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Vec<u32>> {
+    let tokens_per_frame = model.spec.tokens_per_frame().unwrap_or(1);
+    let mut conditional = KvCache::new(&model.spec.decoder, KvDtype::F32);
+    let mut unconditional = KvCache::new(&model.spec.decoder, KvDtype::F32);
+    let mut said = (prompt.conditional.clone(), prompt.unconditional.clone());
+    let mut ids: Vec<u32> = Vec::new();
+    for (frames, guidance, top_k) in [(1, args.cfg_image, args.top_k_image), (n_frames - 1, args.cfg_video, args.top_k_video)] {
+        if frames == 0 {
+            continue;
+        }
+        let generation = VisionGeneration {
+            frames,
+            tokens_per_frame,
+            end_of_frame_id: model.spec.end_of_frame_id,
+            guidance,
+            draw: Draw { temperature: args.temperature, top_k: Some(top_k), top_p: None, seed: args.seed },
+        };
+        let keep_going = || !cancel.is_cancelled();
+        let drawn = generate_vision(
+            &model.decoder,
+            (&mut conditional, &said.0),
+            (&mut unconditional, &said.1),
+            &generation,
+            &keep_going,
+            &mut |_| progress.tokens_generated.add(1),
+        )?;
+        progress.frames_encoded.add(frames as u64);
+        // The last id is drawn but not in the contexts yet.
+        let last: Vec<Token> = drawn.last().map(|&id| Token::Vision(id)).into_iter().collect();
+        said = (last.clone(), last);
+        ids.extend(drawn);
+    }
+    Ok(ids)
+}
