@@ -9,13 +9,10 @@
 
 use std::fmt::Write;
 
-use super::{
-    tokenizer::Tokenizer,
-    vocab::{FrameEndIds, Token},
-};
+use super::{tokenizer::Tokenizer, vocab::Token};
 use crate::{
     error::{Error, Kind, Result},
-    spec::FrameEnd,
+    spec::{FrameEnd, ModelSpec},
 };
 
 /// Tokens that a chat prompt may have beside those of its frames before it
@@ -28,7 +25,7 @@ pub const GENERATION_PROMPT_LENGTH: usize = 128;
 
 /// The text around the frames of one or more videos, which are streamed in between.
 ///
-/// One video is `head`, frames, `tail`: upstream's prompt. Each further video
+/// Without a video all of it is `head` ([`text_prompt`]). One video is `head`, frames, `tail`: upstream's prompt. Each further video
 /// stands between its own tags: `head`, frames, `between`, frames, `tail`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatPrompt {
@@ -70,11 +67,38 @@ impl ChatPrompt {
     }
 }
 
+/// What follows the codes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameTerminators {
+    /// Which of the two ids stands where.
+    pub end: FrameEnd,
+    /// Ends a frame that another follows (`<eof>` of `lwm/data.py`).
+    pub end_of_frame_id: u32,
+    /// Ends the last frame (`<eov>` of `lwm/data.py`).
+    pub end_of_vision_id: u32,
+}
+
+impl From<&ModelSpec> for FrameTerminators {
+    fn from(spec: &ModelSpec) -> Self {
+        let &ModelSpec {
+            frame_end: end,
+            end_of_frame_id,
+            end_of_vision_id,
+            ..
+        } = spec;
+        Self {
+            end,
+            end_of_frame_id,
+            end_of_vision_id,
+        }
+    }
+}
+
 /// Codes of a frame, then what ends it; `last` is said of the last frame of its video.
-pub fn frame_tokens(codes: &[u32], last: bool, end: FrameEnd, ids: FrameEndIds) -> Vec<Token> {
-    let terminator = match end {
-        FrameEnd::Training if !last => ids.end_of_frame,
-        FrameEnd::Training | FrameEnd::Upstream => ids.end_of_vision,
+pub fn frame_tokens(codes: &[u32], last: bool, terminators: FrameTerminators) -> Vec<Token> {
+    let terminator = match terminators.end {
+        FrameEnd::Training if !last => terminators.end_of_frame_id,
+        FrameEnd::Training | FrameEnd::Upstream => terminators.end_of_vision_id,
     };
     codes
         .iter()
@@ -87,7 +111,7 @@ pub fn frame_tokens(codes: &[u32], last: bool, end: FrameEnd, ids: FrameEndIds) 
 /// A question without a video: `You are a helpful assistant. USER: {question} ASSISTANT:`
 /// in one piece, with what the tokenizer's configuration puts around a text
 /// (as the template of upstream's `scripts/eval_needle.py`).
-pub fn text_prompt(tokenizer: &Tokenizer, question: &str) -> Result<Vec<Token>> {
+pub fn text_prompt(tokenizer: &Tokenizer, question: &str) -> Result<ChatPrompt> {
     raw_prompt(
         tokenizer,
         &format!("You are a helpful assistant. USER: {question} ASSISTANT:"),
@@ -95,27 +119,31 @@ pub fn text_prompt(tokenizer: &Tokenizer, question: &str) -> Result<Vec<Token>> 
 }
 
 /// `text` as it stands, with what the tokenizer's configuration puts around a text.
-pub fn raw_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Token>> {
-    Ok(tokenizer
+pub fn raw_prompt(tokenizer: &Tokenizer, text: &str) -> Result<ChatPrompt> {
+    let head = tokenizer
         .encode(text)?
         .into_iter()
         .map(Token::Text)
-        .collect())
+        .collect();
+    Ok(ChatPrompt {
+        head,
+        between: Vec::new(),
+        tail: Vec::new(),
+    })
 }
 
 /// A further question in the same conversation: the end-of-sequence token that
-/// closed the previous answer, then ` USER: {question} ASSISTANT:`.
+/// closes the previous answer, then ` USER: {question} ASSISTANT:`.
 ///
-/// Upstream has no conversations; this continues its prompt in its own style.
-/// A sampled end of sequence is not in the context yet: generation stops before it is fed.
-pub fn follow_up(tokenizer: &Tokenizer, question: &str) -> Result<Vec<Token>> {
-    let question = pieces(tokenizer, &[&format!(" USER: {question} ASSISTANT:")])?;
-    Ok(tokenizer
-        .eos()
+/// `last` is the last token so far: an answer that was not cut short has
+/// closed itself. Upstream has no conversations; this goes on in its style.
+pub fn follow_up(tokenizer: &Tokenizer, last: Option<Token>, question: &str) -> Result<Vec<Token>> {
+    let close = tokenizer
+        .eos_id()
         .map(Token::Text)
-        .into_iter()
-        .chain(question)
-        .collect())
+        .filter(|&eos| last != Some(eos));
+    let question = pieces(tokenizer, &[&format!(" USER: {question} ASSISTANT:")])?;
+    Ok(close.into_iter().chain(question).collect())
 }
 
 /// What is to be made from a description.

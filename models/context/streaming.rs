@@ -63,7 +63,7 @@ impl Rule {
     }
 }
 
-/// Text of a growing list of ids; made by [`Tokenizer::stream`].
+/// Text of a growing list of ids.
 pub struct StreamingDecoder<'t> {
     tokenizer: &'t Tokenizer,
     skip_special: bool,
@@ -75,7 +75,8 @@ pub struct StreamingDecoder<'t> {
 }
 
 impl<'t> StreamingDecoder<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> Self {
+    /// A decoder that has seen no id; [`Tokenizer::stream`] makes the usual one.
+    pub fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> Self {
         let strip_left = match tokenizer.rule() {
             Rule::Pieces {
                 strip: Some((_, n)),
@@ -122,8 +123,8 @@ impl<'t> StreamingDecoder<'t> {
         }
     }
 
-    /// The text that was still held back.
-    pub fn finish(mut self) -> Result<String> {
+    /// The text that was still held back: there are no more ids.
+    pub fn finish(&mut self) -> Result<String> {
         match self.tokenizer.rule() {
             Rule::Pieces { strip, .. } => {
                 let text = self.run.end();

@@ -237,9 +237,9 @@ impl Tokenizer {
             .doing(|| format!("detokenize {} ids", ids.len()))
     }
 
-    /// A decoder to which ids are given one at a time.
-    pub fn stream(&self, skip_special: bool) -> StreamingDecoder<'_> {
-        StreamingDecoder::new(self, skip_special)
+    /// A decoder to which the ids of an answer are given one at a time; it skips special tokens.
+    pub fn stream(&self) -> StreamingDecoder<'_> {
+        StreamingDecoder::new(self, true)
     }
 
     /// Ids of the vocabulary, special and added tokens included.
@@ -248,22 +248,22 @@ impl Tokenizer {
     }
 
     /// Begin of sequence, `<s>`.
-    pub fn bos(&self) -> Option<u32> {
+    pub fn bos_id(&self) -> Option<u32> {
         self.bos
     }
 
     /// End of sequence, `</s>`.
-    pub fn eos(&self) -> Option<u32> {
+    pub fn eos_id(&self) -> Option<u32> {
         self.eos
     }
 
     /// Padding, where the configuration names one.
-    pub fn pad(&self) -> Option<u32> {
+    pub fn pad_id(&self) -> Option<u32> {
         self.pad
     }
 
     /// What unknown text becomes, `<unk>`.
-    pub fn unk(&self) -> Option<u32> {
+    pub fn unk_id(&self) -> Option<u32> {
         self.unk
     }
 

@@ -305,7 +305,7 @@ fn follow_one(
     cancel: &Cancel,
 ) -> Result<FollowUpJson> {
     let start = Instant::now();
-    let tokens = follow_up(&model.tokenizer, &question)?;
+    let tokens = follow_up(&model.tokenizer, conversation.tokens().last().copied(), &question)?;
     let context = conversation.tokens().len() + tokens.len() + args.max_new_tokens;
     let limit = model.spec.decoder.max_position_embeddings;
     if context > limit {

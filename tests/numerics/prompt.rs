@@ -5,12 +5,12 @@ use expect_test::{Expect, expect};
 use longreel_models::{
     context::{
         prompt::{
-            ChatPrompt, GENERATION_PROMPT_LENGTH, GenerationPrompt, Medium, PaddedRows,
-            check_length, describe, follow_up, frame_tokens, left_pad, max_input_length,
-            raw_prompt, text_prompt,
+            ChatPrompt, FrameTerminators, GENERATION_PROMPT_LENGTH, GenerationPrompt, Medium,
+            PaddedRows, check_length, describe, follow_up, frame_tokens, left_pad,
+            max_input_length, raw_prompt, text_prompt,
         },
         tokenizer::{Tokenizer, TokenizerConfig},
-        vocab::{LWM_FRAME_ENDS, Token},
+        vocab::Token,
     },
     error::Kind,
     spec::FrameEnd,
@@ -55,10 +55,15 @@ fn frames_of(ids: &[u32], vision_mask: &[u8]) -> Vec<Vec<u32>> {
 
 fn video_tokens(frames: &[Vec<u32>], end: FrameEnd) -> Vec<Token> {
     let n = frames.len();
+    let terminators = FrameTerminators {
+        end,
+        end_of_frame_id: 8192,
+        end_of_vision_id: 8193,
+    };
     frames
         .iter()
         .enumerate()
-        .flat_map(|(i, f)| frame_tokens(f, i + 1 == n, end, LWM_FRAME_ENDS))
+        .flat_map(|(i, f)| frame_tokens(f, i + 1 == n, terminators))
         .collect()
 }
 
@@ -162,7 +167,7 @@ fn a_configuration_that_adds_bos_does_not_double_the_one_spelled_out() {
         ChatPrompt::new(&lwm(), "Who?").unwrap()
     );
     assert_eq!(
-        text_prompt(&adds_bos, "Who?").unwrap()[0],
+        text_prompt(&adds_bos, "Who?").unwrap().head[0],
         Token::Text(1),
         "a plain text prompt follows the configuration"
     );
@@ -291,21 +296,29 @@ fn every_video_stands_between_its_own_tags() {
 fn text_prompts() {
     let tokenizer = lwm();
     check(
-        &text_prompt(&tokenizer, "Who walks?").unwrap(),
+        &text_prompt(&tokenizer, "Who walks?").unwrap().assemble(&[]),
         expect![[r#"
             text 48: ▁ Y ou ▁a re ▁a ▁ he l p f u l ▁a s s is t a nt . ▁ U S E R : ▁ W h o ▁ w al k s ? ▁ A S S I S T A N T :
         "#]],
     );
     check(
-        &follow_up(&tokenizer, "Who else?").unwrap(),
+        &follow_up(&tokenizer, None, "Who else?").unwrap(),
         expect![[r#"
             text 29: </s> ▁ ▁ U S E R : ▁ W h o ▁ e l s e ? ▁ A S S I S T A N T :
         "#]],
     );
     check(
-        &raw_prompt(&tokenizer, "The video").unwrap(),
+        &raw_prompt(&tokenizer, "The video").unwrap().assemble(&[]),
         expect![[r#"
             text 7: ▁ T he ▁ v ide o
         "#]],
     );
+}
+
+#[test]
+fn an_answer_that_ended_itself_is_not_closed_again() {
+    let tokenizer = lwm();
+    let cut_short = follow_up(&tokenizer, Some(Token::Text(259)), "Who?").unwrap();
+    let ended = follow_up(&tokenizer, Some(Token::Text(2)), "Who?").unwrap();
+    assert_eq!(cut_short, [vec![Token::Text(2)], ended].concat());
 }

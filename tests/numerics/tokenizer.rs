@@ -13,7 +13,10 @@
 use std::time::{Duration, Instant};
 
 use longreel_models::{
-    context::tokenizer::{Tokenizer, TokenizerConfig},
+    context::{
+        streaming::StreamingDecoder,
+        tokenizer::{Tokenizer, TokenizerConfig},
+    },
     error::Kind,
 };
 use proptest::prelude::*;
@@ -144,10 +147,10 @@ fn special_tokens_are_those_of_the_configuration() {
     let tokenizer = lwm();
     assert_eq!(
         [
-            tokenizer.bos(),
-            tokenizer.eos(),
-            tokenizer.pad(),
-            tokenizer.unk()
+            tokenizer.bos_id(),
+            tokenizer.eos_id(),
+            tokenizer.pad_id(),
+            tokenizer.unk_id()
         ],
         expected
     );
@@ -156,7 +159,7 @@ fn special_tokens_are_those_of_the_configuration() {
         cases["vocab"].as_u64().unwrap()
     );
     assert_eq!(
-        with_config("{}").pad(),
+        with_config("{}").pad_id(),
         None,
         "no configuration, no pad token"
     );
@@ -172,7 +175,10 @@ fn added_tokens_stand_at_the_ids_the_configuration_gives() {
         .unwrap()
     };
     let tokenizer = Tokenizer::from_sentencepiece(&file("tokenizer.model"), &added(352)).unwrap();
-    assert_eq!((tokenizer.pad(), tokenizer.vocab_size()), (Some(352), 353));
+    assert_eq!(
+        (tokenizer.pad_id(), tokenizer.vocab_size()),
+        (Some(352), 353)
+    );
     assert_eq!(tokenizer.encode("a<pad>").unwrap(), [259, 352]);
     let error = Tokenizer::from_sentencepiece(&file("tokenizer.model"), &added(400)).unwrap_err();
     assert_eq!(
@@ -183,7 +189,7 @@ fn added_tokens_stand_at_the_ids_the_configuration_gives() {
 
 /// Everything the stream printed, and the pieces it was printed in.
 fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> (String, Vec<String>) {
-    let mut stream = tokenizer.stream(skip_special);
+    let mut stream = StreamingDecoder::new(tokenizer, skip_special);
     let mut pieces: Vec<String> = ids
         .iter()
         .filter_map(|&id| stream.push(id).unwrap())
