@@ -194,11 +194,10 @@ fn prompt(model: &Model, question: &str, has_video: bool) -> Result<ChatPrompt> 
 }
 
 fn check_plan(model: &Model, prompt: &ChatPrompt, sources: &[Source], options: &AnswerOptions) -> Result<Plan> {
-    let between = prompt.between.len() * sources.len().saturating_sub(1);
     let demand = Demand {
         // A video that cannot tell is counted as it comes, by the assemble stage.
         frames: stages::expected_frames(sources).unwrap_or(0),
-        text_tokens: (prompt.head.len() + between + prompt.tail.len()) as u64,
+        text_tokens: prompt.n_text_tokens(sources.len()) as u64,
         max_new_tokens: options.max_new_tokens as u64,
         kv_bytes_per_element: options.kv_dtype.bytes() as u64,
         // Mapped weights are page cache: the system reclaims and rereads them.

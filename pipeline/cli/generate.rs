@@ -4,7 +4,7 @@ use std::path::Path;
 
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
-    context::{prompt::{VisionPrompt, vision_prompt}, vocab::Token},
+    context::{prompt::{GenerationPrompt, Medium}, vocab::Token},
     llama::{
         generate::{VisionGeneration, generate_vision},
         sampler::Draw,
@@ -43,8 +43,8 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let model = Model::open(&dir)?;
     let (vqgan, spec) = model.vision()?;
     let mut out = PictureWriter::create(&args.out, spec.resolution, rate)?;
-    let n_frames = if out.is_video() { args.n_frames } else { 1 };
-    let prompt = vision_prompt(&model.tokenizer, &args.prompt, out.is_video())?;
+    let (medium, n_frames) = if out.is_video() { (Medium::Video, args.n_frames) } else { (Medium::Image, 1) };
+    let prompt = GenerationPrompt::new(&model.tokenizer, medium, &args.prompt)?;
     check_plan(&model, &prompt, n_frames)?;
 
     let progress = Progress::default();
@@ -89,7 +89,7 @@ fn check(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-fn check_plan(model: &Model, prompt: &VisionPrompt, n_frames: usize) -> Result<()> {
+fn check_plan(model: &Model, prompt: &GenerationPrompt, n_frames: usize) -> Result<()> {
     // Guidance keeps two contexts.
     let demand = Demand {
         frames: n_frames as u64,
@@ -105,7 +105,7 @@ fn check_plan(model: &Model, prompt: &VisionPrompt, n_frames: usize) -> Result<(
 fn draw_frames(
     args: &GenerateArgs,
     model: &Model,
-    prompt: &VisionPrompt,
+    prompt: &GenerationPrompt,
     n_frames: usize,
     progress: &Progress,
     cancel: &Cancel,

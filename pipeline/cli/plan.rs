@@ -88,7 +88,7 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let spec = spec_of_directory(&dir)?;
     let prompt = ChatPrompt::new(&Tokenizer::open(&dir)?, &args.question)?;
-    let around = prompt.head.len() + prompt.tail.len() + prompt.between.len() * args.videos.len().saturating_sub(1);
+    let around = prompt.n_text_tokens(args.videos.len().max(1));
     Ok(Facts { spec, weight_bytes: Weights::open(&dir)?.total_bytes(), text_tokens: around as u64 })
 }
 

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crossbeam_channel::Receiver;
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
-    context::{tokenizer::StreamingDecoder, vocab::Token},
+    context::{streaming::StreamingDecoder, vocab::Token},
     llama::{
         generate::{Generation, Step, generate, prefill},
         sampler::Draw,
@@ -182,7 +182,7 @@ impl<'a> StoppedText<'a> {
     }
 
     fn finish(mut self, on_text: &mut dyn FnMut(&str)) -> Result<(String, bool)> {
-        let rest = std::mem::take(&mut self.decoder).finish()?;
+        let rest = self.decoder.finish()?;
         if !self.stopped {
             self.append(&rest, on_text);
         }
