@@ -1,1 +1,89 @@
-//! Being built.
+//! The reel: what is written is what is read, however it was stopped.
+
+use std::fs;
+
+use longreel::{
+    error::Kind,
+    flow::FrameTime,
+    reel::{self, ReelFrame, ReelHeader, ReelReader, ReelVideo, ReelWriter},
+    time::{Pts, TimeBase},
+};
+use proptest::prelude::*;
+
+fn header() -> ReelHeader {
+    let video = |path: &str, den| ReelVideo { path: path.into(), time_base: [1, den], duration_s: Some(2.0), sampling: "every frame".into() };
+    ReelHeader { model: "m".into(), grid: 2, codebook: 16, videos: vec![video("a", 90_000), video("b", 1000)] }
+}
+
+fn frame(video: usize, index: u64) -> ReelFrame {
+    let den = if video == 0 { 90_000 } else { 1000 };
+    let pts = Pts::new(index as i64 * 3003 - 5, TimeBase::new(1, den).unwrap());
+    ReelFrame {
+        video,
+        time: FrameTime { index, pts },
+        key: index.is_multiple_of(3),
+        corrupt: index % 5 == 1,
+        codes: (0..4).map(|c| ((index + c) % 16) as u32).collect(),
+    }
+}
+
+#[test]
+fn a_reel_gives_back_what_was_appended() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.reel");
+    let frames: Vec<ReelFrame> = (0..7).map(|i| frame(usize::from(i > 3), i)).collect();
+    let mut writer = ReelWriter::open(&path, header()).unwrap();
+    frames.iter().for_each(|f| writer.append(f).unwrap());
+    assert!(!path.exists(), "the reel has its name only when it is whole");
+    writer.finish().unwrap();
+    assert!(reel::is_reel(&path));
+    let mut reader = ReelReader::open(&path).unwrap();
+    let mut read = Vec::new();
+    while let Some(frame) = reader.next_frame().unwrap() {
+        read.push(frame);
+    }
+    assert_eq!(read, frames);
+    assert_eq!(reel::parse(&fs::read(&path).unwrap()).unwrap(), (header(), frames));
+}
+
+#[test]
+fn a_record_cut_short_is_left_out_and_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.reel");
+    let mut writer = ReelWriter::open(&path, header()).unwrap();
+    (0..5).for_each(|i| writer.append(&frame(0, i)).unwrap());
+    writer.flush().unwrap();
+    drop(writer);
+    let partial = reel::partial_path(&path);
+    let length = fs::metadata(&partial).unwrap().len();
+    fs::OpenOptions::new().write(true).open(&partial).unwrap().set_len(length - 3).unwrap();
+    let mut writer = ReelWriter::open(&path, header()).unwrap();
+    assert_eq!(writer.n_frames(), 4);
+    writer.append(&frame(0, 4)).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(ReelReader::open(&path).unwrap().n_frames(), 5);
+}
+
+#[test]
+fn a_partial_reel_of_another_job_is_not_continued() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.reel");
+    let mut writer = ReelWriter::open(&path, header()).unwrap();
+    writer.append(&frame(0, 0)).unwrap();
+    writer.flush().unwrap();
+    drop(writer);
+    let other = ReelHeader { model: "another".into(), ..header() };
+    assert_eq!(ReelWriter::open(&path, other).unwrap().n_frames(), 0);
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_are_refused_without_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), real in any::<bool>()) {
+        if real {
+            bytes.splice(0..0, reel::MAGIC);
+        }
+        if let Err(error) = reel::parse(&bytes) {
+            prop_assert!(matches!(error.kind(), Kind::BadInput), "{error}");
+        }
+    }
+}
