@@ -1,0 +1,55 @@
+//! Each stage alone, on the clips and the tiny checkpoint of the tests, and the
+//! kernels at the shapes of LWM-7B: median and spread, by Criterion.
+
+use std::{hint::black_box, path::Path};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use longreel::{
+    cancel::Cancel,
+    sources::{
+        file::FrameReader,
+        sampler::{Range, Sampling, parse_rate},
+    },
+};
+use longreel_models::vision::image::{RgbView, lwm_frame};
+
+fn clip(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clips").join(name)
+}
+
+/// Decodes `name` with `sampling` and returns the number of frames.
+fn decode(name: &str, sampling: &Sampling) -> longreel::error::Result<usize> {
+    let range = Range::new(None, None)?;
+    let mut reader = FrameReader::open(&clip(name), sampling, &range, Cancel::new())?;
+    let mut frames = 0;
+    while let Some(frame) = reader.next_frame()? {
+        black_box(&frame);
+        frames += 1;
+    }
+    Ok(frames)
+}
+
+fn decode_stage(c: &mut Criterion) {
+    let mut group = c.benchmark_group("decode");
+    group.sample_size(10);
+    for name in ["nasa_13013.mp4", "av1_video.mkv", "h265_10bits.mp4"] {
+        group.bench_function(format!("{name}, every frame"), |b| b.iter(|| decode(name, &Sampling::Every)));
+        let Ok(rate) = parse_rate("1") else { return };
+        group.bench_function(format!("{name}, 1 fps"), |b| b.iter(|| decode(name, &Sampling::Fps(rate))));
+    }
+    group.finish();
+}
+
+fn preprocess(c: &mut Criterion) {
+    let (width, height) = (1920, 1080);
+    let data: Vec<u8> = (0..width * height * 3).map(|i| (i * 7 % 251) as u8).collect();
+    let mut group = c.benchmark_group("preprocess");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("1080p to 256x256", |b| {
+        b.iter(|| RgbView::new(width, height, &data).and_then(|view| lwm_frame(view, 256)));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, decode_stage, preprocess);
+criterion_main!(benches);
