@@ -8,7 +8,7 @@ use longreel::{
     cancel::Cancel,
     sources::{
         file::FrameReader,
-        sampler::{Range, Sampling, parse_rate},
+        sampler::{Sampling, TimeRange, parse_rate},
     },
 };
 use longreel_models::vision::image::{RgbView, lwm_frame};
@@ -19,8 +19,7 @@ fn clip(name: &str) -> std::path::PathBuf {
 
 /// Decodes `name` with `sampling` and returns the number of frames.
 fn decode(name: &str, sampling: &Sampling) -> longreel::error::Result<usize> {
-    let range = Range::new(None, None)?;
-    let mut reader = FrameReader::open(&clip(name), sampling, &range, Cancel::new())?;
+    let mut reader = FrameReader::open(&clip(name), sampling, &TimeRange::ALL, Cancel::new())?;
     let mut frames = 0;
     while let Some(frame) = reader.next_frame()? {
         black_box(&frame);

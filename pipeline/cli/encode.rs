@@ -11,7 +11,7 @@ use crate::{
     model::FrameTokenizer,
     plan,
     reel::{ReelHeader, ReelVideo, ReelWriter, partial_path},
-    sources::{file::FrameReader, sampler::Sampling},
+    sources::file::FrameReader,
     stages::{self, decode::Source, seen::SourceSeen, progress::Progress},
 };
 
@@ -44,7 +44,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let tokenizer = FrameTokenizer::open(&dir)?;
     let sources = resolve::sources(&args.videos, &sampling, &range, cancel)?;
-    let header = header(&tokenizer, &sources, &sampling)?;
+    let header = header(&tokenizer, &sources)?;
     let mut writer = ReelWriter::open(&args.out, header)?;
     let resumed = writer.n_frames();
     if resumed > 0 {
@@ -74,11 +74,11 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     voice.say(&result, || format!("{frames} frames, {} in {}", plan::bytes(result.bytes), args.out.display()))
 }
 
-fn header(tokenizer: &FrameTokenizer, sources: &[Source], sampling: &Sampling) -> Result<ReelHeader> {
+fn header(tokenizer: &FrameTokenizer, sources: &[Source]) -> Result<ReelHeader> {
     let mut videos = Vec::new();
     for source in sources {
         match source {
-            Source::Video(reader) => videos.push(reel_video(reader, sampling)),
+            Source::Video { reader, sampling } => videos.push(reel_video(reader, sampling)),
             Source::Reel(reel) => {
                 let path = reel.path().display();
                 return Err(Error::new(Kind::Usage, format!("{path} is a reel already, expected a video or an image")));
@@ -93,13 +93,13 @@ fn header(tokenizer: &FrameTokenizer, sources: &[Source], sampling: &Sampling) -
     })
 }
 
-fn reel_video(reader: &FrameReader, sampling: &Sampling) -> ReelVideo {
+fn reel_video(reader: &FrameReader, sampling: &str) -> ReelVideo {
     let info = reader.info();
     ReelVideo {
         path: absolute(&info.path).display().to_string(),
         time_base: [info.time_base.num, info.time_base.den],
         duration_s: info.duration.map(|d| d.seconds()),
-        sampling: sampling.to_string(),
+        sampling: sampling.to_owned(),
     }
 }
 

@@ -106,7 +106,7 @@ fn frames(args: &PlanArgs, sources: &[Source], sampling: &Sampling) -> Result<u6
         return Err(Error::new(Kind::Usage, format!("--hours is {hours}, expected more than 0 and below 1000000")));
     }
     match sampling {
-        Sampling::Fps(rate) => Ok((hours * 3600.0 * rate.to_f64()).ceil() as u64),
+        Sampling::Fps(rate) => Ok((hours * 3600.0 * f64::from(rate.num()) / f64::from(rate.den())).ceil() as u64),
         Sampling::Uniform(n) => Ok(*n as u64),
         _ => Err(Error::new(Kind::Usage, "--hours needs --fps or --frames")),
     }
@@ -134,11 +134,11 @@ fn predict(plan: &Plan, max_new_tokens: usize) -> Result<Predicted> {
 
 fn source_plan(source: &Source) -> SourcePlan {
     match source {
-        Source::Video(reader) => SourcePlan {
+        Source::Video { reader, sampling } => SourcePlan {
             path: reader.info().path.clone(),
             duration_s: reader.info().duration.map(|d| d.seconds()),
             frames: reader.expected_frames(),
-            sampling: reader.sampling().to_string(),
+            sampling: sampling.clone(),
         },
         Source::Reel(reel) => SourcePlan {
             path: reel.path().to_owned(),

@@ -10,7 +10,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     model::FrameTokenizer,
     reel::ReelReader,
-    sources::sampler::parse_rate,
+    sources::sampler::{Rate, parse_rate},
     stages::{picture::PictureWriter, progress::Progress},
 };
 
@@ -19,7 +19,7 @@ struct ReconstructJson<'a> {
     reel: &'a Path,
     out: &'a Path,
     frames: u64,
-    fps: f64,
+    fps: Rate,
 }
 
 /// Runs the verb.
@@ -42,7 +42,7 @@ pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         Ok(progress.frames_encoded.get())
     })?;
     out.finish()?;
-    let result = ReconstructJson { reel: &args.reel, out: &args.out, frames, fps: rate.to_f64() };
+    let result = ReconstructJson { reel: &args.reel, out: &args.out, frames, fps: rate };
     voice.say(&result, || format!("{frames} frames in {}", args.out.display()))
 }
 

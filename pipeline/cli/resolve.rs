@@ -19,7 +19,7 @@ use crate::{
     reel::{self, ReelReader},
     sources::{
         file::FrameReader,
-        sampler::{Range, Sampling, parse_rate, parse_time},
+        sampler::{Sampling, TimeRange, parse_rate, parse_time},
     },
     stages::decode::Source,
 };
@@ -35,7 +35,7 @@ pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> 
 }
 
 /// Which frames, and the range they come from.
-pub fn sampling(args: &SamplingArgs) -> Result<(Sampling, Range)> {
+pub fn sampling(args: &SamplingArgs) -> Result<(Sampling, TimeRange)> {
     let sampling = match (&args.fps, args.frames, args.all_frames) {
         (Some(rate), ..) => Sampling::Fps(parse_rate(rate).doing(|| "--fps")?),
         (None, Some(0), _) => return Err(Error::new(Kind::Usage, "--frames is 0, expected at least 1")),
@@ -47,29 +47,29 @@ pub fn sampling(args: &SamplingArgs) -> Result<(Sampling, Range)> {
 }
 
 /// The range that `--from` and `--to` give.
-pub fn range(args: &SamplingArgs) -> Result<Range> {
+pub fn range(args: &SamplingArgs) -> Result<TimeRange> {
     let time = |flag: &'static str, text: &Option<String>| {
         text.as_deref().map(parse_time).transpose().doing(|| flag)
     };
-    Range::new(time("--from", &args.from)?, time("--to", &args.to)?)
+    Ok(TimeRange { from: time("--from", &args.from)?, to: time("--to", &args.to)? })
 }
 
 /// Opens every input: reels as they are, everything else as video.
 pub fn sources(
     paths: &[PathBuf],
     sampling: &Sampling,
-    range: &Range,
+    range: &TimeRange,
     cancel: &Cancel,
 ) -> Result<Vec<Source>> {
     paths.iter().map(|path| source(path, sampling, range, cancel)).collect()
 }
 
-fn source(path: &Path, sampling: &Sampling, range: &Range, cancel: &Cancel) -> Result<Source> {
+fn source(path: &Path, sampling: &Sampling, range: &TimeRange, cancel: &Cancel) -> Result<Source> {
     if reel::is_reel(path) {
         return Ok(Source::Reel(ReelReader::open(path)?));
     }
     let reader = FrameReader::open(path, sampling, range, cancel.clone())?;
-    Ok(Source::Video(Box::new(reader)))
+    Ok(Source::Video { reader: Box::new(reader), sampling: sampling.to_string() })
 }
 
 /// How ids are drawn.

@@ -14,7 +14,12 @@ use crate::{
 /// Where frames come from.
 pub enum Source {
     /// A video or image file, sampled.
-    Video(Box<FrameReader>),
+    Video {
+        /// The open file.
+        reader: Box<FrameReader>,
+        /// How its frames are chosen, in words.
+        sampling: String,
+    },
     /// Frames that were encoded before.
     Reel(ReelReader),
 }
@@ -56,7 +61,7 @@ pub fn run(
 ) -> Result<()> {
     for (source, from) in sources.into_iter().enumerate() {
         let listened = match from {
-            Source::Video(reader) => video(source, *reader, &mut skip, &out, progress, cancel)?,
+            Source::Video { reader, .. } => video(source, *reader, &mut skip, &out, progress, cancel)?,
             Source::Reel(reader) => reel(source, reader, &out, progress, cancel)?,
         };
         if !listened {

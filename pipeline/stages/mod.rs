@@ -146,7 +146,7 @@ fn write_reel(frames: crossbeam_channel::Receiver<Encoded>, writer: &mut ReelWri
 
 fn seen_of(source: &Source) -> SourceSeen {
     match source {
-        Source::Video(reader) => SourceSeen::video(reader),
+        Source::Video { reader, sampling } => SourceSeen::video(reader, sampling),
         Source::Reel(reel) => SourceSeen::reel(reel),
     }
 }
@@ -154,7 +154,7 @@ fn seen_of(source: &Source) -> SourceSeen {
 /// Frames that `sources` will give together; `None` when one of them cannot say.
 pub fn expected_frames(sources: &[Source]) -> Option<u64> {
     let frames = sources.iter().map(|source| match source {
-        Source::Video(reader) => reader.expected_frames(),
+        Source::Video { reader, .. } => reader.expected_frames(),
         Source::Reel(reel) => Some(reel.n_frames()),
     });
     frames.sum()

@@ -46,12 +46,12 @@ pub struct SourceSeen {
 
 impl SourceSeen {
     /// A video of which nothing has been seen yet.
-    pub fn video(reader: &FrameReader) -> Self {
+    pub fn video(reader: &FrameReader, sampling: &str) -> Self {
         let info = reader.info();
         Self {
             duration_s: info.duration.map(|d| d.seconds()),
             time_base: info.time_base.to_string(),
-            ..Self::new(info.path.clone(), reader.sampling())
+            ..Self::new(info.path.clone(), sampling.to_owned())
         }
     }
 
