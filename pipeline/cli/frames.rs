@@ -63,7 +63,7 @@ pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     progress.frames_expected.add(reader.expected_frames().unwrap_or(0));
     let frames = voice.show(&progress, || write_all(&args.out, &mut reader, side, &progress, cancel))?;
     let report = reader.report();
-    let result = FramesJson { video: reader.info(), sampling: sampling.to_string(), out: &args.out, frames, report };
+    let result = FramesJson { video: reader.info(), sampling: resolve::describe(&sampling, &range), out: &args.out, frames, report };
     voice.say(&result, || format!("{frames} frames in {}", args.out.display()))
 }
 

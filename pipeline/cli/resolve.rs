@@ -69,7 +69,24 @@ fn source(path: &Path, sampling: &Sampling, range: &TimeRange, cancel: &Cancel) 
         return Ok(Source::Reel(ReelReader::open(path)?));
     }
     let reader = FrameReader::open(path, sampling, range, cancel.clone())?;
-    Ok(Source::Video { reader: Box::new(reader), sampling: sampling.to_string() })
+    Ok(Source::Video { reader: Box::new(reader), sampling: describe(sampling, range) })
+}
+
+/// The sampling in words, as it is echoed: `1 frame/s from 00:00:10.000`.
+pub fn describe(sampling: &Sampling, range: &TimeRange) -> String {
+    let mut words = match sampling {
+        Sampling::Every => "every frame".to_owned(),
+        Sampling::Fps(rate) => format!("{rate} frames/s"),
+        Sampling::Uniform(n) => format!("{n} frames spread evenly"),
+        Sampling::At(times) => format!("{} given times", times.len()),
+        Sampling::Indices(numbers) => format!("{} given frame numbers", numbers.len()),
+    };
+    for (word, time) in [("from", range.from), ("to", range.to)] {
+        if let Some(time) = time {
+            words += &format!(" {word} {time}");
+        }
+    }
+    words
 }
 
 /// How ids are drawn.
