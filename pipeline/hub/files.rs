@@ -1,0 +1,68 @@
+//! Which files of a repository make a model directory.
+
+/// Files that describe a model and its inputs, by exact name.
+const EXACT: [&str; 10] = [
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+];
+
+/// The files of a model directory among `files`, descriptions first, weights last.
+///
+/// Only the top folder counts. The weights are the `*.safetensors` files, or
+/// the `*.bin` files where there is none; copies of the same weights in another
+/// form (`consolidated.*`, `model.fp16.safetensors`) and what only training
+/// needs are left out.
+pub fn wanted(files: &[String]) -> Vec<String> {
+    let top = || files.iter().filter(|name| !name.contains('/'));
+    let weights = |extension: &str| -> Vec<String> {
+        top()
+            .filter(|name| name.ends_with(extension) && !is_copy(name, files))
+            .cloned()
+            .collect()
+    };
+    let (weights, index) = match (weights(".safetensors"), weights(".bin")) {
+        (safetensors, bin) if safetensors.is_empty() => (bin, ".bin.index.json"),
+        (safetensors, _) => (safetensors, ".safetensors.index.json"),
+    };
+    let mut wanted: Vec<String> = top()
+        .filter(|name| is_description(name) || name.ends_with(index))
+        .cloned()
+        .collect();
+    wanted.sort();
+    wanted.dedup();
+    wanted.extend(weights);
+    wanted
+}
+
+/// Whether `name` is a file of weights.
+pub(super) fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".bin")
+}
+
+fn is_description(name: &str) -> bool {
+    EXACT.contains(&name) || name.starts_with("tokenizer") || name.starts_with("chat_template")
+}
+
+/// Whether `name` repeats other weights, or is none of the model's.
+fn is_copy(name: &str, files: &[String]) -> bool {
+    let training = ["training_args.bin", "optimizer.bin", "scheduler.bin"];
+    if training.contains(&name) || name.starts_with("consolidated") {
+        return true;
+    }
+    // `model.fp16.safetensors` beside `model.safetensors`.
+    let mut parts = name.splitn(3, '.');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(stem), Some(_), Some(extension)) => files
+            .iter()
+            .any(|other| *other == format!("{stem}.{extension}")),
+        _ => false,
+    }
+}
