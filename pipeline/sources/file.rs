@@ -1,1 +1,554 @@
-//! Being built.
+//! A video file as frames: opened, looked over, and read in presentation order.
+//!
+//! Opening reads the file once without decoding, for the time of every frame
+//! ([`Timeline`]). Which frames to take is decided from those times; then they
+//! are decoded, either straight through or jumping over whole groups of pictures
+//! that hold none of them. Both give the same frames: decoding starts at a packet
+//! that the container calls a key, never at one that FFmpeg happened to find, and
+//! when a jump does not give the frame it was made for, the file is decoded
+//! straight instead.
+
+use std::{collections::BTreeSet, path::Path};
+
+use serde::Serialize;
+
+pub use super::info::VideoInfo;
+use super::{
+    ffmpeg::{self, Converter, Decoder, Demuxer, Packet, PictureTimes, Read, Received},
+    sampler::{self, Sampling, TimeRange},
+};
+use crate::{
+    cancel::Cancel,
+    error::{Context, Error, Kind, Result},
+    flow::{Frame, FrameTime},
+    time::{Pts, TimeBase},
+};
+
+/// Fewest frames that a jump must save: less is decoded faster than the decoder refills.
+const JUMP_FRAMES_MIN: usize = 16;
+/// From so many frames on, a jump seeks in the file; below, packets are read and dropped.
+const SEEK_FRAMES_MIN: usize = 256;
+/// Damaged reads in a row after which the rest of a file is given up.
+const DAMAGED_READS_MAX: u32 = 64;
+
+/// How the chosen frames are reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// Jump where a jump saves work.
+    #[default]
+    Auto,
+    /// Jump and seek wherever possible.
+    Seek,
+    /// Decode every frame from the first on.
+    Straight,
+}
+
+/// When every frame of a video is shown, in presentation order.
+///
+/// 16 bytes a frame (7 MB for two hours at 60 fps), and 24 for each point where decoding can start.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    /// Seconds per tick.
+    pub time_base: TimeBase,
+    /// All frames, by time.
+    pub frames: Vec<TimelineFrame>,
+    entries: Vec<EntryPoint>,
+}
+
+/// One frame of a [`Timeline`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TimelineFrame {
+    /// Presentation time.
+    pub ticks: i64,
+    /// Whether decoding can start here.
+    pub key: bool,
+}
+
+/// A packet at which decoding can start.
+#[derive(Debug, Clone, Copy)]
+struct EntryPoint {
+    /// Its presentation time.
+    ticks: i64,
+    /// A time for the container's seek that does not go behind it.
+    seek_ticks: i64,
+    /// The number of the first frame at or after it.
+    frame: usize,
+}
+
+impl Timeline {
+    fn new(time_base: TimeBase, mut frames: Vec<TimelineFrame>, mut entries: Vec<EntryPoint>) -> Self {
+        frames.sort_unstable();
+        frames.shrink_to_fit();
+        entries.sort_unstable_by_key(|e| e.ticks);
+        for entry in &mut entries {
+            entry.frame = frames.partition_point(|f| f.ticks < entry.ticks);
+        }
+        Self { time_base, frames, entries }
+    }
+
+    /// The last entry point at or before `ticks`.
+    fn entry_for(&self, ticks: i64) -> Option<&EntryPoint> {
+        let n = self.entries.partition_point(|e| e.ticks <= ticks);
+        self.entries.get(n.checked_sub(1)?)
+    }
+
+    /// The number of the first frame at or after `ticks`.
+    fn number(&self, ticks: i64) -> usize {
+        self.frames.partition_point(|f| f.ticks < ticks)
+    }
+}
+
+/// How reading went so far.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct DecodeReport {
+    /// Frames that came out of the decoder.
+    pub decoded: u64,
+    /// Frames handed on.
+    pub emitted: u64,
+    /// Packets that the container or the decoder could not make sense of.
+    pub corrupt_packets_skipped: u64,
+    /// Frames that the decoder found damage in; they are handed on, marked.
+    pub corrupt_frames: u64,
+    /// Frames that were chosen but did not decode.
+    pub missing: u64,
+    /// Whether the file ends before its own end.
+    pub truncated: bool,
+    /// Sentences for people, each once.
+    pub warnings: BTreeSet<String>,
+    /// `seek` once a jump was made, else `straight`.
+    pub strategy: Strategy,
+}
+
+/// The chosen frames of a file, one after the other.
+pub struct FrameReader {
+    info: VideoInfo,
+    timeline: Option<Timeline>,
+    /// Numbers of the chosen frames, rising; every frame that decodes when `None`.
+    chosen: Option<Vec<usize>>,
+    /// How many of `chosen` are dealt with.
+    cursor: usize,
+    /// Number of the frame that follows the last one decoded.
+    next_number: usize,
+    demuxer: Demuxer,
+    decoder: Decoder,
+    converter: Converter,
+    clock: Clock,
+    strategy: Strategy,
+    /// While set, packets are dropped up to the key packet of this time.
+    skip_to: Option<i64>,
+    jumped: bool,
+    ended: bool,
+    damaged_reads: u32,
+    report: DecodeReport,
+    cancel: Cancel,
+}
+
+/// Opens `path` and tells what it says of its video.
+pub fn probe(path: &Path, cancel: &Cancel) -> Result<VideoInfo> {
+    check_file(path).and_then(|()| Demuxer::open(path, cancel)?.info(path)).doing(|| format!("open {}", path.display()))
+}
+
+impl FrameReader {
+    /// Opens `path`, and chooses frames by `sampling` out of those in `range`.
+    pub fn open(path: &Path, sampling: &Sampling, range: &TimeRange, cancel: Cancel) -> Result<Self> {
+        Self::open_with(path, sampling, range, cancel, Strategy::Auto)
+    }
+
+    /// [`FrameReader::open`], with a say in how the frames are reached.
+    pub fn open_with(
+        path: &Path,
+        sampling: &Sampling,
+        range: &TimeRange,
+        cancel: Cancel,
+        strategy: Strategy,
+    ) -> Result<Self> {
+        Self::start(path, sampling, range, cancel, strategy).doing(|| format!("open {}", path.display()))
+    }
+
+    fn start(
+        path: &Path,
+        sampling: &Sampling,
+        range: &TimeRange,
+        cancel: Cancel,
+        mut strategy: Strategy,
+    ) -> Result<Self> {
+        check_file(path)?;
+        let mut demuxer = Demuxer::open(path, &cancel)?;
+        let info = demuxer.info(path)?;
+        let survey = Survey::of(&mut demuxer, info.time_base)?;
+        let mut report = DecodeReport::default();
+        survey.judge(&info, &mut report)?;
+        let is_everything = *sampling == Sampling::Every && *range == TimeRange::ALL;
+        let timeline = match survey.timeline {
+            Some(timeline) => Some(timeline),
+            None if is_everything => None,
+            None => Some(decode_timeline(&info, &cancel)?),
+        };
+        if !survey.can_jump {
+            strategy = Strategy::Straight;
+        }
+        let chosen = match &timeline {
+            Some(timeline) if !is_everything => Some(choose(sampling, range, timeline)?),
+            _ => None,
+        };
+        let demuxer = Demuxer::open(path, &cancel)?;
+        let decoder = Decoder::open(&demuxer)?;
+        Ok(Self {
+            converter: Converter::new(&info),
+            clock: Clock::new(&info, survey.can_jump),
+            info,
+            timeline,
+            chosen,
+            cursor: 0,
+            next_number: 0,
+            demuxer,
+            decoder,
+            strategy,
+            skip_to: None,
+            jumped: false,
+            ended: false,
+            damaged_reads: 0,
+            report,
+            cancel,
+        })
+    }
+
+    /// What the file says of its video.
+    pub fn info(&self) -> &VideoInfo {
+        &self.info
+    }
+
+    /// When the frames are shown; `None` when all are read from a file that does not say.
+    pub fn timeline(&self) -> Option<&Timeline> {
+        self.timeline.as_ref()
+    }
+
+    /// How many frames will be handed on if all of them decode.
+    pub fn expected_frames(&self) -> Option<u64> {
+        let n = self.chosen.as_ref().map(Vec::len).or(self.timeline.as_ref().map(|t| t.frames.len()));
+        n.map(|n| n as u64)
+    }
+
+    /// How reading went so far.
+    pub fn report(&self) -> DecodeReport {
+        let strategy = if self.jumped { Strategy::Seek } else { Strategy::Straight };
+        let mut report = DecodeReport { strategy, ..self.report.clone() };
+        let counts = [
+            (report.corrupt_packets_skipped, "damaged packets were skipped"),
+            (report.corrupt_frames, "decoded frames are damaged"),
+            (report.missing, "chosen frames did not decode"),
+        ];
+        report.warnings.extend(counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+        report
+    }
+
+    /// The next chosen frame in presentation order.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>> {
+        self.advance().doing(|| format!("decode {}", self.info.path.display()))
+    }
+
+    fn advance(&mut self) -> Result<Option<Frame>> {
+        self.jump_if_useful()?;
+        while !self.is_done() {
+            self.cancel.check()?;
+            match self.decoder.receive() {
+                Received::Picture(times) => {
+                    if let Some(frame) = self.consider(times)? {
+                        return Ok(Some(frame));
+                    }
+                }
+                Received::NeedsPacket => self.feed()?,
+                Received::Damaged => self.report.corrupt_packets_skipped += 1,
+                Received::End => self.end()?,
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_done(&self) -> bool {
+        self.ended || self.chosen.as_ref().is_some_and(|chosen| self.cursor == chosen.len())
+    }
+
+    /// The decoder has given all it has.
+    fn end(&mut self) -> Result<()> {
+        if self.jumped && self.strategy != Strategy::Straight && !self.is_done() {
+            return self.go_straight();
+        }
+        self.ended = true;
+        if let Some(chosen) = &self.chosen {
+            self.report.missing += (chosen.len() - self.cursor) as u64;
+        }
+        if self.report.decoded > 0 {
+            return Ok(());
+        }
+        let skipped = self.report.corrupt_packets_skipped;
+        Err(Error::new(Kind::BadInput, format!("no frame of it decodes ({skipped} damaged packets)")))
+    }
+
+    /// The time of the first chosen frame that is not dealt with.
+    fn pending(&self) -> Option<i64> {
+        let number = *self.chosen.as_ref()?.get(self.cursor)?;
+        self.timeline.as_ref()?.frames.get(number).map(|frame| frame.ticks)
+    }
+
+    /// Goes to the entry point before the pending frame, if that leaves out enough decoding.
+    fn jump_if_useful(&mut self) -> Result<()> {
+        let entry = self.pending().and_then(|ticks| self.timeline.as_ref()?.entry_for(ticks)).copied();
+        let Some(entry) = entry else { return Ok(()) };
+        let saved = entry.frame.saturating_sub(self.next_number);
+        let (jump_min, seek_min) = match self.strategy {
+            Strategy::Straight => return Ok(()),
+            Strategy::Auto => (JUMP_FRAMES_MIN, SEEK_FRAMES_MIN),
+            Strategy::Seek => (1, 1),
+        };
+        if saved < jump_min {
+            return Ok(());
+        }
+        self.jumped = true;
+        self.decoder.flush();
+        self.skip_to = Some(entry.ticks);
+        if saved >= seek_min && self.demuxer.seek(entry.seek_ticks).is_err() {
+            return self.go_straight();
+        }
+        Ok(())
+    }
+
+    /// Starts again from the file's first packet, never to jump again.
+    fn go_straight(&mut self) -> Result<()> {
+        self.demuxer = Demuxer::open(&self.info.path, &self.cancel)?;
+        self.decoder = Decoder::open(&self.demuxer)?;
+        self.strategy = Strategy::Straight;
+        self.clock.restart();
+        self.next_number = 0;
+        self.skip_to = None;
+        Ok(())
+    }
+
+    /// Gives the decoder its next packet, or the end.
+    fn feed(&mut self) -> Result<()> {
+        match self.demuxer.read()? {
+            Read::Packet(packet) => {
+                self.damaged_reads = 0;
+                return self.feed_packet(&packet);
+            }
+            Read::Damaged if self.damaged_reads < DAMAGED_READS_MAX => {
+                self.damaged_reads += 1;
+                self.report.corrupt_packets_skipped += 1;
+            }
+            Read::Damaged | Read::End if self.skip_to.is_some() => self.go_straight()?,
+            Read::Damaged | Read::End => self.decoder.send_end(),
+        }
+        Ok(())
+    }
+
+    fn feed_packet(&mut self, packet: &Packet) -> Result<()> {
+        if let Some(wanted) = self.skip_to {
+            match packet.pts().filter(|_| packet.is_key()) {
+                Some(ticks) if ticks == wanted => self.skip_to = None,
+                Some(ticks) if ticks > wanted => return self.go_straight(),
+                _ => return Ok(()),
+            }
+        }
+        if !self.decoder.send(packet) {
+            self.report.corrupt_packets_skipped += 1;
+        }
+        Ok(())
+    }
+
+    /// Hands on the decoder's picture if it is one of the chosen.
+    fn consider(&mut self, times: PictureTimes) -> Result<Option<Frame>> {
+        let ticks = self.clock.ticks(&times);
+        let number = self.timeline.as_ref().map_or(0, |t| t.number(ticks)).max(self.next_number);
+        if let Some(pending) = self.pending() {
+            if ticks > pending && self.jumped && self.strategy != Strategy::Straight {
+                self.go_straight()?;
+                return Ok(None);
+            }
+            self.count(&times, number);
+            if ticks < pending {
+                return Ok(None);
+            }
+            self.take_up_to(ticks);
+        } else {
+            self.count(&times, number);
+        }
+        let image = self.converter.convert(&self.decoder)?;
+        let key = self.timeline.as_ref().and_then(|t| t.frames.get(number)).map_or(times.key, |frame| frame.key);
+        let time = FrameTime { index: number as u64, pts: Pts::new(ticks, self.info.time_base) };
+        self.report.emitted += 1;
+        Ok(Some(Frame { time, key, corrupt: times.corrupt, image }))
+    }
+
+    fn count(&mut self, times: &PictureTimes, number: usize) {
+        self.next_number = number + 1;
+        self.report.decoded += 1;
+        self.report.corrupt_frames += u64::from(times.corrupt);
+    }
+
+    /// Moves the cursor behind the chosen frame at `ticks`. A frame that follows
+    /// chosen ones which did not decode stands in for the last of them.
+    fn take_up_to(&mut self, ticks: i64) {
+        while let Some(pending) = self.pending() {
+            if pending > ticks {
+                return;
+            }
+            self.cursor += 1;
+            if pending == ticks {
+                return;
+            }
+            self.report.missing += 1;
+        }
+    }
+}
+
+impl Iterator for FrameReader {
+    type Item = Result<Frame>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_frame().transpose();
+        // An error is told once.
+        self.ended |= matches!(next, Some(Err(_)));
+        next
+    }
+}
+
+/// Refuses what is no file with content, before FFmpeg sees it.
+fn check_file(path: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(path)?;
+    let problem = match metadata.is_file() {
+        false if metadata.is_dir() => "is a directory, expected a video file",
+        false => "is not a regular file, expected a video file",
+        true if metadata.len() == 0 => "the file is empty",
+        true => return Ok(()),
+    };
+    Err(Error::new(Kind::BadInput, problem))
+}
+
+/// The numbers of the frames to hand on; at least one.
+fn choose(sampling: &Sampling, range: &TimeRange, timeline: &Timeline) -> Result<Vec<usize>> {
+    let ticks: Vec<i64> = timeline.frames.iter().map(|frame| frame.ticks).collect();
+    let chosen = sampler::select(sampling, range, &ticks, timeline.time_base)?;
+    let (Some(&first), Some(&last)) = (ticks.first(), ticks.last()) else {
+        return Err(Error::new(Kind::BadInput, "the video has no frames"));
+    };
+    if chosen.is_empty() {
+        let [first, last] = [first, last].map(|t| Pts::new(t, timeline.time_base));
+        let message = format!("no frame is in the range asked for: the video's are from {first} to {last}");
+        return Err(Error::new(Kind::Usage, message));
+    }
+    Ok(chosen)
+}
+
+/// What reading every packet, without decoding, has shown.
+struct Survey {
+    /// `None` when packets come without presentation times.
+    timeline: Option<Timeline>,
+    /// Whether packets are where their times say.
+    can_jump: bool,
+    n_packets: u64,
+    cut_off: bool,
+}
+
+impl Survey {
+    fn of(demuxer: &mut Demuxer, time_base: TimeBase) -> Result<Self> {
+        let (mut frames, mut entries) = (Vec::new(), Vec::new());
+        let (mut complete, mut n_packets, mut damaged) = (true, 0, 0);
+        loop {
+            let packet = match demuxer.read()? {
+                Read::Packet(packet) => packet,
+                Read::Damaged if damaged < DAMAGED_READS_MAX => {
+                    damaged += 1;
+                    continue;
+                }
+                Read::Damaged | Read::End => break,
+            };
+            (n_packets, damaged) = (n_packets + 1, 0);
+            let Some(ticks) = packet.pts() else {
+                complete = false;
+                continue;
+            };
+            if packet.is_key() {
+                entries.push(EntryPoint { ticks, seek_ticks: packet.dts().map_or(ticks, |d| d.min(ticks)), frame: 0 });
+            }
+            if !packet.is_hidden() {
+                frames.push(TimelineFrame { ticks, key: packet.is_key() });
+            }
+        }
+        let in_order = entries.is_sorted_by(|a, b| a.ticks < b.ticks);
+        let cut_off = damaged > 0 || ffmpeg::said_truncated();
+        let timeline = complete.then(|| Timeline::new(time_base, frames, entries));
+        Ok(Self { can_jump: complete && in_order, timeline, n_packets, cut_off })
+    }
+
+    /// Fails when there is nothing to decode, and warns when the file has been cut.
+    fn judge(&self, info: &VideoInfo, report: &mut DecodeReport) -> Result<()> {
+        if self.n_packets == 0 {
+            return Err(Error::new(Kind::BadInput, "the file has a video stream, but no frame of it"));
+        }
+        let declared = info.declared_frames.filter(|_| info.container.starts_with("mov"));
+        let fewer = declared.filter(|&n| n > self.n_packets);
+        report.truncated = self.cut_off || fewer.is_some();
+        if report.truncated {
+            let of = fewer.map_or(String::new(), |n| format!(" of {n}"));
+            report.warnings.insert(format!("the file ends early: {}{of} frames are there", self.n_packets));
+        }
+        Ok(())
+    }
+}
+
+/// The times of all frames by decoding all of them, for containers that do not tell.
+fn decode_timeline(info: &VideoInfo, cancel: &Cancel) -> Result<Timeline> {
+    let mut demuxer = Demuxer::open(&info.path, cancel)?;
+    let mut decoder = Decoder::open(&demuxer)?;
+    let mut clock = Clock::new(info, false);
+    let (mut frames, mut damaged) = (Vec::new(), 0);
+    loop {
+        match decoder.receive() {
+            Received::Picture(times) => frames.push(TimelineFrame { ticks: clock.ticks(&times), key: times.key }),
+            Received::Damaged => {}
+            Received::End => return Ok(Timeline::new(info.time_base, frames, Vec::new())),
+            Received::NeedsPacket => match demuxer.read()? {
+                Read::Packet(packet) => {
+                    decoder.send(&packet);
+                    damaged = 0;
+                }
+                Read::Damaged if damaged < DAMAGED_READS_MAX => damaged += 1,
+                Read::Damaged | Read::End => decoder.send_end(),
+            },
+        }
+    }
+}
+
+/// The time of each decoded frame.
+///
+/// The packet's own time where every packet has one; else what FFmpeg guesses from
+/// decoding times; else the last frame's time and its duration.
+struct Clock {
+    packets_have_times: bool,
+    default_duration: i64,
+    next: i64,
+}
+
+impl Clock {
+    fn new(info: &VideoInfo, packets_have_times: bool) -> Self {
+        let base = info.time_base;
+        let ticks = |rate: sampler::Rate| {
+            let (num, den) = (u64::from(rate.num()) * u64::from(base.num), u64::from(rate.den()) * u64::from(base.den));
+            i64::try_from(den / num).unwrap_or(1)
+        };
+        Self { packets_have_times, default_duration: info.average_frame_rate.map_or(1, ticks).max(1), next: 0 }
+    }
+
+    fn restart(&mut self) {
+        self.next = 0;
+    }
+
+    fn ticks(&mut self, times: &PictureTimes) -> i64 {
+        let (first, second) =
+            if self.packets_have_times { (times.pts, times.best_effort) } else { (times.best_effort, times.pts) };
+        let ticks = first.or(second).unwrap_or(self.next);
+        self.next = ticks.saturating_add(times.duration.unwrap_or(self.default_duration));
+        ticks
+    }
+}

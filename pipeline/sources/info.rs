@@ -1,0 +1,54 @@
+//! What a file says of its video, before anything is decoded.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::{orientation::Orientation, sampler::Rate};
+use crate::time::{Pts, TimeBase};
+
+/// The video stream that is read, and the file around it.
+#[derive(Debug, Clone, Serialize)]
+pub struct VideoInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// FFmpeg's name of the container, e.g. `mov,mp4,m4a,3gp,3g2,mj2`.
+    pub container: String,
+    /// FFmpeg's name of the codec, e.g. `h264`.
+    pub codec: String,
+    /// Width of every frame that comes out: upright, square pixels.
+    pub width: usize,
+    /// Height of every frame that comes out.
+    pub height: usize,
+    /// Width as stored.
+    pub coded_width: usize,
+    /// Height as stored.
+    pub coded_height: usize,
+    /// FFmpeg's name of the stored pixel format, e.g. `yuv420p10le`.
+    pub pixel_format: String,
+    /// The turn that makes the picture upright; it is applied.
+    pub orientation: Orientation,
+    /// Width to height of one stored pixel, as numerator and denominator; it is
+    /// applied to the stored width, rounded down as FFmpeg's `scale=iw*sar:ih` does.
+    pub sample_aspect_ratio: (u32, u32),
+    /// The matrix from the stored colours to RGB: `bt601` when the file names none, as in FFmpeg.
+    pub color_matrix: String,
+    /// Whether the stored colours use the full range of their bits.
+    pub full_range: bool,
+    /// Seconds per tick of all times.
+    pub time_base: TimeBase,
+    /// When the stream starts, if the container says.
+    pub start: Option<Pts>,
+    /// How long it lasts, if the stream or the container says; estimates from a bit rate do not count.
+    pub duration: Option<Pts>,
+    /// How many frames the container says there are.
+    pub declared_frames: Option<u64>,
+    /// Frames per second on average, if known.
+    pub average_frame_rate: Option<Rate>,
+    /// How many video streams the file has, cover pictures not counted.
+    pub n_video_streams: usize,
+    /// Which stream of the file this is: the one FFmpeg takes for the best.
+    pub stream_index: usize,
+    /// Whether the file is a still picture.
+    pub still: bool,
+}

@@ -1,0 +1,80 @@
+//! How a stored picture must be turned to stand upright: one of eight ways.
+
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+
+use crate::flow::RgbImage;
+
+/// Swap rows with columns first, then mirror.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Orientation {
+    /// Rows become columns.
+    pub transpose: bool,
+    /// Then left and right change places.
+    pub flip_x: bool,
+    /// Then top and bottom change places.
+    pub flip_y: bool,
+}
+
+impl Orientation {
+    /// From a display matrix (`AVDisplayMatrix`, ISO 14496-12 section 6.2.2), of which
+    /// `x' = a x + c y` and `y' = b x + d y` are the parts that turn: `[a, b, _, c, d, _, ...]`.
+    ///
+    /// Angles other than quarter turns are taken as the nearest quarter turn.
+    pub fn from_display_matrix(matrix: [i32; 9]) -> Self {
+        let [a, b, _, c, d, ..] = matrix.map(i64::from);
+        if a.abs() + d.abs() >= b.abs() + c.abs() {
+            Self { transpose: false, flip_x: a < 0, flip_y: d < 0 }
+        } else {
+            Self { transpose: true, flip_x: c < 0, flip_y: b < 0 }
+        }
+    }
+
+    /// Degrees clockwise: 0, 90, 180 or 270, after mirroring when [`Self::mirrored`].
+    pub fn degrees(self) -> u32 {
+        match (self.transpose, self.flip_x, self.flip_y) {
+            (false, _, false) => 0,
+            (false, _, true) => 180,
+            (true, true, _) => 90,
+            (true, false, _) => 270,
+        }
+    }
+
+    /// Whether left and right change places before turning.
+    pub fn mirrored(self) -> bool {
+        self.transpose ^ self.flip_x ^ self.flip_y
+    }
+
+    /// The upright size of a stored `(width, height)`.
+    pub fn size<T>(self, (width, height): (T, T)) -> (T, T) {
+        if self.transpose { (height, width) } else { (width, height) }
+    }
+
+    /// The upright picture.
+    pub fn apply(self, image: RgbImage) -> RgbImage {
+        if self == Self::default() {
+            return image;
+        }
+        let (width, height) = self.size((image.width, image.height));
+        let mut data = Vec::with_capacity(image.data.len());
+        for y in 0..height {
+            let v = if self.flip_y { height - 1 - y } else { y };
+            for x in 0..width {
+                let u = if self.flip_x { width - 1 - x } else { x };
+                let (column, row) = self.size((u, v));
+                let at = (row * image.width + column) * 3;
+                data.extend_from_slice(&image.data[at..at + 3]);
+            }
+        }
+        RgbImage { width, height, data }
+    }
+}
+
+impl Serialize for Orientation {
+    /// `{"degrees": 90, "mirrored": false}`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Orientation", 2)?;
+        fields.serialize_field("degrees", &self.degrees())?;
+        fields.serialize_field("mirrored", &self.mirrored())?;
+        fields.end()
+    }
+}
