@@ -80,7 +80,15 @@ unsafe extern "C" fn keep_message(
     let mut print_prefix = 0;
     // SAFETY: FFmpeg hands over a format with its arguments; the line has the stated length and ends in NUL.
     let text = unsafe {
-        ffi::av_log_format_line2(context, level, format, arguments, line.as_mut_ptr(), 256, &mut print_prefix);
+        ffi::av_log_format_line2(
+            context,
+            level,
+            format,
+            arguments,
+            line.as_mut_ptr(),
+            256,
+            &mut print_prefix,
+        );
         CStr::from_ptr(line.as_ptr()).to_string_lossy()
     };
     // A thread that is ending has no store any more; its message is dropped.
@@ -99,7 +107,11 @@ fn forget_messages() {
 /// Whether FFmpeg said on this thread that the file stops before its own end.
 pub fn said_truncated() -> bool {
     let signs = ["partial file", "ended prematurely", "ends prematurely"];
-    MESSAGES.with(|kept| kept.borrow().iter().any(|m| signs.iter().any(|s| m.contains(s))))
+    MESSAGES.with(|kept| {
+        kept.borrow()
+            .iter()
+            .any(|m| signs.iter().any(|s| m.contains(s)))
+    })
 }
 
 /// An error of `kind` with FFmpeg's own words: its first log message, or the name of its code.
@@ -108,10 +120,18 @@ fn failed(kind: Kind, what: &str, error: av::Error) -> Error {
     let kind = match error {
         av::Error::Exit => Kind::Interrupted,
         av::Error::Other { errno: ffi::ENOENT } => Kind::NotFound,
-        av::Error::Other { errno: ffi::EACCES | ffi::ENOSPC | ffi::EIO | ffi::EPERM } => Kind::Io,
+        av::Error::Other {
+            errno: ffi::EACCES | ffi::ENOSPC | ffi::EIO | ffi::EPERM,
+        } => Kind::Io,
         _ => kind,
     };
-    Error::new(kind, format!("{what}: {error}{}", said.map_or(String::new(), |s| format!(" ({s})"))))
+    Error::new(
+        kind,
+        format!(
+            "{what}: {error}{}",
+            said.map_or(String::new(), |s| format!(" ({s})"))
+        ),
+    )
 }
 
 // ---------------------------------------------------------------- demux
@@ -148,11 +168,23 @@ impl Demuxer {
         // A file named `a%03d.png` is that one file.
         options.set("pattern_type", "none");
         let stop = cancel.clone();
-        let input = av::format::input_with_interrupt_and_dictionary(&url, move || stop.is_cancelled(), options)
-            .map_err(|error| failed(Kind::BadInput, "not a video that FFmpeg can open", error))?;
-        let stream_index = best_video(&input)
-            .ok_or_else(|| Error::new(Kind::BadInput, format!("has no video stream, only {}", contents(&input))))?;
-        let mut demuxer = Self { input, stream_index, cancel: cancel.clone() };
+        let input = av::format::input_with_interrupt_and_dictionary(
+            &url,
+            move || stop.is_cancelled(),
+            options,
+        )
+        .map_err(|error| failed(Kind::BadInput, "not a video that FFmpeg can open", error))?;
+        let stream_index = best_video(&input).ok_or_else(|| {
+            Error::new(
+                Kind::BadInput,
+                format!("has no video stream, only {}", contents(&input)),
+            )
+        })?;
+        let mut demuxer = Self {
+            input,
+            stream_index,
+            cancel: cancel.clone(),
+        };
         demuxer.discard_other_streams();
         Ok(demuxer)
     }
@@ -174,10 +206,14 @@ impl Demuxer {
             self.cancel.check()?;
             let mut packet = av::Packet::empty();
             match packet.read(&mut self.input) {
-                Ok(()) if packet.stream() == self.stream_index => return Ok(Read::Packet(Packet(packet))),
+                Ok(()) if packet.stream() == self.stream_index => {
+                    return Ok(Read::Packet(Packet(packet)));
+                }
                 Ok(()) | Err(av::Error::Other { errno: ffi::EAGAIN }) => {}
                 Err(av::Error::Eof) => return Ok(Read::End),
-                Err(av::Error::Exit) => return Err(Error::new(Kind::Interrupted, "stopped on request")),
+                Err(av::Error::Exit) => {
+                    return Err(Error::new(Kind::Interrupted, "stopped on request"));
+                }
                 Err(_) => return Ok(Read::Damaged),
             }
         }
@@ -194,7 +230,11 @@ impl Demuxer {
                 ffi::AVSEEK_FLAG_BACKWARD,
             )
         };
-        if code >= 0 { Ok(()) } else { Err(failed(Kind::BadInput, "cannot seek", av::Error::from(code))) }
+        if code >= 0 {
+            Ok(())
+        } else {
+            Err(failed(Kind::BadInput, "cannot seek", av::Error::from(code)))
+        }
     }
 
     /// What the file says of the stream.
@@ -205,7 +245,8 @@ impl Demuxer {
         let time_base = time_base(stream.time_base())
             .ok_or_else(|| Error::new(Kind::BadInput, "the video stream has no time base"))?;
         let container = self.input.format().name().to_owned();
-        let still = container == "image2" || container.ends_with("_pipe") && container != "yuv4mpegpipe";
+        let still =
+            container == "image2" || container.ends_with("_pipe") && container != "yuv4mpegpipe";
         let coded = (parameters.width, parameters.height);
         let sample_aspect_ratio = self.sample_aspect_ratio(&stream);
         let orientation = orientation(&stream);
@@ -226,7 +267,11 @@ impl Demuxer {
             pixel_format: format,
             time_base,
             start: some_ticks(stream.start_time()).map(|t| Pts::new(t, time_base)),
-            duration: if still { None } else { self.duration(&stream, time_base) },
+            duration: if still {
+                None
+            } else {
+                self.duration(&stream, time_base)
+            },
             declared_frames: u64::try_from(stream.frames()).ok().filter(|&n| n > 0),
             average_frame_rate: rate(stream.avg_frame_rate()),
             n_video_streams: self.input.streams().filter(is_video).count(),
@@ -237,7 +282,9 @@ impl Demuxer {
     }
 
     fn stream(&self) -> Result<av::Stream<'_>> {
-        self.input.stream(self.stream_index).ok_or_else(|| Error::new(Kind::Internal, "the video stream is gone"))
+        self.input
+            .stream(self.stream_index)
+            .ok_or_else(|| Error::new(Kind::Internal, "the video stream is gone"))
     }
 
     fn sample_aspect_ratio(&self, stream: &av::Stream<'_>) -> (u32, u32) {
@@ -256,10 +303,14 @@ impl Demuxer {
     }
 
     fn duration(&self, stream: &av::Stream<'_>, stream_base: TimeBase) -> Option<Pts> {
-        let of_stream = some_ticks(stream.duration()).filter(|&t| t > 0).map(|t| Pts::new(t, stream_base));
+        let of_stream = some_ticks(stream.duration())
+            .filter(|&t| t > 0)
+            .map(|t| Pts::new(t, stream_base));
         // SAFETY: the context is alive; this reads one of its fields.
         let method = unsafe { (*self.input.as_ptr()).duration_estimation_method };
-        if of_stream.is_some() || method == ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_BITRATE {
+        if of_stream.is_some()
+            || method == ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_BITRATE
+        {
             return of_stream;
         }
         let ticks = some_ticks(self.input.duration()).filter(|&t| t > 0)?;
@@ -295,14 +346,21 @@ impl Packet {
 fn file_url(path: &Path) -> Result<PathBuf> {
     match path.to_str() {
         Some(text) if !text.contains('\0') => Ok(PathBuf::from(format!("file:{text}"))),
-        _ => Err(Error::new(Kind::BadInput, "the file's name is not UTF-8 text, which FFmpeg needs")),
+        _ => Err(Error::new(
+            Kind::BadInput,
+            "the file's name is not UTF-8 text, which FFmpeg needs",
+        )),
     }
 }
 
 /// FFmpeg's best video stream, or the first real one when the best is a cover picture.
 fn best_video(input: &av::format::context::Input) -> Option<usize> {
-    let best = input.streams().best(av::media::Type::Video).filter(is_video);
-    best.or_else(|| input.streams().find(is_video)).map(|stream| stream.index())
+    let best = input
+        .streams()
+        .best(av::media::Type::Video)
+        .filter(is_video);
+    best.or_else(|| input.streams().find(is_video))
+        .map(|stream| stream.index())
 }
 
 fn is_video(stream: &av::Stream<'_>) -> bool {
@@ -314,9 +372,15 @@ fn is_video(stream: &av::Stream<'_>) -> bool {
 
 /// The kinds of stream a file has, for an error message.
 fn contents(input: &av::format::context::Input) -> String {
-    let kinds: std::collections::BTreeSet<_> =
-        input.streams().map(|s| format!("{:?}", s.parameters().medium()).to_lowercase()).collect();
-    if kinds.is_empty() { "an empty container".into() } else { kinds.into_iter().collect::<Vec<_>>().join(", ") }
+    let kinds: std::collections::BTreeSet<_> = input
+        .streams()
+        .map(|s| format!("{:?}", s.parameters().medium()).to_lowercase())
+        .collect();
+    if kinds.is_empty() {
+        "an empty container".into()
+    } else {
+        kinds.into_iter().collect::<Vec<_>>().join(", ")
+    }
 }
 
 fn orientation(stream: &av::Stream<'_>) -> Orientation {
@@ -325,7 +389,11 @@ fn orientation(stream: &av::Stream<'_>) -> Orientation {
     // SAFETY: the stream is alive; the bytes are copied before it can change, and only when there are 36.
     let matrix = unsafe {
         let data = ffi::av_stream_get_side_data(stream.as_ptr(), kind, &mut size);
-        if data.is_null() || size < 36 { None } else { Some(ptr::read_unaligned(data.cast::<[i32; 9]>())) }
+        if data.is_null() || size < 36 {
+            None
+        } else {
+            Some(ptr::read_unaligned(data.cast::<[i32; 9]>()))
+        }
     };
     matrix.map_or(Orientation::default(), Orientation::from_display_matrix)
 }
@@ -336,10 +404,14 @@ fn shown_size((width, height): (c_int, c_int), (num, den): (u32, u32)) -> Result
     // A pixel so thin that nothing is left: FFmpeg keeps the stored width.
     let shown = if shown == 0 { i64::from(width) } else { shown };
     match (usize::try_from(shown), usize::try_from(height)) {
-        (Ok(w @ 1..), Ok(h @ 1..)) if shown.saturating_mul(i64::from(height)) <= PIXELS_MAX => Ok((w, h)),
+        (Ok(w @ 1..), Ok(h @ 1..)) if shown.saturating_mul(i64::from(height)) <= PIXELS_MAX => {
+            Ok((w, h))
+        }
         _ => Err(Error::new(
             Kind::BadInput,
-            format!("the picture is {width}x{height} with pixels of {num}:{den}, expected 1 to {PIXELS_MAX} pixels"),
+            format!(
+                "the picture is {width}x{height} with pixels of {num}:{den}, expected 1 to {PIXELS_MAX} pixels"
+            ),
         )),
     }
 }
@@ -349,11 +421,18 @@ fn some_ticks(ticks: i64) -> Option<i64> {
 }
 
 fn time_base(ratio: av::Rational) -> Option<TimeBase> {
-    TimeBase::new(u32::try_from(ratio.numerator()).ok()?, u32::try_from(ratio.denominator()).ok()?)
+    TimeBase::new(
+        u32::try_from(ratio.numerator()).ok()?,
+        u32::try_from(ratio.denominator()).ok()?,
+    )
 }
 
 fn rate(ratio: av::Rational) -> Option<Rate> {
-    Rate::new(u32::try_from(ratio.numerator()).ok()?, u32::try_from(ratio.denominator()).ok()?).ok()
+    Rate::new(
+        u32::try_from(ratio.numerator()).ok()?,
+        u32::try_from(ratio.denominator()).ok()?,
+    )
+    .ok()
 }
 
 fn codec_name(id: ffi::AVCodecID) -> String {
@@ -389,9 +468,15 @@ unsafe fn static_text(text: *const c_char) -> String {
 
 /// The matrix that [`Converter`] will use.
 fn matrix_name(space: ffi::AVColorSpace, pixel_format: &str) -> String {
-    use ffi::AVColorSpace::{AVCOL_SPC_BT2020_CL, AVCOL_SPC_BT2020_NCL, AVCOL_SPC_BT709, AVCOL_SPC_FCC, AVCOL_SPC_SMPTE240M};
+    use ffi::AVColorSpace::{
+        AVCOL_SPC_BT709, AVCOL_SPC_BT2020_CL, AVCOL_SPC_BT2020_NCL, AVCOL_SPC_FCC,
+        AVCOL_SPC_SMPTE240M,
+    };
     let has_no_matrix = ["rgb", "bgr", "gbr", "argb", "abgr", "gray", "pal8", "mono"];
-    if has_no_matrix.iter().any(|prefix| pixel_format.starts_with(prefix)) {
+    if has_no_matrix
+        .iter()
+        .any(|prefix| pixel_format.starts_with(prefix))
+    {
         return "none".into();
     }
     match space {
@@ -447,9 +532,17 @@ impl Decoder {
     /// A decoder for the demuxer's stream.
     pub fn open(demuxer: &Demuxer) -> Result<Self> {
         let stream = demuxer.stream()?;
-        let failed = |error| failed(Kind::BadInput, "FFmpeg cannot decode this video stream", error);
-        let mut context = av::codec::Context::from_parameters(stream.parameters()).map_err(failed)?;
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(DECODER_THREADS_MAX));
+        let failed = |error| {
+            failed(
+                Kind::BadInput,
+                "FFmpeg cannot decode this video stream",
+                error,
+            )
+        };
+        let mut context =
+            av::codec::Context::from_parameters(stream.parameters()).map_err(failed)?;
+        let threads =
+            std::thread::available_parallelism().map_or(1, |n| n.get().min(DECODER_THREADS_MAX));
         // SAFETY: the context is ours alone and not open yet.
         unsafe {
             (*context.as_mut_ptr()).thread_count = threads as c_int;
@@ -457,7 +550,10 @@ impl Decoder {
             (*context.as_mut_ptr()).pkt_timebase = stream.time_base().into();
         }
         let decoder = context.decoder().video().map_err(failed)?;
-        Ok(Self { decoder, picture: av::frame::Video::empty() })
+        Ok(Self {
+            decoder,
+            picture: av::frame::Video::empty(),
+        })
     }
 
     /// Hands over a packet; false when the decoder refuses it as damaged.
@@ -527,7 +623,12 @@ impl Converter {
     pub fn new(info: &VideoInfo) -> Self {
         let size = info.orientation.size((info.width, info.height));
         let rgb = av::frame::Video::new(av::format::Pixel::RGB24, size.0 as u32, size.1 as u32);
-        Self { orientation: info.orientation, size, scaler: None, rgb }
+        Self {
+            orientation: info.orientation,
+            size,
+            scaler: None,
+            rgb,
+        }
     }
 
     /// The picture that `decoder` gave last.
@@ -562,7 +663,11 @@ fn packed(frame: &av::frame::Video, (width, height): (usize, usize)) -> RgbImage
     for row in frame.data(0).chunks(frame.stride(0)).take(height) {
         data.extend_from_slice(&row[..width * 3]);
     }
-    RgbImage { width, height, data }
+    RgbImage {
+        width,
+        height,
+        data,
+    }
 }
 
 /// swscale, set up for one look.
@@ -576,7 +681,12 @@ impl Scaler {
     fn to_rgb(look: Look, size: (usize, usize)) -> Result<Self> {
         let rgb = ffi::AVPixelFormat::AV_PIX_FMT_RGB24 as c_int;
         let from = (look.width, look.height, look.format);
-        Self::new(from, (size.0 as c_int, size.1 as c_int, rgb), look.matrix, look.full_range)
+        Self::new(
+            from,
+            (size.0 as c_int, size.1 as c_int, rgb),
+            look.matrix,
+            look.full_range,
+        )
     }
 
     /// From one width, height and pixel format to another. `matrix` and `full_range` are of the side that is YUV.
@@ -621,7 +731,11 @@ impl Scaler {
         if code >= 0 {
             return Ok(());
         }
-        Err(failed(Kind::BadInput, &format!("scaler option {}", name.to_string_lossy()), av::Error::from(code)))
+        Err(failed(
+            Kind::BadInput,
+            &format!("scaler option {}", name.to_string_lossy()),
+            av::Error::from(code),
+        ))
     }
 
     fn set_colors(&mut self, matrix: c_int, full_range: bool) {
@@ -631,14 +745,32 @@ impl Scaler {
         // with a negative code, and needs none.
         unsafe {
             let table = ffi::sws_getCoefficients(matrix);
-            ffi::sws_setColorspaceDetails(self.0.as_ptr(), table, range, table, range, 0, unity, unity);
+            ffi::sws_setColorspaceDetails(
+                self.0.as_ptr(),
+                table,
+                range,
+                table,
+                range,
+                0,
+                unity,
+                unity,
+            );
         }
     }
 
     fn init(&mut self) -> Result<()> {
         // SAFETY: the context is alive and its options are set.
-        let code = unsafe { ffi::sws_init_context(self.0.as_ptr(), ptr::null_mut(), ptr::null_mut()) };
-        if code >= 0 { Ok(()) } else { Err(failed(Kind::BadInput, "the picture cannot be converted", av::Error::from(code))) }
+        let code =
+            unsafe { ffi::sws_init_context(self.0.as_ptr(), ptr::null_mut(), ptr::null_mut()) };
+        if code >= 0 {
+            Ok(())
+        } else {
+            Err(failed(
+                Kind::BadInput,
+                "the picture cannot be converted",
+                av::Error::from(code),
+            ))
+        }
     }
 
     /// Scales the whole of `from` into `to`.
@@ -657,7 +789,15 @@ impl Scaler {
                 (*target).linesize.as_ptr(),
             )
         };
-        if rows >= 0 { Ok(()) } else { Err(failed(Kind::BadInput, "the picture cannot be converted", av::Error::from(rows))) }
+        if rows >= 0 {
+            Ok(())
+        } else {
+            Err(failed(
+                Kind::BadInput,
+                "the picture cannot be converted",
+                av::Error::from(rows),
+            ))
+        }
     }
 }
 
@@ -698,22 +838,39 @@ impl VideoWriter {
         forget_messages();
         let (width, height) = writable_size(size)?;
         let file = temporary_beside(path)?;
-        let mut output = av::format::output_as(&file_url(file.path())?, "mp4").map_err(write_failed)?;
+        let mut output =
+            av::format::output_as(&file_url(file.path())?, "mp4").map_err(write_failed)?;
         let encoder = open_encoder((width, height), frame_rate)?;
-        let mut stream = output.add_stream_with(encoder.as_ref()).map_err(write_failed)?;
+        let mut stream = output
+            .add_stream_with(encoder.as_ref())
+            .map_err(write_failed)?;
         stream.set_time_base(encoder.time_base());
         output.write_header().map_err(write_failed)?;
         let [rgb, yuv] = [av::format::Pixel::RGB24, av::format::Pixel::YUV420P]
             .map(|format| av::frame::Video::new(format, width as u32, height as u32));
-        let formats = [ffi::AVPixelFormat::AV_PIX_FMT_RGB24, ffi::AVPixelFormat::AV_PIX_FMT_YUV420P];
+        let formats = [
+            ffi::AVPixelFormat::AV_PIX_FMT_RGB24,
+            ffi::AVPixelFormat::AV_PIX_FMT_YUV420P,
+        ];
         let [from, to] = formats.map(|format| (width, height, format as c_int));
         let scaler = Scaler::new(from, to, ffi::AVColorSpace::AVCOL_SPC_BT709 as c_int, false)?;
-        Ok(Self { output, encoder, scaler, rgb, yuv, file, path: path.to_owned(), size, n_written: 0 })
+        Ok(Self {
+            output,
+            encoder,
+            scaler,
+            rgb,
+            yuv,
+            file,
+            path: path.to_owned(),
+            size,
+            n_written: 0,
+        })
     }
 
     /// Appends a frame of the size given at the start.
     pub fn write(&mut self, image: &RgbImage) -> Result<()> {
-        self.encode(image).doing(|| format!("write frame {} of {}", self.n_written, self.path.display()))?;
+        self.encode(image)
+            .doing(|| format!("write frame {} of {}", self.n_written, self.path.display()))?;
         self.n_written += 1;
         Ok(())
     }
@@ -722,10 +879,18 @@ impl VideoWriter {
         let (width, height) = self.size;
         if (image.width, image.height) != self.size || image.data.len() != width * height * 3 {
             let found = (image.width, image.height);
-            return Err(Error::new(Kind::Internal, format!("the frame is {found:?}, the video {:?}", self.size)));
+            return Err(Error::new(
+                Kind::Internal,
+                format!("the frame is {found:?}, the video {:?}", self.size),
+            ));
         }
         let stride = self.rgb.stride(0);
-        for (row, source) in self.rgb.data_mut(0).chunks_mut(stride).zip(image.data.chunks(width * 3)) {
+        for (row, source) in self
+            .rgb
+            .data_mut(0)
+            .chunks_mut(stride)
+            .zip(image.data.chunks(width * 3))
+        {
             row[..width * 3].copy_from_slice(source);
         }
         // The encoder may still hold the last frame: this takes a new buffer when it does.
@@ -743,7 +908,8 @@ impl VideoWriter {
     /// Writes what the encoder has ready.
     fn write_packets(&mut self) -> Result<()> {
         let stream_base = self.output.stream(0).map(|stream| stream.time_base());
-        let stream_base = stream_base.ok_or_else(|| Error::new(Kind::Internal, "the output has no stream"))?;
+        let stream_base =
+            stream_base.ok_or_else(|| Error::new(Kind::Internal, "the output has no stream"))?;
         let mut packet = av::Packet::empty();
         loop {
             match self.encoder.receive_packet(&mut packet) {
@@ -754,7 +920,9 @@ impl VideoWriter {
             packet.set_stream(0);
             packet.set_duration(1);
             packet.rescale_ts(self.encoder.time_base(), stream_base);
-            packet.write_interleaved(&mut self.output).map_err(write_failed)?;
+            packet
+                .write_interleaved(&mut self.output)
+                .map_err(write_failed)?;
             self.check_disk()?;
         }
     }
@@ -763,7 +931,11 @@ impl VideoWriter {
     fn check_disk(&mut self) -> Result<()> {
         // SAFETY: an open output has its I/O context until it is dropped.
         let code = unsafe { (*(*self.output.as_ptr()).pb).error };
-        if code >= 0 { Ok(()) } else { Err(write_failed(av::Error::from(code))) }
+        if code >= 0 {
+            Ok(())
+        } else {
+            Err(write_failed(av::Error::from(code)))
+        }
     }
 
     /// Ends the file and puts it in its place.
@@ -774,7 +946,10 @@ impl VideoWriter {
 
     fn end(mut self) -> Result<()> {
         if self.n_written == 0 {
-            return Err(Error::new(Kind::Internal, "a video needs at least one frame"));
+            return Err(Error::new(
+                Kind::Internal,
+                "a video needs at least one frame",
+            ));
         }
         self.encoder.send_eof().map_err(write_failed)?;
         self.write_packets()?;
@@ -782,25 +957,41 @@ impl VideoWriter {
         // SAFETY: an open output has its I/O context until it is dropped.
         unsafe { ffi::avio_flush((*self.output.as_ptr()).pb) };
         self.check_disk()?;
-        let Self { output, encoder, file, path, .. } = self;
+        let Self {
+            output,
+            encoder,
+            file,
+            path,
+            ..
+        } = self;
         drop((output, encoder));
-        file.persist(&path).map_err(|error| Error::from(error.error))?;
+        file.persist(&path)
+            .map_err(|error| Error::from(error.error))?;
         Ok(())
     }
 }
 
 fn write_failed(error: av::Error) -> Error {
     match error {
-        av::Error::Other { errno: ffi::ENOSPC } => Error::new(Kind::Io, "no space left on the device"),
+        av::Error::Other { errno: ffi::ENOSPC } => {
+            Error::new(Kind::Io, "no space left on the device")
+        }
         error => failed(Kind::Io, "FFmpeg cannot write the video", error),
     }
 }
 
 /// 4:2:0 halves both sides.
 fn writable_size((width, height): (usize, usize)) -> Result<(c_int, c_int)> {
-    let fits = |n: usize| c_int::try_from(n).ok().filter(|n| (2..=16384).contains(n) && n % 2 == 0);
+    let fits = |n: usize| {
+        c_int::try_from(n)
+            .ok()
+            .filter(|n| (2..=16384).contains(n) && n % 2 == 0)
+    };
     fits(width).zip(fits(height)).ok_or_else(|| {
-        Error::new(Kind::Usage, format!("the frames are {width}x{height}, expected even numbers from 2 to 16384"))
+        Error::new(
+            Kind::Usage,
+            format!("the frames are {width}x{height}, expected even numbers from 2 to 16384"),
+        )
     })
 }
 
@@ -808,21 +999,41 @@ fn writable_size((width, height): (usize, usize)) -> Result<(c_int, c_int)> {
 fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;
     if path.is_dir() {
-        return Err(Error::new(Kind::Usage, "is a directory, expected the name of a file"));
+        return Err(Error::new(
+            Kind::Usage,
+            "is a directory, expected the name of a file",
+        ));
     }
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     // The usual mode of a new file; the process's mask takes its bits away.
     let mode = std::fs::Permissions::from_mode(0o666);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".longreel-").suffix(".mp4").permissions(mode);
+    builder
+        .prefix(".longreel-")
+        .suffix(".mp4")
+        .permissions(mode);
     Ok(builder.tempfile_in(directory)?)
 }
 
-fn open_encoder((width, height): (c_int, c_int), frame_rate: Rate) -> Result<av::encoder::video::Encoder> {
+fn open_encoder(
+    (width, height): (c_int, c_int),
+    frame_rate: Rate,
+) -> Result<av::encoder::video::Encoder> {
     let codec = av::encoder::find_by_name("libx264")
         .or_else(|| av::encoder::find_by_name("mpeg4"))
-        .ok_or_else(|| Error::new(Kind::NotFound, "this FFmpeg has no H.264 and no MPEG-4 encoder"))?;
-    let mut encoder = av::codec::Context::new_with_codec(codec).encoder().video().map_err(write_failed)?;
+        .ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                "this FFmpeg has no H.264 and no MPEG-4 encoder",
+            )
+        })?;
+    let mut encoder = av::codec::Context::new_with_codec(codec)
+        .encoder()
+        .video()
+        .map_err(write_failed)?;
     let (num, den) = (frame_rate.num() as c_int, frame_rate.den() as c_int);
     encoder.set_width(width as u32);
     encoder.set_height(height as u32);
@@ -840,5 +1051,7 @@ fn open_encoder((width, height): (c_int, c_int), frame_rate: Rate) -> Result<av:
     let mut options = av::Dictionary::new();
     options.set("crf", "18");
     options.set("preset", "medium");
-    encoder.open_with(options).map_err(|error| failed(Kind::Io, "FFmpeg cannot start the encoder", error))
+    encoder
+        .open_with(options)
+        .map_err(|error| failed(Kind::Io, "FFmpeg cannot start the encoder", error))
 }

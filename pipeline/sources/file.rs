@@ -77,14 +77,22 @@ struct EntryPoint {
 }
 
 impl Timeline {
-    fn new(time_base: TimeBase, mut frames: Vec<TimelineFrame>, mut entries: Vec<EntryPoint>) -> Self {
+    fn new(
+        time_base: TimeBase,
+        mut frames: Vec<TimelineFrame>,
+        mut entries: Vec<EntryPoint>,
+    ) -> Self {
         frames.sort_unstable();
         frames.shrink_to_fit();
         entries.sort_unstable_by_key(|e| e.ticks);
         for entry in &mut entries {
             entry.frame = frames.partition_point(|f| f.ticks < entry.ticks);
         }
-        Self { time_base, frames, entries }
+        Self {
+            time_base,
+            frames,
+            entries,
+        }
     }
 
     /// The last entry point at or before `ticks`.
@@ -146,12 +154,19 @@ pub struct FrameReader {
 
 /// Opens `path` and tells what it says of its video.
 pub fn probe(path: &Path, cancel: &Cancel) -> Result<VideoInfo> {
-    check_file(path).and_then(|()| Demuxer::open(path, cancel)?.info(path)).doing(|| format!("open {}", path.display()))
+    check_file(path)
+        .and_then(|()| Demuxer::open(path, cancel)?.info(path))
+        .doing(|| format!("open {}", path.display()))
 }
 
 impl FrameReader {
     /// Opens `path`, and chooses frames by `sampling` out of those in `range`.
-    pub fn open(path: &Path, sampling: &Sampling, range: &TimeRange, cancel: Cancel) -> Result<Self> {
+    pub fn open(
+        path: &Path,
+        sampling: &Sampling,
+        range: &TimeRange,
+        cancel: Cancel,
+    ) -> Result<Self> {
         Self::open_with(path, sampling, range, cancel, Strategy::Auto)
     }
 
@@ -163,7 +178,8 @@ impl FrameReader {
         cancel: Cancel,
         strategy: Strategy,
     ) -> Result<Self> {
-        Self::start(path, sampling, range, cancel, strategy).doing(|| format!("open {}", path.display()))
+        Self::start(path, sampling, range, cancel, strategy)
+            .doing(|| format!("open {}", path.display()))
     }
 
     fn start(
@@ -226,26 +242,46 @@ impl FrameReader {
 
     /// How many frames will be handed on if all of them decode.
     pub fn expected_frames(&self) -> Option<u64> {
-        let n = self.chosen.as_ref().map(Vec::len).or(self.timeline.as_ref().map(|t| t.frames.len()));
+        let n = self
+            .chosen
+            .as_ref()
+            .map(Vec::len)
+            .or(self.timeline.as_ref().map(|t| t.frames.len()));
         n.map(|n| n as u64)
     }
 
     /// How reading went so far.
     pub fn report(&self) -> DecodeReport {
-        let strategy = if self.jumped { Strategy::Seek } else { Strategy::Straight };
-        let mut report = DecodeReport { strategy, ..self.report.clone() };
+        let strategy = if self.jumped {
+            Strategy::Seek
+        } else {
+            Strategy::Straight
+        };
+        let mut report = DecodeReport {
+            strategy,
+            ..self.report.clone()
+        };
         let counts = [
-            (report.corrupt_packets_skipped, "damaged packets were skipped"),
+            (
+                report.corrupt_packets_skipped,
+                "damaged packets were skipped",
+            ),
             (report.corrupt_frames, "decoded frames are damaged"),
             (report.missing, "chosen frames did not decode"),
         ];
-        report.warnings.extend(counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+        report.warnings.extend(
+            counts
+                .iter()
+                .filter(|(n, _)| *n > 0)
+                .map(|(n, what)| format!("{n} {what}")),
+        );
         report
     }
 
     /// The next chosen frame in presentation order.
     pub fn next_frame(&mut self) -> Result<Option<Frame>> {
-        self.advance().doing(|| format!("decode {}", self.info.path.display()))
+        self.advance()
+            .doing(|| format!("decode {}", self.info.path.display()))
     }
 
     fn advance(&mut self) -> Result<Option<Frame>> {
@@ -267,7 +303,11 @@ impl FrameReader {
     }
 
     fn is_done(&self) -> bool {
-        self.ended || self.chosen.as_ref().is_some_and(|chosen| self.cursor == chosen.len())
+        self.ended
+            || self
+                .chosen
+                .as_ref()
+                .is_some_and(|chosen| self.cursor == chosen.len())
     }
 
     /// The decoder has given all it has.
@@ -283,18 +323,28 @@ impl FrameReader {
             return Ok(());
         }
         let skipped = self.report.corrupt_packets_skipped;
-        Err(Error::new(Kind::BadInput, format!("no frame of it decodes ({skipped} damaged packets)")))
+        Err(Error::new(
+            Kind::BadInput,
+            format!("no frame of it decodes ({skipped} damaged packets)"),
+        ))
     }
 
     /// The time of the first chosen frame that is not dealt with.
     fn pending(&self) -> Option<i64> {
         let number = *self.chosen.as_ref()?.get(self.cursor)?;
-        self.timeline.as_ref()?.frames.get(number).map(|frame| frame.ticks)
+        self.timeline
+            .as_ref()?
+            .frames
+            .get(number)
+            .map(|frame| frame.ticks)
     }
 
     /// Goes to the entry point before the pending frame, if that leaves out enough decoding.
     fn jump_if_useful(&mut self) -> Result<()> {
-        let entry = self.pending().and_then(|ticks| self.timeline.as_ref()?.entry_for(ticks)).copied();
+        let entry = self
+            .pending()
+            .and_then(|ticks| self.timeline.as_ref()?.entry_for(ticks))
+            .copied();
         let Some(entry) = entry else { return Ok(()) };
         let saved = entry.frame.saturating_sub(self.next_number);
         let (jump_min, seek_min) = match self.strategy {
@@ -359,7 +409,11 @@ impl FrameReader {
     /// Hands on the decoder's picture if it is one of the chosen.
     fn consider(&mut self, times: PictureTimes) -> Result<Option<Frame>> {
         let ticks = self.clock.ticks(&times);
-        let number = self.timeline.as_ref().map_or(0, |t| t.number(ticks)).max(self.next_number);
+        let number = self
+            .timeline
+            .as_ref()
+            .map_or(0, |t| t.number(ticks))
+            .max(self.next_number);
         if let Some(pending) = self.pending() {
             if ticks > pending && self.jumped && self.strategy != Strategy::Straight {
                 self.go_straight()?;
@@ -374,10 +428,22 @@ impl FrameReader {
             self.count(&times, number);
         }
         let image = self.converter.convert(&self.decoder)?;
-        let key = self.timeline.as_ref().and_then(|t| t.frames.get(number)).map_or(times.key, |frame| frame.key);
-        let time = FrameTime { index: number as u64, pts: Pts::new(ticks, self.info.time_base) };
+        let key = self
+            .timeline
+            .as_ref()
+            .and_then(|t| t.frames.get(number))
+            .map_or(times.key, |frame| frame.key);
+        let time = FrameTime {
+            index: number as u64,
+            pts: Pts::new(ticks, self.info.time_base),
+        };
         self.report.emitted += 1;
-        Ok(Some(Frame { time, key, corrupt: times.corrupt, image }))
+        Ok(Some(Frame {
+            time,
+            key,
+            corrupt: times.corrupt,
+            image,
+        }))
     }
 
     fn count(&mut self, times: &PictureTimes, number: usize) {
@@ -434,7 +500,8 @@ fn choose(sampling: &Sampling, range: &TimeRange, timeline: &Timeline) -> Result
     };
     if chosen.is_empty() {
         let [first, last] = [first, last].map(|t| Pts::new(t, timeline.time_base));
-        let message = format!("no frame is in the range asked for: the video's are from {first} to {last}");
+        let message =
+            format!("no frame is in the range asked for: the video's are from {first} to {last}");
         return Err(Error::new(Kind::Usage, message));
     }
     Ok(chosen)
@@ -469,29 +536,49 @@ impl Survey {
                 continue;
             };
             if packet.is_key() {
-                entries.push(EntryPoint { ticks, seek_ticks: packet.dts().map_or(ticks, |d| d.min(ticks)), frame: 0 });
+                entries.push(EntryPoint {
+                    ticks,
+                    seek_ticks: packet.dts().map_or(ticks, |d| d.min(ticks)),
+                    frame: 0,
+                });
             }
             if !packet.is_hidden() {
-                frames.push(TimelineFrame { ticks, key: packet.is_key() });
+                frames.push(TimelineFrame {
+                    ticks,
+                    key: packet.is_key(),
+                });
             }
         }
         let in_order = entries.is_sorted_by(|a, b| a.ticks < b.ticks);
         let cut_off = damaged > 0 || ffmpeg::said_truncated();
         let timeline = complete.then(|| Timeline::new(time_base, frames, entries));
-        Ok(Self { can_jump: complete && in_order, timeline, n_packets, cut_off })
+        Ok(Self {
+            can_jump: complete && in_order,
+            timeline,
+            n_packets,
+            cut_off,
+        })
     }
 
     /// Fails when there is nothing to decode, and warns when the file has been cut.
     fn judge(&self, info: &VideoInfo, report: &mut DecodeReport) -> Result<()> {
         if self.n_packets == 0 {
-            return Err(Error::new(Kind::BadInput, "the file has a video stream, but no frame of it"));
+            return Err(Error::new(
+                Kind::BadInput,
+                "the file has a video stream, but no frame of it",
+            ));
         }
-        let declared = info.declared_frames.filter(|_| info.container.starts_with("mov"));
+        let declared = info
+            .declared_frames
+            .filter(|_| info.container.starts_with("mov"));
         let fewer = declared.filter(|&n| n > self.n_packets);
         report.truncated = self.cut_off || fewer.is_some();
         if report.truncated {
             let of = fewer.map_or(String::new(), |n| format!(" of {n}"));
-            report.warnings.insert(format!("the file ends early: {}{of} frames are there", self.n_packets));
+            report.warnings.insert(format!(
+                "the file ends early: {}{of} frames are there",
+                self.n_packets
+            ));
         }
         Ok(())
     }
@@ -505,7 +592,10 @@ fn decode_timeline(info: &VideoInfo, cancel: &Cancel) -> Result<Timeline> {
     let (mut frames, mut damaged) = (Vec::new(), 0);
     loop {
         match decoder.receive() {
-            Received::Picture(times) => frames.push(TimelineFrame { ticks: clock.ticks(&times), key: times.key }),
+            Received::Picture(times) => frames.push(TimelineFrame {
+                ticks: clock.ticks(&times),
+                key: times.key,
+            }),
             Received::Damaged => {}
             Received::End => return Ok(Timeline::new(info.time_base, frames, Vec::new())),
             Received::NeedsPacket => match demuxer.read()? {
@@ -534,10 +624,17 @@ impl Clock {
     fn new(info: &VideoInfo, packets_have_times: bool) -> Self {
         let base = info.time_base;
         let ticks = |rate: sampler::Rate| {
-            let (num, den) = (u64::from(rate.num()) * u64::from(base.num), u64::from(rate.den()) * u64::from(base.den));
+            let (num, den) = (
+                u64::from(rate.num()) * u64::from(base.num),
+                u64::from(rate.den()) * u64::from(base.den),
+            );
             i64::try_from(den / num).unwrap_or(1)
         };
-        Self { packets_have_times, default_duration: info.average_frame_rate.map_or(1, ticks).max(1), next: 0 }
+        Self {
+            packets_have_times,
+            default_duration: info.average_frame_rate.map_or(1, ticks).max(1),
+            next: 0,
+        }
     }
 
     fn restart(&mut self) {
@@ -545,8 +642,11 @@ impl Clock {
     }
 
     fn ticks(&mut self, times: &PictureTimes) -> i64 {
-        let (first, second) =
-            if self.packets_have_times { (times.pts, times.best_effort) } else { (times.best_effort, times.pts) };
+        let (first, second) = if self.packets_have_times {
+            (times.pts, times.best_effort)
+        } else {
+            (times.best_effort, times.pts)
+        };
         let ticks = first.or(second).unwrap_or(self.next);
         self.next = ticks.saturating_add(times.duration.unwrap_or(self.default_duration));
         ticks

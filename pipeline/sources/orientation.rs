@@ -23,9 +23,17 @@ impl Orientation {
     pub fn from_display_matrix(matrix: [i32; 9]) -> Self {
         let [a, b, _, c, d, ..] = matrix.map(i64::from);
         if a.abs() + d.abs() >= b.abs() + c.abs() {
-            Self { transpose: false, flip_x: a < 0, flip_y: d < 0 }
+            Self {
+                transpose: false,
+                flip_x: a < 0,
+                flip_y: d < 0,
+            }
         } else {
-            Self { transpose: true, flip_x: c < 0, flip_y: b < 0 }
+            Self {
+                transpose: true,
+                flip_x: c < 0,
+                flip_y: b < 0,
+            }
         }
     }
 
@@ -46,7 +54,11 @@ impl Orientation {
 
     /// The upright size of a stored `(width, height)`.
     pub fn size<T>(self, (width, height): (T, T)) -> (T, T) {
-        if self.transpose { (height, width) } else { (width, height) }
+        if self.transpose {
+            (height, width)
+        } else {
+            (width, height)
+        }
     }
 
     /// The upright picture.
@@ -65,7 +77,11 @@ impl Orientation {
                 data.extend_from_slice(&image.data[at..at + 3]);
             }
         }
-        RgbImage { width, height, data }
+        RgbImage {
+            width,
+            height,
+            data,
+        }
     }
 }
 

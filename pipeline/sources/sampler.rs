@@ -50,7 +50,11 @@ impl Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.den == 1 { write!(f, "{}", self.num) } else { write!(f, "{}/{}", self.num, self.den) }
+        if self.den == 1 {
+            write!(f, "{}", self.num)
+        } else {
+            write!(f, "{}/{}", self.num, self.den)
+        }
     }
 }
 
@@ -88,14 +92,20 @@ pub struct TimeRange {
 
 impl TimeRange {
     /// The whole video.
-    pub const ALL: Self = Self { from: None, to: None };
+    pub const ALL: Self = Self {
+        from: None,
+        to: None,
+    };
 
     /// The numbers of the frames inside, out of `ticks` in presentation order.
     fn frames(&self, ticks: &[i64], time_base: TimeBase) -> Result<Range<usize>> {
         if let (Some(from), Some(to)) = (self.from, self.to)
             && from >= to
         {
-            return Err(Error::new(Kind::Usage, format!("the range from {from} to {to} is empty, expected from < to")));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("the range from {from} to {to} is empty, expected from < to"),
+            ));
         }
         let before = |time: Pts| ticks.partition_point(|&t| Pts::new(t, time_base) < time);
         let start = self.from.map_or(0, before);
@@ -104,7 +114,12 @@ impl TimeRange {
 }
 
 /// The numbers of the frames to emit, rising strictly, out of frames at `ticks` (sorted) of `time_base`.
-pub fn select(sampling: &Sampling, range: &TimeRange, ticks: &[i64], time_base: TimeBase) -> Result<Vec<usize>> {
+pub fn select(
+    sampling: &Sampling,
+    range: &TimeRange,
+    ticks: &[i64],
+    time_base: TimeBase,
+) -> Result<Vec<usize>> {
     check(sampling)?;
     let frames = range.frames(ticks, time_base)?;
     let inside = ticks.get(frames.clone()).unwrap_or_default();
@@ -124,14 +139,18 @@ fn check(sampling: &Sampling) -> Result<()> {
         Sampling::Every | Sampling::Fps(_) => None,
         Sampling::Uniform(n) => (*n == 0).then_some("0 frames were asked for, expected 1 or more"),
         Sampling::At(times) => times.is_empty().then_some("the list of times is empty"),
-        Sampling::Indices(numbers) => numbers.is_empty().then_some("the list of frame numbers is empty"),
+        Sampling::Indices(numbers) => numbers
+            .is_empty()
+            .then_some("the list of frame numbers is empty"),
     };
     empty.map_or(Ok(()), |message| Err(Error::new(Kind::Usage, message)))
 }
 
 /// [`Sampling::Fps`] over the frames at `ticks`.
 fn at_rate(rate: Rate, from: Option<Pts>, ticks: &[i64], time_base: TimeBase) -> Vec<usize> {
-    let Some(&first) = ticks.first() else { return Vec::new() };
+    let Some(&first) = ticks.first() else {
+        return Vec::new();
+    };
     let start = from.unwrap_or(Pts::new(first, time_base));
     let mut taken = Vec::new();
     let mut next_tick = 0;
@@ -155,7 +174,10 @@ fn ticks_passed(time: Pts, start: Pts, rate: Rate) -> i128 {
     let elapsed = left.saturating_sub(right);
     let (seconds, rest) = (elapsed.div_euclid(unit), elapsed.rem_euclid(unit));
     let (num, den) = (i128::from(rate.num), i128::from(rate.den));
-    let (whole, part) = ((seconds * num).div_euclid(den), (seconds * num).rem_euclid(den));
+    let (whole, part) = (
+        (seconds * num).div_euclid(den),
+        (seconds * num).rem_euclid(den),
+    );
     whole + (part * unit + rest * num).div_euclid(den * unit)
 }
 
@@ -173,7 +195,10 @@ pub fn uniform_indices(n_frames: usize, n: usize) -> Vec<usize> {
         return vec![0; n];
     }
     let step = (n_frames - 1) as f64 / (n - 1) as f64;
-    (0..n - 1).map(|i| (i as f64 * step).floor() as usize).chain([n_frames - 1]).collect()
+    (0..n - 1)
+        .map(|i| (i as f64 * step).floor() as usize)
+        .chain([n_frames - 1])
+        .collect()
 }
 
 /// [`Sampling::At`] over the frames at `ticks`.
@@ -182,7 +207,10 @@ fn shown_at(times: &[Pts], ticks: &[i64], time_base: TimeBase) -> Vec<usize> {
         return Vec::new();
     }
     let started = |time: &Pts| ticks.partition_point(|&t| Pts::new(t, time_base) <= *time);
-    let shown: BTreeSet<usize> = times.iter().map(|time| started(time).saturating_sub(1)).collect();
+    let shown: BTreeSet<usize> = times
+        .iter()
+        .map(|time| started(time).saturating_sub(1))
+        .collect();
     shown.into_iter().collect()
 }
 
@@ -214,9 +242,14 @@ pub fn parse_rate(text: &str) -> Result<Rate> {
     };
     let reduced = parsed.and_then(|(num, den)| {
         let divisor = gcd(num, den).max(1);
-        Some((u32::try_from(num / divisor).ok()?, u32::try_from(den / divisor).ok()?))
+        Some((
+            u32::try_from(num / divisor).ok()?,
+            u32::try_from(den / divisor).ok()?,
+        ))
     });
-    reduced.and_then(|(num, den)| Rate::new(num, den).ok()).ok_or_else(|| rate_error(text))
+    reduced
+        .and_then(|(num, den)| Rate::new(num, den).ok())
+        .ok_or_else(|| rate_error(text))
 }
 
 fn rate_error(text: &str) -> Error {
@@ -242,13 +275,21 @@ pub fn parse_time(text: &str) -> Result<Pts> {
 
 fn exact_time(text: &str) -> Option<Pts> {
     let (sign, text) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
-    let (clock, seconds) = text.rsplit_once(':').map_or((None, text), |(clock, seconds)| (Some(clock), seconds));
+    let (clock, seconds) = text
+        .rsplit_once(':')
+        .map_or((None, text), |(clock, seconds)| (Some(clock), seconds));
     let (num, den) = decimal(seconds)?;
     if clock.is_some() && num >= 60 * den {
         return None;
     }
     let minutes = clock.map_or(Some(0), clock_minutes)?;
-    let ticks = i64::try_from(minutes.checked_mul(60)?.checked_mul(den)?.checked_add(num)?).ok()?;
+    let ticks = i64::try_from(
+        minutes
+            .checked_mul(60)?
+            .checked_mul(den)?
+            .checked_add(num)?,
+    )
+    .ok()?;
     let time_base = TimeBase::new(1, u32::try_from(den).ok()?)?;
     let time = Pts::new(sign * ticks, time_base);
     (ticks / i64::from(time_base.den) <= SECONDS_MAX).then_some(time)
@@ -256,7 +297,9 @@ fn exact_time(text: &str) -> Option<Pts> {
 
 /// `M` or `H:MM` as minutes.
 fn clock_minutes(text: &str) -> Option<u64> {
-    let Some((hours, minutes)) = text.split_once(':') else { return whole(text) };
+    let Some((hours, minutes)) = text.split_once(':') else {
+        return whole(text);
+    };
     let minutes = whole(minutes).filter(|&m| m < 60)?;
     whole(hours)?.checked_mul(60)?.checked_add(minutes)
 }
@@ -269,13 +312,26 @@ fn decimal(text: &str) -> Option<(u64, u64)> {
     if integer.is_empty() && fraction.is_empty() {
         return None;
     }
-    let part = |digits: &str| if digits.is_empty() { Some(0) } else { whole(digits) };
-    Some((part(integer)?.checked_mul(unit)?.checked_add(part(fraction)?)?, unit))
+    let part = |digits: &str| {
+        if digits.is_empty() {
+            Some(0)
+        } else {
+            whole(digits)
+        }
+    };
+    Some((
+        part(integer)?
+            .checked_mul(unit)?
+            .checked_add(part(fraction)?)?,
+        unit,
+    ))
 }
 
 /// Digits only: no sign, no blank.
 fn whole(text: &str) -> Option<u64> {
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())?
 }
 
 fn gcd(a: u64, b: u64) -> u64 {

@@ -12,11 +12,22 @@ use std::{
 
 /// The file that `ffmpeg ARGUMENTS FILE` writes; `name` ends in the container's extension.
 pub fn make(name: &str, arguments: &[&str]) -> PathBuf {
-    cached(name, arguments, |path| run("ffmpeg", &[&["-y"], arguments, &[path.to_str().unwrap()]].concat()))
+    cached(name, arguments, |path| {
+        drop(run(
+            "ffmpeg",
+            &[&["-y"], arguments, &[path.to_str().unwrap()]].concat(),
+        ))
+    })
 }
 
 /// `testsrc2` of a size, rate and length, encoded with `encoder` arguments.
-pub fn test_pattern(name: &str, size: &str, rate: &str, seconds: &str, encoder: &[&str]) -> PathBuf {
+pub fn test_pattern(
+    name: &str,
+    size: &str,
+    rate: &str,
+    seconds: &str,
+    encoder: &[&str],
+) -> PathBuf {
     let source = format!("testsrc2=s={size}:r={rate}:d={seconds}");
     make(name, &[&["-f", "lavfi", "-i", &source], encoder].concat())
 }
@@ -47,8 +58,16 @@ fn cached(name: &str, arguments: &[&str], write: impl FnOnce(&Path)) -> PathBuf 
 
 /// Runs a program to its end and gives what it printed.
 pub fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
-    let quiet: &[&str] = if program == "ffmpeg" { &["-nostdin", "-v", "error"] } else { &["-v", "error"] };
-    let output = Command::new(program).args(quiet).args(arguments).output().unwrap();
+    let quiet: &[&str] = if program == "ffmpeg" {
+        &["-nostdin", "-v", "error"]
+    } else {
+        &["-v", "error"]
+    };
+    let output = Command::new(program)
+        .args(quiet)
+        .args(arguments)
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {said}");
     output.stdout
@@ -57,16 +76,44 @@ pub fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
 /// Every frame of a stream as `ffmpeg` gives it: RGB24, all frames one after the other.
 pub fn reference_frames(path: &Path, stream_index: usize, filters: &[&str]) -> Vec<u8> {
     let map = format!("0:{stream_index}");
-    let before = ["-i", path.to_str().unwrap(), "-map", &map, "-vsync", "passthrough"];
-    let after = ["-sws_flags", "bicubic", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"];
+    let before = [
+        "-i",
+        path.to_str().unwrap(),
+        "-map",
+        &map,
+        "-vsync",
+        "passthrough",
+    ];
+    let after = [
+        "-sws_flags",
+        "bicubic",
+        "-pix_fmt",
+        "rgb24",
+        "-f",
+        "rawvideo",
+        "-",
+    ];
     run("ffmpeg", &[&before, filters, &after].concat())
 }
 
 /// `best_effort_timestamp` of every frame of a stream, as ffprobe prints it.
 pub fn reference_ticks(path: &Path, stream_index: usize) -> Vec<i64> {
     let stream = stream_index.to_string();
-    let arguments = ["-select_streams", &stream, "-show_entries", "frame=best_effort_timestamp", "-of", "csv=p=0"];
-    let printed = run("ffprobe", &[&arguments[..], &[path.to_str().unwrap()]].concat());
+    let arguments = [
+        "-select_streams",
+        &stream,
+        "-show_entries",
+        "frame=best_effort_timestamp",
+        "-of",
+        "csv=p=0",
+    ];
+    let printed = run(
+        "ffprobe",
+        &[&arguments[..], &[path.to_str().unwrap()]].concat(),
+    );
     let lines = String::from_utf8(printed).unwrap();
-    lines.lines().filter_map(|line| line.trim_end_matches(',').parse().ok()).collect()
+    lines
+        .lines()
+        .filter_map(|line| line.trim_end_matches(',').parse().ok())
+        .collect()
 }

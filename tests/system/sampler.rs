@@ -2,7 +2,9 @@
 
 use longreel::{
     error::Kind,
-    sources::sampler::{Rate, Sampling, TimeRange, parse_rate, parse_time, select, uniform_indices},
+    sources::sampler::{
+        Rate, Sampling, TimeRange, parse_rate, parse_time, select, uniform_indices,
+    },
     time::{Pts, TimeBase},
 };
 use proptest::prelude::*;
@@ -28,13 +30,27 @@ fn uniform_numbers_are_those_of_lwm_in_every_golden_case() {
     let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
     assert!(cases.len() >= 25);
     for case in cases {
-        let [n_frames, n] = ["duration", "max_n_frames"].map(|key| case[key].as_u64().unwrap() as usize);
+        let [n_frames, n] =
+            ["duration", "max_n_frames"].map(|key| case[key].as_u64().unwrap() as usize);
         let ids = uniform_indices(n_frames, n);
-        let bytes: Vec<u8> = ids.iter().flat_map(|&id| (id as i64).to_le_bytes()).collect();
-        let sha: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(sha, case["sha256"].as_str().unwrap(), "{n} of {n_frames} frames: {ids:?}");
+        let bytes: Vec<u8> = ids
+            .iter()
+            .flat_map(|&id| (id as i64).to_le_bytes())
+            .collect();
+        let sha: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        assert_eq!(
+            sha,
+            case["sha256"].as_str().unwrap(),
+            "{n} of {n_frames} frames: {ids:?}"
+        );
         if let Some(expected) = case["ids"].as_array() {
-            let expected: Vec<usize> = expected.iter().map(|id| id.as_u64().unwrap() as usize).collect();
+            let expected: Vec<usize> = expected
+                .iter()
+                .map(|id| id.as_u64().unwrap() as usize)
+                .collect();
             assert_eq!(ids, expected, "{n} of {n_frames} frames");
         }
     }
@@ -61,10 +77,16 @@ fn ticks_are_counted_from_the_first_frame_whenever_it_is() {
 #[test]
 fn ticks_are_counted_from_the_beginning_of_a_range() {
     let ticks: Vec<i64> = (0..100).map(|i| i * 40).collect();
-    let range = TimeRange { from: Some(parse_time("0.5").unwrap()), to: Some(parse_time("2.5").unwrap()) };
+    let range = TimeRange {
+        from: Some(parse_time("0.5").unwrap()),
+        to: Some(parse_time("2.5").unwrap()),
+    };
     // 0.5 s falls between frames 12 (0.48) and 13 (0.52); 1.5 s between 37 and 38; 2.5 s is outside.
     let sampling = Sampling::Fps(parse_rate("1").unwrap());
-    assert_eq!(select(&sampling, &range, &ticks, base(1000)).unwrap(), [13, 38]);
+    assert_eq!(
+        select(&sampling, &range, &ticks, base(1000)).unwrap(),
+        [13, 38]
+    );
 }
 
 #[test]
@@ -75,8 +97,14 @@ fn a_rate_above_the_video_s_takes_every_frame_once() {
 
 #[test]
 fn a_gap_in_the_video_gives_one_frame_not_one_per_missed_tick() {
-    assert_eq!(fps("1", &[0, 1000, 2000, 60_500, 61_000, 62_000], base(1000)), [0, 1, 2, 3, 4, 5]);
-    assert_eq!(fps("1", &[0, 60_500, 60_900, 61_000], base(1000)), [0, 1, 3]);
+    assert_eq!(
+        fps("1", &[0, 1000, 2000, 60_500, 61_000, 62_000], base(1000)),
+        [0, 1, 2, 3, 4, 5]
+    );
+    assert_eq!(
+        fps("1", &[0, 60_500, 60_900, 61_000], base(1000)),
+        [0, 1, 3]
+    );
 }
 
 #[test]
@@ -97,23 +125,47 @@ fn a_time_takes_the_frame_on_screen() {
 #[test]
 fn a_range_has_its_beginning_and_not_its_end() {
     let ticks: Vec<i64> = (0..10).map(|i| i * 100).collect();
-    let range = TimeRange { from: Some(parse_time("0.2").unwrap()), to: Some(parse_time("0.5").unwrap()) };
-    assert_eq!(select(&Sampling::Every, &range, &ticks, base(1000)).unwrap(), [2, 3, 4]);
-    assert_eq!(select(&Sampling::Uniform(2), &range, &ticks, base(1000)).unwrap(), [2, 4]);
+    let range = TimeRange {
+        from: Some(parse_time("0.2").unwrap()),
+        to: Some(parse_time("0.5").unwrap()),
+    };
+    assert_eq!(
+        select(&Sampling::Every, &range, &ticks, base(1000)).unwrap(),
+        [2, 3, 4]
+    );
+    assert_eq!(
+        select(&Sampling::Uniform(2), &range, &ticks, base(1000)).unwrap(),
+        [2, 4]
+    );
 }
 
 #[test]
 fn numbers_are_taken_once_and_in_order_or_refused() {
     let ticks: Vec<i64> = (0..10).collect();
-    assert_eq!(take(Sampling::Indices(vec![7, 0, 7, 3]), &ticks, base(25)), [0, 3, 7]);
-    let error = select(&Sampling::Indices(vec![10]), &TimeRange::ALL, &ticks, base(25)).unwrap_err();
+    assert_eq!(
+        take(Sampling::Indices(vec![7, 0, 7, 3]), &ticks, base(25)),
+        [0, 3, 7]
+    );
+    let error = select(
+        &Sampling::Indices(vec![10]),
+        &TimeRange::ALL,
+        &ticks,
+        base(25),
+    )
+    .unwrap_err();
     assert_eq!(error.kind(), Kind::Usage);
-    assert!(error.to_string().contains("frame 10") && error.to_string().contains("10 frames"), "{error}");
+    assert!(
+        error.to_string().contains("frame 10") && error.to_string().contains("10 frames"),
+        "{error}"
+    );
 }
 
 #[test]
 fn what_can_give_no_frame_is_refused() {
-    let reversed = TimeRange { from: Some(parse_time("2").unwrap()), to: Some(parse_time("1").unwrap()) };
+    let reversed = TimeRange {
+        from: Some(parse_time("2").unwrap()),
+        to: Some(parse_time("1").unwrap()),
+    };
     for (sampling, range) in [
         (Sampling::Uniform(0), TimeRange::ALL),
         (Sampling::At(vec![]), TimeRange::ALL),
@@ -127,39 +179,102 @@ fn what_can_give_no_frame_is_refused() {
 
 #[test]
 fn rates_are_read_exactly() {
-    for (text, num, den) in [("1", 1, 1), ("0.5", 1, 2), ("30000/1001", 30000, 1001), (" 23.976 ", 2997, 125), ("2/4", 1, 2), (".25", 1, 4)] {
-        assert_eq!(parse_rate(text).unwrap(), Rate::new(num, den).unwrap(), "{text}");
+    for (text, num, den) in [
+        ("1", 1, 1),
+        ("0.5", 1, 2),
+        ("30000/1001", 30000, 1001),
+        (" 23.976 ", 2997, 125),
+        ("2/4", 1, 2),
+        (".25", 1, 4),
+    ] {
+        assert_eq!(
+            parse_rate(text).unwrap(),
+            Rate::new(num, den).unwrap(),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn rates_that_make_no_sense_are_refused_with_the_allowed_range() {
-    for text in ["0", "0.0", "-1", "NaN", "inf", "1e3", "", ".", "1/0", "0/1", "1001", "99999999999999999999", "0.0000001", "1/2/3", "1 2"] {
+    for text in [
+        "0",
+        "0.0",
+        "-1",
+        "NaN",
+        "inf",
+        "1e3",
+        "",
+        ".",
+        "1/0",
+        "0/1",
+        "1001",
+        "99999999999999999999",
+        "0.0000001",
+        "1/2/3",
+        "1 2",
+    ] {
         let error = parse_rate(text).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage, "{text}");
-        assert!(error.to_string().contains(text) && error.to_string().contains("at most 1000"), "{error}");
+        assert!(
+            error.to_string().contains(text) && error.to_string().contains("at most 1000"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn times_are_read_exactly() {
-    for (text, ticks, den) in [("12.5", 125, 10), ("0", 0, 1), ("1:02:03.250", 3_723_250, 1000), ("90", 90, 1), ("1:30", 90, 1), ("-0.5", -5, 10)] {
-        assert_eq!(parse_time(text).unwrap(), Pts::new(ticks, base(den)), "{text}");
+    for (text, ticks, den) in [
+        ("12.5", 125, 10),
+        ("0", 0, 1),
+        ("1:02:03.250", 3_723_250, 1000),
+        ("90", 90, 1),
+        ("1:30", 90, 1),
+        ("-0.5", -5, 10),
+    ] {
+        assert_eq!(
+            parse_time(text).unwrap(),
+            Pts::new(ticks, base(den)),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn times_that_make_no_sense_are_refused() {
-    for text in ["", ":", "1:60", "1:60:00", "1:2:3:4", "1.1234567", "abc", "--1", "1:-2", "99999999999", "1e5", "NaN"] {
+    for text in [
+        "",
+        ":",
+        "1:60",
+        "1:60:00",
+        "1:2:3:4",
+        "1.1234567",
+        "abc",
+        "--1",
+        "1:-2",
+        "99999999999",
+        "1e5",
+        "NaN",
+    ] {
         assert_eq!(parse_time(text).unwrap_err().kind(), Kind::Usage, "{text}");
     }
 }
 
 /// Frame times that rise, with gaps of any size, from any beginning.
 fn rising_ticks() -> impl Strategy<Value = Vec<i64>> {
-    (-1_000_000_i64..1_000_000, prop::collection::vec(1_i64..5000, 1..200)).prop_map(|(start, gaps)| {
-        gaps.iter().scan(start, |tick, gap| { *tick += gap; Some(*tick) }).collect()
-    })
+    (
+        -1_000_000_i64..1_000_000,
+        prop::collection::vec(1_i64..5000, 1..200),
+    )
+        .prop_map(|(start, gaps)| {
+            gaps.iter()
+                .scan(start, |tick, gap| {
+                    *tick += gap;
+                    Some(*tick)
+                })
+                .collect()
+        })
 }
 
 proptest! {
