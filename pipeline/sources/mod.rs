@@ -1,9 +1,10 @@
 //! Bytes to frames: which frames (`sampler`), what the file says (`info`), how a
-//! picture stands (`orientation`), the codecs (`ffmpeg`), and the reader that
-//! joins them (`file`).
+//! picture stands (`orientation`), the codecs (`ffmpeg`), the reader that joins
+//! them (`file`); and one picture back to bytes (`png`).
 
 pub mod sampler;
 pub mod orientation;
 pub mod info;
 pub mod ffmpeg;
 pub mod file;
+pub mod png;
