@@ -1,1 +1,318 @@
-//! Being built.
+//! Rows times a weight matrix that may be bf16 and lie in a mapped file.
+//!
+//! Many rows (prefill): blocks of weight rows are widened to f32 in a bounded
+//! scratch per thread and multiplied by `gemm`. Few rows (generation): each
+//! weight row is streamed once and widened in registers, so the speed is that
+//! of memory.
+
+use std::cell::RefCell;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::cpu::{Level, per_level};
+
+/// Up to this many rows the weights are streamed; above, they are widened.
+const FEW_ROWS: usize = 8;
+
+/// Elements of the widened block of one thread: 4 MiB.
+const SCRATCH_ELEMENTS: usize = 1 << 20;
+
+/// A number stored in a weight matrix.
+pub trait Element: Copy + Send + Sync + 'static {
+    /// The number as f32.
+    fn widen(self) -> f32;
+    /// The slice itself when it is f32 already.
+    fn as_f32(slice: &[Self]) -> Option<&[f32]>;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    fn as_f32(slice: &[Self]) -> Option<&[f32]> {
+        Some(slice)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+}
+
+/// x `[n, in]` f32, w `[out, in]` f32 or bf16 → y `[n, out]` f32: `y = x · wᵀ`.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn linear<W: Element>(x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
+    linear_at(Level::current(), x, w, in_features, y);
+}
+
+fn linear_at<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
+    assert!(in_features > 0 && x.len().is_multiple_of(in_features));
+    assert!(w.len().is_multiple_of(in_features));
+    let (n, out) = (x.len() / in_features, w.len() / in_features);
+    assert_eq!(y.len(), n * out);
+    if n == 0 || out == 0 {
+        return;
+    }
+    if n <= FEW_ROWS {
+        few_rows(level, x, w, in_features, y);
+    } else {
+        many_rows(level, x, w, in_features, y);
+    }
+}
+
+/// Where threads write disjoint columns of one output.
+#[derive(Clone, Copy)]
+struct Columns(*mut f32);
+
+// SAFETY: each task writes its own columns only.
+unsafe impl Send for Columns {}
+// SAFETY: as above.
+unsafe impl Sync for Columns {}
+
+impl Columns {
+    /// The output from column `column` on.
+    ///
+    /// # Safety
+    /// `column` lies inside the first row of the output.
+    unsafe fn from(self, column: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { self.0.add(column) })
+    }
+}
+
+/// Weight rows per task: a few tasks per thread, at most `most`.
+fn rows_per_task(out: usize, most: usize) -> usize {
+    let tasks = 4 * rayon::current_num_threads();
+    out.div_ceil(tasks).clamp(1, most.max(1))
+}
+
+fn few_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
+    let out = w.len() / in_features;
+    let block = rows_per_task(out, out);
+    let y = Columns(y.as_mut_ptr());
+    w.par_chunks(block * in_features)
+        .enumerate()
+        .for_each(|(task, rows)| {
+            // SAFETY: the task's first column is below `out`, and its columns are its own.
+            let y = unsafe { y.from(task * block) };
+            stream(level, x, rows, in_features, y, out);
+        });
+}
+
+/// q `[n, d]`, k `[s, d]` → scores `[n, s]`: `scores = q · kᵀ` on this thread.
+pub(crate) fn scores_few<W: Element>(
+    level: Level,
+    q: &[f32],
+    k: &[W],
+    d: usize,
+    scores: &mut [f32],
+) {
+    let s = k.len() / d;
+    assert_eq!(scores.len(), q.len() / d * s);
+    stream(level, q, k, d, Columns(scores.as_mut_ptr()), s);
+}
+
+per_level! {
+    /// x `[n, d]`, w `[m, d]` → `y[i * stride + j] = x[i] · w[j]`.
+    fn stream[W: Element](x: &[f32], w: &[W], d: usize, y: Columns, stride: usize) = stream_body;
+}
+
+#[inline(always)]
+fn stream_body<W: Element>(x: &[f32], w: &[W], d: usize, y: Columns, stride: usize) {
+    for (j, row) in w.chunks_exact(d).enumerate() {
+        let store = |i: usize, value: f32| {
+            // SAFETY: `i` counts rows of x and `j` this task's weight rows: inside the
+            // output, and in a column that no other task writes.
+            unsafe { *y.0.add(i * stride + j) = value };
+        };
+        let mut fours = x.chunks_exact(4 * d);
+        let mut i = 0;
+        for four in &mut fours {
+            let x = std::array::from_fn(|r| &four[r * d..(r + 1) * d]);
+            for value in dots::<W, 4>(x, row) {
+                store(i, value);
+                i += 1;
+            }
+        }
+        for one in fours.remainder().chunks_exact(d) {
+            store(i, dots::<W, 1>([one], row)[0]);
+            i += 1;
+        }
+    }
+}
+
+/// x `R` times `[d]`, row `[d]` → `x[r] · row`, in 32 lanes each.
+#[inline(always)]
+fn dots<W: Element, const R: usize>(x: [&[f32]; R], row: &[W]) -> [f32; R] {
+    const LANES: usize = 32;
+    let mut sums = [[0f32; LANES]; R];
+    let whole = row.len() / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        let mut wide = [0f32; LANES];
+        for (wide, &w) in wide.iter_mut().zip(&row[at..at + LANES]) {
+            *wide = w.widen();
+        }
+        for (sums, x) in sums.iter_mut().zip(x) {
+            for ((sum, &x), &w) in sums.iter_mut().zip(&x[at..at + LANES]).zip(&wide) {
+                *sum = x.mul_add(w, *sum);
+            }
+        }
+    }
+    std::array::from_fn(|r| {
+        let rest = x[r][whole..].iter().zip(&row[whole..]);
+        let rest: f32 = rest.map(|(&x, &w)| x * w.widen()).sum();
+        sums[r].iter().sum::<f32>() + rest
+    })
+}
+
+thread_local! {
+    /// Widened weight rows of this thread, at most [`SCRATCH_ELEMENTS`] or one row.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+fn many_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
+    let out = w.len() / in_features;
+    let block = rows_per_task(out, (SCRATCH_ELEMENTS / in_features).min(256));
+    let y = Columns(y.as_mut_ptr());
+    w.par_chunks(block * in_features)
+        .enumerate()
+        .for_each(|(task, rows)| {
+            // SAFETY: the task's first column is below `out`, and its columns are its own.
+            let y = unsafe { y.from(task * block) };
+            match W::as_f32(rows) {
+                Some(rows) => multiply(x, rows, in_features, y, out),
+                None => SCRATCH.with_borrow_mut(|wide| {
+                    wide.resize(rows.len(), 0.0);
+                    widen(level, rows, wide);
+                    multiply(x, wide, in_features, y, out);
+                }),
+            }
+        });
+}
+
+per_level! {
+    /// `wide[i] = rows[i]` as f32.
+    pub(crate) fn widen[W: Element](rows: &[W], wide: &mut [f32]) = widen_body;
+}
+
+#[inline(always)]
+fn widen_body<W: Element>(rows: &[W], wide: &mut [f32]) {
+    for (wide, &w) in wide.iter_mut().zip(rows) {
+        *wide = w.widen();
+    }
+}
+
+/// x `[n, in]`, rows `[m, in]` → `y[i * stride + j] = x[i] · rows[j]`, on this thread.
+fn multiply(x: &[f32], rows: &[f32], in_features: usize, y: Columns, stride: usize) {
+    let (m, n) = (rows.len() / in_features, x.len() / in_features);
+    // SAFETY: the strides describe `rows` as [m, in], x transposed as [in, n] and the
+    // task's columns of y transposed as [m, n]; all of them lie inside their buffers.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            in_features,
+            y.0,
+            stride as isize,
+            1,
+            false,
+            rows.as_ptr(),
+            1,
+            in_features as isize,
+            x.as_ptr(),
+            in_features as isize,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// What [`linear`] must give, in f64.
+pub fn reference<W: Element>(x: &[f32], w: &[W], in_features: usize) -> Vec<f64> {
+    let dot = |x: &[f32], w: &[W]| {
+        x.iter()
+            .zip(w)
+            .map(|(&x, &w)| f64::from(x) * f64::from(w.widen()))
+            .sum()
+    };
+    x.chunks(in_features)
+        .flat_map(|x| w.chunks(in_features).map(move |w| dot(x, w)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::{Element, Level, linear_at, reference};
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    fn check<W: Element>(x: &[f32], w: &[W], in_features: usize) {
+        let expected = reference(x, w, in_features);
+        for level in Level::available() {
+            let mut y = vec![f32::NAN; expected.len()];
+            linear_at(level, x, w, in_features, &mut y);
+            for (i, (&got, &e)) in y.iter().zip(&expected).enumerate() {
+                let error = (f64::from(got) - e).abs();
+                assert!(
+                    error <= 3e-6 * (in_features as f64).sqrt(),
+                    "{level:?} in={in_features} [{i}]: got {got}, expected {e}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_shape_and_level_agrees_with_the_reference() {
+        for (n, inputs, out) in [
+            (0, 3, 4),
+            (1, 1, 1),
+            (1, 33, 7),
+            (3, 64, 5),
+            (4, 31, 9),
+            (7, 172, 64),
+            (8, 128, 3),
+            (9, 128, 300),
+            (33, 65, 17),
+            (130, 256, 520),
+        ] {
+            let x = numbers(n * inputs, 1);
+            let w = numbers(out * inputs, 2);
+            let narrow: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
+            check(&x, &w, inputs);
+            check(&x, &narrow, inputs);
+        }
+    }
+
+    #[test]
+    fn widening_is_exact() {
+        for bits in 0..=u16::MAX {
+            let value = bf16::from_bits(bits);
+            assert_eq!(value.widen().to_bits(), u32::from(bits) << 16);
+        }
+    }
+}
