@@ -1,1 +1,53 @@
-//! Being built.
+//! Attention over some of the keys, and how two such results become one.
+
+/// Output and log-sum-exp of `rows` queries over the keys seen so far.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Partial {
+    /// `[rows, d]`: the softmax-weighted mean of the values; zeros where no key was seen.
+    pub out: Vec<f32>,
+    /// `[rows]`: the logarithm of the sum of `e^score`; −∞ where no key was seen.
+    pub lse: Vec<f32>,
+}
+
+/// The log-sum-exp of no key at all: the identity of [`merge_lse`].
+pub const EMPTY: f32 = f32::NEG_INFINITY;
+
+/// `ln(e^a + e^b)` and the share of each: guarded, so that two [`EMPTY`] give [`EMPTY`] and no NaN.
+pub fn merge_lse(a: f32, b: f32) -> (f32, f32, f32) {
+    let max = a.max(b);
+    if max == EMPTY {
+        return (EMPTY, 0.0, 0.0);
+    }
+    let (weight_a, weight_b) = ((a - max).exp(), (b - max).exp());
+    let sum = weight_a + weight_b;
+    (max + sum.ln(), weight_a / sum, weight_b / sum)
+}
+
+impl Partial {
+    /// The result over no key: the identity of [`Partial::merge`].
+    pub fn empty(rows: usize, d: usize) -> Self {
+        Self {
+            out: vec![0.0; rows * d],
+            lse: vec![EMPTY; rows],
+        }
+    }
+
+    /// The result over the keys of both, which must be disjoint and of the same queries.
+    pub fn merge(mut self, other: &Self) -> Self {
+        Self::merge_into(&mut self.out, &mut self.lse, &other.out, &other.lse);
+        self
+    }
+
+    /// out `[rows, d]`, lse `[rows]` of two results → the first becomes their merge.
+    pub fn merge_into(out: &mut [f32], lse: &mut [f32], other_out: &[f32], other_lse: &[f32]) {
+        let d = (out.len() / lse.len().max(1)).max(1);
+        let rows = out.chunks_mut(d).zip(other_out.chunks(d));
+        for ((a, b), (lse, &other)) in rows.zip(lse.iter_mut().zip(other_lse)) {
+            let (merged, share_a, share_b) = merge_lse(*lse, other);
+            *lse = merged;
+            for (a, &b) in a.iter_mut().zip(b) {
+                *a = *a * share_a + b * share_b;
+            }
+        }
+    }
+}

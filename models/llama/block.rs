@@ -1,1 +1,146 @@
-//! Being built.
+//! One decoder block: attention and the gated feed-forward layer, each behind
+//! a norm and added to the residual stream (`lwm/llama.py`, `FlaxLLaMABlock`).
+
+use longreel_kernels::{rms_norm::rms_norm, swiglu::swiglu};
+
+use crate::{
+    attention::{
+        blockwise::{Heads, Keys, attend},
+        kv_cache::KvCache,
+        mask::Mask,
+    },
+    checkpoint::weights::Weights,
+    error::Result,
+    llama::{
+        linear::Linear,
+        rope::{Rope, Turns},
+    },
+    spec::DecoderSpec,
+};
+
+/// The weight of RMSNorm and what is added to the mean square.
+pub struct Norm {
+    weight: Vec<f32>,
+    eps: f32,
+}
+
+impl Norm {
+    /// Takes the weight `name`, `[hidden]`.
+    pub fn load(weights: &mut Weights, name: &str, spec: &DecoderSpec) -> Result<Self> {
+        let weight = weights.tensor(name, &[spec.hidden_size])?.to_vec1()?;
+        Ok(Self {
+            weight,
+            eps: spec.rms_norm_eps as f32,
+        })
+    }
+
+    /// x `[n, hidden]` → `[n, hidden]`.
+    pub fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        rms_norm(x, &self.weight, self.eps, &mut y);
+        y
+    }
+}
+
+/// The weights of one block.
+pub struct Block {
+    index: usize,
+    heads: Heads,
+    input_norm: Norm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    post_attention_norm: Norm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// The contexts that a ragged batch writes to: where each row's tokens begin in its cache.
+pub struct Contexts<'a> {
+    /// Per row: its cache, and the place of its first new token.
+    pub rows: Vec<(&'a mut KvCache, usize)>,
+}
+
+impl Block {
+    /// Takes the weights of layer `index`.
+    pub fn load(spec: &DecoderSpec, weights: &mut Weights, index: usize) -> Result<Self> {
+        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
+        let (hidden, ffn) = (spec.hidden_size, spec.intermediate_size);
+        let heads = Heads {
+            query: spec.num_attention_heads,
+            key_value: spec.n_kv_heads(),
+            d: spec.head_dim(),
+        };
+        let (q_width, kv_width) = (heads.query * heads.d, heads.key_value * heads.d);
+        let mut linear = |part: &str, out, inputs| Linear::load(weights, &name(part), out, inputs);
+        Ok(Self {
+            index,
+            heads,
+            query: linear("self_attn.q_proj", q_width, hidden)?,
+            key: linear("self_attn.k_proj", kv_width, hidden)?,
+            value: linear("self_attn.v_proj", kv_width, hidden)?,
+            output: linear("self_attn.o_proj", hidden, q_width)?,
+            gate: linear("mlp.gate_proj", ffn, hidden)?,
+            up: linear("mlp.up_proj", ffn, hidden)?,
+            down: linear("mlp.down_proj", hidden, ffn)?,
+            input_norm: Norm::load(weights, &name("input_layernorm"), spec)?,
+            post_attention_norm: Norm::load(weights, &name("post_attention_layernorm"), spec)?,
+        })
+    }
+
+    /// x `[n, hidden]` of all rows → x plus attention, in place; keys and values go to the caches.
+    pub fn attention(
+        &self,
+        x: &mut [f32],
+        rope: &Rope,
+        turns: &Turns,
+        contexts: &mut Contexts,
+    ) -> Result<()> {
+        let normed = self.input_norm.forward(x);
+        let mut q = self.query.forward(&normed);
+        let mut k = self.key.forward(&normed);
+        let v = self.value.forward(&normed);
+        rope.apply(&mut q, self.heads.query, turns);
+        rope.apply(&mut k, self.heads.key_value, turns);
+        let mixed = self.mix(&q, &k, &v, contexts)?;
+        add(x, &self.output.forward(&mixed));
+        Ok(())
+    }
+
+    /// q, k, v of all rows → `[n, heads * d]`: each row attends to its own context.
+    fn mix(&self, q: &[f32], k: &[f32], v: &[f32], contexts: &mut Contexts) -> Result<Vec<f32>> {
+        let q_width = self.heads.query * self.heads.d;
+        let kv_width = self.heads.key_value * self.heads.d;
+        let mut out = Vec::with_capacity(q.len());
+        for (cache, first) in &mut contexts.rows {
+            let (done, n) = (out.len() / q_width, cache.len() - *first);
+            let kv = done * kv_width..(done + n) * kv_width;
+            cache.write(self.index, *first, &k[kv.clone()], &v[kv])?;
+            let mask = Mask {
+                segments: cache.segments(),
+                ..Mask::CAUSAL
+            };
+            let keys = Keys {
+                blocks: cache.blocks(self.index),
+                len: cache.len(),
+            };
+            let q = &q[done * q_width..(done + n) * q_width];
+            out.extend(attend(q, *first, self.heads, keys, &mask).out);
+        }
+        Ok(out)
+    }
+
+    /// x `[n, hidden]` → x plus the feed-forward layer, in place.
+    pub fn feed_forward(&self, x: &mut [f32]) {
+        let normed = self.post_attention_norm.forward(x);
+        let mut gate = self.gate.forward(&normed);
+        swiglu(&mut gate, &self.up.forward(&normed));
+        add(x, &self.down.forward(&gate));
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}

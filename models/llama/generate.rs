@@ -1,1 +1,287 @@
-//! Being built.
+//! The loops around the decoder: prefill, text generation for one or several
+//! contexts, and image or video generation with guidance.
+
+use candle_core::Tensor;
+
+use crate::{
+    attention::kv_cache::KvCache,
+    context::vocab::Token,
+    error::{Context, Error, Kind, Result},
+    llama::{
+        Decoder, Head, Row,
+        sampler::{Draw, Sampler},
+    },
+};
+
+/// Asked before every step and chunk; `false` ends with `Interrupted`.
+pub type KeepGoing<'a> = dyn Fn() -> bool + 'a;
+
+/// Whether generation goes on after an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Draw the next id.
+    Continue,
+    /// This id was the last.
+    Stop,
+}
+
+/// How text is generated.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// Longest answer, in ids.
+    pub max_new_tokens: usize,
+    /// How ids are drawn.
+    pub draw: Draw,
+    /// An answer ends with the first of these ids.
+    pub stop_ids: Vec<u32>,
+}
+
+/// One context of a batch, prefilled.
+pub struct Prompted<'a> {
+    /// The context; every id but the last drawn is appended.
+    pub cache: &'a mut KvCache,
+    /// Hidden state of its last token, `[1, hidden]`.
+    pub last: Tensor,
+}
+
+/// Appends `tokens` to the context in chunks; memory beside the cache is that of one chunk.
+///
+/// → hidden state of the last token, `[1, hidden]`. `on_progress` is told the tokens of each chunk.
+///
+/// # Errors
+/// `Interrupted` when `keep_going` says no, with the chunks so far in the cache.
+pub fn prefill(
+    decoder: &Decoder,
+    cache: &mut KvCache,
+    tokens: &[Token],
+    chunk: usize,
+    keep_going: &KeepGoing,
+    on_progress: &mut dyn FnMut(usize),
+) -> Result<Tensor> {
+    check_room(decoder, cache, tokens.len())?;
+    let mut last = None;
+    for tokens in tokens.chunks(chunk.max(1)) {
+        go_on(keep_going)?;
+        last = Some(append(decoder, cache, tokens)?);
+        on_progress(tokens.len());
+    }
+    let hidden =
+        last.ok_or_else(|| Error::new(Kind::Internal, "there are no tokens to prefill"))?;
+    Ok(hidden.narrow(0, hidden.dim(0)? - 1, 1)?)
+}
+
+/// Refuses before the first chunk what would not fit after the last.
+fn check_room(decoder: &Decoder, cache: &KvCache, n: usize) -> Result<()> {
+    let limit = decoder.spec().max_position_embeddings;
+    let end = (cache.next_position() as usize)
+        .max(cache.len())
+        .saturating_add(n);
+    if end > limit {
+        let held = cache.len();
+        let message = format!(
+            "the context holds {held} tokens and {n} more reach position {end}, the model was made for {limit}"
+        );
+        return Err(Error::new(Kind::TooLarge, message));
+    }
+    Ok(())
+}
+
+/// tokens `[n]` → hidden states `[n, hidden]`, at the positions after the context's last.
+fn append(decoder: &Decoder, cache: &mut KvCache, tokens: &[Token]) -> Result<Tensor> {
+    let first = cache.next_position();
+    let positions: Vec<u32> = (0..tokens.len() as u32).map(|i| first + i).collect();
+    decoder.forward(&mut [Row {
+        tokens,
+        positions: &positions,
+        segments: None,
+        cache,
+    }])
+}
+
+/// Draws an answer to the context whose last hidden state is `last`, `[1, hidden]`.
+///
+/// → the ids, a stop id included. Every id but the last is in the cache afterwards.
+pub fn generate(
+    decoder: &Decoder,
+    cache: &mut KvCache,
+    last: &Tensor,
+    generation: &Generation,
+    keep_going: &KeepGoing,
+    on_token: &mut dyn FnMut(u32) -> Result<Step>,
+) -> Result<Vec<u32>> {
+    let mut rows = [Prompted {
+        cache,
+        last: last.clone(),
+    }];
+    let mut on_token = |_: usize, id: u32| on_token(id);
+    let drawn = generate_batch(decoder, &mut rows, generation, keep_going, &mut on_token)?;
+    Ok(drawn.into_iter().next().unwrap_or_default())
+}
+
+/// [`generate`] for several contexts at once; a finished one costs nothing more.
+///
+/// Where upstream fills finished rows with the pad id, their answers are just shorter here.
+pub fn generate_batch(
+    decoder: &Decoder,
+    rows: &mut [Prompted],
+    generation: &Generation,
+    keep_going: &KeepGoing,
+    on_token: &mut dyn FnMut(usize, u32) -> Result<Step>,
+) -> Result<Vec<Vec<u32>>> {
+    let mut answers = vec![Vec::new(); rows.len()];
+    let sampler = |row| Sampler::new(&generation.draw, row);
+    let mut samplers: Vec<Sampler> = (0..rows.len() as u64).map(sampler).collect();
+    let mut open: Vec<usize> = (0..rows.len()).collect();
+    for step in 1..=generation.max_new_tokens {
+        go_on(keep_going)?;
+        let mut drawn = Vec::new();
+        for &row in &open {
+            let logits = logits(decoder, &rows[row].last, Head::Text)?;
+            let id = samplers[row]
+                .next(&logits)
+                .doing(|| format!("draw id {step}"))?;
+            answers[row].push(id);
+            let ended = generation.stop_ids.contains(&id);
+            if on_token(row, id)? == Step::Continue && !ended {
+                drawn.push((row, Token::Text(id)));
+            }
+        }
+        if drawn.is_empty() || step == generation.max_new_tokens {
+            break;
+        }
+        advance(decoder, rows, &drawn)?;
+        open = drawn.into_iter().map(|(row, _)| row).collect();
+    }
+    Ok(answers)
+}
+
+/// Appends one token to each of some contexts and renews their last hidden states.
+fn advance(decoder: &Decoder, rows: &mut [Prompted], drawn: &[(usize, Token)]) -> Result<()> {
+    let mut tokens: Vec<Option<Token>> = vec![None; rows.len()];
+    for &(row, token) in drawn {
+        tokens[row] = Some(token);
+    }
+    let positions: Vec<u32> = rows.iter().map(|row| row.cache.next_position()).collect();
+    let mut batch = Vec::with_capacity(drawn.len());
+    for ((row, token), position) in rows.iter_mut().zip(&tokens).zip(&positions) {
+        if let Some(token) = token {
+            batch.push(Row {
+                tokens: std::slice::from_ref(token),
+                positions: std::slice::from_ref(position),
+                segments: None,
+                cache: &mut *row.cache,
+            });
+        }
+    }
+    let hidden = decoder.forward(&mut batch)?;
+    let moved = rows
+        .iter_mut()
+        .zip(&tokens)
+        .filter(|(_, token)| token.is_some());
+    for (i, (row, _)) in moved.enumerate() {
+        row.last = hidden.narrow(0, i, 1)?;
+    }
+    Ok(())
+}
+
+/// How frames are generated.
+#[derive(Debug, Clone)]
+pub struct VisionGeneration {
+    /// Frames to draw.
+    pub frames: usize,
+    /// Positions of one frame: its codes and the end-of-frame id.
+    pub tokens_per_frame: usize,
+    /// The id that is put at the end of every frame, whatever was drawn.
+    pub end_of_frame_id: u32,
+    /// Logits are `uncond + guidance · (cond − uncond)`.
+    pub guidance: f64,
+    /// How ids are drawn.
+    pub draw: Draw,
+}
+
+/// Draws `frames · tokens_per_frame` vision ids by classifier-free guidance
+/// (`lwm/vision_llama.py`, `generate_vision`): two contexts, of which the second
+/// knows no description, get the same ids.
+///
+/// The tokens beside each cache are prefilled first, at least one. Every id but
+/// the last is in the caches afterwards: a later call continues with it.
+pub fn generate_vision(
+    decoder: &Decoder,
+    conditional: (&mut KvCache, &[Token]),
+    unconditional: (&mut KvCache, &[Token]),
+    generation: &VisionGeneration,
+    keep_going: &KeepGoing,
+    on_token: &mut dyn FnMut(u32),
+) -> Result<Vec<u32>> {
+    let n = generation
+        .frames
+        .saturating_mul(generation.tokens_per_frame);
+    let mut rows = Vec::with_capacity(2);
+    for (cache, tokens) in [conditional, unconditional] {
+        check_room(
+            decoder,
+            cache,
+            tokens.len().saturating_add(n.saturating_sub(1)),
+        )?;
+        let last = prefill(
+            decoder,
+            cache,
+            tokens,
+            PROMPT_CHUNK,
+            keep_going,
+            &mut |_| {},
+        )?;
+        rows.push(Prompted { cache, last });
+    }
+    // One stream per place in the context, so that a later call does not repeat the draws of an earlier one.
+    let stream = rows.first().map_or(0, |row| row.cache.len() as u64);
+    let mut sampler = Sampler::new(&generation.draw, stream);
+    let mut ids = Vec::new();
+    for step in 1..=n {
+        go_on(keep_going)?;
+        let logits = guided_logits(decoder, &rows, generation.guidance)?;
+        let drawn = sampler
+            .next(&logits)
+            .doing(|| format!("draw vision id {step}"))?;
+        let ends = step.is_multiple_of(generation.tokens_per_frame);
+        let id = if ends {
+            generation.end_of_frame_id
+        } else {
+            drawn
+        };
+        ids.push(id);
+        on_token(id);
+        if step < n {
+            let token = Token::Vision(id);
+            advance(decoder, &mut rows, &[(0, token), (1, token)])?;
+        }
+    }
+    Ok(ids)
+}
+
+/// Tokens per prefill step of a generation prompt, which is short.
+const PROMPT_CHUNK: usize = 512;
+
+fn guided_logits(decoder: &Decoder, rows: &[Prompted], guidance: f64) -> Result<Vec<f32>> {
+    let [conditional, unconditional] = rows else {
+        return Err(Error::new(Kind::Internal, "guidance needs two contexts"));
+    };
+    let mut logits = logits(decoder, &conditional.last, Head::Vision)?;
+    let without = self::logits(decoder, &unconditional.last, Head::Vision)?;
+    for (with, without) in logits.iter_mut().zip(without) {
+        *with = without + guidance as f32 * (*with - without);
+    }
+    Ok(logits)
+}
+
+fn logits(decoder: &Decoder, last: &Tensor, head: Head) -> Result<Vec<f32>> {
+    Ok(decoder.logits(last, head)?.flatten_all()?.to_vec1()?)
+}
+
+fn go_on(keep_going: &KeepGoing) -> Result<()> {
+    if keep_going() {
+        Ok(())
+    } else {
+        Err(Error::new(Kind::Interrupted, "stopped on request"))
+    }
+}

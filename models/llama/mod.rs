@@ -1,6 +1,241 @@
 //! Context to answer: the decoder.
 
-pub mod block;
+pub mod linear;
 pub mod rope;
+pub mod block;
 pub mod sampler;
 pub mod generate;
+
+use candle_core::{Device, Tensor};
+
+use crate::{
+    attention::kv_cache::KvCache,
+    checkpoint::weights::Weights,
+    context::vocab::Token,
+    error::{Context, Error, Kind, Result},
+    llama::{
+        block::{Block, Contexts, Norm},
+        linear::Linear,
+        rope::Rope,
+    },
+    spec::DecoderSpec,
+};
+
+/// Which vocabulary is predicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// `lm_head`.
+    Text,
+    /// `vision_head`; LWM only.
+    Vision,
+}
+
+/// A LLaMA decoder; with a second embedding table and head it is LWM's VideoLLaMA.
+pub struct Decoder {
+    spec: DecoderSpec,
+    text_embedding: Linear,
+    vision_embedding: Option<Linear>,
+    rope: Rope,
+    blocks: Vec<Block>,
+    norm: Norm,
+    /// Absent when the text head is the embedding table.
+    text_head: Option<Linear>,
+    vision_head: Option<Linear>,
+}
+
+/// New tokens of one context. Rows of a call may differ in length: nothing is padded.
+pub struct Row<'a> {
+    /// The tokens, at least one.
+    pub tokens: &'a [Token],
+    /// RoPE position of each.
+    pub positions: &'a [u32],
+    /// Segment of each; without it they go on in the context's last segment.
+    pub segments: Option<&'a [u32]>,
+    /// What came before; the tokens are appended.
+    pub cache: &'a mut KvCache,
+}
+
+/// What [`Decoder::forward_traced`] shows: the name of a step and its output `[n, hidden]`.
+pub type Trace<'a> = dyn FnMut(&str, &[f32]) + 'a;
+
+impl Decoder {
+    /// Takes the decoder's weights; bf16 matrices stay in the mapped file.
+    pub fn load(spec: &DecoderSpec, weights: &mut Weights) -> Result<Self> {
+        let hidden = spec.hidden_size;
+        let mut linear = |name: &str, out| Linear::load(weights, name, out, hidden);
+        let vision = spec.vision_vocab_size;
+        let text_embedding = linear("model.embed_tokens.weight", spec.vocab_size)?;
+        let vision_embedding = vision
+            .map(|n| linear("model.vision_embed_tokens.weight", n))
+            .transpose()?;
+        let text_head = (!spec.tie_word_embeddings)
+            .then(|| linear("lm_head.weight", spec.vocab_size))
+            .transpose()?;
+        let vision_head = vision.map(|n| linear("vision_head.weight", n)).transpose()?;
+        let blocks = (0..spec.num_hidden_layers)
+            .map(|index| Block::load(spec, weights, index))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            spec: spec.clone(),
+            text_embedding,
+            vision_embedding,
+            rope: Rope::new(spec),
+            blocks,
+            norm: Norm::load(weights, "model.norm.weight", spec)?,
+            text_head,
+            vision_head,
+        })
+    }
+
+    /// What the decoder is made of.
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// rows of n tokens in all → hidden states `[n, hidden]` after the final norm, row after row.
+    ///
+    /// # Errors
+    /// `TooLarge` when a row does not fit the context, `BadInput` for an id
+    /// outside its vocabulary; the caches are then as they were.
+    pub fn forward(&self, rows: &mut [Row]) -> Result<Tensor> {
+        self.forward_traced(rows, &mut |_, _| {})
+    }
+
+    /// [`Decoder::forward`] that shows `embedding`, `layers.N.attention`, `layers.N` and `norm` to `trace`.
+    pub fn forward_traced(&self, rows: &mut [Row], trace: &mut Trace) -> Result<Tensor> {
+        let before: Vec<usize> = rows.iter().map(|row| row.cache.len()).collect();
+        let result = self.forward_or_leave_marks(rows, trace);
+        if result.is_err() {
+            for (row, len) in rows.iter_mut().zip(before) {
+                row.cache.truncate(len);
+            }
+        }
+        result
+    }
+
+    fn forward_or_leave_marks(&self, rows: &mut [Row], trace: &mut Trace) -> Result<Tensor> {
+        rows.iter().try_for_each(|row| self.check(row))?;
+        let mut x = self.embed(rows)?;
+        trace("embedding", &x);
+        let positions: Vec<u32> = rows.iter().flat_map(|row| row.positions).copied().collect();
+        let turns = self.rope.turns(&positions);
+        let mut contexts = open(rows)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            block.attention(&mut x, &self.rope, &turns, &mut contexts)?;
+            trace(&format!("layers.{index}.attention"), &x);
+            block.feed_forward(&mut x);
+            trace(&format!("layers.{index}"), &x);
+        }
+        let x = self.norm.forward(&x);
+        trace("norm", &x);
+        let shape = (positions.len(), self.spec.hidden_size);
+        Ok(Tensor::from_vec(x, shape, &Device::Cpu)?)
+    }
+
+    /// hidden `[n, hidden]` → logits `[n, vocabulary]` of one head.
+    ///
+    /// # Errors
+    /// `Usage` when a text model is asked for vision logits.
+    pub fn logits(&self, hidden: &Tensor, head: Head) -> Result<Tensor> {
+        let head = match head {
+            Head::Text => Some(self.text_head.as_ref().unwrap_or(&self.text_embedding)),
+            Head::Vision => self.vision_head.as_ref(),
+        };
+        let head = head.ok_or_else(|| no_vision("a vision head"))?;
+        let n = hidden.dim(0)?;
+        let logits = head.forward(&hidden.flatten_all()?.to_vec1()?);
+        Ok(Tensor::from_vec(logits, (n, head.out_features()), &Device::Cpu)?)
+    }
+
+    fn check(&self, row: &Row) -> Result<()> {
+        let n = row.tokens.len();
+        let same_length = n == row.positions.len() && row.segments.is_none_or(|s| s.len() == n);
+        if n == 0 || !same_length {
+            let sizes = format!(
+                "{n} tokens, {} positions, {:?} segments, expected as many of each and at least one",
+                row.positions.len(),
+                row.segments.map(<[u32]>::len)
+            );
+            return Err(Error::new(Kind::Internal, sizes));
+        }
+        let limit = self.spec.max_position_embeddings;
+        let total = row.cache.len() + n;
+        let last = row.positions.iter().max().map_or(0, |&p| p as usize);
+        if total > limit || last >= limit {
+            let held = row.cache.len();
+            return Err(Error::new(
+                Kind::TooLarge,
+                format!(
+                    "the context holds {held} tokens and {n} more make {total} (last position {last}), \
+                     the model was made for {limit}"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn embed(&self, rows: &[Row]) -> Result<Vec<f32>> {
+        let tokens = rows.iter().flat_map(|row| row.tokens);
+        let mut x = Vec::with_capacity(tokens.clone().count() * self.spec.hidden_size);
+        for token in tokens {
+            match (token, &self.vision_embedding) {
+                (&Token::Text(id), _) => self.text_embedding.append_row(id, &mut x).doing(|| "text"),
+                (&Token::Vision(id), Some(table)) => table.append_row(id, &mut x).doing(|| "vision"),
+                (Token::Vision(_), None) => Err(no_vision("a vision vocabulary")),
+            }
+            .doing(|| "look up an embedding")?;
+        }
+        Ok(x)
+    }
+}
+
+/// Makes room in every cache for its row's tokens.
+fn open<'a>(rows: &'a mut [Row]) -> Result<Contexts<'a>> {
+    let mut opened = Vec::with_capacity(rows.len());
+    for row in rows {
+        let first = row.cache.len();
+        row.cache.extend(row.positions, row.segments)?;
+        opened.push((&mut *row.cache, first));
+    }
+    Ok(Contexts { rows: opened })
+}
+
+fn no_vision(what: &str) -> Error {
+    Error::new(
+        Kind::Usage,
+        format!("the model is a text model, expected one with {what}"),
+    )
+}
+
+/// One row of a left-padded batch, pads dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unpadded {
+    /// The real tokens.
+    pub tokens: Vec<Token>,
+    /// `cumsum(attention_mask) − 1` of each.
+    pub positions: Vec<u32>,
+}
+
+impl Unpadded {
+    /// ids, vision_mask, attention_mask `[n]` of one padded row → its real tokens and their positions.
+    ///
+    /// # Errors
+    /// `BadInput` when the lengths differ.
+    pub fn from_left_padded(ids: &[u32], vision_mask: &[bool], attention_mask: &[bool]) -> Result<Self> {
+        if ids.len() != vision_mask.len() || ids.len() != attention_mask.len() {
+            let message = format!(
+                "{} ids, {} vision marks, {} attention marks, expected as many of each",
+                ids.len(),
+                vision_mask.len(),
+                attention_mask.len()
+            );
+            return Err(Error::new(Kind::BadInput, message));
+        }
+        let mut row = Self::default();
+        for ((&id, &is_vision), _) in ids.iter().zip(vision_mask).zip(attention_mask).filter(|(_, real)| **real) {
+            row.positions.push(row.tokens.len() as u32);
+            row.tokens.push(if is_vision { Token::Vision(id) } else { Token::Text(id) });
+        }
+        Ok(row)
+    }
+}

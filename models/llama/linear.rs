@@ -1,0 +1,85 @@
+//! A weight matrix as a layer: f32 in memory, or bf16 in the mapped file.
+
+use half::bf16;
+use longreel_kernels::{linear::linear, mapping::MappedBytes};
+
+use crate::{
+    checkpoint::weights::{Matrix, Weights},
+    error::{Error, Kind, Result},
+};
+
+enum Store {
+    F32(Vec<f32>),
+    MappedBf16(MappedBytes),
+}
+
+/// `y = x · wᵀ`, no bias.
+pub struct Linear {
+    store: Store,
+    in_features: usize,
+    out_features: usize,
+}
+
+impl Linear {
+    /// Takes the weight `name` of shape `[out_features, in_features]`.
+    pub fn load(
+        weights: &mut Weights,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
+        let store = match weights.matrix(name, out_features, in_features)? {
+            Matrix::F32(tensor) => Store::F32(tensor.flatten_all()?.to_vec1()?),
+            Matrix::MappedBf16 { bytes, .. } => Store::MappedBf16(bytes),
+        };
+        Ok(Self {
+            store,
+            in_features,
+            out_features,
+        })
+    }
+
+    /// Rows of the weight.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// x `[n, in]` → y `[n, out]`.
+    pub fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len() / self.in_features * self.out_features];
+        match &self.store {
+            Store::F32(w) => linear(x, w, self.in_features, &mut y),
+            Store::MappedBf16(bytes) => linear(x, elements(bytes), self.in_features, &mut y),
+        }
+        y
+    }
+
+    /// Row `index` of the weight, `[in]`, appended to `out`: an embedding looked up.
+    ///
+    /// # Errors
+    /// `BadInput` when there is no such row.
+    pub fn append_row(&self, index: u32, out: &mut Vec<f32>) -> Result<()> {
+        let start = (index as usize).saturating_mul(self.in_features);
+        let range = start..start.saturating_add(self.in_features);
+        let found = match &self.store {
+            Store::F32(w) => w.get(range).map(|row| out.extend_from_slice(row)),
+            Store::MappedBf16(bytes) => elements(bytes)
+                .get(range)
+                .map(|row| out.extend(row.iter().map(|v| v.to_f32()))),
+        };
+        found.ok_or_else(|| {
+            Error::new(
+                Kind::BadInput,
+                format!(
+                    "token id {index} is outside the vocabulary of {}",
+                    self.out_features
+                ),
+            )
+        })
+    }
+}
+
+/// The weights took the matrix only after seeing that it is aligned.
+fn elements(bytes: &MappedBytes) -> &[bf16] {
+    bytes.as_elements().unwrap_or_default()
+}
