@@ -334,6 +334,11 @@ impl Packet {
         self.0.is_key()
     }
 
+    /// Whether the container found it incomplete.
+    pub fn is_torn(&self) -> bool {
+        self.0.is_corrupt()
+    }
+
     /// Whether it is needed for decoding only: an edit list has cut it away.
     pub fn is_hidden(&self) -> bool {
         use av::packet::Ref;

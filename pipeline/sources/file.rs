@@ -131,7 +131,7 @@ pub struct DecodeReport {
 /// The chosen frames of a file, one after the other.
 pub struct FrameReader {
     info: VideoInfo,
-    timeline: Option<Timeline>,
+    timeline: Timeline,
     /// Numbers of the chosen frames, rising; every frame that decodes when `None`.
     chosen: Option<Vec<usize>>,
     /// How many of `chosen` are dealt with.
@@ -145,6 +145,8 @@ pub struct FrameReader {
     strategy: Strategy,
     /// While set, packets are dropped up to the key packet of this time.
     skip_to: Option<i64>,
+    /// After a jump, the time of the picture that must come out first.
+    entry: Option<i64>,
     jumped: bool,
     ended: bool,
     damaged_reads: u32,
@@ -195,24 +197,24 @@ impl FrameReader {
         let survey = Survey::of(&mut demuxer, info.time_base)?;
         let mut report = DecodeReport::default();
         survey.judge(&info, &mut report)?;
-        let is_everything = *sampling == Sampling::Every && *range == TimeRange::ALL;
-        let timeline = match survey.timeline {
-            Some(timeline) => Some(timeline),
-            None if is_everything => None,
-            None => Some(decode_timeline(&info, &cancel)?),
-        };
         if !survey.can_jump {
             strategy = Strategy::Straight;
         }
-        let chosen = match &timeline {
-            Some(timeline) if !is_everything => Some(choose(sampling, range, timeline)?),
-            _ => None,
+        let (timeline, clock) = match survey.timeline {
+            Some(timeline) => (timeline, Clock::of_packets(&info)),
+            None => decode_timeline(&info, &cancel)?,
+        };
+        let is_everything = *sampling == Sampling::Every && *range == TimeRange::ALL;
+        let chosen = if is_everything {
+            None
+        } else {
+            Some(choose(sampling, range, &timeline)?)
         };
         let demuxer = Demuxer::open(path, &cancel)?;
         let decoder = Decoder::open(&demuxer)?;
         Ok(Self {
             converter: Converter::new(&info),
-            clock: Clock::new(&info, survey.can_jump),
+            clock,
             info,
             timeline,
             chosen,
@@ -222,6 +224,7 @@ impl FrameReader {
             decoder,
             strategy,
             skip_to: None,
+            entry: None,
             jumped: false,
             ended: false,
             damaged_reads: 0,
@@ -235,19 +238,18 @@ impl FrameReader {
         &self.info
     }
 
-    /// When the frames are shown; `None` when all are read from a file that does not say.
-    pub fn timeline(&self) -> Option<&Timeline> {
-        self.timeline.as_ref()
+    /// When the frames are shown, those that are not chosen included.
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
     }
 
-    /// How many frames will be handed on if all of them decode.
+    /// How many frames will be handed on if all of them decode. Always known.
     pub fn expected_frames(&self) -> Option<u64> {
-        let n = self
-            .chosen
-            .as_ref()
-            .map(Vec::len)
-            .or(self.timeline.as_ref().map(|t| t.frames.len()));
-        n.map(|n| n as u64)
+        Some(
+            self.chosen
+                .as_ref()
+                .map_or(self.timeline.frames.len(), Vec::len) as u64,
+        )
     }
 
     /// How reading went so far.
@@ -312,7 +314,7 @@ impl FrameReader {
 
     /// The decoder has given all it has.
     fn end(&mut self) -> Result<()> {
-        if self.jumped && self.strategy != Strategy::Straight && !self.is_done() {
+        if self.jumped && !self.is_done() {
             return self.go_straight();
         }
         self.ended = true;
@@ -332,20 +334,18 @@ impl FrameReader {
     /// The time of the first chosen frame that is not dealt with.
     fn pending(&self) -> Option<i64> {
         let number = *self.chosen.as_ref()?.get(self.cursor)?;
-        self.timeline
-            .as_ref()?
-            .frames
-            .get(number)
-            .map(|frame| frame.ticks)
+        self.timeline.frames.get(number).map(|frame| frame.ticks)
     }
 
     /// Goes to the entry point before the pending frame, if that leaves out enough decoding.
     fn jump_if_useful(&mut self) -> Result<()> {
-        let entry = self
+        let Some(entry) = self
             .pending()
-            .and_then(|ticks| self.timeline.as_ref()?.entry_for(ticks))
-            .copied();
-        let Some(entry) = entry else { return Ok(()) };
+            .and_then(|ticks| self.timeline.entry_for(ticks))
+            .copied()
+        else {
+            return Ok(());
+        };
         let saved = entry.frame.saturating_sub(self.next_number);
         let (jump_min, seek_min) = match self.strategy {
             Strategy::Straight => return Ok(()),
@@ -371,7 +371,7 @@ impl FrameReader {
         self.strategy = Strategy::Straight;
         self.clock.restart();
         self.next_number = 0;
-        self.skip_to = None;
+        (self.skip_to, self.entry, self.jumped) = (None, None, false);
         Ok(())
     }
 
@@ -395,7 +395,7 @@ impl FrameReader {
     fn feed_packet(&mut self, packet: &Packet) -> Result<()> {
         if let Some(wanted) = self.skip_to {
             match packet.pts().filter(|_| packet.is_key()) {
-                Some(ticks) if ticks == wanted => self.skip_to = None,
+                Some(ticks) if ticks == wanted => (self.skip_to, self.entry) = (None, Some(wanted)),
                 Some(ticks) if ticks > wanted => return self.go_straight(),
                 _ => return Ok(()),
             }
@@ -409,29 +409,23 @@ impl FrameReader {
     /// Hands on the decoder's picture if it is one of the chosen.
     fn consider(&mut self, times: PictureTimes) -> Result<Option<Frame>> {
         let ticks = self.clock.ticks(&times);
-        let number = self
-            .timeline
-            .as_ref()
-            .map_or(0, |t| t.number(ticks))
-            .max(self.next_number);
-        if let Some(pending) = self.pending() {
-            if ticks > pending && self.jumped && self.strategy != Strategy::Straight {
-                self.go_straight()?;
-                return Ok(None);
-            }
-            self.count(&times, number);
-            if ticks < pending {
-                return Ok(None);
-            }
-            self.take_up_to(ticks);
-        } else {
-            self.count(&times, number);
+        if self.has_landed_wrong(ticks) {
+            self.go_straight()?;
+            return Ok(None);
         }
+        let number = self.timeline.number(ticks).max(self.next_number);
+        self.next_number = number + 1;
+        self.report.decoded += 1;
+        self.report.corrupt_frames += u64::from(times.corrupt);
+        if self.pending().is_some_and(|pending| ticks < pending) {
+            return Ok(None);
+        }
+        self.take_up_to(ticks);
         let image = self.converter.convert(&self.decoder)?;
         let key = self
             .timeline
-            .as_ref()
-            .and_then(|t| t.frames.get(number))
+            .frames
+            .get(number)
             .map_or(times.key, |frame| frame.key);
         let time = FrameTime {
             index: number as u64,
@@ -446,10 +440,17 @@ impl FrameReader {
         }))
     }
 
-    fn count(&mut self, times: &PictureTimes, number: usize) {
-        self.next_number = number + 1;
-        self.report.decoded += 1;
-        self.report.corrupt_frames += u64::from(times.corrupt);
+    /// Whether a jump has given other frames than decoding straight would: its entry
+    /// point did not come out whole, as with H.264's gradual refresh, where a "key"
+    /// picture takes many more to mend; or the frame it was made for did not.
+    fn has_landed_wrong(&mut self, ticks: i64) -> bool {
+        if !self.jumped {
+            return false;
+        }
+        // Pictures that are shown before the entry point but stored behind it may come out or not.
+        let entry_missed = self.entry.is_some_and(|entry| ticks > entry);
+        self.entry = self.entry.filter(|&entry| ticks < entry);
+        entry_missed || self.pending().is_some_and(|pending| ticks > pending)
     }
 
     /// Moves the cursor behind the chosen frame at `ticks`. A frame that follows
@@ -520,7 +521,7 @@ struct Survey {
 impl Survey {
     fn of(demuxer: &mut Demuxer, time_base: TimeBase) -> Result<Self> {
         let (mut frames, mut entries) = (Vec::new(), Vec::new());
-        let (mut complete, mut n_packets, mut damaged) = (true, 0, 0);
+        let (mut complete, mut n_packets, mut damaged, mut torn) = (true, 0, 0, None);
         loop {
             let packet = match demuxer.read()? {
                 Read::Packet(packet) => packet,
@@ -531,6 +532,7 @@ impl Survey {
                 Read::Damaged | Read::End => break,
             };
             (n_packets, damaged) = (n_packets + 1, 0);
+            torn = packet.pts().filter(|_| packet.is_torn());
             let Some(ticks) = packet.pts() else {
                 complete = false;
                 continue;
@@ -549,8 +551,13 @@ impl Survey {
                 });
             }
         }
+        // The packet that the end of the file tears apart is not counted on.
+        if let Some(ticks) = torn {
+            frames.retain(|frame| frame.ticks != ticks);
+            entries.retain(|entry| entry.ticks != ticks);
+        }
         let in_order = entries.is_sorted_by(|a, b| a.ticks < b.ticks);
-        let cut_off = damaged > 0 || ffmpeg::said_truncated();
+        let cut_off = damaged > 0 || torn.is_some() || ffmpeg::said_truncated();
         let timeline = complete.then(|| Timeline::new(time_base, frames, entries));
         Ok(Self {
             can_jump: complete && in_order,
@@ -584,20 +591,17 @@ impl Survey {
     }
 }
 
-/// The times of all frames by decoding all of them, for containers that do not tell.
-fn decode_timeline(info: &VideoInfo, cancel: &Cancel) -> Result<Timeline> {
+/// The times of all frames by decoding all of them, for containers that do not
+/// tell, and the clock that gives them again.
+fn decode_timeline(info: &VideoInfo, cancel: &Cancel) -> Result<(Timeline, Clock)> {
     let mut demuxer = Demuxer::open(&info.path, cancel)?;
     let mut decoder = Decoder::open(&demuxer)?;
-    let mut clock = Clock::new(info, false);
-    let (mut frames, mut damaged) = (Vec::new(), 0);
+    let (mut pictures, mut damaged) = (Vec::new(), 0);
     loop {
         match decoder.receive() {
-            Received::Picture(times) => frames.push(TimelineFrame {
-                ticks: clock.ticks(&times),
-                key: times.key,
-            }),
+            Received::Picture(times) => pictures.push(times),
             Received::Damaged => {}
-            Received::End => return Ok(Timeline::new(info.time_base, frames, Vec::new())),
+            Received::End => break,
             Received::NeedsPacket => match demuxer.read()? {
                 Read::Packet(packet) => {
                     decoder.send(&packet);
@@ -608,47 +612,95 @@ fn decode_timeline(info: &VideoInfo, cancel: &Cancel) -> Result<Timeline> {
             },
         }
     }
+    let clock = Clock::of_pictures(info, &pictures);
+    let mut walk = clock.clone();
+    let frames = pictures
+        .iter()
+        .map(|times| TimelineFrame {
+            ticks: walk.ticks(times),
+            key: times.key,
+        })
+        .collect();
+    Ok((Timeline::new(info.time_base, frames, Vec::new()), clock))
 }
 
 /// The time of each decoded frame.
 ///
 /// The packet's own time where every packet has one; else what FFmpeg guesses from
-/// decoding times; else the last frame's time and its duration.
+/// decoding times; else the last frame's time and its duration. Frames before the
+/// first that has a time are reckoned back from it.
+#[derive(Clone)]
 struct Clock {
     packets_have_times: bool,
-    default_duration: i64,
+    /// Ticks from a frame to the next where the container does not say.
+    duration: i64,
+    start: i64,
     next: i64,
 }
 
 impl Clock {
-    fn new(info: &VideoInfo, packets_have_times: bool) -> Self {
-        let base = info.time_base;
-        let ticks = |rate: sampler::Rate| {
-            let (num, den) = (
-                u64::from(rate.num()) * u64::from(base.num),
-                u64::from(rate.den()) * u64::from(base.den),
-            );
-            i64::try_from(den / num).unwrap_or(1)
-        };
+    /// For a file whose packets all have times.
+    fn of_packets(info: &VideoInfo) -> Self {
         Self {
-            packets_have_times,
-            default_duration: info.average_frame_rate.map_or(1, ticks).max(1),
+            packets_have_times: true,
+            duration: frame_duration(info),
+            start: 0,
             next: 0,
         }
     }
 
+    /// For a file that lacks some, or all.
+    fn of_pictures(info: &VideoInfo, pictures: &[PictureTimes]) -> Self {
+        let mut clock = Self {
+            packets_have_times: false,
+            ..Self::of_packets(info)
+        };
+        let timeless = pictures
+            .iter()
+            .take_while(|times| clock.told(times).is_none());
+        let before = timeless
+            .map(|times| clock.duration_of(times))
+            .fold(0, i64::saturating_add);
+        if let Some(first) = pictures.iter().find_map(|times| clock.told(times)) {
+            clock.start = first.saturating_sub(before);
+        }
+        clock.restart();
+        clock
+    }
+
     fn restart(&mut self) {
-        self.next = 0;
+        self.next = self.start;
     }
 
     fn ticks(&mut self, times: &PictureTimes) -> i64 {
+        let ticks = self.told(times).unwrap_or(self.next);
+        self.next = ticks.saturating_add(self.duration_of(times));
+        ticks
+    }
+
+    fn told(&self, times: &PictureTimes) -> Option<i64> {
         let (first, second) = if self.packets_have_times {
             (times.pts, times.best_effort)
         } else {
             (times.best_effort, times.pts)
         };
-        let ticks = first.or(second).unwrap_or(self.next);
-        self.next = ticks.saturating_add(times.duration.unwrap_or(self.default_duration));
-        ticks
+        first.or(second)
     }
+
+    fn duration_of(&self, times: &PictureTimes) -> i64 {
+        times.duration.unwrap_or(self.duration)
+    }
+}
+
+/// Ticks of one frame at the average rate; 1 when that is unknown.
+fn frame_duration(info: &VideoInfo) -> i64 {
+    let base = info.time_base;
+    let ticks = |rate: sampler::Rate| {
+        let (num, den) = (
+            u64::from(rate.num()) * u64::from(base.num),
+            u64::from(rate.den()) * u64::from(base.den),
+        );
+        i64::try_from(den / num).unwrap_or(1)
+    };
+    info.average_frame_rate.map_or(1, ticks).max(1)
 }

@@ -96,8 +96,8 @@ pub fn reference_frames(path: &Path, stream_index: usize, filters: &[&str]) -> V
     run("ffmpeg", &[&before, filters, &after].concat())
 }
 
-/// `best_effort_timestamp` of every frame of a stream, as ffprobe prints it.
-pub fn reference_ticks(path: &Path, stream_index: usize) -> Vec<i64> {
+/// `best_effort_timestamp` of every frame of a stream, as ffprobe prints it; `None` where it knows none.
+pub fn reference_ticks(path: &Path, stream_index: usize) -> Vec<Option<i64>> {
     let stream = stream_index.to_string();
     let arguments = [
         "-select_streams",
@@ -114,6 +114,7 @@ pub fn reference_ticks(path: &Path, stream_index: usize) -> Vec<i64> {
     let lines = String::from_utf8(printed).unwrap();
     lines
         .lines()
-        .filter_map(|line| line.trim_end_matches(',').parse().ok())
+        .filter(|line| !line.is_empty())
+        .map(|line| line.trim_end_matches(',').parse().ok())
         .collect()
 }
