@@ -4,7 +4,7 @@
 //! The cache is shared with Python's `huggingface_hub`, whose layout, locks and
 //! environment variables are used. A download that was cut goes on where it
 //! stopped, in the same call or the next. hf-hub, the official crate, starts
-//! such a file afresh, so the little HTTP needed is in [`client`].
+//! such a file afresh, so the little HTTP needed is in `hub/client.rs`.
 
 mod cache;
 mod client;

@@ -200,7 +200,7 @@ fn respond(
         return reply(
             "200 OK",
             "",
-            serde_json::json!({"sha": COMMIT, "siblings": siblings})
+            serde_json::json!({"id": "org/tiny", "sha": COMMIT, "siblings": siblings})
                 .to_string()
                 .into_bytes(),
         );
