@@ -13,6 +13,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::{
@@ -152,7 +153,7 @@ impl Tokenizer {
     /// As in transformers, the LLaMA classes take the ends of a text from
     /// `config`, every other class from the file's own post-processor.
     pub fn from_json_with(bytes: &[u8], config: &TokenizerConfig) -> Result<Self> {
-        check_merges(bytes)?;
+        check_json(bytes)?;
         let mut inner = guarded(|| Inner::from_bytes(bytes).map_err(|e| bad(e.to_string())))?;
         inner
             .with_truncation(None)
@@ -333,48 +334,44 @@ fn add_tokens(inner: &mut Inner, added: &BTreeMap<u32, AddedToken>) -> Result<()
     Ok(())
 }
 
-/// The part of a `tokenizer.json` that [`check_merges`] reads.
-#[derive(Deserialize)]
-struct JsonFile {
-    model: JsonModel,
-}
-
-#[derive(Deserialize)]
-struct JsonModel {
-    #[serde(default)]
-    vocab: serde_json::Value,
-    #[serde(default)]
-    merges: Vec<JsonMerge>,
-}
-
-/// Older files write `"a b"`, newer ones `["a", "b"]`.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum JsonMerge {
-    Line(String),
-    Pair(String, String),
-}
-
-/// The tokenizers crate indexes out of bounds when a merge gives a piece longer
-/// than any of the vocabulary, so merges are looked up before it sees them.
-fn check_merges(bytes: &[u8]) -> Result<()> {
-    let file: JsonFile =
+/// Refuses what the tokenizers crate panics on: text that is not JSON, and a
+/// merge that gives a piece longer than any of the vocabulary.
+fn check_json(bytes: &[u8]) -> Result<()> {
+    let file: Value =
         serde_json::from_slice(bytes).map_err(|e| bad(format!("not a tokenizer.json: {e}")))?;
-    let Some(vocab) = file.model.vocab.as_object() else {
+    let model = file.get("model");
+    let vocab = model
+        .and_then(|m| m.get("vocab"))
+        .and_then(Value::as_object);
+    let merges = model
+        .and_then(|m| m.get("merges"))
+        .and_then(Value::as_array);
+    let (Some(vocab), Some(merges)) = (vocab, merges) else {
         return Ok(());
     };
-    for merge in &file.model.merges {
-        let merged = match merge {
-            JsonMerge::Line(line) => line.replacen(' ', "", 1),
-            JsonMerge::Pair(left, right) => format!("{left}{right}"),
-        };
-        if !vocab.contains_key(&merged) {
-            return Err(bad(format!(
-                "a merge gives {merged:?}, which is not in the vocabulary"
-            )));
-        }
+    match merges
+        .iter()
+        .map(merged)
+        .find(|piece| !vocab.contains_key(piece))
+    {
+        Some(piece) => Err(bad(format!(
+            "a merge gives {piece:?}, which is not in the vocabulary"
+        ))),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// The piece that a merge gives; older files write it `"a b"`, newer ones `["a", "b"]`.
+fn merged(merge: &Value) -> String {
+    match merge {
+        Value::String(line) => line.replacen(' ', "", 1),
+        pair => pair
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect(),
+    }
 }
 
 /// Runs code of the tokenizers crate, which panics on some malformed files

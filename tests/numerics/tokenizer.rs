@@ -330,12 +330,19 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_model_is_an_error_or_still_a_tokenizer(at in 0..5558usize, byte: u8, cut in 0..5558usize) {
-        let mut bytes = file("tokenizer.model");
-        bytes[at] = byte;
-        for bytes in [&bytes[..], &bytes[..cut]] {
-            if let Ok(tokenizer) = Tokenizer::from_sentencepiece(bytes, &TokenizerConfig::default()) {
-                let _ = tokenizer.encode("The video shows a person.");
+    fn a_damaged_file_is_an_error_or_still_a_tokenizer(at: prop::sample::Index, byte: u8, cut: prop::sample::Index) {
+        let damaged = |name| {
+            let mut bytes = file(name);
+            let (at, cut) = (at.index(bytes.len()), cut.index(bytes.len()));
+            bytes[at] = byte;
+            [bytes.clone(), bytes[..cut].to_vec()]
+        };
+        let models = damaged("tokenizer.model").map(|bytes| Tokenizer::from_sentencepiece(&bytes, &TokenizerConfig::default()));
+        let jsons = damaged("tokenizer_fast_export.json").map(|bytes| Tokenizer::from_json(&bytes));
+        for tokenizer in models.into_iter().chain(jsons).flatten() {
+            let Ok(ids) = tokenizer.encode("The video shows <s> a person.") else { continue };
+            if let Ok(text) = tokenizer.decode(&ids, false) {
+                prop_assert_eq!(streamed(&tokenizer, &ids, false).0, text);
             }
         }
     }
