@@ -261,7 +261,7 @@ fn fetch(
         if !names.iter().any(|name| files::is_weights(name)) {
             return Err(Error::new(
                 Kind::BadInput,
-                "it has no *.safetensors and no *.bin file, expected weights in one of these formats",
+                "it has no *.safetensors and no *.bin file, expected weights in one of these formats (LWM's own JAX files are read by longreel import)",
             ));
         }
         fetch_files(&names, &listing.commit, cache, &client, progress, cancel)?;

@@ -6,6 +6,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -89,14 +90,20 @@ impl RepoCache {
         let target = Path::new(&"../".repeat(2 + name.matches('/').count()))
             .join("blobs")
             .join(etag);
-        if fs::read_link(&link).is_ok_and(|found| found == target) {
+        let is_made = || fs::read_link(&link).is_ok_and(|found| found == target);
+        if is_made() {
             return Ok(());
         }
         fs::create_dir_all(link.parent().unwrap_or(&self.root)).doing(doing)?;
-        if fs::symlink_metadata(&link).is_ok() {
-            fs::remove_file(&link).doing(doing)?;
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).doing(doing),
+            _ => {}
         }
-        std::os::unix::fs::symlink(&target, &link).doing(doing)
+        match std::os::unix::fs::symlink(&target, &link) {
+            // Another process was faster.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && is_made() => Ok(()),
+            made => made.doing(doing),
+        }
     }
 
     /// Waits until no other process fetches the content named `etag`.

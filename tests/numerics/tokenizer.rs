@@ -480,3 +480,32 @@ fn encoding_time_grows_with_the_text_not_its_square() {
         "64 Ki characters took {small:?}, 1 Mi {large:?}"
     );
 }
+
+#[test]
+fn streaming_time_grows_with_the_answer_not_its_square() {
+    let tokenizer = lwm();
+    let time = |ids: &[u32]| {
+        let runs = (0..3).map(|_| {
+            let start = Instant::now();
+            assert!(!streamed(&tokenizer, ids, true).0.is_empty());
+            start.elapsed()
+        });
+        runs.min().unwrap()
+    };
+    // Words, then one byte run that is valid to its end and so held to its end.
+    for pattern in [vec![301, 265, 311, 311, 303], vec![233, 160, 180]] {
+        let ids = |n: usize| {
+            pattern
+                .iter()
+                .copied()
+                .cycle()
+                .take(n * pattern.len())
+                .collect::<Vec<u32>>()
+        };
+        let (small, large) = (time(&ids(4_000)), time(&ids(64_000)));
+        assert!(
+            large < small * 80,
+            "sixteen times the ids took {large:?} after {small:?}"
+        );
+    }
+}

@@ -536,6 +536,29 @@ fn a_size_that_does_not_match_is_an_error() {
 }
 
 #[test]
+fn two_programs_at_once_fetch_a_file_once() {
+    let (hub, cache) = (Hub::start(), TempDir::new().unwrap());
+    let settings = hub.settings(&cache);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                assert_eq!(
+                    fs::read(quiet("org/tiny", &settings).unwrap().join(WEIGHTS)).unwrap(),
+                    weights()
+                )
+            });
+        }
+    });
+    assert_eq!(
+        hub.lines()
+            .iter()
+            .filter(|line| line.starts_with("GET /lfs"))
+            .count(),
+        1
+    );
+}
+
+#[test]
 fn a_request_to_stop_leaves_the_part_for_the_next_run() {
     let (hub, cache) = (Hub::start(), TempDir::new().unwrap());
     let cancel = Cancel::new();
@@ -687,7 +710,7 @@ fn a_repository_without_weights_is_refused() {
     assert_eq!(error.kind(), Kind::BadInput);
     assert_eq!(
         error.message(),
-        "it has no *.safetensors and no *.bin file, expected weights in one of these formats"
+        "it has no *.safetensors and no *.bin file, expected weights in one of these formats (LWM's own JAX files are read by longreel import)"
     );
 }
 
