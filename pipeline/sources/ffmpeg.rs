@@ -141,6 +141,45 @@ pub struct Demuxer {
     input: av::format::context::Input,
     stream_index: usize,
     cancel: Cancel,
+    splices: Splices,
+}
+
+/// Joins recordings that were strung together: where decoding times fall back by
+/// more than a second, this and all later packets are moved on to follow the last.
+#[derive(Default)]
+struct Splices {
+    second: i64,
+    last: Option<i64>,
+    offset: i64,
+    count: u64,
+}
+
+impl Splices {
+    fn new(time_base: av::Rational) -> Self {
+        let second = f64::from(time_base.denominator()) / f64::from(time_base.numerator().max(1));
+        Self {
+            second: (second as i64).max(1),
+            ..Self::default()
+        }
+    }
+
+    fn mend(&mut self, packet: &mut av::Packet) {
+        let Some(dts) = packet.dts() else { return };
+        let length = packet.duration().max(1);
+        if let Some(last) = self
+            .last
+            .filter(|&last| dts.saturating_add(self.offset) < last.saturating_sub(self.second))
+        {
+            self.offset = last.saturating_sub(dts);
+            self.count += 1;
+        }
+        let moved = dts.saturating_add(self.offset);
+        self.last = Some(moved.saturating_add(length));
+        if self.offset != 0 {
+            packet.set_dts(Some(moved));
+            packet.set_pts(packet.pts().map(|pts| pts.saturating_add(self.offset)));
+        }
+    }
 }
 
 /// One coded picture.
@@ -184,7 +223,9 @@ impl Demuxer {
             input,
             stream_index,
             cancel: cancel.clone(),
+            splices: Splices::default(),
         };
+        demuxer.splices = Splices::new(demuxer.stream()?.time_base());
         demuxer.discard_other_streams();
         Ok(demuxer)
     }
@@ -207,6 +248,7 @@ impl Demuxer {
             let mut packet = av::Packet::empty();
             match packet.read(&mut self.input) {
                 Ok(()) if packet.stream() == self.stream_index => {
+                    self.splices.mend(&mut packet);
                     return Ok(Read::Packet(Packet(packet)));
                 }
                 Ok(()) | Err(av::Error::Other { errno: ffi::EAGAIN }) => {}
@@ -219,8 +261,14 @@ impl Demuxer {
         }
     }
 
+    /// How often times fell back so far; they were moved on.
+    pub fn n_splices(&self) -> u64 {
+        self.splices.count
+    }
+
     /// Goes to the last point at or before `ticks` where reading can start, as the container knows it.
     pub fn seek(&mut self, ticks: i64) -> Result<()> {
+        self.splices.last = None;
         // SAFETY: `input` is open and the stream index is one of its own.
         let code = unsafe {
             ffi::av_seek_frame(
@@ -559,6 +607,19 @@ impl Decoder {
             decoder,
             picture: av::frame::Video::empty(),
         })
+    }
+
+    /// From now on, leaves out pictures that no other picture needs.
+    ///
+    /// For H.264 alone, where the stream marks such pictures without fail
+    /// (`nal_ref_idc` is 0, ITU-T H.264 section 7.4.1); other codecs decode on.
+    pub fn leave_out_unreferenced(&mut self, leave_out: bool) {
+        let discard = if leave_out && self.decoder.id() == av::codec::Id::H264 {
+            av::Discard::NonReference
+        } else {
+            av::Discard::Default
+        };
+        self.decoder.skip_frame(discard);
     }
 
     /// Hands over a packet; false when the decoder refuses it as damaged.

@@ -337,6 +337,22 @@ impl FrameReader {
         self.timeline.frames.get(number).map(|frame| frame.ticks)
     }
 
+    /// Whether a frame of this time is to be handed on, or may have to stand in for one.
+    fn is_chosen(&self, ticks: i64) -> bool {
+        let Some(chosen) = &self.chosen else {
+            return true;
+        };
+        // Damaged files need whatever follows the frame that does not come, and
+        // without times on packets nobody knows which picture is which.
+        let number = self.timeline.number(ticks);
+        let is_sure = self.clock.packets_have_times && !self.report.truncated && !self.has_damage();
+        !is_sure || chosen.binary_search(&number).is_ok()
+    }
+
+    fn has_damage(&self) -> bool {
+        self.report.corrupt_packets_skipped + self.report.corrupt_frames > 0
+    }
+
     /// Goes to the entry point before the pending frame, if that leaves out enough decoding.
     fn jump_if_useful(&mut self) -> Result<()> {
         let Some(entry) = self
@@ -400,6 +416,8 @@ impl FrameReader {
                 _ => return Ok(()),
             }
         }
+        let is_chosen = packet.pts().is_none_or(|ticks| self.is_chosen(ticks));
+        self.decoder.leave_out_unreferenced(!is_chosen);
         if !self.decoder.send(packet) {
             self.report.corrupt_packets_skipped += 1;
         }
@@ -515,6 +533,7 @@ struct Survey {
     /// Whether packets are where their times say.
     can_jump: bool,
     n_packets: u64,
+    n_splices: u64,
     cut_off: bool,
 }
 
@@ -560,7 +579,8 @@ impl Survey {
         let cut_off = damaged > 0 || torn.is_some() || ffmpeg::said_truncated();
         let timeline = complete.then(|| Timeline::new(time_base, frames, entries));
         Ok(Self {
-            can_jump: complete && in_order,
+            n_splices: demuxer.n_splices(),
+            can_jump: complete && in_order && demuxer.n_splices() == 0,
             timeline,
             n_packets,
             cut_off,
@@ -574,6 +594,13 @@ impl Survey {
                 Kind::BadInput,
                 "the file has a video stream, but no frame of it",
             ));
+        }
+        if self.n_splices > 0 {
+            let message = format!(
+                "times fall back {} times; later frames are moved on to follow",
+                self.n_splices
+            );
+            report.warnings.insert(message);
         }
         let declared = info
             .declared_frames
