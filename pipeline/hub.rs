@@ -36,6 +36,8 @@ pub struct Settings {
     pub cache_dir: Option<PathBuf>,
     /// Access token, sent to the hub and nobody else.
     pub token: Option<String>,
+    /// Certificates (PEM) to trust instead of Mozilla's, for a network with an authority of its own.
+    pub certificates: Option<PathBuf>,
     /// Whether the network must not be used.
     pub offline: bool,
     /// Failed attempts in a row, none of them with a byte received, before a download is given up.
@@ -63,7 +65,8 @@ impl fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// Settings of the environment: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
+    /// Settings of the environment: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`,
+    /// `HF_HUB_OFFLINE`, and `REQUESTS_CA_BUNDLE` or `SSL_CERT_FILE`; `ureq` itself knows `HTTPS_PROXY` and `NO_PROXY`.
     pub fn from_env() -> Result<Self> {
         Self::from_vars(|key| std::env::var_os(key))
     }
@@ -95,6 +98,9 @@ impl Settings {
                 .map(|token| checked_token(token.trim()))
                 .transpose()?
                 .filter(|token| !token.is_empty()),
+            certificates: set("REQUESTS_CA_BUNDLE")
+                .or_else(|| set("SSL_CERT_FILE"))
+                .map(PathBuf::from),
             offline: text("HF_HUB_OFFLINE")?.is_some_and(|value| is_true(&value)),
             attempts_max: 5,
             retry_wait: Duration::from_secs(1),
@@ -223,8 +229,12 @@ pub fn resolve(
     {
         return Ok(dir);
     }
-    fetch(&repo, &cache, settings, progress, cancel)
-        .doing(|| format!("fetch {name} from {}", settings.endpoint))
+    fetch(&repo, &cache, settings, progress, cancel).doing(|| {
+        format!(
+            "{name} is not a path here; fetch it from {}",
+            settings.endpoint
+        )
+    })
 }
 
 fn not_cached(repo: &Repo, settings: &Settings) -> Error {
@@ -236,7 +246,7 @@ fn not_cached(repo: &Repo, settings: &Settings) -> Error {
     Error::new(
         Kind::NotFound,
         format!(
-            "HF_HUB_OFFLINE is set and {}@{} is not whole in the cache {cache}: unset it, or fetch the model where there is a network (longreel models pull {})",
+            "HF_HUB_OFFLINE is set, and {}@{} is neither a path here nor whole in the cache {cache}: unset it, or fetch the model where there is a network (longreel models pull {})",
             repo.id, repo.revision, repo.id
         ),
     )
@@ -249,7 +259,7 @@ fn fetch(
     progress: Progress<'_>,
     cancel: &Cancel,
 ) -> Result<PathBuf> {
-    let client = Client::new(settings, repo);
+    let client = Client::new(settings, repo)?;
     let listing = match client.listing(cancel) {
         Err(error) if client::is_unreachable(&error) => {
             return cache.whole_snapshot(&repo.revision).ok_or(error);

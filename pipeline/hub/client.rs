@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use ureq::{
     Agent, Body,
     http::{HeaderMap, Method, Response, StatusCode, Uri},
+    tls::{PemItem, RootCerts, TlsConfig, parse_pem},
 };
 
 use super::{Repo, Settings};
@@ -80,7 +81,7 @@ enum Attempt {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(settings: &'a Settings, repo: &'a Repo) -> Self {
+    pub(super) fn new(settings: &'a Settings, repo: &'a Repo) -> Result<Self> {
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -92,11 +93,16 @@ impl<'a> Client<'a> {
         if is_loopback(&settings.endpoint) {
             config = config.proxy(None);
         }
-        Self {
+        if let Some(path) = &settings.certificates {
+            let roots = certificates(path)
+                .doing(|| format!("read the certificates in {}", path.display()))?;
+            config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
+        }
+        Ok(Self {
             agent: config.build().into(),
             settings,
             repo,
-        }
+        })
     }
 
     /// Commit and files of the revision.
@@ -580,6 +586,23 @@ fn join(base: &str, location: &str) -> Option<String> {
         }
     }
     Some(format!("{origin}{}{query}", path.join("/")))
+}
+
+/// The certificates of a PEM file.
+fn certificates(path: &Path) -> Result<RootCerts> {
+    let pem = std::fs::read(path)?;
+    let items = parse_pem(&pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    });
+    let certificates: Vec<_> = items.collect();
+    if certificates.is_empty() {
+        return Err(Error::new(
+            Kind::Usage,
+            "no certificate in it, expected some in PEM format",
+        ));
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
 }
 
 /// A hub on this machine is not asked through a proxy.

@@ -103,6 +103,7 @@ impl Hub {
             endpoint: self.endpoint.clone(),
             cache_dir: Some(cache.path().to_owned()),
             token: None,
+            certificates: None,
             offline: false,
             attempts_max: 3,
             retry_wait: Duration::ZERO,
@@ -456,7 +457,7 @@ fn a_download_that_failed_goes_on_in_the_next_call() {
     assert_eq!(error.kind(), Kind::Network);
     assert!(
         sentence(&hub, &error).starts_with(
-            "fetch org/tiny from HUB: model.safetensors: the connection ended after 400000 of 1000000 bytes; the next run goes on from there"
+            "org/tiny is not a path here; fetch it from HUB: model.safetensors: the connection ended after 400000 of 1000000 bytes; the next run goes on from there"
         ),
         "{error}"
     );
@@ -531,7 +532,7 @@ fn a_size_that_does_not_match_is_an_error() {
     let error = refused(&hub, "org/tiny", |_| {});
     assert_eq!(
         sentence(&hub, &error),
-        "fetch org/tiny from HUB: model.safetensors: the hub stated 1000001 bytes and sends 1000000"
+        "org/tiny is not a path here; fetch it from HUB: model.safetensors: the hub stated 1000001 bytes and sends 1000000"
     );
 }
 
@@ -646,7 +647,7 @@ fn refusals_say_what_to_do() {
         });
         assert_eq!(
             sentence(&hub, &error),
-            format!("fetch org/tiny from HUB: {expected}")
+            format!("org/tiny is not a path here; fetch it from HUB: {expected}")
         );
         assert_eq!(error.kind(), kind, "{expected}");
     };
@@ -691,12 +692,12 @@ fn refusals_say_what_to_do() {
     let error = refused(&hub, "org/other", |_| {});
     assert_eq!(
         sentence(&hub, &error),
-        "fetch org/other from HUB: the hub has no model org/other: check the name, and HF_TOKEN if the model is private"
+        "org/other is not a path here; fetch it from HUB: the hub has no model org/other: check the name, and HF_TOKEN if the model is private"
     );
     let error = refused(&hub, "org/tiny@v9", |_| {});
     assert_eq!(
         sentence(&hub, &error),
-        "fetch org/tiny@v9 from HUB: org/tiny has no revision v9, expected a branch, a tag or a commit"
+        "org/tiny@v9 is not a path here; fetch it from HUB: org/tiny has no revision v9, expected a branch, a tag or a commit"
     );
 }
 
@@ -782,7 +783,7 @@ fn offline_and_not_cached_names_the_variable() {
     assert_eq!(
         error.to_string(),
         format!(
-            "HF_HUB_OFFLINE is set and org/tiny@main is not whole in the cache {}: unset it, or fetch the model where there is a network (longreel models pull org/tiny)",
+            "HF_HUB_OFFLINE is set, and org/tiny@main is neither a path here nor whole in the cache {}: unset it, or fetch the model where there is a network (longreel models pull org/tiny)",
             cache.path().display()
         )
     );
@@ -977,6 +978,16 @@ fn settings_that_cannot_be_used_say_so() {
     assert_eq!(
         message(&[("HF_TOKEN", "hf_a\r\nX: y")]),
         "HF_TOKEN has characters that no token has, such as spaces"
+    );
+    let dir = TempDir::new().unwrap();
+    let pem = dir.path().join("ca.pem");
+    fs::write(&pem, "not a certificate").unwrap();
+    let hf_home = ("HF_HOME", dir.path().to_str().unwrap());
+    let settings = from(&[hf_home, ("SSL_CERT_FILE", pem.to_str().unwrap())]).unwrap();
+    let error = quiet("org/tiny", &settings).unwrap_err().to_string();
+    assert!(
+        error.ends_with("ca.pem: no certificate in it, expected some in PEM format"),
+        "{error}"
     );
     let error = quiet("org/tiny", &from(&[]).unwrap()).unwrap_err();
     assert_eq!(
