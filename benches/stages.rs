@@ -14,7 +14,9 @@ use longreel::{
 use longreel_models::vision::image::{RgbView, lwm_frame};
 
 fn clip(name: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clips").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/clips")
+        .join(name)
 }
 
 /// Decodes `name` with `sampling` and returns the number of frames.
@@ -32,16 +34,22 @@ fn decode_stage(c: &mut Criterion) {
     let mut group = c.benchmark_group("decode");
     group.sample_size(10);
     for name in ["nasa_13013.mp4", "av1_video.mkv", "h265_10bits.mp4"] {
-        group.bench_function(format!("{name}, every frame"), |b| b.iter(|| decode(name, &Sampling::Every)));
+        group.bench_function(format!("{name}, every frame"), |b| {
+            b.iter(|| decode(name, &Sampling::Every))
+        });
         let Ok(rate) = parse_rate("1") else { return };
-        group.bench_function(format!("{name}, 1 fps"), |b| b.iter(|| decode(name, &Sampling::Fps(rate))));
+        group.bench_function(format!("{name}, 1 fps"), |b| {
+            b.iter(|| decode(name, &Sampling::Fps(rate)))
+        });
     }
     group.finish();
 }
 
 fn preprocess(c: &mut Criterion) {
     let (width, height) = (1920, 1080);
-    let data: Vec<u8> = (0..width * height * 3).map(|i| (i * 7 % 251) as u8).collect();
+    let data: Vec<u8> = (0..width * height * 3)
+        .map(|i| (i * 7 % 251) as u8)
+        .collect();
     let mut group = c.benchmark_group("preprocess");
     group.throughput(Throughput::Elements(1));
     group.bench_function("1080p to 256x256", |b| {

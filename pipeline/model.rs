@@ -36,10 +36,22 @@ impl Model {
         let tokenizer = Tokenizer::open(dir).doing(doing)?;
         let mut weights = Weights::open(dir).doing(doing)?;
         let weight_bytes = weights.total_bytes();
-        let vqgan = spec.vqgan.as_ref().map(|v| Vqgan::load(v, &mut weights)).transpose().doing(doing)?;
+        let vqgan = spec
+            .vqgan
+            .as_ref()
+            .map(|v| Vqgan::load(v, &mut weights))
+            .transpose()
+            .doing(doing)?;
         let decoder = Decoder::load(&spec.decoder, &mut weights).doing(doing)?;
         weights.finish().doing(doing)?;
-        Ok(Self { dir: dir.to_owned(), spec, tokenizer, vqgan, decoder, weight_bytes })
+        Ok(Self {
+            dir: dir.to_owned(),
+            spec,
+            tokenizer,
+            vqgan,
+            decoder,
+            weight_bytes,
+        })
     }
 
     /// The frame tokenizer and its specification.
@@ -68,13 +80,26 @@ impl FrameTokenizer {
     /// Opens the VQGAN of the model directory `dir`; the decoder's weights are not touched.
     pub fn open(dir: &Path) -> Result<Self> {
         let doing = || format!("open the model {}", dir.display());
-        let spec = spec_of_directory(dir).doing(doing)?.vqgan.ok_or_else(|| no_vision(dir))?;
+        let spec = spec_of_directory(dir)
+            .doing(doing)?
+            .vqgan
+            .ok_or_else(|| no_vision(dir))?;
         let mut weights = Weights::open(dir).doing(doing)?;
         let vqgan = Vqgan::load(&spec, &mut weights).doing(doing)?;
-        Ok(Self { dir: dir.to_owned(), spec, vqgan })
+        Ok(Self {
+            dir: dir.to_owned(),
+            spec,
+            vqgan,
+        })
     }
 }
 
 fn no_vision(dir: &Path) -> Error {
-    Error::new(Kind::BadInput, format!("the model {} is a text model, expected one with a frame tokenizer", dir.display()))
+    Error::new(
+        Kind::BadInput,
+        format!(
+            "the model {} is a text model, expected one with a frame tokenizer",
+            dir.display()
+        ),
+    )
 }

@@ -173,7 +173,10 @@ impl MachineSpeed {
     /// # Errors
     /// `Compute` when the product fails, for lack of memory.
     pub fn measure() -> Result<Self> {
-        Ok(Self { flops: measure_flops()?, read_bytes_per_s: measure_read() })
+        Ok(Self {
+            flops: measure_flops()?,
+            read_bytes_per_s: measure_read(),
+        })
     }
 }
 
@@ -197,7 +200,10 @@ fn measure_read() -> f64 {
     let words = vec![1u64; WORDS];
     let once = || {
         let start = Instant::now();
-        let sum: u64 = words.par_chunks(1 << 16).map(|c| c.iter().fold(0u64, |s, w| s.wrapping_add(*w))).sum();
+        let sum: u64 = words
+            .par_chunks(1 << 16)
+            .map(|c| c.iter().fold(0u64, |s, w| s.wrapping_add(*w)))
+            .sum();
         std::hint::black_box(sum);
         (WORDS * 8) as f64 / start.elapsed().as_secs_f64()
     };

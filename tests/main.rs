@@ -2,6 +2,6 @@
 //! (`numerics`), does it behave (`system`).
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod support;
 mod numerics;
+mod support;
 mod system;

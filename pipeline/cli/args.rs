@@ -6,9 +6,16 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// Ask questions of hours of video.
 #[derive(Debug, Parser)]
-#[command(name = "longreel", version, max_term_width = 100, propagate_version = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 75 stopped and resumable, \
-                        130 interrupted.\n\nStart with:\n  longreel ask holiday.mp4 \"What happens at the lake?\" --model org/name")]
+#[command(
+    name = "longreel",
+    version,
+    max_term_width = 100,
+    propagate_version = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 75 stopped and resumable, \
+                        130 interrupted.\n\nStart with:\n  longreel ask holiday.mp4 \"What happens at the lake?\" --model org/name"
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub verb: Verb,
@@ -112,9 +119,11 @@ pub enum FrameEndArg {
 
 /// `longreel ask`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  longreel ask a.mp4 \"What is on the table?\" --model lwm/ --fps 1\n  \
+#[command(
+    after_help = "Examples:\n  longreel ask a.mp4 \"What is on the table?\" --model lwm/ --fps 1\n  \
                         longreel ask a.mp4 b.mkv \"Which of the two is outdoors?\" --model org/name --frames 16\n  \
-                        longreel ask archive.reel \"When does the door open?\" --model lwm/ --json")]
+                        longreel ask archive.reel \"When does the door open?\" --model lwm/ --json"
+)]
 pub struct AskArgs {
     /// Videos, images or reels, then the question.
     #[arg(required = true, num_args = 1.., value_name = "VIDEO... QUESTION")]
@@ -169,8 +178,10 @@ pub struct AskArgs {
 
 /// `longreel frames`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  longreel frames a.mp4 --out seen/ --fps 1\n  \
-                        longreel frames a.mp4 --out one/ --at 1:02.5\n  longreel frames a.mp4 --out seen/ --frames 8 --size model --model lwm/")]
+#[command(
+    after_help = "Examples:\n  longreel frames a.mp4 --out seen/ --fps 1\n  \
+                        longreel frames a.mp4 --out one/ --at 1:02.5\n  longreel frames a.mp4 --out seen/ --frames 8 --size model --model lwm/"
+)]
 pub struct FramesArgs {
     /// The video or image.
     pub video: PathBuf,
@@ -210,9 +221,11 @@ pub enum FrameSize {
 
 /// `longreel encode`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  longreel encode a.mp4 --out a.reel --model lwm/ --fps 1\n  \
+#[command(
+    after_help = "Examples:\n  longreel encode a.mp4 --out a.reel --model lwm/ --fps 1\n  \
                         longreel encode cam1.mp4 cam2.mp4 --out day.reel --model lwm/\n\n\
-                        A stopped run leaves OUT.partial; the same command goes on behind it.")]
+                        A stopped run leaves OUT.partial; the same command goes on behind it."
+)]
 pub struct EncodeArgs {
     /// Videos or images.
     #[arg(required = true, value_name = "VIDEO|IMAGE")]
@@ -256,8 +269,10 @@ pub struct ReconstructArgs {
 
 /// `longreel generate`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  longreel generate \"a red boat on a lake\" --out boat.png --model lwm/\n  \
-                        longreel generate \"fireworks over the sea\" --out clip.mp4 --n-frames 8 --model lwm/")]
+#[command(
+    after_help = "Examples:\n  longreel generate \"a red boat on a lake\" --out boat.png --model lwm/\n  \
+                        longreel generate \"fireworks over the sea\" --out clip.mp4 --n-frames 8 --model lwm/"
+)]
 pub struct GenerateArgs {
     /// What to show.
     pub prompt: String,
@@ -320,9 +335,11 @@ pub enum WeightDtypeArg {
 
 /// `longreel import`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  longreel import --spec configs/models/lwm-chat-1m.toml --params params::streaming_params_1m \\\n      \
+#[command(
+    after_help = "Examples:\n  longreel import --spec configs/models/lwm-chat-1m.toml --params params::streaming_params_1m \\\n      \
                         --vqgan vqgan --tokenizer tokenizer.model --out lwm-1m/\n  \
-                        longreel import --hf LWM-Text-Chat-1M/ --out lwm-text-1m/")]
+                        longreel import --hf LWM-Text-Chat-1M/ --out lwm-text-1m/"
+)]
 pub struct ImportArgs {
     /// The model's shape, for checkpoints that hold weights only.
     #[arg(long, value_name = "TOML", required_unless_present = "hf")]
@@ -381,7 +398,9 @@ pub enum ModelsVerb {
 
 /// `longreel plan`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  longreel plan a.mp4 --model lwm/ --fps 1\n  longreel plan --hours 2 --fps 1 --model lwm/ --kv-dtype bf16")]
+#[command(
+    after_help = "Examples:\n  longreel plan a.mp4 --model lwm/ --fps 1\n  longreel plan --hours 2 --fps 1 --model lwm/ --kv-dtype bf16"
+)]
 pub struct PlanArgs {
     /// Videos, images or reels.
     #[arg(value_name = "VIDEO")]

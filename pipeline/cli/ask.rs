@@ -109,7 +109,14 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let mut conversation = Conversation::new(&model, options);
     let viewing = viewing(&args, &model, &prompt, sources, &plan);
     let (video, answer) = voice.show(&progress, || -> Result<_> {
-        let video = stages::view(viewing, &model, &mut conversation, QueueBounds::default(), &progress, cancel)?;
+        let video = stages::view(
+            viewing,
+            &model,
+            &mut conversation,
+            QueueBounds::default(),
+            &progress,
+            cancel,
+        )?;
         let prompt_tokens = conversation.tokens().to_vec();
         let answer = conversation.answer(&mut speaker(&args, voice), &progress, cancel)?;
         Ok(((video, prompt_tokens), answer))
@@ -127,7 +134,11 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     if !voice.json {
         finish_text(&args, &answer)?;
     }
-    let follow_ups = if args.interactive { follow(&args, voice, &mut conversation, &model, cancel)? } else { Vec::new() };
+    let follow_ups = if args.interactive {
+        follow(&args, voice, &mut conversation, &model, cancel)?
+    } else {
+        Vec::new()
+    };
     if !voice.json {
         return Ok(());
     }
@@ -148,7 +159,9 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         kv_bytes: conversation.kv_bytes(),
         peak_memory_bytes: peak_memory_bytes(),
         prompt_ids: args.debug_ids.then(|| ids(&prompt_tokens)),
-        prompt_vision_mask: args.debug_ids.then(|| prompt_tokens.iter().map(|t| t.is_vision()).collect()),
+        prompt_vision_mask: args
+            .debug_ids
+            .then(|| prompt_tokens.iter().map(|t| t.is_vision()).collect()),
         generated_ids: args.debug_ids.then(|| answer.ids.clone()),
         follow_ups,
     };
@@ -157,9 +170,15 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 
 /// The last input is the question, those before it are videos.
 fn split_inputs(args: &AskArgs) -> Result<(&str, Vec<PathBuf>)> {
-    let (question, videos) = args.inputs.split_last().ok_or_else(|| Error::new(Kind::Usage, "the question is missing"))?;
+    let (question, videos) = args
+        .inputs
+        .split_last()
+        .ok_or_else(|| Error::new(Kind::Usage, "the question is missing"))?;
     if videos.is_empty() && Path::new(question).is_file() {
-        return Err(Error::new(Kind::Usage, format!("{question} is a file, expected a question behind it")));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("{question} is a file, expected a question behind it"),
+        ));
     }
     if question.trim().is_empty() {
         return Err(Error::new(Kind::Usage, "the question is empty"));
@@ -169,10 +188,16 @@ fn split_inputs(args: &AskArgs) -> Result<(&str, Vec<PathBuf>)> {
 
 fn options(args: &AskArgs) -> Result<AnswerOptions> {
     if args.prefill_chunk == 0 {
-        return Err(Error::new(Kind::Usage, "--prefill-chunk is 0, expected at least 1"));
+        return Err(Error::new(
+            Kind::Usage,
+            "--prefill-chunk is 0, expected at least 1",
+        ));
     }
     if args.max_new_tokens == 0 {
-        return Err(Error::new(Kind::Usage, "--max-new-tokens is 0, expected at least 1"));
+        return Err(Error::new(
+            Kind::Usage,
+            "--max-new-tokens is 0, expected at least 1",
+        ));
     }
     Ok(AnswerOptions {
         max_new_tokens: args.max_new_tokens,
@@ -193,7 +218,12 @@ fn prompt(model: &Model, question: &str, has_video: bool) -> Result<ChatPrompt> 
     }
 }
 
-fn check_plan(model: &Model, prompt: &ChatPrompt, sources: &[Source], options: &AnswerOptions) -> Result<Plan> {
+fn check_plan(
+    model: &Model,
+    prompt: &ChatPrompt,
+    sources: &[Source],
+    options: &AnswerOptions,
+) -> Result<Plan> {
     let demand = Demand {
         // A video that cannot tell is counted as it comes, by the assemble stage.
         frames: stages::expected_frames(sources).unwrap_or(0),
@@ -208,13 +238,23 @@ fn check_plan(model: &Model, prompt: &ChatPrompt, sources: &[Source], options: &
     Ok(plan)
 }
 
-fn viewing<'a>(args: &AskArgs, model: &Model, prompt: &'a ChatPrompt, sources: Vec<Source>, plan: &Plan) -> Viewing<'a> {
-    let limit = plan.context_limit.saturating_sub(args.max_new_tokens as u64);
+fn viewing<'a>(
+    args: &AskArgs,
+    model: &Model,
+    prompt: &'a ChatPrompt,
+    sources: Vec<Source>,
+    plan: &Plan,
+) -> Viewing<'a> {
+    let limit = plan
+        .context_limit
+        .saturating_sub(args.max_new_tokens as u64);
     Viewing {
         sources,
         prompt,
         terminators: FrameTerminators {
-            end: args.frame_end.map_or(model.spec.frame_end, resolve::frame_end),
+            end: args
+                .frame_end
+                .map_or(model.spec.frame_end, resolve::frame_end),
             end_of_frame_id: model.spec.end_of_frame_id,
             end_of_vision_id: model.spec.end_of_vision_id,
         },
@@ -234,7 +274,11 @@ fn speaker(args: &AskArgs, voice: Voice) -> impl FnMut(&str) + use<> {
 }
 
 fn finish_text(args: &AskArgs, answer: &Answer) -> Result<()> {
-    if args.stream { write_stdout("", true) } else { write_stdout(&answer.text, true) }
+    if args.stream {
+        write_stdout("", true)
+    } else {
+        write_stdout(&answer.text, true)
+    }
 }
 
 fn warn(video: &[SourceSeen], voice: Voice) {
@@ -263,7 +307,14 @@ fn follow(
     let questions = lines_of_stdin();
     while let Some(question) = next_line(&questions, cancel)? {
         if !question.trim().is_empty() {
-            answers.push(follow_one(args, voice, conversation, model, question, cancel)?);
+            answers.push(follow_one(
+                args,
+                voice,
+                conversation,
+                model,
+                question,
+                cancel,
+            )?);
         }
         ask_again();
     }
@@ -304,13 +355,19 @@ fn follow_one(
     cancel: &Cancel,
 ) -> Result<FollowUpJson> {
     let start = Instant::now();
-    let tokens = follow_up(&model.tokenizer, conversation.tokens().last().copied(), &question)?;
+    let tokens = follow_up(
+        &model.tokenizer,
+        conversation.tokens().last().copied(),
+        &question,
+    )?;
     let context = conversation.tokens().len() + tokens.len() + args.max_new_tokens;
     let limit = model.spec.decoder.max_position_embeddings;
     if context > limit {
         return Err(Error::new(
             Kind::TooLarge,
-            format!("the conversation would take {context} tokens, the model's context is {limit} tokens"),
+            format!(
+                "the conversation would take {context} tokens, the model's context is {limit} tokens"
+            ),
         ));
     }
     conversation.say(&tokens);

@@ -12,7 +12,7 @@ use crate::{
     plan,
     reel::{ReelHeader, ReelVideo, ReelWriter, partial_path},
     sources::file::FrameReader,
-    stages::{self, decode::Source, seen::SourceSeen, progress::Progress},
+    stages::{self, decode::Source, progress::Progress, seen::SourceSeen},
 };
 
 #[derive(Serialize)]
@@ -38,7 +38,10 @@ struct Seconds {
 pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = std::time::Instant::now();
     if args.out.exists() && !args.force {
-        return Err(Error::new(Kind::Usage, format!("{} exists already; --force replaces it", args.out.display())));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("{} exists already; --force replaces it", args.out.display()),
+        ));
     }
     let (sampling, range) = resolve::sampling(&args.sampling)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
@@ -48,12 +51,21 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let mut writer = ReelWriter::open(&args.out, header)?;
     let resumed = writer.n_frames();
     if resumed > 0 {
-        voice.note(&format!("going on behind frame {resumed} of {}", partial_path(&args.out).display()));
+        voice.note(&format!(
+            "going on behind frame {resumed} of {}",
+            partial_path(&args.out).display()
+        ));
     }
     let progress = Progress::default();
-    progress.frames_expected.add(stages::expected_frames(&sources).unwrap_or(0).saturating_sub(resumed));
+    progress.frames_expected.add(
+        stages::expected_frames(&sources)
+            .unwrap_or(0)
+            .saturating_sub(resumed),
+    );
     let video = voice
-        .show(&progress, || stages::encode_to_reel(sources, &tokenizer, &mut writer, &progress, cancel))
+        .show(&progress, || {
+            stages::encode_to_reel(sources, &tokenizer, &mut writer, &progress, cancel)
+        })
         .doing(|| format!("encode to {}", args.out.display()))?;
     let frames = writer.n_frames();
     writer.finish()?;
@@ -71,7 +83,13 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         },
         peak_memory_bytes: plan::peak_memory_bytes(),
     };
-    voice.say(&result, || format!("{frames} frames, {} in {}", plan::bytes(result.bytes), args.out.display()))
+    voice.say(&result, || {
+        format!(
+            "{frames} frames, {} in {}",
+            plan::bytes(result.bytes),
+            args.out.display()
+        )
+    })
 }
 
 fn header(tokenizer: &FrameTokenizer, sources: &[Source]) -> Result<ReelHeader> {
@@ -81,7 +99,10 @@ fn header(tokenizer: &FrameTokenizer, sources: &[Source]) -> Result<ReelHeader> 
             Source::Video { reader, sampling } => videos.push(reel_video(reader, sampling)),
             Source::Reel(reel) => {
                 let path = reel.path().display();
-                return Err(Error::new(Kind::Usage, format!("{path} is a reel already, expected a video or an image")));
+                return Err(Error::new(
+                    Kind::Usage,
+                    format!("{path} is a reel already, expected a video or an image"),
+                ));
             }
         }
     }

@@ -60,16 +60,33 @@ pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let mut reader = FrameReader::open(&args.video, &sampling, &range, cancel.clone())?;
     fs::create_dir_all(&args.out).doing(|| format!("make the directory {}", args.out.display()))?;
     let progress = Progress::default();
-    progress.frames_expected.add(reader.expected_frames().unwrap_or(0));
-    let frames = voice.show(&progress, || write_all(&args.out, &mut reader, side, &progress, cancel))?;
+    progress
+        .frames_expected
+        .add(reader.expected_frames().unwrap_or(0));
+    let frames = voice.show(&progress, || {
+        write_all(&args.out, &mut reader, side, &progress, cancel)
+    })?;
     let report = reader.report();
-    let result = FramesJson { video: reader.info(), sampling: resolve::describe(&sampling, &range), out: &args.out, frames, report };
-    voice.say(&result, || format!("{frames} frames in {}", args.out.display()))
+    let result = FramesJson {
+        video: reader.info(),
+        sampling: resolve::describe(&sampling, &range),
+        out: &args.out,
+        frames,
+        report,
+    };
+    voice.say(&result, || {
+        format!("{frames} frames in {}", args.out.display())
+    })
 }
 
 fn sampling(args: &FramesArgs) -> Result<Sampling> {
     if !args.at.is_empty() {
-        let times = args.at.iter().map(|t| parse_time(t)).collect::<Result<Vec<_>>>().doing(|| "--at")?;
+        let times = args
+            .at
+            .iter()
+            .map(|t| parse_time(t))
+            .collect::<Result<Vec<_>>>()
+            .doing(|| "--at")?;
         return Ok(Sampling::At(times));
     }
     if !args.index.is_empty() {
@@ -80,11 +97,19 @@ fn sampling(args: &FramesArgs) -> Result<Sampling> {
 
 /// Side of the model's input with `--size model`.
 fn model_side(args: &FramesArgs, voice: Voice, cancel: &Cancel) -> Result<Option<usize>> {
-    let (FrameSize::Model, Some(model)) = (args.size, &args.model) else { return Ok(None) };
+    let (FrameSize::Model, Some(model)) = (args.size, &args.model) else {
+        return Ok(None);
+    };
     let dir = resolve::model_dir(model, voice, cancel)?;
     let spec = spec_of_directory(&dir)?;
     let vqgan = spec.vqgan.ok_or_else(|| {
-        Error::new(Kind::BadInput, format!("the model {} is a text model, it sees no frames", dir.display()))
+        Error::new(
+            Kind::BadInput,
+            format!(
+                "the model {} is a text model, it sees no frames",
+                dir.display()
+            ),
+        )
     })?;
     Ok(Some(vqgan.resolution))
 }
@@ -112,12 +137,21 @@ fn write_all(
 }
 
 fn write_frame(out: &Path, frame: Frame, side: Option<usize>) -> Result<FrameLine> {
-    let Frame { time, key, corrupt, image } = frame;
+    let Frame {
+        time,
+        key,
+        corrupt,
+        image,
+    } = frame;
     let image = match side {
         None => image,
         Some(side) => {
             let data = lwm_frame(RgbView::new(image.width, image.height, &image.data)?, side)?;
-            RgbImage { width: side, height: side, data }
+            RgbImage {
+                width: side,
+                height: side,
+                data,
+            }
         }
     };
     let file = format!("frame_{:06}_pts_{}.png", time.index, time.pts.ticks);

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
-    context::{prompt::{GenerationPrompt, Medium}, vocab::Token},
+    context::{
+        prompt::{GenerationPrompt, Medium},
+        vocab::Token,
+    },
     llama::{
         generate::{VisionGeneration, generate_vision},
         sampler::Draw,
@@ -43,7 +46,11 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let model = Model::open(&dir)?;
     let (vqgan, spec) = model.vision()?;
     let mut out = PictureWriter::create(&args.out, spec.resolution, rate)?;
-    let (medium, n_frames) = if out.is_video() { (Medium::Video, args.n_frames) } else { (Medium::Image, 1) };
+    let (medium, n_frames) = if out.is_video() {
+        (Medium::Video, args.n_frames)
+    } else {
+        (Medium::Image, 1)
+    };
     let prompt = GenerationPrompt::new(&model.tokenizer, medium, &args.prompt)?;
     check_plan(&model, &prompt, n_frames)?;
 
@@ -54,7 +61,8 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         for frame in ids.chunks(spec.codes_per_frame() + 1) {
             cancel.check()?;
             let codes = frame.get(..spec.codes_per_frame()).unwrap_or(frame);
-            out.write_codes(vqgan, codes).doing(|| "decode the generated codes")?;
+            out.write_codes(vqgan, codes)
+                .doing(|| "decode the generated codes")?;
         }
         Ok(ids)
     })?;
@@ -68,23 +76,41 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         seconds: start.elapsed().as_secs_f64(),
         generated_ids: args.debug_ids.then_some(ids),
     };
-    voice.say(&result, || format!("{n_frames} frames in {}", args.out.display()))
+    voice.say(&result, || {
+        format!("{n_frames} frames in {}", args.out.display())
+    })
 }
 
 fn check(args: &GenerateArgs) -> Result<()> {
-    let positive = [("--n-frames", args.n_frames), ("--top-k-image", args.top_k_image), ("--top-k-video", args.top_k_video)];
+    let positive = [
+        ("--n-frames", args.n_frames),
+        ("--top-k-image", args.top_k_image),
+        ("--top-k-video", args.top_k_video),
+    ];
     for (flag, value) in positive {
         if value == 0 {
-            return Err(Error::new(Kind::Usage, format!("{flag} is 0, expected at least 1")));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{flag} is 0, expected at least 1"),
+            ));
         }
     }
-    for (flag, value) in [("--cfg-image", args.cfg_image), ("--cfg-video", args.cfg_video)] {
+    for (flag, value) in [
+        ("--cfg-image", args.cfg_image),
+        ("--cfg-video", args.cfg_video),
+    ] {
         if !value.is_finite() {
-            return Err(Error::new(Kind::Usage, format!("{flag} is {value}, expected a number")));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{flag} is {value}, expected a number"),
+            ));
         }
     }
     if !(args.temperature.is_finite() && args.temperature >= 0.0) {
-        return Err(Error::new(Kind::Usage, format!("--temperature is {}, expected 0 or more", args.temperature)));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("--temperature is {}, expected 0 or more", args.temperature),
+        ));
     }
     Ok(())
 }
@@ -115,7 +141,10 @@ fn draw_frames(
     let mut unconditional = KvCache::new(&model.spec.decoder, KvDtype::F32);
     let mut said = (prompt.conditional.clone(), prompt.unconditional.clone());
     let mut ids: Vec<u32> = Vec::new();
-    for (frames, guidance, top_k) in [(1, args.cfg_image, args.top_k_image), (n_frames - 1, args.cfg_video, args.top_k_video)] {
+    for (frames, guidance, top_k) in [
+        (1, args.cfg_image, args.top_k_image),
+        (n_frames - 1, args.cfg_video, args.top_k_video),
+    ] {
         if frames == 0 {
             continue;
         }
@@ -124,7 +153,12 @@ fn draw_frames(
             tokens_per_frame,
             end_of_frame_id: model.spec.end_of_frame_id,
             guidance,
-            draw: Draw { temperature: args.temperature, top_k: Some(top_k), top_p: None, seed: args.seed },
+            draw: Draw {
+                temperature: args.temperature,
+                top_k: Some(top_k),
+                top_p: None,
+                seed: args.seed,
+            },
         };
         let keep_going = || !cancel.is_cancelled();
         let drawn = generate_vision(
@@ -137,7 +171,11 @@ fn draw_frames(
         )?;
         progress.frames_encoded.add(frames as u64);
         // The last id is drawn but not in the contexts yet.
-        let last: Vec<Token> = drawn.last().map(|&id| Token::Vision(id)).into_iter().collect();
+        let last: Vec<Token> = drawn
+            .last()
+            .map(|&id| Token::Vision(id))
+            .into_iter()
+            .collect();
         said = (last.clone(), last);
         ids.extend(drawn);
     }

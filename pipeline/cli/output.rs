@@ -68,7 +68,11 @@ impl Voice {
     /// A bar over bytes, for imports and downloads.
     pub fn byte_bar(self, what: &str) -> ByteBar {
         let shown = !self.quiet && std::io::stderr().is_terminal();
-        let bar = if shown { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let bar = if shown {
+            ProgressBar::new(0)
+        } else {
+            ProgressBar::hidden()
+        };
         let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
@@ -110,7 +114,11 @@ impl Drop for SetOnDrop<'_> {
 fn draw(progress: &Progress, done: &AtomicBool) {
     let start = Instant::now();
     let terminal = std::io::stderr().is_terminal();
-    let bar = if terminal { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    let bar = if terminal {
+        ProgressBar::new_spinner()
+    } else {
+        ProgressBar::hidden()
+    };
     let mut next_line = LINE;
     while !done.load(Ordering::Acquire) {
         let elapsed = start.elapsed();
@@ -129,8 +137,20 @@ fn draw(progress: &Progress, done: &AtomicBool) {
 
 /// `frames 12/60  tokens 3084/15420 (310/s)  answer 7  ETA 41 s`
 fn progress_line(progress: &Progress, elapsed: Duration) -> String {
-    let of = |n: u64, total: u64| if total == 0 { n.to_string() } else { format!("{n}/{total}") };
-    let mut line = format!("frames {}", of(progress.frames_encoded.get(), progress.frames_expected.get()));
+    let of = |n: u64, total: u64| {
+        if total == 0 {
+            n.to_string()
+        } else {
+            format!("{n}/{total}")
+        }
+    };
+    let mut line = format!(
+        "frames {}",
+        of(
+            progress.frames_encoded.get(),
+            progress.frames_expected.get()
+        )
+    );
     let tokens = progress.tokens_prefilled.get();
     let expected = progress.tokens_expected.get();
     if expected > 0 || tokens > 0 {
@@ -149,22 +169,42 @@ fn progress_line(progress: &Progress, elapsed: Duration) -> String {
 
 /// Time left by the slower of frames and tokens; `None` while nothing can be said.
 fn eta_seconds(progress: &Progress, elapsed: Duration) -> Option<f64> {
-    let share = |done: u64, total: u64| (total > 0 && done > 0 && done < total).then(|| done as f64 / total as f64);
-    let frames = share(progress.frames_encoded.get(), progress.frames_expected.get());
-    let tokens = share(progress.tokens_prefilled.get(), progress.tokens_expected.get());
-    let slowest = [frames, tokens].into_iter().flatten().fold(None, |least: Option<f64>, s| Some(least.map_or(s, |l| l.min(s))))?;
+    let share = |done: u64, total: u64| {
+        (total > 0 && done > 0 && done < total).then(|| done as f64 / total as f64)
+    };
+    let frames = share(
+        progress.frames_encoded.get(),
+        progress.frames_expected.get(),
+    );
+    let tokens = share(
+        progress.tokens_prefilled.get(),
+        progress.tokens_expected.get(),
+    );
+    let slowest = [frames, tokens]
+        .into_iter()
+        .flatten()
+        .fold(None, |least: Option<f64>, s| {
+            Some(least.map_or(s, |l| l.min(s)))
+        })?;
     Some(elapsed.as_secs_f64() * (1.0 - slowest) / slowest)
 }
 
 /// `value` as one line of JSON.
 pub fn to_json(value: &impl Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(|e| Error::with_source(Kind::Internal, "serialise the result", e))
+    serde_json::to_string(value)
+        .map_err(|e| Error::with_source(Kind::Internal, "serialise the result", e))
 }
 
 /// Writes to stdout; a reader that went away is not an error of ours (as in `longreel ... | head`).
 pub fn write_stdout(text: &str, newline: bool) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| if newline { out.write_all(b"\n") } else { Ok(()) });
+    let written = out.write_all(text.as_bytes()).and_then(|()| {
+        if newline {
+            out.write_all(b"\n")
+        } else {
+            Ok(())
+        }
+    });
     match written.and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(Error::from),

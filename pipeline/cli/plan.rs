@@ -68,10 +68,19 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     };
     let plan = Plan::new(&facts.spec, demand, available(&args)?);
     let verdict = plan.check();
-    let predicted_seconds = args.measure.then(|| predict(&plan, args.max_new_tokens)).transpose()?;
+    let predicted_seconds = args
+        .measure
+        .then(|| predict(&plan, args.max_new_tokens))
+        .transpose()?;
     let refusal = verdict.as_ref().err().map(|e| e.to_string());
     let sources = sources.iter().map(source_plan).collect();
-    let json = PlanJson { fits: refusal.is_none(), refusal, plan, sources, predicted_seconds };
+    let json = PlanJson {
+        fits: refusal.is_none(),
+        refusal,
+        plan,
+        sources,
+        predicted_seconds,
+    };
     voice.say(&json, || text(&json))?;
     verdict
 }
@@ -80,33 +89,54 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
     let path = Path::new(&args.model);
     if path.extension().is_some_and(|e| e == "toml") {
         let doing = || format!("read {}", path.display());
-        let spec = ModelSpec::from_toml(&std::fs::read_to_string(path).doing(doing)?).doing(doing)?;
+        let spec =
+            ModelSpec::from_toml(&std::fs::read_to_string(path).doing(doing)?).doing(doing)?;
         let weight_bytes = 2 * parameters(&spec);
         // No tokenizer here: a token per character is more than any question takes.
-        return Ok(Facts { spec, weight_bytes, text_tokens: args.question.len() as u64 + 64 });
+        return Ok(Facts {
+            spec,
+            weight_bytes,
+            text_tokens: args.question.len() as u64 + 64,
+        });
     }
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let spec = spec_of_directory(&dir)?;
     let prompt = ChatPrompt::new(&Tokenizer::open(&dir)?, &args.question)?;
     let around = prompt.n_text_tokens(args.videos.len().max(1));
-    Ok(Facts { spec, weight_bytes: Weights::open(&dir)?.total_bytes(), text_tokens: around as u64 })
+    Ok(Facts {
+        spec,
+        weight_bytes: Weights::open(&dir)?.total_bytes(),
+        text_tokens: around as u64,
+    })
 }
 
 fn parameters(spec: &ModelSpec) -> u64 {
-    let shapes = longreel_models::checkpoint::tensor_shapes(spec);
-    shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+    let shapes = longreel_models::checkpoint::layout::model_tensors(spec);
+    shapes
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>() as u64)
+        .sum()
 }
 
 fn frames(args: &PlanArgs, sources: &[Source], sampling: &Sampling) -> Result<u64> {
     let Some(hours) = args.hours else {
-        return stages::expected_frames(sources)
-            .ok_or_else(|| Error::new(Kind::BadInput, "a video does not tell how many frames it has"));
+        return stages::expected_frames(sources).ok_or_else(|| {
+            Error::new(
+                Kind::BadInput,
+                "a video does not tell how many frames it has",
+            )
+        });
     };
     if !(hours.is_finite() && hours > 0.0 && hours < 1e6) {
-        return Err(Error::new(Kind::Usage, format!("--hours is {hours}, expected more than 0 and below 1000000")));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("--hours is {hours}, expected more than 0 and below 1000000"),
+        ));
     }
     match sampling {
-        Sampling::Fps(rate) => Ok((hours * 3600.0 * f64::from(rate.num()) / f64::from(rate.den())).ceil() as u64),
+        Sampling::Fps(rate) => {
+            Ok((hours * 3600.0 * f64::from(rate.num()) / f64::from(rate.den())).ceil() as u64)
+        }
         Sampling::Uniform(n) => Ok(*n as u64),
         _ => Err(Error::new(Kind::Usage, "--hours needs --fps or --frames")),
     }
@@ -116,7 +146,10 @@ fn available(args: &PlanArgs) -> Result<Option<u64>> {
     match args.memory_gib {
         None => Ok(available_memory_bytes()),
         Some(gib) if gib.is_finite() && gib > 0.0 => Ok(Some((gib * (1u64 << 30) as f64) as u64)),
-        Some(gib) => Err(Error::new(Kind::Usage, format!("--memory-gib is {gib}, expected more than 0"))),
+        Some(gib) => Err(Error::new(
+            Kind::Usage,
+            format!("--memory-gib is {gib}, expected more than 0"),
+        )),
     }
 }
 
@@ -144,7 +177,12 @@ fn source_plan(source: &Source) -> SourcePlan {
             path: reel.path().to_owned(),
             duration_s: reel.header().videos.first().and_then(|v| v.duration_s),
             frames: Some(reel.n_frames()),
-            sampling: reel.header().videos.first().map(|v| v.sampling.clone()).unwrap_or_default(),
+            sampling: reel
+                .header()
+                .videos
+                .first()
+                .map(|v| v.sampling.clone())
+                .unwrap_or_default(),
         },
     }
 }
@@ -156,7 +194,11 @@ fn text(json: &PlanJson) -> String {
         .iter()
         .map(|s| {
             let frames = s.frames.map_or("?".to_owned(), |n| n.to_string());
-            format!("video      {} ({frames} frames, {})", s.path.display(), s.sampling)
+            format!(
+                "video      {} ({frames} frames, {})",
+                s.path.display(),
+                s.sampling
+            )
         })
         .collect();
     lines.extend([

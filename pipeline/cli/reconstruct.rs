@@ -36,14 +36,22 @@ pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let frames = voice.show(&progress, || -> Result<u64> {
         while let Some(frame) = reel.next_frame()? {
             cancel.check()?;
-            out.write_codes(&tokenizer.vqgan, &frame.codes).doing(|| format!("frame at {}", frame.time.pts))?;
+            out.write_codes(&tokenizer.vqgan, &frame.codes)
+                .doing(|| format!("frame at {}", frame.time.pts))?;
             progress.frames_encoded.add(1);
         }
         Ok(progress.frames_encoded.get())
     })?;
     out.finish()?;
-    let result = ReconstructJson { reel: &args.reel, out: &args.out, frames, fps: rate };
-    voice.say(&result, || format!("{frames} frames in {}", args.out.display()))
+    let result = ReconstructJson {
+        reel: &args.reel,
+        out: &args.out,
+        frames,
+        fps: rate,
+    };
+    voice.say(&result, || {
+        format!("{frames} frames in {}", args.out.display())
+    })
 }
 
 fn check_same_codes(reel: &ReelReader, tokenizer: &FrameTokenizer) -> Result<()> {

@@ -2,11 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use longreel_models::{
-    attention::kv_cache::KvDtype,
-    llama::sampler::Draw,
-    spec::FrameEnd,
-};
+use longreel_models::{attention::kv_cache::KvDtype, llama::sampler::Draw, spec::FrameEnd};
 
 use crate::{
     cancel::Cancel,
@@ -30,15 +26,25 @@ const DEFAULT_RATE: &str = "1";
 /// The directory of `model`: a path as it is, a name through the hub cache.
 pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
     let bar = voice.byte_bar("fetch");
-    hub::resolve(model, &hub::Settings::from_env()?, &mut |file, done, total| bar.set(file, done, total), cancel)
-        .doing(|| format!("find the model {model}"))
+    hub::resolve(
+        model,
+        &hub::Settings::from_env()?,
+        &mut |file, done, total| bar.set(file, done, total),
+        cancel,
+    )
+    .doing(|| format!("find the model {model}"))
 }
 
 /// Which frames, and the range they come from.
 pub fn sampling(args: &SamplingArgs) -> Result<(Sampling, TimeRange)> {
     let sampling = match (&args.fps, args.frames, args.all_frames) {
         (Some(rate), ..) => Sampling::Fps(parse_rate(rate).doing(|| "--fps")?),
-        (None, Some(0), _) => return Err(Error::new(Kind::Usage, "--frames is 0, expected at least 1")),
+        (None, Some(0), _) => {
+            return Err(Error::new(
+                Kind::Usage,
+                "--frames is 0, expected at least 1",
+            ));
+        }
         (None, Some(n), _) => Sampling::Uniform(n),
         (None, None, true) => Sampling::Every,
         (None, None, false) => Sampling::Fps(parse_rate(DEFAULT_RATE)?),
@@ -51,7 +57,10 @@ pub fn range(args: &SamplingArgs) -> Result<TimeRange> {
     let time = |flag: &'static str, text: &Option<String>| {
         text.as_deref().map(parse_time).transpose().doing(|| flag)
     };
-    Ok(TimeRange { from: time("--from", &args.from)?, to: time("--to", &args.to)? })
+    Ok(TimeRange {
+        from: time("--from", &args.from)?,
+        to: time("--to", &args.to)?,
+    })
 }
 
 /// Opens every input: reels as they are, everything else as video.
@@ -61,7 +70,10 @@ pub fn sources(
     range: &TimeRange,
     cancel: &Cancel,
 ) -> Result<Vec<Source>> {
-    paths.iter().map(|path| source(path, sampling, range, cancel)).collect()
+    paths
+        .iter()
+        .map(|path| source(path, sampling, range, cancel))
+        .collect()
 }
 
 fn source(path: &Path, sampling: &Sampling, range: &TimeRange, cancel: &Cancel) -> Result<Source> {
@@ -69,7 +81,10 @@ fn source(path: &Path, sampling: &Sampling, range: &TimeRange, cancel: &Cancel) 
         return Ok(Source::Reel(ReelReader::open(path)?));
     }
     let reader = FrameReader::open(path, sampling, range, cancel.clone())?;
-    Ok(Source::Video { reader: Box::new(reader), sampling: describe(sampling, range) })
+    Ok(Source::Video {
+        reader: Box::new(reader),
+        sampling: describe(sampling, range),
+    })
 }
 
 /// The sampling in words, as it is echoed: `1 frame/s from 00:00:10.000`.
@@ -92,15 +107,26 @@ pub fn describe(sampling: &Sampling, range: &TimeRange) -> String {
 /// How ids are drawn.
 pub fn draw(args: &DrawArgs) -> Result<Draw> {
     if !(args.temperature.is_finite() && args.temperature >= 0.0) {
-        return Err(Error::new(Kind::Usage, format!("--temperature is {}, expected 0 or more", args.temperature)));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("--temperature is {}, expected 0 or more", args.temperature),
+        ));
     }
     if args.top_k == Some(0) {
         return Err(Error::new(Kind::Usage, "--top-k is 0, expected at least 1"));
     }
     if let Some(p) = args.top_p.filter(|&p| !(p > 0.0 && p <= 1.0)) {
-        return Err(Error::new(Kind::Usage, format!("--top-p is {p}, expected more than 0 and at most 1")));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("--top-p is {p}, expected more than 0 and at most 1"),
+        ));
     }
-    Ok(Draw { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed })
+    Ok(Draw {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+    })
 }
 
 /// Element type of the KV cache.

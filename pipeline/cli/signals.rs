@@ -27,8 +27,13 @@ pub struct Signals {
 impl Signals {
     /// Installs the handlers.
     pub fn install() -> Result<Self> {
-        let signals = Self { cancel: Cancel::new(), terminated: Arc::default() };
-        signals.register().map_err(|e| Error::with_source(Kind::Internal, "install signal handlers", e))?;
+        let signals = Self {
+            cancel: Cancel::new(),
+            terminated: Arc::default(),
+        };
+        signals
+            .register()
+            .map_err(|e| Error::with_source(Kind::Internal, "install signal handlers", e))?;
         Ok(signals)
     }
 

@@ -2,9 +2,9 @@
 //! picture stands (`orientation`), the codecs (`ffmpeg`), the reader that joins
 //! them (`file`); and one picture back to bytes (`png`).
 
-pub mod sampler;
-pub mod orientation;
-pub mod info;
 pub mod ffmpeg;
 pub mod file;
+pub mod info;
+pub mod orientation;
 pub mod png;
+pub mod sampler;

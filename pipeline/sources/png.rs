@@ -11,18 +11,32 @@ use crate::{
 /// write leaves no half picture.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
     let doing = || format!("write {}", path.display());
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let file = tempfile::NamedTempFile::new_in(dir).doing(doing)?;
     encode(image, file.as_file()).doing(doing)?;
-    file.persist(path).map_err(|e| Error::from(e.error)).doing(doing)?;
+    file.persist(path)
+        .map_err(|e| Error::from(e.error))
+        .doing(doing)?;
     Ok(())
 }
 
 fn encode(image: &RgbImage, file: &File) -> Result<()> {
     let size = |n: usize| {
-        u32::try_from(n).map_err(|_| Error::new(Kind::TooLarge, format!("a side of {n} pixels is too long for PNG")))
+        u32::try_from(n).map_err(|_| {
+            Error::new(
+                Kind::TooLarge,
+                format!("a side of {n} pixels is too long for PNG"),
+            )
+        })
     };
-    let mut encoder = png::Encoder::new(BufWriter::new(file), size(image.width)?, size(image.height)?);
+    let mut encoder = png::Encoder::new(
+        BufWriter::new(file),
+        size(image.width)?,
+        size(image.height)?,
+    );
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     let mut writer = encoder.write_header().map_err(png_error)?;

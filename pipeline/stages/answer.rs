@@ -75,7 +75,14 @@ impl<'a> Conversation<'a> {
     /// An empty context for `model`.
     pub fn new(model: &'a Model, options: AnswerOptions) -> Self {
         let cache = KvCache::new(&model.spec.decoder, options.kv_dtype);
-        Self { model, options, cache, prompt: Vec::new(), waiting: Vec::new(), last: None }
+        Self {
+            model,
+            options,
+            cache,
+            prompt: Vec::new(),
+            waiting: Vec::new(),
+            last: None,
+        }
     }
 
     /// Every token given to the context so far, answers included.
@@ -90,12 +97,18 @@ impl<'a> Conversation<'a> {
 
     /// Prefills pieces as they arrive, in whole chunks, so that the result does
     /// not depend on how the prompt was cut into pieces.
-    pub fn listen(&mut self, pieces: Receiver<Vec<Token>>, progress: &Progress, cancel: &Cancel) -> Result<()> {
+    pub fn listen(
+        &mut self,
+        pieces: Receiver<Vec<Token>>,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<()> {
         for piece in pieces {
             cancel.check()?;
             self.waiting.extend_from_slice(&piece);
             self.prompt.extend(piece);
-            let whole = self.waiting.len() / self.options.prefill_chunk * self.options.prefill_chunk;
+            let whole =
+                self.waiting.len() / self.options.prefill_chunk * self.options.prefill_chunk;
             self.prefill(whole, progress, cancel)?;
         }
         cancel.check()
@@ -115,18 +128,33 @@ impl<'a> Conversation<'a> {
         let keep_going = || !cancel.is_cancelled();
         let chunk = self.options.prefill_chunk;
         let hidden = progress.prefill_busy.measure(|| {
-            prefill(&self.model.decoder, &mut self.cache, &tokens, chunk, &keep_going, &mut |n| {
-                progress.tokens_prefilled.add(n as u64);
-            })
+            prefill(
+                &self.model.decoder,
+                &mut self.cache,
+                &tokens,
+                chunk,
+                &keep_going,
+                &mut |n| {
+                    progress.tokens_prefilled.add(n as u64);
+                },
+            )
         });
         self.last = Some(hidden.doing(|| format!("prefill {} tokens", self.prompt.len()))?);
         Ok(())
     }
 
     /// Draws an answer to what was said; `on_text` gets it piece by piece, never half a character.
-    pub fn answer(&mut self, on_text: &mut dyn FnMut(&str), progress: &Progress, cancel: &Cancel) -> Result<Answer> {
+    pub fn answer(
+        &mut self,
+        on_text: &mut dyn FnMut(&str),
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Answer> {
         self.prefill(self.waiting.len(), progress, cancel)?;
-        let last = self.last.take().ok_or_else(|| Error::new(Kind::Internal, "nothing was said before the answer"))?;
+        let last = self
+            .last
+            .take()
+            .ok_or_else(|| Error::new(Kind::Internal, "nothing was said before the answer"))?;
         let mut text = StoppedText::new(self.model.tokenizer.stream(), &self.options.stop);
         let generation = Generation {
             max_new_tokens: self.options.max_new_tokens,
@@ -135,12 +163,23 @@ impl<'a> Conversation<'a> {
         };
         let keep_going = || !cancel.is_cancelled();
         let ids = progress.generate_busy.measure(|| {
-            generate(&self.model.decoder, &mut self.cache, &last, &generation, &keep_going, &mut |id| {
-                progress.tokens_generated.add(1);
-                text.push(id, on_text)
-            })
+            generate(
+                &self.model.decoder,
+                &mut self.cache,
+                &last,
+                &generation,
+                &keep_going,
+                &mut |id| {
+                    progress.tokens_generated.add(1);
+                    text.push(id, on_text)
+                },
+            )
         })?;
-        let ended = self.model.tokenizer.eos_id().is_some_and(|eos| ids.last() == Some(&eos));
+        let ended = self
+            .model
+            .tokenizer
+            .eos_id()
+            .is_some_and(|eos| ids.last() == Some(&eos));
         let (text, stopped) = text.finish(on_text)?;
         self.remember(&ids);
         let finish = match (stopped, ended) {
@@ -171,14 +210,24 @@ struct StoppedText<'a> {
 
 impl<'a> StoppedText<'a> {
     fn new(decoder: StreamingDecoder<'a>, stops: &'a [String]) -> Self {
-        Self { decoder, stops, text: String::new(), told: 0, stopped: false }
+        Self {
+            decoder,
+            stops,
+            text: String::new(),
+            told: 0,
+            stopped: false,
+        }
     }
 
     fn push(&mut self, id: u32, on_text: &mut dyn FnMut(&str)) -> Result<Step> {
         if let Some(piece) = self.decoder.push(id)? {
             self.append(&piece, on_text);
         }
-        Ok(if self.stopped { Step::Stop } else { Step::Continue })
+        Ok(if self.stopped {
+            Step::Stop
+        } else {
+            Step::Continue
+        })
     }
 
     fn finish(mut self, on_text: &mut dyn FnMut(&str)) -> Result<(String, bool)> {
@@ -192,7 +241,12 @@ impl<'a> StoppedText<'a> {
 
     fn append(&mut self, piece: &str, on_text: &mut dyn FnMut(&str)) {
         self.text.push_str(piece);
-        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.text.find(s.as_str())).min();
+        let found = self
+            .stops
+            .iter()
+            .filter(|s| !s.is_empty())
+            .filter_map(|s| self.text.find(s.as_str()))
+            .min();
         match found {
             Some(at) => {
                 self.text.truncate(at);
@@ -206,7 +260,10 @@ impl<'a> StoppedText<'a> {
     /// Bytes at the end that may be the beginning of a stop text.
     fn held_back(&self) -> usize {
         let longest_start = |stop: &String| {
-            (1..stop.len()).rev().find(|&n| stop.is_char_boundary(n) && self.text.ends_with(&stop[..n])).unwrap_or(0)
+            (1..stop.len())
+                .rev()
+                .find(|&n| stop.is_char_boundary(n) && self.text.ends_with(&stop[..n]))
+                .unwrap_or(0)
         };
         self.stops.iter().map(longest_start).max().unwrap_or(0)
     }

@@ -39,8 +39,17 @@ pub fn run(
     out: Sender<Vec<Token>>,
     cancel: &Cancel,
 ) -> Result<Vec<SourceSeen>> {
-    let Assembly { prompt, terminators, prompt_tokens_max, mut seen } = assembly;
-    let mut pieces = Pieces { out, sent: 0, max: prompt_tokens_max };
+    let Assembly {
+        prompt,
+        terminators,
+        prompt_tokens_max,
+        mut seen,
+    } = assembly;
+    let mut pieces = Pieces {
+        out,
+        sent: 0,
+        max: prompt_tokens_max,
+    };
     pieces.send(prompt.head.clone())?;
     // A frame is held back until it is known whether another follows.
     let mut held: Option<FrameTokens> = None;
@@ -57,12 +66,18 @@ pub fn run(
                 }
             }
             Encoded::End { source, report } => {
-                let Some(last) = held.take() else { return Err(no_frame(&seen, source)) };
+                let Some(last) = held.take() else {
+                    return Err(no_frame(&seen, source));
+                };
                 pieces.send(frame_tokens(&last.codes, true, terminators))?;
                 if let Some(entry) = seen.get_mut(source) {
                     entry.end(report);
                 }
-                let after = if source + 1 < n_sources { &prompt.between } else { &prompt.tail };
+                let after = if source + 1 < n_sources {
+                    &prompt.between
+                } else {
+                    &prompt.tail
+                };
                 pieces.send(after.clone())?;
             }
         }
@@ -71,8 +86,14 @@ pub fn run(
 }
 
 fn no_frame(seen: &[SourceSeen], source: usize) -> Error {
-    let path = seen.get(source).map(|s| s.path.display().to_string()).unwrap_or_default();
-    Error::new(Kind::BadInput, format!("{path} gave no frame in the range asked for, expected at least one"))
+    let path = seen
+        .get(source)
+        .map(|s| s.path.display().to_string())
+        .unwrap_or_default();
+    Error::new(
+        Kind::BadInput,
+        format!("{path} gave no frame in the range asked for, expected at least one"),
+    )
 }
 
 /// The outgoing side, which counts.
@@ -89,7 +110,10 @@ impl Pieces {
         if self.sent > self.max {
             return Err(Error::new(
                 Kind::TooLarge,
-                format!("the prompt has reached {} tokens, expected at most {} beside the answer: take fewer frames", self.sent, self.max),
+                format!(
+                    "the prompt has reached {} tokens, expected at most {} beside the answer: take fewer frames",
+                    self.sent, self.max
+                ),
             ));
         }
         // A closed channel means that the answer stage failed, and it says why.

@@ -61,7 +61,9 @@ pub fn run(
 ) -> Result<()> {
     for (source, from) in sources.into_iter().enumerate() {
         let listened = match from {
-            Source::Video { reader, .. } => video(source, *reader, &mut skip, &out, progress, cancel)?,
+            Source::Video { reader, .. } => {
+                video(source, *reader, &mut skip, &out, progress, cancel)?
+            }
             Source::Reel(reader) => reel(source, reader, &out, progress, cancel)?,
         };
         if !listened {
@@ -84,7 +86,9 @@ fn video(
     loop {
         cancel.check()?;
         let frame = progress.decode_busy.measure(|| reader.next_frame());
-        let Some(frame) = frame.doing(|| format!("decode {}", path.display()))? else { break };
+        let Some(frame) = frame.doing(|| format!("decode {}", path.display()))? else {
+            break;
+        };
         progress.frames_decoded.add(1);
         if *skip > 0 {
             *skip -= 1;
@@ -94,7 +98,12 @@ fn video(
             return Ok(false);
         }
     }
-    Ok(out.send(Decoded::End { source, report: Some(reader.report()) }).is_ok())
+    Ok(out
+        .send(Decoded::End {
+            source,
+            report: Some(reader.report()),
+        })
+        .is_ok())
 }
 
 /// `false` when nobody listens any more.
@@ -107,11 +116,18 @@ fn reel(
 ) -> Result<bool> {
     loop {
         cancel.check()?;
-        let Some(frame) = progress.decode_busy.measure(|| reader.next_frame())? else { break };
+        let Some(frame) = progress.decode_busy.measure(|| reader.next_frame())? else {
+            break;
+        };
         progress.frames_decoded.add(1);
         if out.send(Decoded::Encoded { source, frame }).is_err() {
             return Ok(false);
         }
     }
-    Ok(out.send(Decoded::End { source, report: None }).is_ok())
+    Ok(out
+        .send(Decoded::End {
+            source,
+            report: None,
+        })
+        .is_ok())
 }

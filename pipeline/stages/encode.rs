@@ -48,7 +48,9 @@ pub fn run(
 ) -> Result<()> {
     let mut held = None;
     loop {
-        let Some(next) = held.take().or_else(|| frames.recv().ok()) else { return Ok(()) };
+        let Some(next) = held.take().or_else(|| frames.recv().ok()) else {
+            return Ok(());
+        };
         cancel.check()?;
         let sent = match next {
             Decoded::End { source, report } => out.send(Encoded::End { source, report }).is_ok(),
@@ -59,9 +61,13 @@ pub fn run(
             Decoded::Frame { source, frame } => {
                 let mut group = vec![frame];
                 held = fill_group(&frames, source, &mut group);
-                let encoded = progress.encode_busy.measure(|| encode_group(vqgan, source, &group))?;
+                let encoded = progress
+                    .encode_busy
+                    .measure(|| encode_group(vqgan, source, &group))?;
                 progress.frames_encoded.add(encoded.len() as u64);
-                encoded.into_iter().all(|frame| out.send(Encoded::Frame { source, frame }).is_ok())
+                encoded
+                    .into_iter()
+                    .all(|frame| out.send(Encoded::Frame { source, frame }).is_ok())
             }
         };
         if !sent {
@@ -71,7 +77,11 @@ pub fn run(
 }
 
 /// Adds frames of `source` that already wait; gives back the first message that does not belong.
-fn fill_group(frames: &Receiver<Decoded>, source: usize, group: &mut Vec<Frame>) -> Option<Decoded> {
+fn fill_group(
+    frames: &Receiver<Decoded>,
+    source: usize,
+    group: &mut Vec<Frame>,
+) -> Option<Decoded> {
     while group.len() < GROUP_FRAMES {
         match frames.try_recv().ok()? {
             Decoded::Frame { source: s, frame } if s == source => group.push(frame),
@@ -81,12 +91,24 @@ fn fill_group(frames: &Receiver<Decoded>, source: usize, group: &mut Vec<Frame>)
     None
 }
 
-fn encode_group(vqgan: Option<(&Vqgan, usize)>, source: usize, group: &[Frame]) -> Result<Vec<ReelFrame>> {
+fn encode_group(
+    vqgan: Option<(&Vqgan, usize)>,
+    source: usize,
+    group: &[Frame],
+) -> Result<Vec<ReelFrame>> {
     let Some((vqgan, side)) = vqgan else {
-        return Err(Error::new(Kind::BadInput, "the model has no frame tokenizer, expected one to look at a video"));
+        return Err(Error::new(
+            Kind::BadInput,
+            "the model has no frame tokenizer, expected one to look at a video",
+        ));
     };
     let first = group.first().map(|f| f.time.pts);
-    let doing = || format!("encode frame at {}", first.map(|t| t.to_string()).unwrap_or_default());
+    let doing = || {
+        format!(
+            "encode frame at {}",
+            first.map(|t| t.to_string()).unwrap_or_default()
+        )
+    };
     let codes = codes_of(vqgan, side, group).doing(doing)?;
     let frames = group.iter().zip(codes).map(|(frame, codes)| ReelFrame {
         video: source,
@@ -106,6 +128,10 @@ fn codes_of(vqgan: &Vqgan, side: usize, group: &[Frame]) -> Result<Vec<Vec<u32>>
         let view = RgbView::new(image.width, image.height, &image.data)?;
         pixels.extend(to_signed_unit(&lwm_frame(view, side)?));
     }
-    let pixels = candle_core::Tensor::from_vec(pixels, (group.len(), side, side, 3), &candle_core::Device::Cpu)?;
+    let pixels = candle_core::Tensor::from_vec(
+        pixels,
+        (group.len(), side, side, 3),
+        &candle_core::Device::Cpu,
+    )?;
     vqgan.encode(&pixels)
 }

@@ -19,7 +19,10 @@ pub struct FirstFailure {
 impl FirstFailure {
     /// `stop` is set when a stage fails; the stages poll it.
     pub fn new(stop: Cancel) -> Self {
-        Self { first: Mutex::new(None), stop }
+        Self {
+            first: Mutex::new(None),
+            stop,
+        }
     }
 
     /// Runs one stage to its end; keeps its failure, or its panic, when it is the first.
@@ -38,18 +41,27 @@ impl FirstFailure {
     }
 
     fn keep(&self, error: Error) {
-        let mut first = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut first = self
+            .first
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         first.get_or_insert(error);
         self.stop.cancel();
     }
 
     /// The first failure, if any stage failed; otherwise `value`.
     pub fn result<T>(self, value: Option<T>) -> Result<T> {
-        let first = self.first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let first = self
+            .first
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         match (first, value) {
             (Some(error), _) => Err(error),
             (None, Some(value)) => Ok(value),
-            (None, None) => Err(Error::new(Kind::Internal, "a stage ended without result and without error")),
+            (None, None) => Err(Error::new(
+                Kind::Internal,
+                "a stage ended without result and without error",
+            )),
         }
     }
 }

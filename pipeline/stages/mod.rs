@@ -24,13 +24,8 @@ use crate::{
     model::{FrameTokenizer, Model},
     reel::ReelWriter,
     stages::{
-        answer::Conversation,
-        assemble::Assembly,
-        decode::Source,
-        encode::Encoded,
-        exit::FirstFailure,
-        progress::Progress,
-        seen::SourceSeen,
+        answer::Conversation, assemble::Assembly, decode::Source, encode::Encoded,
+        exit::FirstFailure, progress::Progress, seen::SourceSeen,
     },
 };
 
@@ -47,7 +42,11 @@ pub struct QueueBounds {
 
 impl Default for QueueBounds {
     fn default() -> Self {
-        Self { frames: 4, frame_tokens: 64, pieces: 64 }
+        Self {
+            frames: 4,
+            frame_tokens: 64,
+            pieces: 64,
+        }
     }
 }
 
@@ -74,20 +73,47 @@ pub fn view(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Vec<SourceSeen>> {
-    let Viewing { sources, prompt, terminators, prompt_tokens_max } = viewing;
+    let Viewing {
+        sources,
+        prompt,
+        terminators,
+        prompt_tokens_max,
+    } = viewing;
     let seen = sources.iter().map(seen_of).collect();
-    let assembly = Assembly { prompt, terminators, prompt_tokens_max, seen };
-    let vqgan = model.vision().ok().map(|(vqgan, spec)| (vqgan, spec.resolution));
+    let assembly = Assembly {
+        prompt,
+        terminators,
+        prompt_tokens_max,
+        seen,
+    };
+    let vqgan = model
+        .vision()
+        .ok()
+        .map(|(vqgan, spec)| (vqgan, spec.resolution));
 
     let (decoded_out, decoded_in) = bounded(bounds.frames);
     let (encoded_out, encoded_in) = bounded(bounds.frame_tokens);
     let (pieces_out, pieces_in) = bounded(bounds.pieces);
     let failure = FirstFailure::new(cancel.clone());
     let seen = thread::scope(|scope| {
-        scope.spawn(|| failure.run("decode", || decode::run(sources, 0, decoded_out, progress, cancel)));
-        scope.spawn(|| failure.run("encode", || encode::run(decoded_in, vqgan, encoded_out, progress, cancel)));
-        let assembled = scope.spawn(|| failure.run("assemble", || assemble::run(encoded_in, assembly, pieces_out, cancel)));
-        failure.run("answer", || conversation.listen(pieces_in, progress, cancel));
+        scope.spawn(|| {
+            failure.run("decode", || {
+                decode::run(sources, 0, decoded_out, progress, cancel)
+            })
+        });
+        scope.spawn(|| {
+            failure.run("encode", || {
+                encode::run(decoded_in, vqgan, encoded_out, progress, cancel)
+            })
+        });
+        let assembled = scope.spawn(|| {
+            failure.run("assemble", || {
+                assemble::run(encoded_in, assembly, pieces_out, cancel)
+            })
+        });
+        failure.run("answer", || {
+            conversation.listen(pieces_in, progress, cancel)
+        });
         assembled.join().ok().flatten()
     });
     failure.result(seen)
@@ -112,20 +138,35 @@ pub fn encode_to_reel(
     let (encoded_out, encoded_in) = bounded(bounds.frame_tokens);
     let failure = FirstFailure::new(cancel.clone());
     let written = thread::scope(|scope| {
-        scope.spawn(|| failure.run("decode", || decode::run(sources, resumed, decoded_out, progress, cancel)));
-        scope.spawn(|| failure.run("encode", || encode::run(decoded_in, vqgan, encoded_out, progress, cancel)));
+        scope.spawn(|| {
+            failure.run("decode", || {
+                decode::run(sources, resumed, decoded_out, progress, cancel)
+            })
+        });
+        scope.spawn(|| {
+            failure.run("encode", || {
+                encode::run(decoded_in, vqgan, encoded_out, progress, cancel)
+            })
+        });
         failure.run("write", || write_reel(encoded_in, writer, &mut seen))
     });
     // What was encoded is kept whatever happened: the next run goes on behind it.
     let flushed = writer.flush();
     failure.result(written).and(flushed)?;
     if writer.n_frames() == 0 {
-        return Err(Error::new(Kind::BadInput, "no frame in the range asked for, expected at least one"));
+        return Err(Error::new(
+            Kind::BadInput,
+            "no frame in the range asked for, expected at least one",
+        ));
     }
     Ok(seen)
 }
 
-fn write_reel(frames: crossbeam_channel::Receiver<Encoded>, writer: &mut ReelWriter, seen: &mut [SourceSeen]) -> Result<()> {
+fn write_reel(
+    frames: crossbeam_channel::Receiver<Encoded>,
+    writer: &mut ReelWriter,
+    seen: &mut [SourceSeen],
+) -> Result<()> {
     for message in frames {
         match message {
             Encoded::Frame { source, frame } => {

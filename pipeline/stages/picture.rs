@@ -18,7 +18,10 @@ pub struct PictureWriter {
 }
 
 enum Sink {
-    Png { path: PathBuf, image: Option<RgbImage> },
+    Png {
+        path: PathBuf,
+        image: Option<RgbImage>,
+    },
     Video(Box<VideoWriter>),
 }
 
@@ -27,7 +30,10 @@ impl PictureWriter {
     pub fn create(path: &Path, side: usize, rate: Rate) -> Result<Self> {
         let ending = path.extension().map(|e| e.to_ascii_lowercase());
         let sink = match ending.as_deref().and_then(|e| e.to_str()) {
-            Some("png") => Sink::Png { path: path.to_owned(), image: None },
+            Some("png") => Sink::Png {
+                path: path.to_owned(),
+                image: None,
+            },
             Some("mp4") => Sink::Video(Box::new(VideoWriter::create(path, side, side, rate)?)),
             _ => {
                 let what = format!("{} ends in neither .png nor .mp4", path.display());
@@ -46,14 +52,24 @@ impl PictureWriter {
     pub fn write_codes(&mut self, vqgan: &Vqgan, codes: &[u32]) -> Result<()> {
         let codes = Tensor::from_slice(codes, (1, codes.len()), &Device::Cpu)?;
         let pixels = vqgan.decode(&codes)?.flatten_all()?.to_vec1::<f32>()?;
-        self.write(RgbImage { width: self.side, height: self.side, data: to_u8(&pixels) })
+        self.write(RgbImage {
+            width: self.side,
+            height: self.side,
+            data: to_u8(&pixels),
+        })
     }
 
     fn write(&mut self, picture: RgbImage) -> Result<()> {
         match &mut self.sink {
             Sink::Video(video) => video.write(&picture),
-            Sink::Png { image: Some(_), path } => {
-                let what = format!("{} can hold one picture, expected a name in .mp4 for more", path.display());
+            Sink::Png {
+                image: Some(_),
+                path,
+            } => {
+                let what = format!(
+                    "{} can hold one picture, expected a name in .mp4 for more",
+                    path.display()
+                );
                 Err(Error::new(Kind::Usage, what))
             }
             Sink::Png { image, .. } => {
@@ -67,10 +83,14 @@ impl PictureWriter {
     pub fn finish(self) -> Result<()> {
         match self.sink {
             Sink::Video(video) => video.finish(),
-            Sink::Png { path, image: Some(image) } => write_png(&path, &image),
-            Sink::Png { path, image: None } => {
-                Err(Error::new(Kind::BadInput, format!("there is no frame to write to {}", path.display())))
-            }
+            Sink::Png {
+                path,
+                image: Some(image),
+            } => write_png(&path, &image),
+            Sink::Png { path, image: None } => Err(Error::new(
+                Kind::BadInput,
+                format!("there is no frame to write to {}", path.display()),
+            )),
         }
     }
 }

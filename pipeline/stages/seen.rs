@@ -61,7 +61,9 @@ impl SourceSeen {
         let sampling = first.map(|v| v.sampling.clone()).unwrap_or_default();
         Self {
             duration_s: first.and_then(|v| v.duration_s),
-            time_base: first.map(|v| format!("{}/{}", v.time_base[0], v.time_base[1])).unwrap_or_default(),
+            time_base: first
+                .map(|v| format!("{}/{}", v.time_base[0], v.time_base[1]))
+                .unwrap_or_default(),
             ..Self::new(reader.path().to_owned(), sampling)
         }
     }
@@ -102,7 +104,8 @@ impl SourceSeen {
     /// Takes note of the end.
     pub fn end(&mut self, report: Option<DecodeReport>) {
         self.fps_effective = self.rate();
-        self.warnings.extend(report.iter().flat_map(|r| r.warnings.clone()));
+        self.warnings
+            .extend(report.iter().flat_map(|r| r.warnings.clone()));
         self.decode = report;
     }
 

@@ -1,12 +1,12 @@
 //! Does it compute the right thing: equivalences and golden data.
 
-mod preprocess;
-mod vqgan;
-mod tokenizer;
-mod prompt;
-mod import_lwm;
-mod import_hf;
 mod attention;
 mod decoder;
-mod generate;
 mod end_to_end;
+mod generate;
+mod import_hf;
+mod import_lwm;
+mod preprocess;
+mod prompt;
+mod tokenizer;
+mod vqgan;

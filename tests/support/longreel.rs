@@ -28,14 +28,23 @@ impl Run {
     /// The one JSON object on stdout of a run that succeeded.
     pub fn json(&self) -> serde_json::Value {
         assert_eq!(self.code, 0, "stderr: {}", self.stderr);
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("stdout is not one JSON object ({e}): {}", self.stdout))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("stdout is not one JSON object ({e}): {}", self.stdout))
     }
 
     /// The run failed with `code`, said a sentence that contains `expected`, and did not panic.
     #[track_caller]
     pub fn refused(&self, code: i32, expected: &str) {
-        assert_eq!(self.code, code, "stdout: {} stderr: {}", self.stdout, self.stderr);
-        assert!(self.stderr.contains(expected), "expected a sentence with {expected:?}, got: {}", self.stderr);
+        assert_eq!(
+            self.code, code,
+            "stdout: {} stderr: {}",
+            self.stdout, self.stderr
+        );
+        assert!(
+            self.stderr.contains(expected),
+            "expected a sentence with {expected:?}, got: {}",
+            self.stderr
+        );
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
     }
 }
@@ -43,7 +52,9 @@ impl Run {
 /// The program, not yet started.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_longreel"));
-    command.env("RUST_BACKTRACE", "0").stdin(std::process::Stdio::null());
+    command
+        .env("RUST_BACKTRACE", "0")
+        .stdin(std::process::Stdio::null());
     command
 }
 
@@ -60,7 +71,11 @@ pub fn ffmpeg(args: &str, out: &Path) {
         .arg(out)
         .output()
         .unwrap();
-    assert!(output.status.success(), "ffmpeg {args}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "ffmpeg {args}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// A directory for what this test run makes, kept by Cargo outside the tree.
@@ -106,7 +121,13 @@ pub fn golden_clip() -> &'static Path {
     CLIP.get_or_init(|| {
         let out = scratch().join("golden-clip.mkv");
         let frames = golden::path("e2e/clip/frame_%03d.png");
-        ffmpeg(&format!("-framerate 5 -i {} -c:v ffv1 -pix_fmt gbrp", frames.display()), &out);
+        ffmpeg(
+            &format!(
+                "-framerate 5 -i {} -c:v ffv1 -pix_fmt gbrp",
+                frames.display()
+            ),
+            &out,
+        );
         out
     })
 }

@@ -14,7 +14,15 @@ fn text(path: &Path) -> String {
 /// `longreel ask INPUT question` on the golden model.
 fn ask(input: &str, more: &[&str]) -> crate::support::longreel::Run {
     let model = text(golden_model());
-    let mut args = vec!["ask", input, "What is this?", "--model", &model, "--max-new-tokens", "4"];
+    let mut args = vec![
+        "ask",
+        input,
+        "What is this?",
+        "--model",
+        &model,
+        "--max-new-tokens",
+        "4",
+    ];
     args.extend(more);
     longreel(&args)
 }
@@ -48,8 +56,17 @@ fn text_with_the_name_of_a_video_is_not_a_video() {
 
 /// A clip of two seconds whose index lies at the end, or at the front.
 fn clip(out: &Path, faststart: bool) {
-    let flags = if faststart { "-movflags +faststart" } else { "" };
-    ffmpeg(&format!("-f lavfi -i testsrc2=duration=4:size=128x96:rate=10 -pix_fmt yuv420p -g 5 {flags}"), out);
+    let flags = if faststart {
+        "-movflags +faststart"
+    } else {
+        ""
+    };
+    ffmpeg(
+        &format!(
+            "-f lavfi -i testsrc2=duration=4:size=128x96:rate=10 -pix_fmt yuv420p -g 5 {flags}"
+        ),
+        out,
+    );
 }
 
 #[test]
@@ -69,7 +86,11 @@ fn a_file_cut_in_the_middle_answers_from_what_decoded_and_warns() {
     clip(&file, true);
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() * 6 / 10]).unwrap();
-    let json = ask(&text(&file), &["--json", "--fps", "5", "--max-new-tokens", "2"]).json();
+    let json = ask(
+        &text(&file),
+        &["--json", "--fps", "5", "--max-new-tokens", "2"],
+    )
+    .json();
     let video = &json["video"][0];
     let frames = video["frames"].as_u64().unwrap();
     assert!((1..20).contains(&frames), "{video}");
@@ -89,7 +110,10 @@ fn sound_alone_is_not_a_video() {
 fn corrupt_packets_in_the_middle_are_skipped_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("torn.ts");
-    ffmpeg("-f lavfi -i testsrc2=duration=4:size=320x240:rate=10 -pix_fmt yuv420p -g 5", &file);
+    ffmpeg(
+        "-f lavfi -i testsrc2=duration=4:size=320x240:rate=10 -pix_fmt yuv420p -g 5",
+        &file,
+    );
     let mut bytes = fs::read(&file).unwrap();
     let middle = bytes.len() / 2;
     for byte in &mut bytes[middle..middle + 4000] {
@@ -97,7 +121,11 @@ fn corrupt_packets_in_the_middle_are_skipped_and_counted() {
     }
     fs::write(&file, bytes).unwrap();
     let json = ask(&text(&file), &["--json", "--frames", "4"]).json();
-    assert!(!json["video"][0]["warnings"].as_array().unwrap().is_empty(), "{}", json["video"][0]);
+    assert!(
+        !json["video"][0]["warnings"].as_array().unwrap().is_empty(),
+        "{}",
+        json["video"][0]
+    );
 }
 
 #[test]
@@ -148,7 +176,10 @@ fn a_truncated_checkpoint_leaves_no_model_directory() {
     let run = longreel(&args);
     assert_eq!(run.code, 2, "{}", run.stderr);
     assert!(!out.exists());
-    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(left, ["params"], "the import left something behind");
 }
 
@@ -171,7 +202,15 @@ fn an_existing_output_is_not_replaced_unasked() {
     let reel = dir.path().join("a.reel");
     fs::write(&reel, "precious").unwrap();
     let model = text(golden_model());
-    longreel(&["encode", &text(golden_clip()), "--out", &text(&reel), "--model", &model]).refused(2, "--force");
+    longreel(&[
+        "encode",
+        &text(golden_clip()),
+        "--out",
+        &text(&reel),
+        "--model",
+        &model,
+    ])
+    .refused(2, "--force");
     assert_eq!(fs::read(&reel).unwrap(), b"precious");
 }
 
@@ -180,19 +219,29 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     // /dev/full behaves like a full disk for whatever is written to it.
     let run = command()
         .args(["models", "show", &text(golden_model())])
-        .stdout(Stdio::from(fs::OpenOptions::new().write(true).open("/dev/full").unwrap()))
+        .stdout(Stdio::from(
+            fs::OpenOptions::new()
+                .write(true)
+                .open("/dev/full")
+                .unwrap(),
+        ))
         .stderr(Stdio::piped())
         .output()
         .unwrap();
     assert_eq!(run.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&run.stderr).contains("no space left"), "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(
+        String::from_utf8_lossy(&run.stderr).contains("no space left"),
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
 }
 
 #[test]
 fn a_place_that_cannot_be_written_is_named() {
     let model = text(golden_model());
     let clip = text(golden_clip());
-    longreel(&["encode", &clip, "--out", "/proc/a.reel", "--model", &model]).refused(2, "/proc/a.reel");
+    longreel(&["encode", &clip, "--out", "/proc/a.reel", "--model", &model])
+        .refused(2, "/proc/a.reel");
     let run = longreel(&["frames", &clip, "--out", "/proc/frames"]);
     assert_ne!(run.code, 0);
     assert!(run.stderr.contains("/proc/frames"), "{}", run.stderr);
@@ -202,7 +251,16 @@ fn a_place_that_cannot_be_written_is_named() {
 fn interrupt(signal: i32, out: &Path, video: &Path) -> i32 {
     let model = text(golden_model());
     let mut child = command()
-        .args(["encode", &text(video), "--out", &text(out), "--model", &model, "--all-frames", "--quiet"])
+        .args([
+            "encode",
+            &text(video),
+            "--out",
+            &text(out),
+            "--model",
+            &model,
+            "--all-frames",
+            "--quiet",
+        ])
         .spawn()
         .unwrap();
     let partial = longreel::reel::partial_path(out);
@@ -212,7 +270,11 @@ fn interrupt(signal: i32, out: &Path, video: &Path) -> i32 {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    let kill = std::process::Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status().unwrap();
+    let kill = std::process::Command::new("kill")
+        .arg(format!("-{signal}"))
+        .arg(child.id().to_string())
+        .status()
+        .unwrap();
     assert!(kill.success());
     child.wait().unwrap().code().unwrap()
 }
@@ -221,10 +283,23 @@ fn interrupt(signal: i32, out: &Path, video: &Path) -> i32 {
 fn an_interrupted_encode_goes_on_where_it_stopped_and_gives_the_same_reel() {
     let dir = tempfile::tempdir().unwrap();
     let video = dir.path().join("long.mp4");
-    ffmpeg("-f lavfi -i testsrc2=duration=40:size=128x96:rate=25 -pix_fmt yuv420p", &video);
+    ffmpeg(
+        "-f lavfi -i testsrc2=duration=40:size=128x96:rate=25 -pix_fmt yuv420p",
+        &video,
+    );
     let model = text(golden_model());
     let encode = |out: &Path| {
-        longreel(&["encode", &text(&video), "--out", &text(out), "--model", &model, "--all-frames", "--json"]).json()
+        longreel(&[
+            "encode",
+            &text(&video),
+            "--out",
+            &text(out),
+            "--model",
+            &model,
+            "--all-frames",
+            "--json",
+        ])
+        .json()
     };
     let whole = dir.path().join("whole.reel");
     encode(&whole);
@@ -235,6 +310,9 @@ fn an_interrupted_encode_goes_on_where_it_stopped_and_gives_the_same_reel() {
         let json = encode(&out);
         assert!(json["resumed_frames"].as_u64().unwrap() > 0, "{json}");
         assert_eq!(json["frames"], 1000);
-        assert!(fs::read(&out).unwrap() == fs::read(&whole).unwrap(), "the resumed reel differs from the whole one");
+        assert!(
+            fs::read(&out).unwrap() == fs::read(&whole).unwrap(),
+            "the resumed reel differs from the whole one"
+        );
     }
 }

@@ -13,10 +13,7 @@ fn check(text: &str, expected: Expect) {
 
 #[test]
 fn the_overview_lists_every_verb() {
-    check(
-        &longreel(&["--help"]).stdout,
-        expect![[r#""#]],
-    );
+    check(&longreel(&["--help"]).stdout, expect![[r#""#]]);
 }
 
 #[test]
@@ -26,10 +23,21 @@ fn a_missing_verb_is_a_usage_error() {
 
 #[test]
 fn every_verb_has_help_with_an_example() {
-    for verb in ["ask", "frames", "encode", "reconstruct", "generate", "import", "plan"] {
+    for verb in [
+        "ask",
+        "frames",
+        "encode",
+        "reconstruct",
+        "generate",
+        "import",
+        "plan",
+    ] {
         let run = longreel(&[verb, "--help"]);
         assert_eq!(run.code, 0, "{verb}");
-        assert!(run.stdout.contains("Example"), "{verb} --help has no example");
+        assert!(
+            run.stdout.contains("Example"),
+            "{verb} --help has no example"
+        );
     }
 }
 
@@ -47,29 +55,79 @@ fn json_errors_have_a_kind_and_the_sentence() {
     let json: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(json["error"]["kind"], "NotFound");
     assert_eq!(json["error"]["exit_code"], 2);
-    assert!(json["error"]["message"].as_str().unwrap().contains("/nowhere.mp4"));
+    assert!(
+        json["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("/nowhere.mp4")
+    );
 }
 
 #[test]
 fn every_clip_is_answered_and_its_sampling_echoed() {
     let model = golden_model().display().to_string();
-    for clip in ["nasa_13013.mp4", "h265_video.mp4", "av1_video.mkv", "h264_10bits.mp4", "h265_10bits.mp4", "bt709_full_range.mp4"] {
+    for clip in [
+        "nasa_13013.mp4",
+        "h265_video.mp4",
+        "av1_video.mkv",
+        "h264_10bits.mp4",
+        "h265_10bits.mp4",
+        "bt709_full_range.mp4",
+    ] {
         let path = golden::clip(clip).display().to_string();
-        let json = longreel(&["ask", &path, "What is shown?", "--model", &model, "--fps", "1", "--max-new-tokens", "4", "--json"]).json();
+        let json = longreel(&[
+            "ask",
+            &path,
+            "What is shown?",
+            "--model",
+            &model,
+            "--fps",
+            "1",
+            "--max-new-tokens",
+            "4",
+            "--json",
+        ])
+        .json();
         let video = &json["video"][0];
         let frames = video["frames"].as_u64().unwrap();
         assert!(frames > 0, "{clip}: {video}");
-        assert_eq!(video["pts"].as_array().unwrap().len() as u64, frames, "{clip}");
-        assert_eq!(json["tokens"]["vision"].as_u64().unwrap(), frames * 257, "{clip}");
-        assert!(video["warnings"].as_array().unwrap().is_empty(), "{clip}: {video}");
+        assert_eq!(
+            video["pts"].as_array().unwrap().len() as u64,
+            frames,
+            "{clip}"
+        );
+        assert_eq!(
+            json["tokens"]["vision"].as_u64().unwrap(),
+            frames * 257,
+            "{clip}"
+        );
+        assert!(
+            video["warnings"].as_array().unwrap().is_empty(),
+            "{clip}: {video}"
+        );
     }
 }
 
 #[test]
 fn several_videos_stand_in_one_prompt_in_order() {
     let model = golden_model().display().to_string();
-    let (a, b) = (golden::clip("h265_video.mp4"), golden::clip("av1_video.mkv"));
-    let args = ["ask", &a.display().to_string(), &b.display().to_string(), "Which?", "--model", &model, "--frames", "2", "--max-new-tokens", "2", "--json"];
+    let (a, b) = (
+        golden::clip("h265_video.mp4"),
+        golden::clip("av1_video.mkv"),
+    );
+    let args = [
+        "ask",
+        &a.display().to_string(),
+        &b.display().to_string(),
+        "Which?",
+        "--model",
+        &model,
+        "--frames",
+        "2",
+        "--max-new-tokens",
+        "2",
+        "--json",
+    ];
     let json = longreel(&args).json();
     assert_eq!(json["video"].as_array().unwrap().len(), 2);
     assert_eq!(json["tokens"]["vision"], 4 * 257);
@@ -81,19 +139,39 @@ fn follow_up_questions_pay_only_for_their_own_tokens() {
     let model = golden_model().display().to_string();
     let clip = golden_clip().display().to_string();
     let mut child = command()
-        .args(["ask", &clip, "What is shown?", "--model", &model, "--frames", "2", "--max-new-tokens", "4", "--interactive", "--json"])
+        .args([
+            "ask",
+            &clip,
+            "What is shown?",
+            "--model",
+            &model,
+            "--frames",
+            "2",
+            "--max-new-tokens",
+            "4",
+            "--interactive",
+            "--json",
+        ])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(b"And then?\nAnd after that?\n").unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"And then?\nAnd after that?\n")
+        .unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let follow_ups = json["follow_ups"].as_array().unwrap();
     assert_eq!(follow_ups.len(), 2);
     for follow_up in follow_ups {
-        assert!(follow_up["prompt_tokens"].as_u64().unwrap() < 64, "{follow_up}");
+        assert!(
+            follow_up["prompt_tokens"].as_u64().unwrap() < 64,
+            "{follow_up}"
+        );
     }
 }
 
@@ -102,7 +180,17 @@ fn a_streamed_answer_is_the_answer() {
     let model = golden_model().display().to_string();
     let clip = golden_clip().display().to_string();
     let ask = |more: &[&str]| {
-        let mut args = vec!["ask", &clip, "What is shown?", "--model", &model, "--frames", "2", "--max-new-tokens", "24"];
+        let mut args = vec![
+            "ask",
+            &clip,
+            "What is shown?",
+            "--model",
+            &model,
+            "--frames",
+            "2",
+            "--max-new-tokens",
+            "24",
+        ];
         args.extend(more);
         longreel(&args).stdout
     };
@@ -113,24 +201,49 @@ fn a_streamed_answer_is_the_answer() {
 fn frames_are_listed_with_exact_times() {
     let out = scratch().join("frames");
     let clip = golden::clip("nasa_13013.mp4").display().to_string();
-    let json = longreel(&["frames", &clip, "--out", &out.display().to_string(), "--fps", "1", "--json"]).json();
+    let json = longreel(&[
+        "frames",
+        &clip,
+        "--out",
+        &out.display().to_string(),
+        "--fps",
+        "1",
+        "--json",
+    ])
+    .json();
     let lines = std::fs::read_to_string(out.join("frames.jsonl")).unwrap();
-    let lines: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let lines: Vec<serde_json::Value> = lines
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
     assert_eq!(lines.len() as u64, json["frames"].as_u64().unwrap());
     for line in &lines {
         assert!(out.join(line["file"].as_str().unwrap()).is_file());
     }
-    check(
-        &serde_json::to_string(&lines[1]).unwrap(),
-        expect![[r#""#]],
-    );
+    check(&serde_json::to_string(&lines[1]).unwrap(), expect![[r#""#]]);
 }
 
 #[test]
 fn a_plan_counts_and_refuses_what_cannot_fit() {
-    let toml = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/models/lwm-chat-1m.toml");
+    let toml =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/models/lwm-chat-1m.toml");
     let toml = toml.display().to_string();
-    let plan = |gib: &str| longreel(&["plan", "--model", &toml, "--hours", "1", "--fps", "1", "--kv-dtype", "bf16", "--memory-gib", gib, "--json"]);
+    let plan = |gib: &str| {
+        longreel(&[
+            "plan",
+            "--model",
+            &toml,
+            "--hours",
+            "1",
+            "--fps",
+            "1",
+            "--kv-dtype",
+            "bf16",
+            "--memory-gib",
+            gib,
+            "--json",
+        ])
+    };
     let fits = plan("640").json();
     assert_eq!(fits["fits"], true);
     assert_eq!(fits["kv_bytes_per_token"], 512 * 1024);
@@ -144,8 +257,27 @@ fn reconstruct_writes_a_video_of_as_many_frames() {
     let model = golden_model().display().to_string();
     let reel = dir.path().join("a.reel").display().to_string();
     let out = dir.path().join("a.mp4").display().to_string();
-    longreel(&["encode", &golden_clip().display().to_string(), "--out", &reel, "--model", &model, "--all-frames", "--json"]).json();
-    let json = longreel(&["reconstruct", &reel, "--out", &out, "--model", &model, "--json"]).json();
+    longreel(&[
+        "encode",
+        &golden_clip().display().to_string(),
+        "--out",
+        &reel,
+        "--model",
+        &model,
+        "--all-frames",
+        "--json",
+    ])
+    .json();
+    let json = longreel(&[
+        "reconstruct",
+        &reel,
+        "--out",
+        &out,
+        "--model",
+        &model,
+        "--json",
+    ])
+    .json();
     assert_eq!(json["frames"], 5);
     let frames = dir.path().join("frames").display().to_string();
     let seen = longreel(&["frames", &out, "--out", &frames, "--all-frames", "--json"]).json();

@@ -1,10 +1,10 @@
 //! Does it behave: sources, sampling, stages, the command line, bad input.
 
-mod decode;
-mod sampler;
-mod hub;
-mod stages;
-mod command_line;
 mod bad_input;
+mod command_line;
+mod decode;
 mod fuzz_corpus;
+mod hub;
+mod sampler;
+mod stages;
 mod tidy;

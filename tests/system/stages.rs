@@ -11,8 +11,18 @@ use longreel::{
 use proptest::prelude::*;
 
 fn header() -> ReelHeader {
-    let video = |path: &str, den| ReelVideo { path: path.into(), time_base: [1, den], duration_s: Some(2.0), sampling: "every frame".into() };
-    ReelHeader { model: "m".into(), grid: 2, codebook: 16, videos: vec![video("a", 90_000), video("b", 1000)] }
+    let video = |path: &str, den| ReelVideo {
+        path: path.into(),
+        time_base: [1, den],
+        duration_s: Some(2.0),
+        sampling: "every frame".into(),
+    };
+    ReelHeader {
+        model: "m".into(),
+        grid: 2,
+        codebook: 16,
+        videos: vec![video("a", 90_000), video("b", 1000)],
+    }
 }
 
 fn frame(video: usize, index: u64) -> ReelFrame {
@@ -34,7 +44,10 @@ fn a_reel_gives_back_what_was_appended() {
     let frames: Vec<ReelFrame> = (0..7).map(|i| frame(usize::from(i > 3), i)).collect();
     let mut writer = ReelWriter::open(&path, header()).unwrap();
     frames.iter().for_each(|f| writer.append(f).unwrap());
-    assert!(!path.exists(), "the reel has its name only when it is whole");
+    assert!(
+        !path.exists(),
+        "the reel has its name only when it is whole"
+    );
     writer.finish().unwrap();
     assert!(reel::is_reel(&path));
     let mut reader = ReelReader::open(&path).unwrap();
@@ -43,7 +56,10 @@ fn a_reel_gives_back_what_was_appended() {
         read.push(frame);
     }
     assert_eq!(read, frames);
-    assert_eq!(reel::parse(&fs::read(&path).unwrap()).unwrap(), (header(), frames));
+    assert_eq!(
+        reel::parse(&fs::read(&path).unwrap()).unwrap(),
+        (header(), frames)
+    );
 }
 
 #[test]
@@ -56,7 +72,12 @@ fn a_record_cut_short_is_left_out_and_written_again() {
     drop(writer);
     let partial = reel::partial_path(&path);
     let length = fs::metadata(&partial).unwrap().len();
-    fs::OpenOptions::new().write(true).open(&partial).unwrap().set_len(length - 3).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&partial)
+        .unwrap()
+        .set_len(length - 3)
+        .unwrap();
     let mut writer = ReelWriter::open(&path, header()).unwrap();
     assert_eq!(writer.n_frames(), 4);
     writer.append(&frame(0, 4)).unwrap();
@@ -72,7 +93,10 @@ fn a_partial_reel_of_another_job_is_not_continued() {
     writer.append(&frame(0, 0)).unwrap();
     writer.flush().unwrap();
     drop(writer);
-    let other = ReelHeader { model: "another".into(), ..header() };
+    let other = ReelHeader {
+        model: "another".into(),
+        ..header()
+    };
     assert_eq!(ReelWriter::open(&path, other).unwrap().n_frames(), 0);
 }
 
