@@ -87,11 +87,7 @@ impl Plan {
             prompt_tokens,
             context_tokens,
             context_limit,
-            frames_that_fit: if tokens_per_frame == 0 {
-                0
-            } else {
-                room / tokens_per_frame
-            },
+            frames_that_fit: room.checked_div(tokens_per_frame).unwrap_or(0),
             weight_bytes: demand.weight_bytes,
             kv_bytes_per_token,
             kv_bytes,

@@ -1,6 +1,6 @@
 //! The command line: one file a verb.
 
-pub mod args;
+mod args;
 mod ask;
 mod encode;
 mod frames;
