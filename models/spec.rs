@@ -109,12 +109,12 @@ pub struct ModelSpec {
 }
 
 /// `<eof>` of `lwm/data.py`.
-fn default_end_of_frame_id() -> u32 {
+pub(crate) fn default_end_of_frame_id() -> u32 {
     8192
 }
 
 /// `<eov>` of `lwm/data.py`.
-fn default_end_of_vision_id() -> u32 {
+pub(crate) fn default_end_of_vision_id() -> u32 {
     8193
 }
 
@@ -155,9 +155,10 @@ impl DecoderSpec {
             ("num_key_value_heads", self.n_kv_heads()),
             ("head_dim", self.head_dim()),
             ("max_position_embeddings", self.max_position_embeddings),
+            ("vision_vocab_size", self.vision_vocab_size.unwrap_or(1)),
         ];
         for (key, value) in positive {
-            at_least_one(&format!("decoder.{key}"), value)?;
+            in_range(&format!("decoder.{key}"), value)?;
         }
         if !self.num_attention_heads.is_multiple_of(self.n_kv_heads()) {
             return Err(bad(format!(
@@ -208,14 +209,15 @@ impl VqganSpec {
             ("num_embeddings", self.num_embeddings),
             ("quantized_embed_dim", self.quantized_embed_dim),
         ] {
-            at_least_one(&format!("vqgan.{key}"), value)?;
+            in_range(&format!("vqgan.{key}"), value)?;
         }
+        let allowed = |mult: &usize| (1..=1024).contains(mult);
         if self.channel_mult.is_empty()
             || self.channel_mult.len() > 16
-            || self.channel_mult.contains(&0)
+            || !self.channel_mult.iter().all(allowed)
         {
             return Err(bad(format!(
-                "vqgan.channel_mult is {:?}, expected 1 to 16 positive numbers",
+                "vqgan.channel_mult is {:?}, expected 1 to 16 numbers from 1 to 1024",
                 self.channel_mult
             )));
         }
@@ -300,11 +302,26 @@ impl ModelSpec {
     }
 }
 
-fn at_least_one(key: &str, value: usize) -> Result<()> {
-    if value == 0 {
-        return Err(bad(format!("{key} is 0, expected at least 1")));
+/// Largest size in a specification; products of the few that are multiplied fit 64 bits.
+const MAX_SIZE: usize = 1 << 24;
+
+/// Most layers, or residual blocks per level.
+const MAX_LAYERS: usize = 1024;
+
+/// Tables are made for as many positions as a `u32` counts, at most.
+const MAX_POSITIONS: usize = 1 << 31;
+
+fn in_range(key: &str, value: usize) -> Result<()> {
+    let most = match key.rsplit('.').next() {
+        Some("num_hidden_layers" | "num_res_blocks") => MAX_LAYERS,
+        Some("max_position_embeddings") => MAX_POSITIONS,
+        _ => MAX_SIZE,
+    };
+    match value {
+        0 => Err(bad(format!("{key} is 0, expected at least 1"))),
+        n if n > most => Err(bad(format!("{key} is {n}, expected at most {most}"))),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn bad(message: String) -> Error {

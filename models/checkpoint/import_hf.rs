@@ -1,1 +1,242 @@
-//! Being built.
+//! Hugging Face LLaMA directories: `config.json` to our specification, and
+//! safetensors or torch shards to a model directory.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{
+    checkpoint::{
+        foreign::{Element, Piece, Storage, View},
+        import_lwm::open,
+        torch, weights,
+        writer::{ImportOptions, Planned, Written, check_layout, write_model},
+    },
+    error::{Context, Error, Kind, Result},
+    spec::{
+        DecoderSpec, FrameEnd, ModelSpec, ModelType, RopePairs, default_end_of_frame_id,
+        default_end_of_vision_id,
+    },
+};
+
+/// The specification of a model directory: our `config.json`, or a Hugging Face LLaMA's.
+///
+/// # Errors
+/// `BadInput` for a configuration that this program cannot run, naming the key.
+pub fn spec_of_directory(dir: &Path) -> Result<ModelSpec> {
+    let path = dir.join("config.json");
+    let doing = || format!("read {}", path.display());
+    let text = std::fs::read_to_string(&path).doing(doing)?;
+    spec_of_config(&text).doing(doing)
+}
+
+/// The specification that the text of a `config.json` gives.
+///
+/// # Errors
+/// See [`spec_of_directory`].
+pub fn spec_of_config(text: &str) -> Result<ModelSpec> {
+    let config: Value = serde_json::from_str(text)
+        .map_err(|e| Error::with_source(Kind::BadInput, "not JSON", e))?;
+    if config.get("decoder").is_some() {
+        return ModelSpec::from_json(text);
+    }
+    let spec = ModelSpec {
+        model_type: ModelType::Llama,
+        description: config
+            .get("_name_or_path")
+            .and_then(Value::as_str)
+            .map(str::to_owned),
+        decoder: decoder_of(&config)?,
+        vqgan: None,
+        frame_end: FrameEnd::Upstream,
+        end_of_frame_id: default_end_of_frame_id(),
+        end_of_vision_id: default_end_of_vision_id(),
+    };
+    spec.validate()?;
+    Ok(spec)
+}
+
+fn decoder_of(config: &Value) -> Result<DecoderSpec> {
+    check_supported(config)?;
+    let rope = config.get("rope_parameters").unwrap_or(&Value::Null);
+    let theta = optional(rope, "rope_theta", Value::as_f64, "a number")?;
+    Ok(DecoderSpec {
+        vocab_size: required_size(config, "vocab_size")?,
+        vision_vocab_size: None,
+        hidden_size: required_size(config, "hidden_size")?,
+        intermediate_size: required_size(config, "intermediate_size")?,
+        num_hidden_layers: required_size(config, "num_hidden_layers")?,
+        num_attention_heads: required_size(config, "num_attention_heads")?,
+        num_key_value_heads: optional_size(config, "num_key_value_heads")?,
+        head_dim: optional_size(config, "head_dim")?,
+        max_position_embeddings: required_size(config, "max_position_embeddings")?,
+        // What transformers' LlamaConfig assumes when the key is absent.
+        rms_norm_eps: optional(config, "rms_norm_eps", Value::as_f64, "a number")?.unwrap_or(1e-6),
+        rope_theta: match theta {
+            Some(theta) => theta,
+            None => optional(config, "rope_theta", Value::as_f64, "a number")?.unwrap_or(1e4),
+        },
+        rope_pairs: RopePairs::Halves,
+        tie_word_embeddings: optional(config, "tie_word_embeddings", Value::as_bool, "a truth value")?
+            .unwrap_or(false),
+    })
+}
+
+/// Everything in the configuration that would change the computation must have the value computed here.
+fn check_supported(config: &Value) -> Result<()> {
+    let found = |key: &str| config.get(key).filter(|v| !v.is_null());
+    let expect = |key: &str, value: Value| match found(key) {
+        Some(v) if *v != value => Err(bad(format!("{key} is {v}, expected {value}"))),
+        _ => Ok(()),
+    };
+    if found("model_type").is_none() {
+        return Err(bad("model_type is missing, expected \"llama\"".into()));
+    }
+    expect("model_type", "llama".into())?;
+    expect("hidden_act", "silu".into())?;
+    expect("attention_bias", false.into())?;
+    expect("mlp_bias", false.into())?;
+    if let Some(scaling) = found("rope_scaling") {
+        return Err(bad(format!(
+            "rope_scaling is {scaling}, which is not supported: expected null"
+        )));
+    }
+    match config.pointer("/rope_parameters/rope_type").and_then(Value::as_str) {
+        None | Some("default") => Ok(()),
+        Some(kind) => Err(bad(format!(
+            "rope_parameters.rope_type is {kind:?}, which is not supported: expected \"default\""
+        ))),
+    }
+}
+
+fn optional<T>(
+    config: &Value,
+    key: &str,
+    read: impl Fn(&Value) -> Option<T>,
+    expected: &str,
+) -> Result<Option<T>> {
+    match config.get(key).filter(|v| !v.is_null()) {
+        None => Ok(None),
+        Some(value) => match read(value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(bad(format!("{key} is {value}, expected {expected}"))),
+        },
+    }
+}
+
+fn optional_size(config: &Value, key: &str) -> Result<Option<usize>> {
+    let read = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+    optional(config, key, read, "a non-negative integer")
+}
+
+fn required_size(config: &Value, key: &str) -> Result<usize> {
+    optional_size(config, key)?.ok_or_else(|| bad(format!("{key} is missing")))
+}
+
+/// Imports the Hugging Face LLaMA directory `dir` to the model directory `out`.
+///
+/// Names and layouts stay as they are; what changes is the configuration, the
+/// container of torch shards, and the element type if one is asked for.
+///
+/// # Errors
+/// `BadInput` for an unsupported configuration and for unknown, missing,
+/// repeated or misshapen tensors; see [`write_model`] for the rest.
+pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<Written> {
+    let doing = || format!("import {}", dir.display());
+    let spec = spec_of_directory(dir).doing(doing)?;
+    let mut found = tensors_of(dir).doing(doing)?;
+    if spec.decoder.tie_word_embeddings {
+        // Some writers store the tied head a second time.
+        found.remove("lm_head.weight");
+    }
+    let tensors: Vec<Planned> = found
+        .into_iter()
+        .map(|(name, view)| Planned {
+            shape: view.shape().to_vec(),
+            name,
+            view,
+        })
+        .collect();
+    check_layout(&spec, &tensors).doing(doing)?;
+    write_model(out, &spec, &in_model_order(&spec, tensors), dir, options)
+}
+
+/// The tensors in the order of the layout, so that a shard holds neighbours.
+fn in_model_order(spec: &ModelSpec, mut tensors: Vec<Planned>) -> Vec<Planned> {
+    let order: BTreeMap<String, usize> = crate::checkpoint::layout::model_tensors(spec)
+        .into_iter()
+        .enumerate()
+        .map(|(i, (name, _))| (name, i))
+        .collect();
+    tensors.sort_by_key(|t| order.get(&t.name).copied());
+    tensors
+}
+
+fn tensors_of(dir: &Path) -> Result<BTreeMap<String, View>> {
+    let mut safetensors = files(dir, "safetensors")?;
+    let mut found = BTreeMap::new();
+    if safetensors.is_empty() {
+        for path in files(dir, "bin")? {
+            let tensors = open(&path)
+                .and_then(|file| torch::read(&file))
+                .doing(|| path.display().to_string())?;
+            add(&mut found, tensors)?;
+        }
+    }
+    for path in safetensors.drain(..) {
+        add(&mut found, safetensors_shard(&path).doing(|| path.display().to_string())?)?;
+    }
+    if found.is_empty() {
+        return Err(bad("no *.safetensors and no pytorch_model*.bin file".into()));
+    }
+    Ok(found)
+}
+
+fn add(found: &mut BTreeMap<String, View>, tensors: Vec<(String, View)>) -> Result<()> {
+    for (name, view) in tensors {
+        if weights::is_derived(&name) {
+            continue;
+        }
+        if found.contains_key(&name) {
+            return Err(bad(format!("tensor {name} is in more than one place")));
+        }
+        found.insert(name, view);
+    }
+    Ok(())
+}
+
+fn safetensors_shard(path: &Path) -> Result<Vec<(String, View)>> {
+    let file = open(path)?;
+    let mut tensors = Vec::new();
+    for (name, dtype, shape, range) in weights::read_header(file.as_bytes())? {
+        let element = Element::from_safetensors(dtype).doing(|| format!("tensor {name}"))?;
+        let bytes = file
+            .slice(range)
+            .ok_or_else(|| bad(format!("tensor {name} lies beyond the end of the file")))?;
+        let storage = Storage::new(element, vec![Piece::Mapped(bytes)])?;
+        tensors.push((name, View::row_major(storage, &shape)?));
+    }
+    Ok(tensors)
+}
+
+/// The weight files of `dir` with this extension, sorted; other `.bin` files (optimiser, arguments) are none.
+fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let named = name.is_some_and(|n| extension != "bin" || n.starts_with("pytorch_model"));
+        if named && path.extension().is_some_and(|e| e == extension) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}

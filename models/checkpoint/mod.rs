@@ -1,9 +1,18 @@
 //! Weights: read in place from a model directory ([`weights`]), and imported
 //! once from foreign formats.
+//!
+//! [`layout`] lists what a model has; [`foreign`] is a tensor where another
+//! program left it; [`msgpack`], [`pickle`] and [`torch`] find such tensors in
+//! untrusted bytes; [`writer`] writes the model directory; [`import_lwm`] and
+//! [`import_hf`] join them.
 
 pub mod weights;
+pub mod layout;
+pub mod verify;
+pub mod foreign;
 pub mod msgpack;
 pub mod pickle;
+pub mod torch;
 pub mod writer;
 pub mod import_lwm;
 pub mod import_hf;

@@ -1,1 +1,745 @@
-//! Being built.
+//! A restricted reader of Python pickles that executes nothing.
+//!
+//! A pickle is a program for a stack machine. This machine knows the opcodes
+//! that numpy arrays in dicts need and a closed list of globals, each with its
+//! own meaning here; everything else is an error with the opcode's offset.
+//! Containers live in arenas and values are plain indices, so that no input
+//! makes the machine recurse.
+
+use std::{collections::HashMap, ops::Range};
+
+use crate::{
+    checkpoint::{
+        foreign::Element,
+        msgpack::check_bytes,
+    },
+    error::{Context, Error, Kind, Result},
+};
+
+/// Deepest nesting of dicts.
+const MAX_DEPTH: usize = 32;
+/// Most dicts and leaves that a pickle may hold, counting one per mention.
+const MAX_NODES: usize = 1 << 20;
+/// Arguments that any of the globals looks at.
+const MAX_ARGUMENTS: usize = 8;
+/// Longest name of a dict's key or of a storage, in bytes.
+const MAX_NAME: usize = 256;
+/// Most axes of an array.
+const MAX_AXES: usize = 32;
+
+/// Which program wrote the pickle, and so which globals it may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// numpy, flax or JAX: arrays inside the file.
+    Numpy,
+    /// `torch.save`: storages beside the file.
+    Torch,
+}
+
+/// Where an array's bytes lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// In the file as they are.
+    InFile(Range<usize>),
+    /// In the file as UTF-8 text whose characters are the bytes (protocol 2).
+    Latin1 {
+        /// Where the text lies.
+        text: Range<usize>,
+        /// Its characters, each of which is one byte.
+        len: usize,
+    },
+}
+
+/// A numpy array in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Array {
+    /// Type of the elements.
+    pub element: Element,
+    /// Lengths of the axes.
+    pub shape: Vec<usize>,
+    /// The first index moves fastest (Fortran order).
+    pub column_major: bool,
+    /// Its bytes.
+    pub data: Data,
+}
+
+/// A torch tensor: strides over a storage in another file of the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TorchTensor {
+    /// Type of the elements.
+    pub element: Element,
+    /// Name of the storage in the archive.
+    pub storage: String,
+    /// Elements of the storage.
+    pub storage_len: usize,
+    /// First element.
+    pub offset: usize,
+    /// Lengths of the axes.
+    pub shape: Vec<usize>,
+    /// Elements between neighbours along each axis.
+    pub strides: Vec<usize>,
+}
+
+/// A leaf of the nested dict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leaf {
+    /// numpy or JAX.
+    Array(Array),
+    /// torch.
+    Torch(TorchTensor),
+}
+
+/// The leaves of the nested dict that `file` pickles, with their paths, in the order of the file.
+///
+/// # Errors
+/// `BadInput` for an opcode or a global that is not on the list, for lengths
+/// beyond the file, and for a pickle that is not a nested dict of arrays.
+pub fn read(file: &[u8], writer: Writer) -> Result<Vec<(Vec<String>, Leaf)>> {
+    let mut machine = Machine::new(file, writer);
+    let root = machine.run().doing(|| "read the pickle")?;
+    machine.leaves(root).doing(|| "read the pickle")
+}
+
+/// The bytes that latin-1 text stands for.
+///
+/// # Errors
+/// `BadInput` for a character above 255.
+pub fn latin1(text: &str) -> Result<Vec<u8>> {
+    text.chars()
+        .map(|c| u8::try_from(u32::from(c)))
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|_| bad("text with characters above 255 as latin-1".into()))
+}
+
+/// The globals that may be named, and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Global {
+    Reconstruct,
+    NdArray,
+    Dtype,
+    FromBuffer,
+    Encode,
+    FrozenDict,
+    JaxArray,
+    Bfloat16,
+    RebuildTensor,
+    OrderedDict,
+    Storage(Element),
+}
+
+impl Global {
+    fn find(writer: Writer, module: &str, name: &str) -> Option<Self> {
+        match (writer, module, name) {
+            (_, "numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => {
+                Some(Self::Reconstruct)
+            }
+            (_, "numpy", "ndarray") => Some(Self::NdArray),
+            (_, "numpy", "dtype") => Some(Self::Dtype),
+            (_, "numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => {
+                Some(Self::FromBuffer)
+            }
+            (_, "_codecs", "encode") => Some(Self::Encode),
+            (Writer::Numpy, "flax.core.frozen_dict", "FrozenDict") => Some(Self::FrozenDict),
+            (Writer::Numpy, "jax._src.array", "_reconstruct_array")
+            | (Writer::Numpy, "jax._src.device_array", "reconstruct_device_array") => {
+                Some(Self::JaxArray)
+            }
+            (Writer::Numpy, "ml_dtypes", "bfloat16") => Some(Self::Bfloat16),
+            (Writer::Torch, "torch._utils", "_rebuild_tensor_v2") => Some(Self::RebuildTensor),
+            (Writer::Torch, "collections", "OrderedDict") => Some(Self::OrderedDict),
+            (Writer::Torch, "torch", "FloatStorage") => Some(Self::Storage(Element::F32)),
+            (Writer::Torch, "torch", "HalfStorage") => Some(Self::Storage(Element::F16)),
+            (Writer::Torch, "torch", "BFloat16Storage") => Some(Self::Storage(Element::Bf16)),
+            _ => None,
+        }
+    }
+}
+
+/// What the stack holds. Containers are indices into the machine's arenas.
+#[derive(Debug, Clone, PartialEq)]
+enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    /// UTF-8 text in the file.
+    Text(Range<usize>),
+    Bytes(Data),
+    Tuple(usize),
+    Dict(usize),
+    Global(Global),
+    Dtype(Element),
+    Array(usize),
+    Storage(usize),
+    Tensor(usize),
+}
+
+/// A storage named by a persistent id.
+#[derive(Debug, Clone)]
+struct StorageId {
+    element: Element,
+    name: Range<usize>,
+    len: usize,
+}
+
+struct Machine<'a> {
+    file: &'a [u8],
+    at: usize,
+    writer: Writer,
+    stack: Vec<Value>,
+    marks: Vec<usize>,
+    memo: HashMap<u32, Value>,
+    tuples: Vec<Vec<Value>>,
+    dicts: Vec<Vec<(Range<usize>, Value)>>,
+    arrays: Vec<Option<Array>>,
+    storages: Vec<StorageId>,
+    tensors: Vec<TorchTensor>,
+    /// Bytes of text that may still be taken as latin-1.
+    latin1_budget: usize,
+}
+
+impl<'a> Machine<'a> {
+    fn new(file: &'a [u8], writer: Writer) -> Self {
+        Self {
+            file,
+            at: 0,
+            writer,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            tuples: Vec::new(),
+            dicts: Vec::new(),
+            arrays: Vec::new(),
+            storages: Vec::new(),
+            tensors: Vec::new(),
+            latin1_budget: file.len(),
+        }
+    }
+
+    /// Runs to STOP and gives the value on top.
+    fn run(&mut self) -> Result<Value> {
+        loop {
+            let start = self.at;
+            let opcode = self.byte()?;
+            if opcode == b'.' {
+                return self.pop();
+            }
+            self.step(opcode)
+                .doing(|| format!("opcode {opcode:#04x} at byte {start}"))?;
+        }
+    }
+
+    fn step(&mut self, opcode: u8) -> Result<()> {
+        match opcode {
+            0x80 => self.protocol(),
+            0x95 => self.take(8).map(drop), // FRAME: its length is only a hint for buffering
+            b'}' => self.push_dict(),
+            b'(' => {
+                self.marks.push(self.stack.len());
+                Ok(())
+            }
+            b's' => self.set_items(self.stack.len().checked_sub(2)),
+            b'u' => {
+                let mark = self.marks.pop();
+                self.set_items(mark)
+            }
+            0x8c => self.text(1),
+            b'X' => self.text(4),
+            0x8d => self.text(8),
+            b'C' => self.bytes(1),
+            b'B' => self.bytes(4),
+            0x8e | 0x96 => self.bytes(8),
+            b'K' => self.int(1),
+            b'M' => self.int(2),
+            b'J' => self.int(4),
+            0x8a => self.long(),
+            b')' => self.push_tuple(self.stack.len()),
+            0x85..=0x87 => {
+                let n = usize::from(opcode - 0x84);
+                let from = self.stack.len().checked_sub(n).ok_or_else(empty_stack)?;
+                self.push_tuple(from)
+            }
+            b't' => {
+                let mark = self.marks.pop().ok_or_else(|| bad("no mark".into()))?;
+                self.push_tuple(mark)
+            }
+            b'R' => self.reduce(),
+            b'b' => self.build(),
+            0x88 => self.push(Value::Bool(true)),
+            0x89 => self.push(Value::Bool(false)),
+            b'N' => self.push(Value::None),
+            b'c' => self.global(),
+            0x93 => self.stack_global(),
+            0x94 => self.memoize(u32::try_from(self.memo.len()).ok()),
+            b'q' => {
+                let index = self.number(1)?;
+                self.memoize(u32::try_from(index).ok())
+            }
+            b'r' => {
+                let index = self.number(4)?;
+                self.memoize(u32::try_from(index).ok())
+            }
+            b'h' => self.recall(1),
+            b'j' => self.recall(4),
+            b'Q' if self.writer == Writer::Torch => self.persistent(),
+            _ => Err(bad("not allowed in a checkpoint".into())),
+        }
+    }
+
+    fn protocol(&mut self) -> Result<()> {
+        match self.byte()? {
+            2..=5 => Ok(()),
+            n => Err(bad(format!("protocol {n}, expected 2 to 5"))),
+        }
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        let range = self.take(1)?;
+        Ok(self.file[range.start])
+    }
+
+    fn take(&mut self, n: usize) -> Result<Range<usize>> {
+        let left = self.file.len() - self.at;
+        if n > left {
+            return Err(bad(format!(
+                "{n} bytes at byte {}, but only {left} are left",
+                self.at
+            )));
+        }
+        let range = self.at..self.at + n;
+        self.at = range.end;
+        Ok(range)
+    }
+
+    /// A little-endian unsigned integer of `n` bytes.
+    fn number(&mut self, n: usize) -> Result<u64> {
+        let range = self.take(n)?;
+        Ok(self.file[range]
+            .iter()
+            .rev()
+            .fold(0, |value, &byte| value << 8 | u64::from(byte)))
+    }
+
+    fn block(&mut self, length_bytes: usize) -> Result<Range<usize>> {
+        let n = self.number(length_bytes)?;
+        let n = usize::try_from(n).map_err(|_| bad(format!("length {n} is out of range")))?;
+        self.take(n)
+    }
+
+    fn text(&mut self, length_bytes: usize) -> Result<()> {
+        let range = self.block(length_bytes)?;
+        if std::str::from_utf8(&self.file[range.clone()]).is_err() {
+            return Err(bad("text that is not UTF-8".into()));
+        }
+        self.push(Value::Text(range))
+    }
+
+    fn bytes(&mut self, length_bytes: usize) -> Result<()> {
+        let range = self.block(length_bytes)?;
+        self.push(Value::Bytes(Data::InFile(range)))
+    }
+
+    /// BININT is signed, BININT1 and BININT2 are not.
+    fn int(&mut self, n: usize) -> Result<()> {
+        let value = self.number(n)? as i64;
+        let value = if n == 4 { i64::from(value as i32) } else { value };
+        self.push(Value::Int(value))
+    }
+
+    /// LONG1: up to 8 bytes here, two's complement.
+    fn long(&mut self) -> Result<()> {
+        let n = usize::from(self.byte()?);
+        if n > 8 {
+            return Err(bad(format!("an integer of {n} bytes, expected at most 8")));
+        }
+        let value = self.number(n)? as i64;
+        let unused = 64 - 8 * n as u32;
+        let value = value.checked_shl(unused).map_or(0, |v| v >> unused);
+        self.push(Value::Int(value))
+    }
+
+    fn push(&mut self, value: Value) -> Result<()> {
+        self.stack.push(value);
+        Ok(())
+    }
+
+    /// The top of the stack, which must lie above the last mark.
+    fn pop(&mut self) -> Result<Value> {
+        if self.marks.last().is_some_and(|&m| self.stack.len() <= m) {
+            return Err(bad("a mark where a value is expected".into()));
+        }
+        self.stack.pop().ok_or_else(empty_stack)
+    }
+
+    fn push_dict(&mut self) -> Result<()> {
+        self.dicts.push(Vec::new());
+        self.push(Value::Dict(self.dicts.len() - 1))
+    }
+
+    fn push_tuple(&mut self, from: usize) -> Result<()> {
+        if from > self.stack.len() {
+            return Err(empty_stack());
+        }
+        self.tuples.push(self.stack.split_off(from));
+        self.push(Value::Tuple(self.tuples.len() - 1))
+    }
+
+    /// SETITEM and SETITEMS: pairs from `from` on go into the dict below them.
+    fn set_items(&mut self, from: Option<usize>) -> Result<()> {
+        let from = from
+            .filter(|&f| f <= self.stack.len())
+            .ok_or_else(empty_stack)?;
+        let items = self.stack.split_off(from);
+        let Some(&Value::Dict(dict)) = self.stack.last() else {
+            return Err(bad("items for something that is not a dict".into()));
+        };
+        let (pairs, rest) = items.as_chunks::<2>();
+        if !rest.is_empty() {
+            return Err(bad("a key without a value".into()));
+        }
+        for [key, value] in pairs {
+            let Value::Text(key) = key else {
+                return Err(bad("a key that is not text".into()));
+            };
+            check_name(key)?;
+            self.dicts[dict].push((key.clone(), value.clone()));
+        }
+        Ok(())
+    }
+
+    fn memoize(&mut self, index: Option<u32>) -> Result<()> {
+        let index = index.ok_or_else(|| bad("too many memo entries".into()))?;
+        let value = self.stack.last().cloned().ok_or_else(empty_stack)?;
+        self.memo.insert(index, value);
+        Ok(())
+    }
+
+    fn recall(&mut self, n: usize) -> Result<()> {
+        let index = self.number(n)?;
+        let value = u32::try_from(index)
+            .ok()
+            .and_then(|i| self.memo.get(&i).cloned());
+        match value {
+            Some(value) => self.push(value),
+            None => Err(bad(format!("memo entry {index} was never stored"))),
+        }
+    }
+
+    fn global(&mut self) -> Result<()> {
+        let module = self.line()?;
+        let name = self.line()?;
+        self.push_global(module, name)
+    }
+
+    fn stack_global(&mut self) -> Result<()> {
+        let name = self.pop()?;
+        let module = self.pop()?;
+        let (Value::Text(module), Value::Text(name)) = (module, name) else {
+            return Err(bad("a global whose name is not text".into()));
+        };
+        self.push_global(module, name)
+    }
+
+    fn push_global(&mut self, module: Range<usize>, name: Range<usize>) -> Result<()> {
+        let (module, name) = (self.str(module)?, self.str(name)?);
+        let global = Global::find(self.writer, module, name).ok_or_else(|| {
+            bad(format!(
+                "global {}.{} is not on the list of globals that a checkpoint may name",
+                shortened(module),
+                shortened(name)
+            ))
+        })?;
+        self.push(Value::Global(global))
+    }
+
+    fn line(&mut self) -> Result<Range<usize>> {
+        let rest = &self.file[self.at..];
+        let n = rest
+            .iter()
+            .position(|&b| b == b'\n')
+            .ok_or_else(|| bad("a line without an end".into()))?;
+        let range = self.take(n)?;
+        self.take(1)?;
+        Ok(range)
+    }
+
+    fn str(&self, range: Range<usize>) -> Result<&'a str> {
+        std::str::from_utf8(&self.file[range]).map_err(|_| bad("text that is not UTF-8".into()))
+    }
+
+    fn arguments(&mut self) -> Result<Vec<Value>> {
+        match self.pop()? {
+            Value::Tuple(i) => Ok(self.tuples[i].iter().take(MAX_ARGUMENTS).cloned().collect()),
+            _ => Err(bad("arguments that are not a tuple".into())),
+        }
+    }
+
+    /// REDUCE: a call of one of the globals.
+    fn reduce(&mut self) -> Result<()> {
+        let arguments = self.arguments()?;
+        let Value::Global(global) = self.pop()? else {
+            return Err(bad("a call of something that is not a global".into()));
+        };
+        let value = self
+            .call(global, &arguments)
+            .doing(|| format!("{global:?}"))?;
+        self.push(value)
+    }
+
+    fn call(&mut self, global: Global, arguments: &[Value]) -> Result<Value> {
+        match (global, arguments) {
+            (Global::Reconstruct, [Value::Global(Global::NdArray), ..]) => Ok(self.new_array()),
+            (Global::Dtype, [name, ..]) => self.dtype(name),
+            (Global::FromBuffer, [bytes, dtype, shape, Value::Text(order)]) => {
+                let column_major = match self.str(order.clone())? {
+                    "C" => false,
+                    "F" => true,
+                    other => return Err(bad(format!("order {other:?}, expected C or F"))),
+                };
+                let array = self.array(shape, dtype, column_major, bytes)?;
+                self.arrays.push(Some(array));
+                Ok(Value::Array(self.arrays.len() - 1))
+            }
+            (Global::Encode, [Value::Text(text), Value::Text(codec)]) => {
+                self.encode(text.clone(), codec.clone())
+            }
+            (Global::FrozenDict, [Value::Dict(dict)]) => Ok(Value::Dict(*dict)),
+            (Global::JaxArray, [Value::Global(Global::Reconstruct), _, state, ..]) => {
+                let Value::Array(index) = self.new_array() else {
+                    return Err(bad("no array".into()));
+                };
+                self.set_array(index, state)?;
+                Ok(Value::Array(index))
+            }
+            (Global::OrderedDict, []) => {
+                self.dicts.push(Vec::new());
+                Ok(Value::Dict(self.dicts.len() - 1))
+            }
+            (Global::RebuildTensor, [Value::Storage(storage), offset, shape, strides, ..]) => {
+                self.tensor(*storage, offset, shape, strides)
+            }
+            _ => Err(bad("called with unexpected arguments".into())),
+        }
+    }
+
+    fn new_array(&mut self) -> Value {
+        self.arrays.push(None);
+        Value::Array(self.arrays.len() - 1)
+    }
+
+    fn dtype(&self, name: &Value) -> Result<Value> {
+        match name {
+            Value::Global(Global::Bfloat16) => Ok(Value::Dtype(Element::Bf16)),
+            Value::Text(name) => {
+                Element::from_numpy(self.str(name.clone())?.trim_start_matches('<'))
+                    .map(Value::Dtype)
+            }
+            _ => Err(bad("called with unexpected arguments".into())),
+        }
+    }
+
+    /// Protocol 2 writes bytes as `_codecs.encode(text, "latin1")`; they are decoded when they are used.
+    fn encode(&mut self, text: Range<usize>, codec: Range<usize>) -> Result<Value> {
+        let codec = self.str(codec)?;
+        if !matches!(codec, "latin1" | "latin-1") {
+            return Err(bad(format!("codec {codec:?}, expected latin1")));
+        }
+        // The same text encoded again and again would cost more than the file holds.
+        self.latin1_budget = self
+            .latin1_budget
+            .checked_sub(text.len())
+            .ok_or_else(|| bad("more text to encode than the file holds".into()))?;
+        let len = self.str(text.clone())?.chars().count();
+        Ok(Value::Bytes(Data::Latin1 { text, len }))
+    }
+
+    /// BUILD: the state of the array or dtype below.
+    fn build(&mut self) -> Result<()> {
+        let state = self.pop()?;
+        match self.stack.last() {
+            Some(&Value::Array(index)) => self.set_array(index, &state).doing(|| "array state"),
+            Some(Value::Dtype(_)) => self.check_dtype_state(&state),
+            // torch keeps format versions as attributes of its state dict.
+            Some(Value::Dict(_)) if self.writer == Writer::Torch => Ok(()),
+            _ => Err(bad("state for something that has none".into())),
+        }
+    }
+
+    fn tuple(&self, value: &Value) -> Result<&[Value]> {
+        match value {
+            Value::Tuple(i) => Ok(&self.tuples[*i]),
+            _ => Err(bad("a value that is not a tuple".into())),
+        }
+    }
+
+    /// `(version, byte order, …)`.
+    fn check_dtype_state(&self, state: &Value) -> Result<()> {
+        let [_, Value::Text(order), ..] = self.tuple(state)? else {
+            return Err(bad("a dtype state without a byte order".into()));
+        };
+        match self.str(order.clone())? {
+            "<" | "=" | "|" => Ok(()),
+            other => Err(bad(format!(
+                "byte order {other:?}, expected little-endian"
+            ))),
+        }
+    }
+
+    /// `(version, shape, dtype, Fortran order, bytes)`.
+    fn set_array(&mut self, index: usize, state: &Value) -> Result<()> {
+        let [_, shape, dtype, Value::Bool(column_major), bytes] = self.tuple(state)? else {
+            return Err(bad(
+                "expected (version, shape, dtype, order, bytes)".into()
+            ));
+        };
+        let array = self.array(shape, dtype, *column_major, bytes)?;
+        self.arrays[index] = Some(array);
+        Ok(())
+    }
+
+    fn array(
+        &self,
+        shape: &Value,
+        dtype: &Value,
+        column_major: bool,
+        bytes: &Value,
+    ) -> Result<Array> {
+        let (&Value::Dtype(element), Value::Bytes(data)) = (dtype, bytes) else {
+            return Err(bad("an array without dtype or bytes".into()));
+        };
+        let shape = self.sizes(shape)?;
+        let n_bytes = match data {
+            Data::InFile(range) => range.len(),
+            Data::Latin1 { len, .. } => *len,
+        };
+        check_bytes(element, &shape, n_bytes)?;
+        Ok(Array {
+            element,
+            shape,
+            column_major,
+            data: data.clone(),
+        })
+    }
+
+    fn sizes(&self, value: &Value) -> Result<Vec<usize>> {
+        let values = self.tuple(value)?;
+        if values.len() > MAX_AXES {
+            return Err(bad(format!(
+                "{} axes, expected at most {MAX_AXES}",
+                values.len()
+            )));
+        }
+        values.iter().map(size).collect()
+    }
+
+    /// BINPERSID: `("storage", type, name, device, elements)`.
+    fn persistent(&mut self) -> Result<()> {
+        let id = self.pop()?;
+        let [_, Value::Global(Global::Storage(element)), Value::Text(name), _, len] =
+            self.tuple(&id)?
+        else {
+            return Err(bad("a persistent id that is not a storage".into()));
+        };
+        check_name(name)?;
+        let storage = StorageId {
+            element: *element,
+            name: name.clone(),
+            len: size(len)?,
+        };
+        self.storages.push(storage);
+        self.push(Value::Storage(self.storages.len() - 1))
+    }
+
+    fn tensor(
+        &mut self,
+        storage: usize,
+        offset: &Value,
+        shape: &Value,
+        strides: &Value,
+    ) -> Result<Value> {
+        let storage = &self.storages[storage];
+        let tensor = TorchTensor {
+            element: storage.element,
+            storage: shortened(self.str(storage.name.clone())?),
+            storage_len: storage.len,
+            offset: size(offset)?,
+            shape: self.sizes(shape)?,
+            strides: self.sizes(strides)?,
+        };
+        self.tensors.push(tensor);
+        Ok(Value::Tensor(self.tensors.len() - 1))
+    }
+
+    /// Walks the nested dicts below `root`.
+    fn leaves(&self, root: Value) -> Result<Vec<(Vec<String>, Leaf)>> {
+        let mut leaves = Vec::new();
+        let mut nodes = 0;
+        self.walk(root, &mut Vec::new(), &mut nodes, &mut leaves)?;
+        Ok(leaves)
+    }
+
+    fn walk(
+        &self,
+        value: Value,
+        path: &mut Vec<String>,
+        nodes: &mut usize,
+        leaves: &mut Vec<(Vec<String>, Leaf)>,
+    ) -> Result<()> {
+        *nodes += 1;
+        if path.len() > MAX_DEPTH || *nodes > MAX_NODES {
+            return Err(bad(format!(
+                "dicts nested deeper than {MAX_DEPTH}, in themselves, or more than {MAX_NODES} of them"
+            )));
+        }
+        let leaf = match value {
+            Value::Dict(dict) => {
+                for (key, value) in &self.dicts[dict] {
+                    path.push(shortened(self.str(key.clone())?));
+                    self.walk(value.clone(), path, nodes, leaves)?;
+                    path.pop();
+                }
+                return Ok(());
+            }
+            Value::Array(i) => self.arrays[i].clone().map(Leaf::Array),
+            Value::Tensor(i) => Some(Leaf::Torch(self.tensors[i].clone())),
+            _ => None,
+        };
+        let leaf = leaf.ok_or_else(|| {
+            bad(format!(
+                "{:?} is not an array",
+                path.join("/")
+            ))
+        })?;
+        leaves.push((path.clone(), leaf));
+        Ok(())
+    }
+}
+
+fn check_name(name: &Range<usize>) -> Result<()> {
+    if name.len() > MAX_NAME {
+        return Err(bad(format!(
+            "a name of {} bytes, expected at most {MAX_NAME}",
+            name.len()
+        )));
+    }
+    Ok(())
+}
+
+fn size(value: &Value) -> Result<usize> {
+    match value {
+        Value::Int(n) => usize::try_from(*n).map_err(|_| bad(format!("size {n} is negative"))),
+        _ => Err(bad("a size that is not an integer".into())),
+    }
+}
+
+/// At most 200 characters of a name from the file.
+fn shortened(name: &str) -> String {
+    name.chars().take(200).collect()
+}
+
+fn empty_stack() -> Error {
+    bad("the stack is empty".into())
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}

@@ -15,7 +15,10 @@ use half::{bf16, f16};
 use longreel_kernels::mapping::MappedBytes;
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    checkpoint::foreign::element_count,
+    error::{Context, Error, Kind, Result},
+};
 
 /// One tensor in a mapped file.
 struct Entry {
@@ -87,6 +90,9 @@ impl Weights {
         let header = read_header(bytes.as_bytes()).doing(|| path.display().to_string())?;
         let shard = self.shards.len();
         for (name, dtype, shape, range) in header {
+            if is_derived(&name) {
+                continue;
+            }
             let entry = Entry {
                 shard,
                 dtype,
@@ -115,6 +121,13 @@ impl Weights {
         self.entries
             .iter()
             .map(|(name, e)| (name.as_str(), e.dtype, e.shape.as_slice()))
+    }
+
+    /// The elements of the tensor `name` as stored.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        let entry = self.entries.get(name)?;
+        let (_, shard) = self.shards.get(entry.shard)?;
+        shard.as_bytes().get(entry.range.clone())
     }
 
     /// Bytes of all tensors as stored.
@@ -213,6 +226,12 @@ impl Weights {
     }
 }
 
+/// Whether a tensor holds nothing but what follows from the configuration:
+/// older Hugging Face snapshots store the RoPE frequencies of each layer.
+pub fn is_derived(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
+}
+
 /// Parses the header of a safetensors file: name, dtype, shape and absolute byte range per tensor.
 ///
 /// Every range is checked to lie inside `file`; arbitrary bytes give an error, never a panic.
@@ -226,6 +245,13 @@ pub fn read_header(file: &[u8]) -> Result<Vec<(String, Dtype, Vec<usize>, Range<
     let mut tensors = Vec::new();
     for (name, info) in metadata.tensors() {
         let (start, end) = info.data_offsets;
+        let bits = element_count(&info.shape).and_then(|n| n.checked_mul(info.dtype.bitsize()));
+        if bits != end.checked_sub(start).and_then(|n| n.checked_mul(8)) {
+            return Err(bad(format!(
+                "tensor {name} of shape {:?} and dtype {:?} does not fit bytes {start} to {end}",
+                info.shape, info.dtype
+            )));
+        }
         let range = match (data_start.checked_add(start), data_start.checked_add(end)) {
             (Some(start), Some(end)) if start <= end && end <= file.len() => start..end,
             _ => {

@@ -5,3 +5,4 @@ pub mod golden;
 
 pub mod clips;
 pub mod longreel;
+pub mod tux;

@@ -1,0 +1,89 @@
+//! `torch.save` files: a zip archive with a pickle (`data.pkl`) and one
+//! uncompressed entry per storage, which are read in place.
+
+use std::{collections::HashMap, io::Cursor};
+
+use longreel_kernels::mapping::MappedBytes;
+use zip::{CompressionMethod, ZipArchive};
+
+use crate::{
+    checkpoint::{
+        foreign::{Piece, Storage, View},
+        pickle::{self, Leaf, TorchTensor, Writer},
+    },
+    error::{Context, Error, Kind, Result},
+};
+
+/// The tensors of a `torch.save` file by name, in the order of the file.
+///
+/// # Errors
+/// `BadInput` for anything but a zip archive of uncompressed entries with a
+/// pickle of named tensors.
+pub fn read(file: &MappedBytes) -> Result<Vec<(String, View)>> {
+    let entries = entries(file)?;
+    let (name, pickle) = entries
+        .iter()
+        .find(|(name, _)| name.ends_with("/data.pkl") || *name == "data.pkl")
+        .ok_or_else(|| bad("no data.pkl in the archive".into()))?;
+    let folder = name.trim_end_matches("data.pkl");
+    let mut tensors = Vec::new();
+    for (path, leaf) in pickle::read(pickle.as_bytes(), Writer::Torch)? {
+        let name = path.join(".");
+        let Leaf::Torch(tensor) = leaf else {
+            return Err(bad(format!("{name} is not a torch tensor")));
+        };
+        let view = view(&tensor, folder, &entries).doing(|| format!("tensor {name}"))?;
+        tensors.push((name, view));
+    }
+    Ok(tensors)
+}
+
+fn view(
+    tensor: &TorchTensor,
+    folder: &str,
+    entries: &HashMap<String, MappedBytes>,
+) -> Result<View> {
+    let entry = format!("{folder}data/{}", tensor.storage);
+    let bytes = entries
+        .get(&entry)
+        .ok_or_else(|| bad(format!("no {entry} in the archive")))?;
+    let storage = Storage::new(tensor.element, vec![Piece::Mapped(bytes.clone())])?;
+    if storage.len() != tensor.storage_len {
+        return Err(bad(format!(
+            "{entry} has {} elements, expected {}",
+            storage.len(),
+            tensor.storage_len
+        )));
+    }
+    View::strided(storage, tensor.offset, &tensor.shape, &tensor.strides)
+}
+
+/// Every entry of the archive, still in the mapping.
+fn entries(file: &MappedBytes) -> Result<HashMap<String, MappedBytes>> {
+    let not_zip = |e: zip::result::ZipError| {
+        let text = "not a torch.save archive (files older than torch 1.6 are not supported)";
+        Error::with_source(Kind::BadInput, text, e.to_string())
+    };
+    let mut archive = ZipArchive::new(Cursor::new(file.as_bytes())).map_err(not_zip)?;
+    let mut entries = HashMap::new();
+    for i in 0..archive.len() {
+        let entry = archive.by_index(i).map_err(not_zip)?;
+        let name = entry.name().map_err(not_zip)?.into_owned();
+        if entry.compression() != CompressionMethod::Stored {
+            return Err(bad(format!("{name} is compressed, expected it stored")));
+        }
+        let range = entry
+            .data_start()
+            .and_then(|start| Some((start, start.checked_add(entry.size())?)));
+        let bytes = range
+            .and_then(|(from, to)| Some(usize::try_from(from).ok()?..usize::try_from(to).ok()?))
+            .and_then(|range| file.slice(range))
+            .ok_or_else(|| bad(format!("{name} lies beyond the end of the file")))?;
+        entries.insert(name, bytes);
+    }
+    Ok(entries)
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}

@@ -1,0 +1,132 @@
+//! Whether a model directory holds what its configuration says: every tensor's
+//! name, shape and type, and no value that is not a number.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde::Serialize;
+
+use crate::{
+    checkpoint::{import_hf::spec_of_directory, layout, weights::Weights, writer::keep_going},
+    error::Result,
+};
+
+/// Bytes looked at between two questions whether to go on.
+const BLOCK_BYTES: usize = 64 << 20;
+
+/// What [`verify`] found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Tensors in the directory.
+    pub tensors: usize,
+    /// Bytes of their elements.
+    pub bytes: u64,
+    /// Number of tensors per element type.
+    pub dtypes: BTreeMap<String, usize>,
+    /// Expected, and not there.
+    pub missing: Vec<String>,
+    /// There, and not expected.
+    pub unknown: Vec<String>,
+    /// Of another shape or of a type that no weight has.
+    pub misshapen: Vec<String>,
+    /// Tensors with NaN or infinite values, and how many.
+    pub not_finite: BTreeMap<String, u64>,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.missing.is_empty()
+            && self.unknown.is_empty()
+            && self.misshapen.is_empty()
+            && self.not_finite.is_empty()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtypes: Vec<String> = self.dtypes.iter().map(|(d, n)| format!("{n} {d}")).collect();
+        write!(f, "{} tensors ({}), {} bytes", self.tensors, dtypes.join(", "), self.bytes)?;
+        for (what, names) in [
+            ("missing", &self.missing),
+            ("unknown", &self.unknown),
+            ("misshapen", &self.misshapen),
+        ] {
+            for name in names {
+                write!(f, "\n  {what}: {name}")?;
+            }
+        }
+        for (name, count) in &self.not_finite {
+            write!(f, "\n  not a finite number: {count} values of {name}")?;
+        }
+        if self.is_sound() {
+            f.write_str("\n  every name, shape and value is sound")?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads every value of the model directory `dir`, asking `going` between blocks.
+///
+/// # Errors
+/// What is wrong with the weights stands in the report; an error is a directory
+/// that cannot be read, or `Interrupted`.
+pub fn verify(dir: &Path, going: &dyn Fn() -> bool) -> Result<Report> {
+    let spec = spec_of_directory(dir)?;
+    let weights = Weights::open(dir)?;
+    let mut expected: BTreeMap<String, Vec<usize>> =
+        layout::model_tensors(&spec).into_iter().collect();
+    let mut report = Report {
+        tensors: weights.list().count(),
+        bytes: weights.total_bytes(),
+        dtypes: BTreeMap::new(),
+        missing: Vec::new(),
+        unknown: Vec::new(),
+        misshapen: Vec::new(),
+        not_finite: BTreeMap::new(),
+    };
+    for (name, dtype, shape) in weights.list() {
+        *report.dtypes.entry(format!("{dtype:?}")).or_default() += 1;
+        match expected.remove(name) {
+            None => report.unknown.push(name.to_owned()),
+            Some(s) if s != shape => report
+                .misshapen
+                .push(format!("{name} has shape {shape:?}, expected {s:?}")),
+            Some(_) => {}
+        }
+        match not_finite(dtype, weights.bytes(name).unwrap_or_default(), going)? {
+            None => report
+                .misshapen
+                .push(format!("{name} has dtype {dtype:?}, expected F32, BF16 or F16")),
+            Some(0) => {}
+            Some(count) => {
+                report.not_finite.insert(name.to_owned(), count);
+            }
+        }
+    }
+    report.missing = expected.into_keys().collect();
+    Ok(report)
+}
+
+/// How many values are NaN or infinite; `None` for a type that no weight has.
+fn not_finite(dtype: Dtype, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<Option<u64>> {
+    let count: fn(&[u8]) -> u64 = match dtype {
+        Dtype::F32 => |b| bad_values(b, |b| f32::from_le_bytes(b).is_finite()),
+        Dtype::BF16 => |b| bad_values(b, |b| bf16::from_le_bytes(b).is_finite()),
+        Dtype::F16 => |b| bad_values(b, |b| f16::from_le_bytes(b).is_finite()),
+        _ => return Ok(None),
+    };
+    let mut total = 0;
+    for block in bytes.chunks(BLOCK_BYTES) {
+        keep_going(going)?;
+        total += block.par_chunks(1 << 20).map(count).sum::<u64>();
+    }
+    Ok(Some(total))
+}
+
+fn bad_values<const N: usize>(bytes: &[u8], is_finite: impl Fn([u8; N]) -> bool) -> u64 {
+    let elements = bytes.as_chunks::<N>().0;
+    elements.iter().filter(|&&e| !is_finite(e)).count() as u64
+}
