@@ -200,7 +200,8 @@ impl VqganSpec {
         self.grid() * self.grid()
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Checks every value and how they fit together.
+    pub(crate) fn validate(&self) -> Result<()> {
         for (key, value) in [
             ("resolution", self.resolution),
             ("hidden_channels", self.hidden_channels),
