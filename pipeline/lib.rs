@@ -19,3 +19,9 @@ pub mod reel;
 pub mod plan;
 
 pub mod hub;
+
+pub mod model;
+
+pub mod stages;
+
+pub mod cli;

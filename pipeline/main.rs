@@ -1,3 +1,5 @@
 //! The `longreel` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    longreel::cli::main()
+}
