@@ -17,7 +17,7 @@ use std::{
 
 use ffmpeg_next::{self as av, ffi};
 
-use super::{info::VideoInfo, orientation::Orientation, sampler::Rate};
+use super::{info::VideoInfo, orientation::Orientation, sampler::Rate, splices::Splices};
 use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
@@ -39,8 +39,6 @@ const DECODER_THREADS_MAX: usize = 4;
 
 /// How pictures are scaled and their chroma interpolated: what a plain `ffmpeg -i` does.
 const SCALER_FLAGS: c_int = ffi::SWS_BICUBIC;
-
-// ---------------------------------------------------------------- log
 
 thread_local! {
     /// What FFmpeg said on this thread since [`forget_messages`], at most [`MESSAGES_MAX`].
@@ -134,52 +132,13 @@ fn failed(kind: Kind, what: &str, error: av::Error) -> Error {
     )
 }
 
-// ---------------------------------------------------------------- demux
-
 /// One file, read packet by packet from its best video stream.
 pub struct Demuxer {
     input: av::format::context::Input,
     stream_index: usize,
+    time_base: TimeBase,
     cancel: Cancel,
     splices: Splices,
-}
-
-/// Joins recordings that were strung together: where decoding times fall back by
-/// more than a second, this and all later packets are moved on to follow the last.
-#[derive(Default)]
-struct Splices {
-    second: i64,
-    last: Option<i64>,
-    offset: i64,
-    count: u64,
-}
-
-impl Splices {
-    fn new(time_base: av::Rational) -> Self {
-        let second = f64::from(time_base.denominator()) / f64::from(time_base.numerator().max(1));
-        Self {
-            second: (second as i64).max(1),
-            ..Self::default()
-        }
-    }
-
-    fn mend(&mut self, packet: &mut av::Packet) {
-        let Some(dts) = packet.dts() else { return };
-        let length = packet.duration().max(1);
-        if let Some(last) = self
-            .last
-            .filter(|&last| dts.saturating_add(self.offset) < last.saturating_sub(self.second))
-        {
-            self.offset = last.saturating_sub(dts);
-            self.count += 1;
-        }
-        let moved = dts.saturating_add(self.offset);
-        self.last = Some(moved.saturating_add(length));
-        if self.offset != 0 {
-            packet.set_dts(Some(moved));
-            packet.set_pts(packet.pts().map(|pts| pts.saturating_add(self.offset)));
-        }
-    }
 }
 
 /// One coded picture.
@@ -219,13 +178,19 @@ impl Demuxer {
                 format!("has no video stream, only {}", contents(&input)),
             )
         })?;
+        let time_base = input
+            .stream(stream_index)
+            .and_then(|stream| time_base(stream.time_base()));
+        let time_base = time_base
+            .ok_or_else(|| Error::new(Kind::BadInput, "the video stream has no time base"))?;
+        let splices = Splices::new(time_base);
         let mut demuxer = Self {
             input,
             stream_index,
+            time_base,
             cancel: cancel.clone(),
-            splices: Splices::default(),
+            splices,
         };
-        demuxer.splices = Splices::new(demuxer.stream()?.time_base());
         demuxer.discard_other_streams();
         Ok(demuxer)
     }
@@ -248,8 +213,7 @@ impl Demuxer {
             let mut packet = av::Packet::empty();
             match packet.read(&mut self.input) {
                 Ok(()) if packet.stream() == self.stream_index => {
-                    self.splices.mend(&mut packet);
-                    return Ok(Read::Packet(Packet(packet)));
+                    return Ok(Read::Packet(self.moved(packet)));
                 }
                 Ok(()) | Err(av::Error::Other { errno: ffi::EAGAIN }) => {}
                 Err(av::Error::Eof) => return Ok(Read::End),
@@ -261,14 +225,26 @@ impl Demuxer {
         }
     }
 
+    /// The packet behind the last one, whatever its recording's clock says.
+    fn moved(&mut self, mut packet: av::Packet) -> Packet {
+        let offset = packet
+            .dts()
+            .map_or(0, |dts| self.splices.offset_at(dts, packet.duration()));
+        if offset != 0 {
+            packet.set_dts(packet.dts().map(|dts| dts.saturating_add(offset)));
+            packet.set_pts(packet.pts().map(|pts| pts.saturating_add(offset)));
+        }
+        Packet(packet)
+    }
+
     /// How often times fell back so far; they were moved on.
     pub fn n_splices(&self) -> u64 {
-        self.splices.count
+        self.splices.count()
     }
 
     /// Goes to the last point at or before `ticks` where reading can start, as the container knows it.
     pub fn seek(&mut self, ticks: i64) -> Result<()> {
-        self.splices.last = None;
+        self.splices.forget_last();
         // SAFETY: `input` is open and the stream index is one of its own.
         let code = unsafe {
             ffi::av_seek_frame(
@@ -290,8 +266,7 @@ impl Demuxer {
         let stream = self.stream()?;
         // SAFETY: the parameters live as long as the stream, which is borrowed from `input`.
         let parameters = unsafe { &*(*stream.as_ptr()).codecpar };
-        let time_base = time_base(stream.time_base())
-            .ok_or_else(|| Error::new(Kind::BadInput, "the video stream has no time base"))?;
+        let time_base = self.time_base;
         let container = self.input.format().name().to_owned();
         let still =
             container == "image2" || container.ends_with("_pipe") && container != "yuv4mpegpipe";
@@ -480,10 +455,12 @@ fn time_base(ratio: av::Rational) -> Option<TimeBase> {
     )
 }
 
+/// The rate, or the nearest one whose parts are small enough.
 fn rate(ratio: av::Rational) -> Option<Rate> {
+    let (Ok(near) | Err(near)) = ratio.reduce_with_limit(1_000_000);
     Rate::new(
-        u32::try_from(ratio.numerator()).ok()?,
-        u32::try_from(ratio.denominator()).ok()?,
+        u32::try_from(near.numerator()).ok()?,
+        u32::try_from(near.denominator()).ok()?,
     )
     .ok()
 }
@@ -545,8 +522,6 @@ fn matrix_name(space: ffi::AVColorSpace, pixel_format: &str) -> String {
 fn is_full_range(range: ffi::AVColorRange, pixel_format: &str) -> bool {
     range == ffi::AVColorRange::AVCOL_RANGE_JPEG || pixel_format.starts_with("yuvj")
 }
-
-// ---------------------------------------------------------------- decode
 
 /// The decoder of one stream, and the picture it gave last.
 pub struct Decoder {
@@ -660,8 +635,6 @@ impl Decoder {
     }
 }
 
-// ---------------------------------------------------------------- convert
-
 /// Turns decoded pictures into upright RGB of one size.
 pub struct Converter {
     orientation: Orientation,
@@ -686,15 +659,15 @@ impl Converter {
     /// A converter to the size and orientation of `info`.
     ///
     /// A stream that changes its size midway is scaled to the size it began with.
-    pub fn new(info: &VideoInfo) -> Self {
+    pub fn new(info: &VideoInfo) -> Result<Self> {
         let size = info.orientation.size((info.width, info.height));
-        let rgb = av::frame::Video::new(av::format::Pixel::RGB24, size.0 as u32, size.1 as u32);
-        Self {
+        let rgb = allocated(av::format::Pixel::RGB24, size)?;
+        Ok(Self {
             orientation: info.orientation,
             size,
             scaler: None,
             rgb,
-        }
+        })
     }
 
     /// The picture that `decoder` gave last.
@@ -709,6 +682,22 @@ impl Converter {
         }
         Ok(self.orientation.apply(packed(&self.rgb, self.size)))
     }
+}
+
+/// A frame with memory of its own.
+fn allocated(
+    format: av::format::Pixel,
+    (width, height): (usize, usize),
+) -> Result<av::frame::Video> {
+    let frame = av::frame::Video::new(format, width as u32, height as u32);
+    // SAFETY: the frame is alive; this asks whether it has memory.
+    if unsafe { frame.is_empty() } {
+        return Err(Error::new(
+            Kind::TooLarge,
+            format!("no memory for a picture of {width}x{height}"),
+        ));
+    }
+    Ok(frame)
 }
 
 fn look(picture: &av::frame::Video) -> Look {
@@ -874,8 +863,6 @@ impl Drop for Scaler {
     }
 }
 
-// ---------------------------------------------------------------- write
-
 /// An mp4 file in the making: H.264 (MPEG-4 part 2 where FFmpeg has no libx264), 4:2:0, bt709, limited range.
 ///
 /// It is written under a temporary name beside its place and renamed into it by
@@ -912,8 +899,8 @@ impl VideoWriter {
             .map_err(write_failed)?;
         stream.set_time_base(encoder.time_base());
         output.write_header().map_err(write_failed)?;
-        let [rgb, yuv] = [av::format::Pixel::RGB24, av::format::Pixel::YUV420P]
-            .map(|format| av::frame::Video::new(format, width as u32, height as u32));
+        let rgb = allocated(av::format::Pixel::RGB24, size)?;
+        let yuv = allocated(av::format::Pixel::YUV420P, size)?;
         let formats = [
             ffi::AVPixelFormat::AV_PIX_FMT_RGB24,
             ffi::AVPixelFormat::AV_PIX_FMT_YUV420P,

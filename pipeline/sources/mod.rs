@@ -1,10 +1,17 @@
 //! Bytes to frames: which frames (`sampler`), what the file says (`info`), how a
-//! picture stands (`orientation`), the codecs (`ffmpeg`), the reader that joins
-//! them (`file`); and one picture back to bytes (`png`).
+//! picture stands (`orientation`), clocks that start afresh (`splices`), the codecs
+//! (`ffmpeg`), the reader that joins them (`file`); and one picture back to bytes (`png`).
+
+pub mod sampler;
+
+pub mod orientation;
+
+pub mod splices;
+
+pub mod info;
 
 pub mod ffmpeg;
+
 pub mod file;
-pub mod info;
-pub mod orientation;
+
 pub mod png;
-pub mod sampler;
