@@ -229,7 +229,8 @@ impl VqganSpec {
                 self.resolution
             )));
         }
-        for &mult in &self.channel_mult {
+        // The first residual block normalises `hidden_channels`, whatever the first multiplier.
+        for mult in std::iter::once(1).chain(self.channel_mult.iter().copied()) {
             let channels = self.hidden_channels.saturating_mul(mult);
             if !channels.is_multiple_of(32) {
                 return Err(bad(format!(

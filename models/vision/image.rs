@@ -90,7 +90,7 @@ fn taps(i: usize, from: usize, to: usize) -> Taps {
     let last = ((centre + support + 0.5) as usize).min(from);
     let step = 1.0 / filter_scale;
     let raw: Vec<f64> = (first..last)
-        .map(|x| bicubic(((x - first) as f64 + first as f64 - centre + 0.5) * step))
+        .map(|x| bicubic((x as f64 - centre + 0.5) * step))
         .collect();
     let sum: f64 = raw.iter().sum();
     let weights = raw

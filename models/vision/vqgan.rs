@@ -161,13 +161,14 @@ impl Vqgan {
         let (grid, side) = (self.spec.grid(), self.spec.resolution);
         let mut pixels = Vec::with_capacity(frames.len() * side * side * RGB);
         let shape = (frames.len(), side, side, RGB);
+        let mut buffers = Buffers::default();
         for rows in frames {
             let picture = Activation {
                 height: grid,
                 width: grid,
                 data: rows,
             };
-            pixels.extend(run(&self.decoder, picture, &mut Buffers::default(), trace).data);
+            pixels.extend(run(&self.decoder, picture, &mut buffers, trace).data);
         }
         Ok(Tensor::from_vec(pixels, shape, &Device::Cpu)?)
     }
