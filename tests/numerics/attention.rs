@@ -1,1 +1,260 @@
-//! Being built.
+//! Blockwise attention is dense attention, whatever is masked; partial results
+//! merge as sums do.
+
+use longreel_kernels::attend::reference;
+use longreel_models::{
+    attention::{
+        blockwise::{Heads, Keys, attend},
+        kv_cache::{BLOCK_TOKENS, KvCache, KvDtype},
+        mask::{Mask, Verdict},
+        partial::{EMPTY, Partial},
+    },
+    spec::{DecoderSpec, RopePairs},
+};
+use proptest::prelude::*;
+
+/// Random numbers in [-2, 2) that bf16 holds exactly.
+fn numbers(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (f32::from((state >> 24) as u8) - 128.0) / 64.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn spec(heads: Heads) -> DecoderSpec {
+    DecoderSpec {
+        vocab_size: 1,
+        vision_vocab_size: None,
+        hidden_size: heads.query * heads.d,
+        intermediate_size: 1,
+        num_hidden_layers: 1,
+        num_attention_heads: heads.query,
+        num_key_value_heads: Some(heads.key_value),
+        head_dim: Some(heads.d),
+        max_position_embeddings: 1 << 20,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e4,
+        rope_pairs: RopePairs::Halves,
+        tie_word_embeddings: false,
+    }
+}
+
+/// One head of x `[n, heads, d]`.
+fn head(x: &[f32], heads: usize, d: usize, h: usize) -> Vec<f32> {
+    x.chunks(heads * d)
+        .flat_map(|token| token[h * d..(h + 1) * d].to_vec())
+        .collect()
+}
+
+/// The last `n` of `s` tokens ask; blockwise must give what the dense f64 reference gives.
+fn check(n: usize, s: usize, heads: Heads, dtype: KvDtype, mask: &Mask) {
+    let (q, k, v) = (
+        numbers(n * heads.query * heads.d, 1),
+        numbers(s * heads.key_value * heads.d, 2),
+        numbers(s * heads.key_value * heads.d, 3),
+    );
+    let mut cache = KvCache::new(&spec(heads), dtype);
+    cache.extend(&vec![0; s], None).unwrap();
+    cache.write(0, 0, &k, &v).unwrap();
+    let keys = Keys {
+        blocks: cache.blocks(0),
+        len: s,
+    };
+    let got = attend(&q, s - n, heads, keys, mask);
+    for h in 0..heads.query {
+        let kv = h / (heads.query / heads.key_value);
+        let (out, lse) = reference(
+            &head(&q, heads.query, heads.d, h),
+            &head(&k, heads.key_value, heads.d, kv),
+            &head(&v, heads.key_value, heads.d, kv),
+            heads.d,
+            |i, j| mask.sees(s - n + i, j),
+        );
+        let got_out = head(&got.out, heads.query, heads.d, h);
+        let got_lse = head(&got.lse, heads.query, 1, h);
+        for (i, (&g, &e)) in got_out
+            .iter()
+            .zip(&out)
+            .chain(got_lse.iter().zip(&lse))
+            .enumerate()
+        {
+            let close = f64::from(g) == e || (f64::from(g) - e).abs() <= 2e-5;
+            assert!(
+                close,
+                "n={n} s={s} {heads:?} {dtype:?} head {h} [{i}]: got {g}, expected {e}"
+            );
+        }
+    }
+}
+
+const SHAPES: [Heads; 3] = [
+    Heads {
+        query: 4,
+        key_value: 4,
+        d: 16,
+    },
+    Heads {
+        query: 6,
+        key_value: 2,
+        d: 20,
+    },
+    Heads {
+        query: 2,
+        key_value: 1,
+        d: 128,
+    },
+];
+
+#[test]
+fn blockwise_is_dense_for_every_shape() {
+    for heads in SHAPES {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            for (n, s) in [
+                (1, 1),
+                (1, 700),
+                (3, 257),
+                (130, 130),
+                (65, 513),
+                (300, 600),
+            ] {
+                check(n, s, heads, dtype, &Mask::CAUSAL);
+            }
+        }
+    }
+}
+
+#[test]
+fn blockwise_is_dense_for_every_mask() {
+    let s = 600;
+    let sorted: Vec<u32> = (0..s as u32).map(|i| i / 170).collect();
+    let mixed: Vec<u32> = (0..s as u32).map(|i| i * 7 % 3).collect();
+    let keys: Vec<bool> = (0..s).map(|i| i >= 300 && i % 5 != 0).collect();
+    for causal in [true, false] {
+        for segments in [None, Some(sorted.as_slice()), Some(&mixed)] {
+            for keys in [None, Some(keys.as_slice())] {
+                let mask = Mask {
+                    causal,
+                    segments,
+                    keys,
+                };
+                check(600, s, SHAPES[1], KvDtype::F32, &mask);
+                check(2, s, SHAPES[0], KvDtype::Bf16, &mask);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_without_a_visible_key_is_empty() {
+    let keys = vec![false; 300];
+    let mask = Mask {
+        keys: Some(&keys),
+        ..Mask::CAUSAL
+    };
+    check(5, 300, SHAPES[0], KvDtype::F32, &mask);
+}
+
+#[test]
+fn a_shared_block_is_copied_by_whoever_writes_and_seen_by_nobody_else() {
+    let heads = SHAPES[0];
+    let width = heads.key_value * heads.d;
+    let mut cache = KvCache::new(&spec(heads), KvDtype::F32);
+    cache.extend(&[0; 10], None).unwrap();
+    cache
+        .write(0, 0, &numbers(10 * width, 1), &numbers(10 * width, 2))
+        .unwrap();
+    let mut fork = cache.fork();
+    assert!(
+        std::ptr::eq(&*cache.blocks(0)[0], &*fork.blocks(0)[0]),
+        "a fork copies no block"
+    );
+    fork.extend(&[0], None).unwrap();
+    fork.write(0, 10, &vec![9.0; width], &vec![9.0; width])
+        .unwrap();
+    assert!(!std::ptr::eq(&*cache.blocks(0)[0], &*fork.blocks(0)[0]));
+    let first_ten = |cache: &KvCache| format!("{:?}", cache.blocks(0)[0].keys(1, 10));
+    assert_eq!(first_ten(&cache), first_ten(&fork));
+    let eleventh = |cache: &KvCache| format!("{:?}", cache.blocks(0)[0].keys(1, 11));
+    assert_ne!(eleventh(&cache), eleventh(&fork));
+}
+
+#[test]
+fn memory_is_counted_in_whole_blocks_before_it_is_taken() {
+    let spec = spec(SHAPES[1]);
+    for tokens in [0, 1, BLOCK_TOKENS, BLOCK_TOKENS + 1, 1000] {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let mut cache = KvCache::new(&spec, dtype);
+            cache.extend(&vec![0; tokens], None).unwrap();
+            assert_eq!(
+                cache.bytes(),
+                KvCache::bytes_for(&spec, tokens, dtype),
+                "{tokens} {dtype:?}"
+            );
+        }
+    }
+}
+
+/// Partial results of two rows, some of them over no key.
+fn partials() -> impl Strategy<Value = Partial> {
+    let row = prop_oneof![
+        1 => Just((vec![0.0; 3], EMPTY)),
+        4 => (prop::collection::vec(-5.0f32..5.0, 3), -30.0f32..30.0),
+    ];
+    prop::collection::vec(row, 2).prop_map(|rows| Partial {
+        out: rows.iter().flat_map(|r| r.0.clone()).collect(),
+        lse: rows.iter().map(|r| r.1).collect(),
+    })
+}
+
+fn same(a: &Partial, b: &Partial) -> bool {
+    let close = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= 1e-5 * b.abs().max(1.0);
+    a.out.iter().zip(&b.out).all(close) && a.lse.iter().zip(&b.lse).all(close)
+}
+
+proptest! {
+    #[test]
+    fn merging_is_associative_and_commutative(a in partials(), b in partials(), c in partials()) {
+        let left = a.clone().merge(&b).merge(&c);
+        let right = a.clone().merge(&b.clone().merge(&c));
+        prop_assert!(same(&left, &right), "{left:?} {right:?}");
+        prop_assert!(same(&a.clone().merge(&b), &b.merge(&a)));
+    }
+
+    #[test]
+    fn empty_is_the_identity_exactly(a in partials()) {
+        prop_assert_eq!(&a.clone().merge(&Partial::empty(2, 3)), &a);
+        prop_assert_eq!(&Partial::empty(2, 3).merge(&a), &a);
+    }
+
+    #[test]
+    fn the_verdict_of_a_block_agrees_with_every_pair(
+        causal: bool,
+        segments in prop::option::of(prop::collection::vec(0..3u32, 40)),
+        keys in prop::option::of(prop::collection::vec(any::<bool>(), 40)),
+        (q, n) in (0..40usize, 0..12usize),
+        (k, m) in (0..40usize, 0..12usize),
+    ) {
+        let mask = Mask { causal, segments: segments.as_deref(), keys: keys.as_deref() };
+        let (queries, keys) = (q..(q + n).min(40), k..(k + m).min(40));
+        let pairs: Vec<bool> = queries.clone().flat_map(|q| keys.clone().map(move |k| (q, k))).map(|(q, k)| mask.sees(q, k)).collect();
+        match mask.verdict(queries.clone(), keys.clone()) {
+            Verdict::Skip => prop_assert!(!pairs.contains(&true)),
+            Verdict::Full => prop_assert!(!pairs.contains(&false)),
+            Verdict::Mixed => {
+                let mut rows = vec![false; pairs.len()];
+                for (query, row) in queries.zip(rows.chunks_mut(keys.len().max(1))) {
+                    mask.row(query, keys.clone(), row);
+                }
+                prop_assert_eq!(rows, pairs);
+            }
+        }
+    }
+}
+
+#[test]
+fn two_results_over_no_key_merge_to_no_key_and_not_to_nan() {
+    let empty = Partial::empty(2, 3);
+    assert_eq!(empty.clone().merge(&empty), empty);
+}

@@ -2,6 +2,7 @@
 //! them, clips, how to run the program.
 
 pub mod golden;
+pub mod tiny_decoder;
 
 pub mod clips;
 pub mod longreel;
