@@ -306,12 +306,11 @@ impl Job<'_> {
         for (pixel, acc) in (first..last).zip(acc.iter_mut()) {
             // SAFETY: pixel and channel lie inside the output; `read` stays inside its row.
             let old = unsafe { self.read::<V>(pixel, channel) };
-            // SAFETY: the processor has `V`.
-            *acc = if fresh {
-                unsafe { [old[0].add(bias[0]), old[1].add(bias[1])] }
-            } else {
-                old
-            };
+            *acc = old;
+            if fresh {
+                // SAFETY: the processor has `V`.
+                *acc = unsafe { [old[0].add(bias[0]), old[1].add(bias[1])] };
+            }
         }
         acc
     }
