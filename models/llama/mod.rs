@@ -1,9 +1,13 @@
 //! Context to answer: the decoder.
 
 pub mod linear;
+
 pub mod rope;
+
 pub mod block;
+
 pub mod sampler;
+
 pub mod generate;
 
 use candle_core::{Device, Tensor};
@@ -71,7 +75,9 @@ impl Decoder {
         let text_head = (!spec.tie_word_embeddings)
             .then(|| linear("lm_head.weight", spec.vocab_size))
             .transpose()?;
-        let vision_head = vision.map(|n| linear("vision_head.weight", n)).transpose()?;
+        let vision_head = vision
+            .map(|n| linear("vision_head.weight", n))
+            .transpose()?;
         let blocks = (0..spec.num_hidden_layers)
             .map(|index| Block::load(spec, weights, index))
             .collect::<Result<_>>()?;
@@ -144,7 +150,11 @@ impl Decoder {
         let head = head.ok_or_else(|| no_vision("a vision head"))?;
         let n = hidden.dim(0)?;
         let logits = head.forward(&hidden.flatten_all()?.to_vec1()?);
-        Ok(Tensor::from_vec(logits, (n, head.out_features()), &Device::Cpu)?)
+        Ok(Tensor::from_vec(
+            logits,
+            (n, head.out_features()),
+            &Device::Cpu,
+        )?)
     }
 
     fn check(&self, row: &Row) -> Result<()> {
@@ -179,8 +189,12 @@ impl Decoder {
         let mut x = Vec::with_capacity(tokens.clone().count() * self.spec.hidden_size);
         for token in tokens {
             match (token, &self.vision_embedding) {
-                (&Token::Text(id), _) => self.text_embedding.append_row(id, &mut x).doing(|| "text"),
-                (&Token::Vision(id), Some(table)) => table.append_row(id, &mut x).doing(|| "vision"),
+                (&Token::Text(id), _) => {
+                    self.text_embedding.append_row(id, &mut x).doing(|| "text")
+                }
+                (&Token::Vision(id), Some(table)) => {
+                    table.append_row(id, &mut x).doing(|| "vision")
+                }
                 (Token::Vision(_), None) => Err(no_vision("a vision vocabulary")),
             }
             .doing(|| "look up an embedding")?;
@@ -221,7 +235,11 @@ impl Unpadded {
     ///
     /// # Errors
     /// `BadInput` when the lengths differ.
-    pub fn from_left_padded(ids: &[u32], vision_mask: &[bool], attention_mask: &[bool]) -> Result<Self> {
+    pub fn from_left_padded(
+        ids: &[u32],
+        vision_mask: &[bool],
+        attention_mask: &[bool],
+    ) -> Result<Self> {
         if ids.len() != vision_mask.len() || ids.len() != attention_mask.len() {
             let message = format!(
                 "{} ids, {} vision marks, {} attention marks, expected as many of each",
@@ -232,9 +250,18 @@ impl Unpadded {
             return Err(Error::new(Kind::BadInput, message));
         }
         let mut row = Self::default();
-        for ((&id, &is_vision), _) in ids.iter().zip(vision_mask).zip(attention_mask).filter(|(_, real)| **real) {
+        for ((&id, &is_vision), _) in ids
+            .iter()
+            .zip(vision_mask)
+            .zip(attention_mask)
+            .filter(|(_, real)| **real)
+        {
             row.positions.push(row.tokens.len() as u32);
-            row.tokens.push(if is_vision { Token::Vision(id) } else { Token::Text(id) });
+            row.tokens.push(if is_vision {
+                Token::Vision(id)
+            } else {
+                Token::Text(id)
+            });
         }
         Ok(row)
     }
