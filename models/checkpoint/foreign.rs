@@ -341,18 +341,16 @@ impl View {
             (F32, Dtype::F32) => self.blocks(|b: [u8; 4]| b, sink),
             (F16, Dtype::F32) => self.blocks(|b: [u8; 2]| half(b).to_le_bytes(), sink),
             (Bf16, Dtype::F32) => self.blocks(|b: [u8; 2]| brain(b).to_le_bytes(), sink),
-            (F64, Dtype::BF16) => self.blocks(
-                |b: [u8; 8]| bf16::from_f64(double(b)).to_le_bytes(),
-                sink,
-            ),
+            (F64, Dtype::BF16) => {
+                self.blocks(|b: [u8; 8]| bf16::from_f64(double(b)).to_le_bytes(), sink)
+            }
             (F32, Dtype::BF16) => self.blocks(
                 |b: [u8; 4]| bf16::from_f32(f32::from_le_bytes(b)).to_le_bytes(),
                 sink,
             ),
-            (F16, Dtype::BF16) => self.blocks(
-                |b: [u8; 2]| bf16::from_f32(half(b)).to_le_bytes(),
-                sink,
-            ),
+            (F16, Dtype::BF16) => {
+                self.blocks(|b: [u8; 2]| bf16::from_f32(half(b)).to_le_bytes(), sink)
+            }
             (Bf16, Dtype::BF16) | (F16, Dtype::F16) => self.blocks(|b: [u8; 2]| b, sink),
             (from, to) => Err(Error::new(
                 Kind::Internal,
@@ -421,8 +419,7 @@ impl View {
             }
             for (r, tile_row) in tile.iter().take(rows).enumerate() {
                 let at = (r * plan.columns + first) * D;
-                band[at..at + columns * D]
-                    .copy_from_slice(tile_row[..columns].as_flattened());
+                band[at..at + columns * D].copy_from_slice(tile_row[..columns].as_flattened());
             }
         }
     }

@@ -80,8 +80,13 @@ fn decoder_of(config: &Value) -> Result<DecoderSpec> {
             None => optional(config, "rope_theta", Value::as_f64, "a number")?.unwrap_or(1e4),
         },
         rope_pairs: RopePairs::Halves,
-        tie_word_embeddings: optional(config, "tie_word_embeddings", Value::as_bool, "a truth value")?
-            .unwrap_or(false),
+        tie_word_embeddings: optional(
+            config,
+            "tie_word_embeddings",
+            Value::as_bool,
+            "a truth value",
+        )?
+        .unwrap_or(false),
     })
 }
 
@@ -104,7 +109,10 @@ fn check_supported(config: &Value) -> Result<()> {
             "rope_scaling is {scaling}, which is not supported: expected null"
         )));
     }
-    match config.pointer("/rope_parameters/rope_type").and_then(Value::as_str) {
+    match config
+        .pointer("/rope_parameters/rope_type")
+        .and_then(Value::as_str)
+    {
         None | Some("default") => Ok(()),
         Some(kind) => Err(bad(format!(
             "rope_parameters.rope_type is {kind:?}, which is not supported: expected \"default\""
@@ -187,7 +195,10 @@ fn tensors_of(dir: &Path) -> Result<BTreeMap<String, View>> {
         }
     }
     for path in safetensors.drain(..) {
-        add(&mut found, safetensors_shard(&path).doing(|| path.display().to_string())?)?;
+        add(
+            &mut found,
+            safetensors_shard(&path).doing(|| path.display().to_string())?,
+        )?;
     }
     if found.is_empty() {
         return Err(bad("no *.safetensors and no pytorch_model*.bin file".into()));

@@ -92,9 +92,8 @@ pub fn import_lwm(files: &LwmFiles, out: &Path, options: ImportOptions) -> Resul
     let mut tensors = decoder(&files.params, &files.spec.decoder)
         .doing(|| format!("import {}", files.params.path.display()))?;
     match (&files.spec.vqgan, &files.vqgan) {
-        (Some(spec), Some(path)) => tensors.extend(
-            vqgan(path, spec).doing(|| format!("import the VQGAN {}", path.display()))?,
-        ),
+        (Some(spec), Some(path)) => tensors
+            .extend(vqgan(path, spec).doing(|| format!("import the VQGAN {}", path.display()))?),
         (None, None) => {}
         (Some(_), None) => return Err(usage("the model has a VQGAN, but no file of it is given")),
         (None, Some(_)) => return Err(usage("a VQGAN is given, but the model has none")),
@@ -155,7 +154,9 @@ fn stream(file: &MappedBytes, prefix: &[&str]) -> Result<Found> {
 
 fn flax_document(file: &MappedBytes) -> Result<Found> {
     let tensors = msgpack::document(file.as_bytes())?;
-    let wrapped = tensors.iter().all(|(path, _)| path.first().is_some_and(|p| p == "params"));
+    let wrapped = tensors
+        .iter()
+        .all(|(path, _)| path.first().is_some_and(|p| p == "params"));
     let mut found = Found::new();
     for (path, tensor) in tensors {
         let name = path[usize::from(wrapped)..].join("/");
@@ -194,8 +195,16 @@ const LAYER: [(&str, &str, bool); 9] = [
 
 /// A parameter outside the blocks, likewise.
 const OUTSIDE: [(&str, &str, bool); 5] = [
-    ("model.embed_tokens.weight", "transformer/wte/embedding", false),
-    ("model.vision_embed_tokens.weight", "transformer/vte/embedding", false),
+    (
+        "model.embed_tokens.weight",
+        "transformer/wte/embedding",
+        false,
+    ),
+    (
+        "model.vision_embed_tokens.weight",
+        "transformer/vte/embedding",
+        false,
+    ),
     ("model.norm.weight", "transformer/ln_f/kernel", false),
     ("lm_head.weight", "lm_head/kernel", true),
     ("vision_head.weight", "vision_head/kernel", true),
@@ -206,7 +215,8 @@ const STACKED: &str = "transformer/h/scan_decoder";
 
 /// Takes what the decoder needs out of `found`, under Hugging Face names and shapes.
 fn plan_decoder(found: &mut Found, spec: &DecoderSpec) -> Result<Vec<Planned>> {
-    let expected: BTreeMap<String, Vec<usize>> = layout::decoder_tensors(spec).into_iter().collect();
+    let expected: BTreeMap<String, Vec<usize>> =
+        layout::decoder_tensors(spec).into_iter().collect();
     let mut planned = Vec::new();
     let mut complaints = Vec::new();
     let mut take = |name: &str, source: String, view: Option<View>, kernel: bool| {
@@ -236,7 +246,11 @@ fn plan_decoder(found: &mut Found, spec: &DecoderSpec) -> Result<Vec<Planned>> {
         }
     }
     let scanned = found.keys().any(|name| name.starts_with(STACKED));
-    let stacked = if scanned { take_stacked(found, spec)? } else { Vec::new() };
+    let stacked = if scanned {
+        take_stacked(found, spec)?
+    } else {
+        Vec::new()
+    };
     for layer in 0..spec.num_hidden_layers {
         for (i, (name, source, kernel)) in LAYER.into_iter().enumerate() {
             let name = format!("model.layers.{layer}.{name}");
@@ -276,7 +290,11 @@ fn take_stacked(found: &mut Found, spec: &DecoderSpec) -> Result<Vec<(usize, Vie
         shape.insert(axis, spec.num_hidden_layers);
         shape
     };
-    let fits = |axis| views.iter().all(|(_, s, v)| v.shape() == stacked_on(axis, s));
+    let fits = |axis| {
+        views
+            .iter()
+            .all(|(_, s, v)| v.shape() == stacked_on(axis, s))
+    };
     let Some(axis) = [0, 1].into_iter().find(|&axis| fits(axis)) else {
         let wrong: Vec<String> = views
             .iter()
@@ -376,7 +394,11 @@ fn safetensors_file(file: &MappedBytes) -> Result<Found> {
     for (name, dtype, shape, range) in weights::read_header(file.as_bytes())? {
         let element = Element::from_safetensors(dtype).doing(|| format!("tensor {name}"))?;
         let storage = Storage::new(element, vec![mapped(file, range)?])?;
-        insert(&mut found, name.replace('.', "/"), View::row_major(storage, &shape)?)?;
+        insert(
+            &mut found,
+            name.replace('.', "/"),
+            View::row_major(storage, &shape)?,
+        )?;
     }
     Ok(found)
 }

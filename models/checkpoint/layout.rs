@@ -23,10 +23,7 @@ pub fn decoder_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
         &[spec.vocab_size, hidden],
     )];
     if let Some(vision) = spec.vision_vocab_size {
-        tensors.push(named(
-            "model.vision_embed_tokens.weight",
-            &[vision, hidden],
-        ));
+        tensors.push(named("model.vision_embed_tokens.weight", &[vision, hidden]));
     }
     for layer in 0..spec.num_hidden_layers {
         for (name, shape) in layer_tensors(spec) {
@@ -63,11 +60,18 @@ pub fn layer_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
 
 /// The VQGAN's tensors: `vqgan.` and the flax path, kernels as `[h, w, in, out]` (`lwm/vqgan.py`).
 pub fn vqgan_tensors(spec: &VqganSpec) -> Vec<NamedShape> {
-    let mut list = Vqgan { tensors: Vec::new() };
+    let mut list = Vqgan {
+        tensors: Vec::new(),
+    };
     list.encoder(spec);
     list.decoder(spec);
     list.conv("quant_conv", 1, spec.z_channels, spec.quantized_embed_dim);
-    list.conv("post_quant_conv", 1, spec.quantized_embed_dim, spec.z_channels);
+    list.conv(
+        "post_quant_conv",
+        1,
+        spec.quantized_embed_dim,
+        spec.z_channels,
+    );
     list.push(
         "quantize.embeddings",
         &[spec.num_embeddings, spec.quantized_embed_dim],
@@ -109,7 +113,11 @@ impl Vqgan {
 
     fn middle(&mut self, side: &str, channels: usize) {
         for i in 0..2 {
-            self.resnet(&format!("{side}.MidBlock_0.ResnetBlock_{i}"), channels, channels);
+            self.resnet(
+                &format!("{side}.MidBlock_0.ResnetBlock_{i}"),
+                channels,
+                channels,
+            );
         }
     }
 
@@ -124,7 +132,12 @@ impl Vqgan {
                 channels = output;
             }
             if level + 1 < spec.channel_mult.len() {
-                self.conv(&format!("{block}.Downsample_0.Conv_0"), 3, channels, channels);
+                self.conv(
+                    &format!("{block}.Downsample_0.Conv_0"),
+                    3,
+                    channels,
+                    channels,
+                );
             }
         }
         self.middle("encoder", channels);

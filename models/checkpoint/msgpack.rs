@@ -240,8 +240,15 @@ impl<'a> Reader<'a> {
             values.push((number, read(self)?));
         }
         values.sort_by_key(|(number, _)| *number);
-        if values.iter().enumerate().any(|(i, (number, _))| i != *number) {
-            return Err(bad(format!("keys are not 0 to {}", count.saturating_sub(1))));
+        if values
+            .iter()
+            .enumerate()
+            .any(|(i, (number, _))| i != *number)
+        {
+            return Err(bad(format!(
+                "keys are not 0 to {}",
+                count.saturating_sub(1)
+            )));
         }
         Ok(values.into_iter().map(|(_, value)| value).collect())
     }

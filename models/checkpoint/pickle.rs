@@ -9,10 +9,7 @@
 use std::{collections::HashMap, ops::Range};
 
 use crate::{
-    checkpoint::{
-        foreign::Element,
-        msgpack::check_bytes,
-    },
+    checkpoint::{foreign::Element, msgpack::check_bytes},
     error::{Context, Error, Kind, Result},
 };
 
@@ -341,7 +338,11 @@ impl<'a> Machine<'a> {
     /// BININT is signed, BININT1 and BININT2 are not.
     fn int(&mut self, n: usize) -> Result<()> {
         let value = self.number(n)? as i64;
-        let value = if n == 4 { i64::from(value as i32) } else { value };
+        let value = if n == 4 {
+            i64::from(value as i32)
+        } else {
+            value
+        };
         self.push(Value::Int(value))
     }
 
@@ -578,18 +579,14 @@ impl<'a> Machine<'a> {
         };
         match self.str(order.clone())? {
             "<" | "=" | "|" => Ok(()),
-            other => Err(bad(format!(
-                "byte order {other:?}, expected little-endian"
-            ))),
+            other => Err(bad(format!("byte order {other:?}, expected little-endian"))),
         }
     }
 
     /// `(version, shape, dtype, Fortran order, bytes)`.
     fn set_array(&mut self, index: usize, state: &Value) -> Result<()> {
         let [_, shape, dtype, Value::Bool(column_major), bytes] = self.tuple(state)? else {
-            return Err(bad(
-                "expected (version, shape, dtype, order, bytes)".into()
-            ));
+            return Err(bad("expected (version, shape, dtype, order, bytes)".into()));
         };
         let array = self.array(shape, dtype, *column_major, bytes)?;
         self.arrays[index] = Some(array);
@@ -634,8 +631,13 @@ impl<'a> Machine<'a> {
     /// BINPERSID: `("storage", type, name, device, elements)`.
     fn persistent(&mut self) -> Result<()> {
         let id = self.pop()?;
-        let [_, Value::Global(Global::Storage(element)), Value::Text(name), _, len] =
-            self.tuple(&id)?
+        let [
+            _,
+            Value::Global(Global::Storage(element)),
+            Value::Text(name),
+            _,
+            len,
+        ] = self.tuple(&id)?
         else {
             return Err(bad("a persistent id that is not a storage".into()));
         };
@@ -703,12 +705,7 @@ impl<'a> Machine<'a> {
             Value::Tensor(i) => Some(Leaf::Torch(self.tensors[i].clone())),
             _ => None,
         };
-        let leaf = leaf.ok_or_else(|| {
-            bad(format!(
-                "{:?} is not an array",
-                path.join("/")
-            ))
-        })?;
+        let leaf = leaf.ok_or_else(|| bad(format!("{:?} is not an array", path.join("/"))))?;
         leaves.push((path.clone(), leaf));
         Ok(())
     }

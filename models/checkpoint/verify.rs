@@ -47,8 +47,18 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let dtypes: Vec<String> = self.dtypes.iter().map(|(d, n)| format!("{n} {d}")).collect();
-        write!(f, "{} tensors ({}), {} bytes", self.tensors, dtypes.join(", "), self.bytes)?;
+        let dtypes: Vec<String> = self
+            .dtypes
+            .iter()
+            .map(|(d, n)| format!("{n} {d}"))
+            .collect();
+        write!(
+            f,
+            "{} tensors ({}), {} bytes",
+            self.tensors,
+            dtypes.join(", "),
+            self.bytes
+        )?;
         for (what, names) in [
             ("missing", &self.missing),
             ("unknown", &self.unknown),
@@ -97,9 +107,9 @@ pub fn verify(dir: &Path, going: &dyn Fn() -> bool) -> Result<Report> {
             Some(_) => {}
         }
         match not_finite(dtype, weights.bytes(name).unwrap_or_default(), going)? {
-            None => report
-                .misshapen
-                .push(format!("{name} has dtype {dtype:?}, expected F32, BF16 or F16")),
+            None => report.misshapen.push(format!(
+                "{name} has dtype {dtype:?}, expected F32, BF16 or F16"
+            )),
             Some(0) => {}
             Some(count) => {
                 report.not_finite.insert(name.to_owned(), count);

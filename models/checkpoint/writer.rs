@@ -107,8 +107,12 @@ pub fn write_model(
     copy_tokenizer(tokenizer, dir)?;
     write_file(dir, "config.json", &spec.to_json()?).doing(doing)?;
     if let Some(vqgan) = &spec.vqgan {
-        write_file(dir, "preprocessor_config.json", &preprocessor(vqgan.resolution)?)
-            .doing(doing)?;
+        write_file(
+            dir,
+            "preprocessor_config.json",
+            &preprocessor(vqgan.resolution)?,
+        )
+        .doing(doing)?;
     }
     let written = write_weights(dir, tensors, &mut options).doing(doing)?;
     target.rename().doing(doing)?;
@@ -354,11 +358,7 @@ fn place<'a>(tensor: &'a Planned, options: &ImportOptions) -> Result<Placed<'a>>
     })
 }
 
-fn write_weights(
-    dir: &Path,
-    tensors: &[Planned],
-    options: &mut ImportOptions,
-) -> Result<Written> {
+fn write_weights(dir: &Path, tensors: &[Planned], options: &mut ImportOptions) -> Result<Written> {
     let placed = tensors
         .iter()
         .map(|t| place(t, options))
