@@ -50,15 +50,42 @@ fn write_params(path: &Path, spec: &ModelSpec) -> io::Result<()> {
     let keys = d.n_kv_heads() * d.head_dim();
     let block = "transformer/h/scan_decoder/";
     let mut tensors = vec![
-        ("transformer/wte/embedding".to_owned(), vec![d.vocab_size, hidden]),
-        (format!("{block}attention/wq/kernel"), vec![layers, hidden, queries]),
-        (format!("{block}attention/wk/kernel"), vec![layers, hidden, keys]),
-        (format!("{block}attention/wv/kernel"), vec![layers, hidden, keys]),
-        (format!("{block}attention/wo/kernel"), vec![layers, queries, hidden]),
-        (format!("{block}feed_forward/w1/kernel"), vec![layers, hidden, inner]),
-        (format!("{block}feed_forward/w2/kernel"), vec![layers, inner, hidden]),
-        (format!("{block}feed_forward/w3/kernel"), vec![layers, hidden, inner]),
-        (format!("{block}attention_norm/kernel"), vec![layers, hidden]),
+        (
+            "transformer/wte/embedding".to_owned(),
+            vec![d.vocab_size, hidden],
+        ),
+        (
+            format!("{block}attention/wq/kernel"),
+            vec![layers, hidden, queries],
+        ),
+        (
+            format!("{block}attention/wk/kernel"),
+            vec![layers, hidden, keys],
+        ),
+        (
+            format!("{block}attention/wv/kernel"),
+            vec![layers, hidden, keys],
+        ),
+        (
+            format!("{block}attention/wo/kernel"),
+            vec![layers, queries, hidden],
+        ),
+        (
+            format!("{block}feed_forward/w1/kernel"),
+            vec![layers, hidden, inner],
+        ),
+        (
+            format!("{block}feed_forward/w2/kernel"),
+            vec![layers, inner, hidden],
+        ),
+        (
+            format!("{block}feed_forward/w3/kernel"),
+            vec![layers, hidden, inner],
+        ),
+        (
+            format!("{block}attention_norm/kernel"),
+            vec![layers, hidden],
+        ),
         (format!("{block}ffn_norm/kernel"), vec![layers, hidden]),
         ("transformer/ln_f/kernel".to_owned(), vec![hidden]),
         ("lm_head/kernel".to_owned(), vec![hidden, d.vocab_size]),
@@ -72,9 +99,14 @@ fn write_params(path: &Path, spec: &ModelSpec) -> io::Result<()> {
     for (name, shape) in tensors {
         let path: Vec<&str> = name.split('/').collect();
         let norm = name.contains("norm") || name.contains("ln_f");
-        tux::write_array(&mut out, &path, ("bfloat16", 2), &shape, tux::CHUNK_BYTES, |out, n| {
-            write_bf16(out, n / 2, norm, &mut words)
-        })?;
+        tux::write_array(
+            &mut out,
+            &path,
+            ("bfloat16", 2),
+            &shape,
+            tux::CHUNK_BYTES,
+            |out, n| write_bf16(out, n / 2, norm, &mut words),
+        )?;
     }
     out.flush()
 }
@@ -120,7 +152,8 @@ fn write_vqgan(path: &Path, spec: &VqganSpec) -> io::Result<()> {
         data.push((name, shape, values));
     }
     let views = data.iter().map(|(name, shape, values)| {
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), values);
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), values);
         (name.clone(), view.unwrap())
     });
     safetensors::serialize_to_file(views, None, path).map_err(io::Error::other)
@@ -137,7 +170,11 @@ mod rand_words {
 
     impl Words {
         pub fn new(seed: u64) -> Self {
-            Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), left: 0, count: 0 }
+            Self {
+                state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                left: 0,
+                count: 0,
+            }
         }
 
         pub fn next(&mut self) -> u16 {

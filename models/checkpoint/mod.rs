@@ -6,13 +6,13 @@
 //! untrusted bytes; [`writer`] writes the model directory; [`import_lwm`] and
 //! [`import_hf`] join them.
 
-pub mod weights;
-pub mod layout;
-pub mod verify;
 pub mod foreign;
+pub mod import_hf;
+pub mod import_lwm;
+pub mod layout;
 pub mod msgpack;
 pub mod pickle;
 pub mod torch;
+pub mod verify;
+pub mod weights;
 pub mod writer;
-pub mod import_lwm;
-pub mod import_hf;

@@ -1,7 +1,7 @@
 //! Tokens to context: the vocabulary, the tokenizer, the prompt.
 
-pub mod vocab;
+pub mod prompt;
 pub mod sentencepiece;
 pub mod streaming;
 pub mod tokenizer;
-pub mod prompt;
+pub mod vocab;

@@ -4,14 +4,14 @@
 //! All buffers are row-major `f32` or `bf16` slices whose last axis is
 //! contiguous. Work is split over the global rayon pool.
 
+pub mod attend;
+pub mod codebook;
+pub mod conv;
 pub mod cpu;
-pub mod mapping;
 mod exp;
+pub mod group_norm;
 pub mod linear;
+pub mod mapping;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
-pub mod attend;
-pub mod conv;
-pub mod group_norm;
-pub mod codebook;

@@ -32,6 +32,8 @@ struct GenerateJson<'a> {
     model: String,
     frames: usize,
     tokens: usize,
+    /// Drawn ids that are no codes; they are shown as code 0.
+    ids_outside_codebook: usize,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     generated_ids: Option<Vec<u32>>,
@@ -56,29 +58,57 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 
     let progress = Progress::default();
     progress.frames_expected.add(n_frames as u64);
-    let ids = voice.show(&progress, || -> Result<Vec<u32>> {
-        let ids = draw_frames(&args, &model, &prompt, n_frames, &progress, cancel)?;
-        for frame in ids.chunks(spec.codes_per_frame() + 1) {
+    let drawn = voice.show(&progress, || -> Result<Drawn> {
+        let mut drawn = Drawn {
+            ids: draw_frames(&args, &model, &prompt, n_frames, &progress, cancel)?,
+            outside_codebook: 0,
+        };
+        for frame in drawn.ids.chunks(spec.codes_per_frame() + 1) {
             cancel.check()?;
             let codes = frame.get(..spec.codes_per_frame()).unwrap_or(frame);
-            out.write_codes(vqgan, codes)
+            let (codes, outside) = into_codebook(codes, spec.num_embeddings);
+            drawn.outside_codebook += outside;
+            out.write_codes(vqgan, &codes)
                 .doing(|| "decode the generated codes")?;
         }
-        Ok(ids)
+        Ok(drawn)
     })?;
+    if drawn.outside_codebook > 0 {
+        voice.note(&format!(
+            "{} drawn ids are no codes and are shown as code 0",
+            drawn.outside_codebook
+        ));
+    }
     out.finish()?;
     let result = GenerateJson {
         prompt: &args.prompt,
         out: &args.out,
         model: dir.display().to_string(),
         frames: n_frames,
-        tokens: ids.len(),
+        tokens: drawn.ids.len(),
+        ids_outside_codebook: drawn.outside_codebook,
         seconds: start.elapsed().as_secs_f64(),
-        generated_ids: args.debug_ids.then_some(ids),
+        generated_ids: args.debug_ids.then_some(drawn.ids),
     };
     voice.say(&result, || {
         format!("{n_frames} frames in {}", args.out.display())
     })
+}
+
+/// What was drawn, terminators included.
+struct Drawn {
+    ids: Vec<u32>,
+    outside_codebook: usize,
+}
+
+/// The codes with every id outside the codebook as code 0, and how many those were.
+///
+/// Any id of the vision vocabulary can be drawn, terminators and spare ids in
+/// mid-frame too: upstream masks none, and neither do we.
+fn into_codebook(ids: &[u32], n_codes: usize) -> (Vec<u32>, usize) {
+    let inside = |&id: &u32| (id as usize) < n_codes;
+    let codes = ids.iter().map(|id| if inside(id) { *id } else { 0 });
+    (codes.collect(), ids.iter().filter(|id| !inside(id)).count())
 }
 
 fn check(args: &GenerateArgs) -> Result<()> {

@@ -59,7 +59,13 @@ pub fn run(args: ImportArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         peak_memory_bytes: plan::peak_memory_bytes(),
     };
     voice.say(&result, || {
-        format!("{} tensors, {} in {} ({:.1} s)", result.tensors, plan::bytes(result.bytes), args.out.display(), result.seconds)
+        format!(
+            "{} tensors, {} in {} ({:.1} s)",
+            result.tensors,
+            plan::bytes(result.bytes),
+            args.out.display(),
+            result.seconds
+        )
     })
 }
 
@@ -67,11 +73,19 @@ fn lwm_files(args: &ImportArgs) -> Result<LwmFiles> {
     let missing = |flag: &str| Error::new(Kind::Usage, format!("{flag} is missing"));
     let spec_path = args.spec.as_ref().ok_or_else(|| missing("--spec"))?;
     let doing = || format!("read {}", spec_path.display());
-    let spec = ModelSpec::from_toml(&std::fs::read_to_string(spec_path).doing(doing)?).doing(doing)?;
+    let spec =
+        ModelSpec::from_toml(&std::fs::read_to_string(spec_path).doing(doing)?).doing(doing)?;
     Ok(LwmFiles {
         spec,
-        params: args.params.as_deref().ok_or_else(|| missing("--params"))?.parse()?,
+        params: args
+            .params
+            .as_deref()
+            .ok_or_else(|| missing("--params"))?
+            .parse()?,
         vqgan: args.vqgan.clone(),
-        tokenizer: args.tokenizer.clone().ok_or_else(|| missing("--tokenizer"))?,
+        tokenizer: args
+            .tokenizer
+            .clone()
+            .ok_or_else(|| missing("--tokenizer"))?,
     })
 }

@@ -37,7 +37,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let voice = Voice { json: cli.json, quiet: cli.quiet };
+    let voice = Voice {
+        json: cli.json,
+        quiet: cli.quiet,
+    };
     let signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => return report(&error, voice, 1),
@@ -65,9 +68,14 @@ fn run(verb: Verb, voice: Voice, signals: &Signals) -> Result<()> {
 fn start_threads(threads: Option<usize>) -> Result<()> {
     let Some(n) = threads else { return Ok(()) };
     if n == 0 || n > 1024 {
-        return Err(Error::new(Kind::Usage, format!("--threads is {n}, expected 1 to 1024")));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("--threads is {n}, expected 1 to 1024"),
+        ));
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(n)
+        .build_global();
     pool.map_err(|e| Error::with_source(Kind::Internal, "start the thread pool", e))
 }
 
@@ -98,7 +106,13 @@ fn report(error: &Error, voice: Voice, code: u8) -> ExitCode {
     eprintln!("longreel: {message}");
     if voice.json && !output::has_spoken() {
         let kind = format!("{:?}", error.kind());
-        let body = ErrorJson { error: ErrorBody { kind, message: &message, exit_code: code } };
+        let body = ErrorJson {
+            error: ErrorBody {
+                kind,
+                message: &message,
+                exit_code: code,
+            },
+        };
         // Stdout may be what failed; the sentence is on stderr already.
         let _ = output::to_json(&body).and_then(|json| output::write_stdout(&json, true));
     }

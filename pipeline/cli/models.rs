@@ -20,10 +20,14 @@ pub fn run(verb: ModelsVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
     match verb {
         ModelsVerb::List => list(voice),
         ModelsVerb::Show { model } => show(&resolve::model_dir(&model, voice, cancel)?, voice),
-        ModelsVerb::Verify { model } => check(&resolve::model_dir(&model, voice, cancel)?, voice, cancel),
+        ModelsVerb::Verify { model } => {
+            check(&resolve::model_dir(&model, voice, cancel)?, voice, cancel)
+        }
         ModelsVerb::Pull { model } => {
             let dir = resolve::model_dir(&model, voice, cancel)?;
-            voice.say(&serde_json::json!({ "model": model, "path": dir }), || dir.display().to_string())
+            voice.say(&serde_json::json!({ "model": model, "path": dir }), || {
+                dir.display().to_string()
+            })
         }
     }
 }
@@ -33,9 +37,20 @@ fn list(voice: Voice) -> Result<()> {
     voice.say(&models, || {
         let lines: Vec<String> = models
             .iter()
-            .map(|m| format!("{:<48} {:>12}  {}", m.name, plan::bytes(m.bytes), m.path.display()))
+            .map(|m| {
+                format!(
+                    "{:<48} {:>12}  {}",
+                    m.name,
+                    plan::bytes(m.bytes),
+                    m.path.display()
+                )
+            })
             .collect();
-        if lines.is_empty() { "no model in the cache".to_owned() } else { lines.join("\n") }
+        if lines.is_empty() {
+            "no model in the cache".to_owned()
+        } else {
+            lines.join("\n")
+        }
     })
 }
 
@@ -54,14 +69,20 @@ struct ShowJson<'a> {
 fn show(dir: &Path, voice: Voice) -> Result<()> {
     let spec = spec_of_directory(dir)?;
     let weights = Weights::open(dir)?;
-    let mut dtypes: Vec<String> = weights.list().map(|(_, dtype, _)| format!("{dtype:?}")).collect();
+    let mut dtypes: Vec<String> = weights
+        .list()
+        .map(|(_, dtype, _)| format!("{dtype:?}"))
+        .collect();
     dtypes.sort();
     dtypes.dedup();
     let json = ShowJson {
         path: dir,
         tensors: weights.list().count(),
         weight_bytes: weights.total_bytes(),
-        parameters: weights.list().map(|(_, _, shape)| shape.iter().product::<usize>() as u64).sum(),
+        parameters: weights
+            .list()
+            .map(|(_, _, shape)| shape.iter().product::<usize>() as u64)
+            .sum(),
         dtypes,
         kv_bytes_per_token_f32: spec.decoder.kv_bytes_per_token(4),
         tokens_per_frame: spec.tokens_per_frame(),
@@ -102,5 +123,8 @@ fn check(dir: &Path, voice: Voice, cancel: &Cancel) -> Result<()> {
     if sound {
         return Ok(());
     }
-    Err(Error::new(Kind::BadInput, format!("the model {} is not sound", dir.display())))
+    Err(Error::new(
+        Kind::BadInput,
+        format!("the model {} is not sound", dir.display()),
+    ))
 }

@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     ffi::{CStr, c_char, c_int, c_void},
     path::{Path, PathBuf},
     ptr,
@@ -43,7 +43,13 @@ const SCALER_FLAGS: c_int = ffi::SWS_BICUBIC;
 thread_local! {
     /// What FFmpeg said on this thread since [`forget_messages`], at most [`MESSAGES_MAX`].
     static MESSAGES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// How often the container's reader complained of a damaged packet on this thread.
+    static DAMAGED_PACKETS: Cell<u64> = const { Cell::new(0) };
 }
+
+/// How FFmpeg's complaint of a damaged packet begins. The flag that goes with it
+/// does not survive the parser that cuts packets into frames.
+const DAMAGED_PACKET: &[u8] = b"Packet corrupt";
 
 /// Messages kept per thread; the first ones tell most.
 const MESSAGES_MAX: usize = 16;
@@ -71,6 +77,13 @@ unsafe extern "C" fn keep_message(
     format: *const c_char,
     arguments: *mut ffi::__va_list_tag,
 ) {
+    // SAFETY: FFmpeg's formats are strings that end in NUL.
+    let is_damage = unsafe { CStr::from_ptr(format) }
+        .to_bytes()
+        .starts_with(DAMAGED_PACKET);
+    if is_damage {
+        let _ = DAMAGED_PACKETS.try_with(|n| n.set(n.get() + 1));
+    }
     if level > ffi::AV_LOG_ERROR {
         return;
     }
@@ -100,6 +113,11 @@ unsafe extern "C" fn keep_message(
 
 fn forget_messages() {
     MESSAGES.with(|kept| kept.borrow_mut().clear());
+}
+
+/// How often FFmpeg has complained of a damaged packet on this thread; only grows.
+pub fn damaged_packets() -> u64 {
+    DAMAGED_PACKETS.get()
 }
 
 /// Whether FFmpeg said on this thread that the file stops before its own end.

@@ -534,6 +534,8 @@ struct Survey {
     can_jump: bool,
     n_packets: u64,
     n_splices: u64,
+    /// Packets that the container's reader found damaged.
+    n_damaged: u64,
     cut_off: bool,
 }
 
@@ -541,6 +543,7 @@ impl Survey {
     fn of(demuxer: &mut Demuxer, time_base: TimeBase) -> Result<Self> {
         let (mut frames, mut entries) = (Vec::new(), Vec::new());
         let (mut complete, mut n_packets, mut damaged, mut torn) = (true, 0, 0, None);
+        let damaged_before = ffmpeg::damaged_packets();
         loop {
             let packet = match demuxer.read()? {
                 Read::Packet(packet) => packet,
@@ -583,6 +586,7 @@ impl Survey {
             can_jump: complete && in_order && demuxer.n_splices() == 0,
             timeline,
             n_packets,
+            n_damaged: ffmpeg::damaged_packets() - damaged_before,
             cut_off,
         })
     }
@@ -595,6 +599,7 @@ impl Survey {
                 "the file has a video stream, but no frame of it",
             ));
         }
+        report.corrupt_packets_skipped += self.n_damaged;
         if self.n_splices > 0 {
             let message = format!(
                 "times fall back {} times; later frames are moved on to follow",

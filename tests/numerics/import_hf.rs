@@ -1,11 +1,7 @@
 //! Importing Hugging Face LLaMA directories: safetensors and torch shards,
 //! their configuration, and the two orders of RoPE's pairs.
 
-use std::{
-    fs,
-    io::Write,
-    path::Path,
-};
+use std::{fs, io::Write, path::Path};
 
 use longreel_kernels::mapping::MappedBytes;
 use longreel_models::{
@@ -57,7 +53,9 @@ fn tensors(config: &Value) -> Vec<Named> {
         .enumerate()
         .map(|(t, (name, shape))| {
             let n: usize = shape.iter().product();
-            let values = (0..n).map(|i| ((i * 7919 + t * 131) % 1009) as f32 / 64.0 - 8.0).collect();
+            let values = (0..n)
+                .map(|i| ((i * 7919 + t * 131) % 1009) as f32 / 64.0 - 8.0)
+                .collect();
             (name, shape, values)
         })
         .collect()
@@ -70,7 +68,10 @@ fn bytes_of(values: &[f32]) -> Vec<u8> {
 fn write_safetensors(path: &Path, tensors: &[Named]) {
     let data: Vec<Vec<u8>> = tensors.iter().map(|(_, _, v)| bytes_of(v)).collect();
     let views = tensors.iter().zip(&data).map(|((name, shape, _), data)| {
-        (name.clone(), TensorView::new(Dtype::F32, shape.clone(), data).unwrap())
+        (
+            name.clone(),
+            TensorView::new(Dtype::F32, shape.clone(), data).unwrap(),
+        )
     });
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
@@ -78,7 +79,11 @@ fn write_safetensors(path: &Path, tensors: &[Named]) {
 /// A Hugging Face directory with the tensors in two safetensors shards.
 fn snapshot(dir: &Path, config: &Value, tensors: &[Named]) {
     fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    fs::copy(golden::path("tokenizer/tokenizer.model"), dir.join("tokenizer.model")).unwrap();
+    fs::copy(
+        golden::path("tokenizer/tokenizer.model"),
+        dir.join("tokenizer.model"),
+    )
+    .unwrap();
     let (first, second) = tensors.split_at(tensors.len() / 2);
     write_safetensors(&dir.join("model-00001-of-00002.safetensors"), first);
     write_safetensors(&dir.join("model-00002-of-00002.safetensors"), second);
@@ -87,7 +92,13 @@ fn snapshot(dir: &Path, config: &Value, tensors: &[Named]) {
 fn check(dir: &Path, tensors: &[Named]) {
     let mut weights = Weights::open(dir).unwrap();
     for (name, shape, values) in tensors {
-        let found = weights.tensor(name, shape).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let found = weights
+            .tensor(name, shape)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         assert_eq!(&found, values, "{name}");
     }
     weights.finish().unwrap();
@@ -99,7 +110,10 @@ fn check_import(dir: &Path, tensors: &[Named]) {
     import_hf(dir, &out, ImportOptions::default()).unwrap();
     check(&out, tensors);
     assert!(verify(&out, &|| true).unwrap().is_sound());
-    assert_eq!(spec_of_directory(&out).unwrap(), spec_of_directory(dir).unwrap());
+    assert_eq!(
+        spec_of_directory(&out).unwrap(),
+        spec_of_directory(dir).unwrap()
+    );
     assert!(out.join("tokenizer.model").is_file());
 }
 
@@ -109,7 +123,11 @@ fn a_snapshot_is_read_as_it_is_and_imports_to_the_same_weights() {
     let mut stored = tensors(&config());
     let wanted = stored.clone();
     // Frequencies that older snapshots carry follow from the configuration.
-    stored.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), vec![4], vec![1.0; 4]));
+    stored.push((
+        "model.layers.0.self_attn.rotary_emb.inv_freq".into(),
+        vec![4],
+        vec![1.0; 4],
+    ));
     snapshot(dir.path(), &config(), &stored);
     check(dir.path(), &wanted);
     check_import(dir.path(), &wanted);
@@ -134,21 +152,56 @@ fn the_configuration_keeps_its_values_and_its_pair_order() {
 #[test]
 fn what_would_change_the_computation_is_refused_by_key() {
     let cases = [
-        ("rope_scaling", json!({ "type": "linear", "factor": 4.0 }), "rope_scaling is {\"type\":\"linear\",\"factor\":4.0}, which is not supported"),
-        ("rope_parameters", json!({ "rope_type": "yarn" }), "rope_parameters.rope_type is \"yarn\", which is not supported"),
-        ("model_type", json!("mistral"), "model_type is \"mistral\", expected \"llama\""),
-        ("hidden_act", json!("gelu"), "hidden_act is \"gelu\", expected \"silu\""),
-        ("attention_bias", json!(true), "attention_bias is true, expected false"),
-        ("vocab_size", json!("many"), "vocab_size is \"many\", expected a non-negative integer"),
+        (
+            "rope_scaling",
+            json!({ "type": "linear", "factor": 4.0 }),
+            "rope_scaling is {\"type\":\"linear\",\"factor\":4.0}, which is not supported",
+        ),
+        (
+            "rope_parameters",
+            json!({ "rope_type": "yarn" }),
+            "rope_parameters.rope_type is \"yarn\", which is not supported",
+        ),
+        (
+            "model_type",
+            json!("mistral"),
+            "model_type is \"mistral\", expected \"llama\"",
+        ),
+        (
+            "hidden_act",
+            json!("gelu"),
+            "hidden_act is \"gelu\", expected \"silu\"",
+        ),
+        (
+            "attention_bias",
+            json!(true),
+            "attention_bias is true, expected false",
+        ),
+        (
+            "vocab_size",
+            json!("many"),
+            "vocab_size is \"many\", expected a non-negative integer",
+        ),
         ("hidden_size", Value::Null, "hidden_size is missing"),
-        ("num_hidden_layers", json!(1u64 << 60), "decoder.num_hidden_layers is 1152921504606846976, expected at most 1024"),
-        ("num_key_value_heads", json!(3), "expected a multiple of num_key_value_heads = 3"),
+        (
+            "num_hidden_layers",
+            json!(1u64 << 60),
+            "decoder.num_hidden_layers is 1152921504606846976, expected at most 1024",
+        ),
+        (
+            "num_key_value_heads",
+            json!(3),
+            "expected a multiple of num_key_value_heads = 3",
+        ),
     ];
     for (key, value, expected) in cases {
         let mut config = config();
         config[key] = value;
         let error = spec_of_config(&config.to_string()).unwrap_err().to_string();
-        assert!(error.contains(expected), "expected {expected:?}, got {error}");
+        assert!(
+            error.contains(expected),
+            "expected {expected:?}, got {error}"
+        );
     }
 }
 
@@ -172,17 +225,40 @@ fn tensors_that_do_not_fit_are_named() {
     all.push(("model.extra.weight".into(), vec![1], vec![0.0]));
     let dir = tempfile::tempdir().unwrap();
     snapshot(dir.path(), &config(), &all);
-    let error = import_hf(dir.path(), &dir.path().join("model"), ImportOptions::default()).unwrap_err().to_string();
-    assert!(error.contains(&format!("{} is missing", removed.0)), "{error}");
+    let error = import_hf(
+        dir.path(),
+        &dir.path().join("model"),
+        ImportOptions::default(),
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains(&format!("{} is missing", removed.0)),
+        "{error}"
+    );
     assert!(error.contains("model.extra.weight is unknown"), "{error}");
     assert!(!dir.path().join("model").exists());
 }
 
 /// A pickle as `torch.save` writes a state dict, every tensor over its own storage.
 fn state_dict(tensors: &[Named], strides_of: impl Fn(&[usize]) -> Vec<usize>) -> Vec<u8> {
-    let text = |s: &str| [b"X".as_slice(), &(s.len() as u32).to_le_bytes(), s.as_bytes()].concat();
+    let text = |s: &str| {
+        [
+            b"X".as_slice(),
+            &(s.len() as u32).to_le_bytes(),
+            s.as_bytes(),
+        ]
+        .concat()
+    };
     let int = |n: usize| [b"J".as_slice(), &(n as i32).to_le_bytes()].concat();
-    let sizes = |s: &[usize]| [b"(".to_vec(), s.iter().flat_map(|&n| int(n)).collect(), b"t".to_vec()].concat();
+    let sizes = |s: &[usize]| {
+        [
+            b"(".to_vec(),
+            s.iter().flat_map(|&n| int(n)).collect(),
+            b"t".to_vec(),
+        ]
+        .concat()
+    };
     let mut out = b"\x80\x02ccollections\nOrderedDict\nq\x00)R(".to_vec();
     for (i, (name, shape, values)) in tensors.iter().enumerate() {
         out.extend(text(name));
@@ -205,22 +281,34 @@ fn write_torch(path: &Path, tensors: &[Named], pickle: &[u8], method: zip::Compr
     zip.start_file("archive/data.pkl", options).unwrap();
     zip.write_all(pickle).unwrap();
     for (i, (_, _, values)) in tensors.iter().enumerate() {
-        zip.start_file(format!("archive/data/{i}"), options).unwrap();
+        zip.start_file(format!("archive/data/{i}"), options)
+            .unwrap();
         zip.write_all(&bytes_of(values)).unwrap();
     }
     zip.finish().unwrap();
 }
 
 fn row_major(shape: &[usize]) -> Vec<usize> {
-    (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect()
+    (0..shape.len())
+        .map(|i| shape[i + 1..].iter().product())
+        .collect()
 }
 
 fn torch_snapshot(dir: &Path, tensors: &[Named]) {
     fs::write(dir.join("config.json"), config().to_string()).unwrap();
-    fs::copy(golden::path("tokenizer/tokenizer.model"), dir.join("tokenizer.model")).unwrap();
+    fs::copy(
+        golden::path("tokenizer/tokenizer.model"),
+        dir.join("tokenizer.model"),
+    )
+    .unwrap();
     for (i, part) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
         let path = dir.join(format!("pytorch_model-{:05}-of-00002.bin", i + 1));
-        write_torch(&path, part, &state_dict(part, row_major), zip::CompressionMethod::Stored);
+        write_torch(
+            &path,
+            part,
+            &state_dict(part, row_major),
+            zip::CompressionMethod::Stored,
+        );
     }
 }
 
@@ -234,7 +322,11 @@ fn torch_shards_import_like_safetensors() {
     check_import(dir.path(), &tensors);
 }
 
-fn read_torch(pickle: &[u8], tensors: &[Named], method: zip::CompressionMethod) -> Result<Vec<(String, View)>> {
+fn read_torch(
+    pickle: &[u8],
+    tensors: &[Named],
+    method: zip::CompressionMethod,
+) -> Result<Vec<(String, View)>> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.bin");
     write_torch(&path, tensors, pickle, method);
@@ -243,7 +335,11 @@ fn read_torch(pickle: &[u8], tensors: &[Named], method: zip::CompressionMethod) 
 
 #[test]
 fn a_transposed_torch_tensor_is_read_through_its_strides() {
-    let tensors = [("w".to_owned(), vec![2, 3], vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0])];
+    let tensors = [(
+        "w".to_owned(),
+        vec![2, 3],
+        vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
+    )];
     let pickle = state_dict(&tensors, |_| vec![1, 2]);
     let found = read_torch(&pickle, &tensors, zip::CompressionMethod::Stored).unwrap();
     assert_eq!(found[0].1.to_f32().unwrap(), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
@@ -255,17 +351,41 @@ fn hostile_torch_files_are_refused() {
     let good = state_dict(&tensors, row_major);
     let stored = zip::CompressionMethod::Stored;
     let refused = |pickle: &[u8], tensors: &[Named], method, expected: &str| {
-        let error = read_torch(pickle, tensors, method).err().unwrap().to_string();
-        assert!(error.contains(expected), "expected {expected:?}, got {error}");
+        let error = read_torch(pickle, tensors, method)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains(expected),
+            "expected {expected:?}, got {error}"
+        );
     };
-    refused(&state_dict(&tensors, |_| vec![1 << 20, 1]), &tensors, stored, "reach beyond the 6 elements stored");
+    refused(
+        &state_dict(&tensors, |_| vec![1 << 20, 1]),
+        &tensors,
+        stored,
+        "reach beyond the 6 elements stored",
+    );
     refused(&good, &[], stored, "no archive/data/0 in the archive");
-    refused(&good, &tensors, zip::CompressionMethod::Deflated, "is compressed, expected it stored");
-    refused(b"\x80\x02ccollections\nCounter\n)R.", &tensors, stored, "global collections.Counter is not on the list");
+    refused(
+        &good,
+        &tensors,
+        zip::CompressionMethod::Deflated,
+        "is compressed, expected it stored",
+    );
+    refused(
+        b"\x80\x02ccollections\nCounter\n)R.",
+        &tensors,
+        stored,
+        "global collections.Counter is not on the list",
+    );
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("old.bin");
     fs::write(&path, b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.").unwrap();
-    let error = torch::read(&MappedBytes::open(&path).unwrap()).err().unwrap().to_string();
+    let error = torch::read(&MappedBytes::open(&path).unwrap())
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("not a torch.save archive"), "{error}");
 }
 
@@ -293,7 +413,10 @@ fn view(values: &[f32], shape: &[usize]) -> View {
 
 /// `[rows, n]` times `[n]`.
 fn product(matrix: &[f32], x: &[f32]) -> Vec<f32> {
-    matrix.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+    matrix
+        .chunks_exact(x.len())
+        .map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum())
+        .collect()
 }
 
 proptest! {

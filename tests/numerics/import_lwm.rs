@@ -72,8 +72,10 @@ fn import(params: &str, out: &Path) -> Result<Written> {
 /// Every tensor of a model directory as f32.
 fn contents(dir: &Path) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let mut weights = Weights::open(dir).unwrap();
-    let list: Vec<(String, Vec<usize>)> =
-        weights.list().map(|(n, _, s)| (n.to_owned(), s.to_vec())).collect();
+    let list: Vec<(String, Vec<usize>)> = weights
+        .list()
+        .map(|(n, _, s)| (n.to_owned(), s.to_vec()))
+        .collect();
     list.into_iter()
         .map(|(name, shape)| {
             let values = weights.tensor(&name, &shape).unwrap();
@@ -86,21 +88,30 @@ fn contents(dir: &Path) -> Vec<(String, Vec<usize>, Vec<f32>)> {
 /// `[rows, columns]` → `[columns, rows]`.
 fn transposed(values: &[f32], rows: usize) -> Vec<f32> {
     let columns = values.len() / rows;
-    (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
+    (0..columns)
+        .flat_map(|c| (0..rows).map(move |r| values[r * columns + c]))
+        .collect()
 }
 
 /// One tensor of `llama/weights.safetensors` as a model directory has it.
 fn expected(golden: &Golden, name: &str, shape: &[usize]) -> Vec<f32> {
     let outside = [
         ("model.embed_tokens.weight", "transformer/wte/embedding"),
-        ("model.vision_embed_tokens.weight", "transformer/vte/embedding"),
+        (
+            "model.vision_embed_tokens.weight",
+            "transformer/vte/embedding",
+        ),
         ("model.norm.weight", "transformer/ln_f/kernel"),
         ("lm_head.weight", "lm_head/kernel"),
         ("vision_head.weight", "vision_head/kernel"),
     ];
     if let Some((_, source)) = outside.iter().find(|(n, _)| *n == name) {
         let values = golden.f32(source);
-        return if name.contains("head") { transposed(&values, shape[1]) } else { values };
+        return if name.contains("head") {
+            transposed(&values, shape[1])
+        } else {
+            values
+        };
     }
     let mut parts = name.strip_prefix("model.layers.").unwrap().splitn(2, '.');
     let layer: usize = parts.next().unwrap().parse().unwrap();
@@ -120,7 +131,11 @@ fn expected(golden: &Golden, name: &str, shape: &[usize]) -> Vec<f32> {
     let all = golden.f32(&format!("transformer/h/scan_decoder/{source}/kernel"));
     let n: usize = shape.iter().product();
     let values = &all[layer * n..(layer + 1) * n];
-    if shape.len() == 2 { transposed(values, shape[1]) } else { values.to_vec() }
+    if shape.len() == 2 {
+        transposed(values, shape[1])
+    } else {
+        values.to_vec()
+    }
 }
 
 /// The model directory holds the golden weights, bit for bit.
@@ -159,14 +174,23 @@ fn an_array_in_more_than_ten_chunks_is_joined_in_numeric_order() {
         let entry = entry.unwrap();
         let tensor = msgpack::tensor(&file, entry.value).unwrap();
         n_chunked += usize::from(tensor.chunks.len() > 1);
-        let bytes: Vec<u8> = tensor.chunks.iter().flat_map(|r| &file[r.clone()]).copied().collect();
-        let values: Vec<f32> =
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let bytes: Vec<u8> = tensor
+            .chunks
+            .iter()
+            .flat_map(|r| &file[r.clone()])
+            .copied()
+            .collect();
+        let values: Vec<f32> = bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect();
         assert_eq!(values, golden.f32(&entry.path.join("/")));
     }
     assert_eq!(n_chunked, 2);
     // Eleven chunks and more: "10" stands before "2" as text.
-    let data: Vec<u8> = (0..26u16).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+    let data: Vec<u8> = (0..26u16)
+        .flat_map(|i| f32::from(i).to_le_bytes())
+        .collect();
     let (mut out, mut at) = (Vec::new(), 0);
     tux::write_array(&mut out, &["w"], ("float32", 4), &[26], 8, |out, n| {
         out.extend_from_slice(&data[at..at + n]);
@@ -177,7 +201,12 @@ fn an_array_in_more_than_ten_chunks_is_joined_in_numeric_order() {
     let entry = msgpack::Stream::new(&out).next().unwrap().unwrap();
     let tensor = msgpack::tensor(&out, entry.value).unwrap();
     assert_eq!(tensor.chunks.len(), 13);
-    let joined: Vec<u8> = tensor.chunks.iter().flat_map(|r| &out[r.clone()]).copied().collect();
+    let joined: Vec<u8> = tensor
+        .chunks
+        .iter()
+        .flat_map(|r| &out[r.clone()])
+        .copied()
+        .collect();
     assert_eq!(joined, data);
 }
 
@@ -197,8 +226,12 @@ enum Layers {
     Apart,
 }
 
-const PLAIN: Variant =
-    Variant { dtype: ("float32", 4), layers: Layers::First, chunk_bytes: tux::CHUNK_BYTES, prefix: &[] };
+const PLAIN: Variant = Variant {
+    dtype: ("float32", 4),
+    layers: Layers::First,
+    chunk_bytes: tux::CHUNK_BYTES,
+    prefix: &[],
+};
 
 /// The golden parameters as a stream of another form.
 fn stream(variant: Variant) -> Vec<u8> {
@@ -206,22 +239,48 @@ fn stream(variant: Variant) -> Vec<u8> {
     let mut out = Vec::new();
     if !variant.prefix.is_empty() {
         out.extend(tux::integer(&["step"], 7));
-        out.extend(tux::array(&["opt_state", "mu", "lm_head", "kernel"], ("float32", 4), &[1], &[0; 4]));
+        out.extend(tux::array(
+            &["opt_state", "mu", "lm_head", "kernel"],
+            ("float32", 4),
+            &[1],
+            &[0; 4],
+        ));
     }
     let mut put = |name: &str, shape: &[usize], values: &[f32]| {
         let bytes: Vec<u8> = match variant.dtype.0 {
-            "float16" => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-            "bfloat16" => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-            "float64" => values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect(),
+            "float16" => values
+                .iter()
+                .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+                .collect(),
+            "bfloat16" => values
+                .iter()
+                .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
+                .collect(),
+            "float64" => values
+                .iter()
+                .flat_map(|v| f64::from(*v).to_le_bytes())
+                .collect(),
             _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         };
-        let path: Vec<&str> = variant.prefix.iter().copied().chain(name.split('/')).collect();
+        let path: Vec<&str> = variant
+            .prefix
+            .iter()
+            .copied()
+            .chain(name.split('/'))
+            .collect();
         let mut at = 0;
-        tux::write_array(&mut out, &path, variant.dtype, shape, variant.chunk_bytes, |out, n| {
-            out.extend_from_slice(&bytes[at..at + n]);
-            at += n;
-            Ok(())
-        })
+        tux::write_array(
+            &mut out,
+            &path,
+            variant.dtype,
+            shape,
+            variant.chunk_bytes,
+            |out, n| {
+                out.extend_from_slice(&bytes[at..at + n]);
+                at += n;
+                Ok(())
+            },
+        )
         .unwrap();
     };
     for name in golden.names().iter().rev() {
@@ -235,7 +294,11 @@ fn stream(variant: Variant) -> Vec<u8> {
             Layers::First => put(name, &shape, &values),
             Layers::Apart => {
                 for layer in 0..shape[0] {
-                    put(&format!("transformer/h/{layer}/{rest}"), &shape[1..], &values[layer * n..(layer + 1) * n]);
+                    put(
+                        &format!("transformer/h/{layer}/{rest}"),
+                        &shape[1..],
+                        &values[layer * n..(layer + 1) * n],
+                    );
                 }
             }
             Layers::Second => {
@@ -264,13 +327,57 @@ fn write(dir: &Path, bytes: &[u8]) -> PathBuf {
 fn stacking_axis_dtype_chunks_and_training_state_make_no_difference() {
     let variants = [
         ("params", PLAIN),
-        ("params", Variant { layers: Layers::Second, ..PLAIN }),
-        ("params", Variant { layers: Layers::Apart, ..PLAIN }),
-        ("params", Variant { dtype: ("bfloat16", 2), layers: Layers::Second, ..PLAIN }),
-        ("params", Variant { dtype: ("float64", 8), ..PLAIN }),
-        ("params", Variant { chunk_bytes: 1000, ..PLAIN }),
-        ("params", Variant { chunk_bytes: 996, layers: Layers::Second, ..PLAIN }),
-        ("trainstate_params", Variant { prefix: &["params", "params"], ..PLAIN }),
+        (
+            "params",
+            Variant {
+                layers: Layers::Second,
+                ..PLAIN
+            },
+        ),
+        (
+            "params",
+            Variant {
+                layers: Layers::Apart,
+                ..PLAIN
+            },
+        ),
+        (
+            "params",
+            Variant {
+                dtype: ("bfloat16", 2),
+                layers: Layers::Second,
+                ..PLAIN
+            },
+        ),
+        (
+            "params",
+            Variant {
+                dtype: ("float64", 8),
+                ..PLAIN
+            },
+        ),
+        (
+            "params",
+            Variant {
+                chunk_bytes: 1000,
+                ..PLAIN
+            },
+        ),
+        (
+            "params",
+            Variant {
+                chunk_bytes: 996,
+                layers: Layers::Second,
+                ..PLAIN
+            },
+        ),
+        (
+            "trainstate_params",
+            Variant {
+                prefix: &["params", "params"],
+                ..PLAIN
+            },
+        ),
     ];
     for (form, variant) in variants {
         let dir = tempfile::tempdir().unwrap();
@@ -284,14 +391,22 @@ fn stacking_axis_dtype_chunks_and_training_state_make_no_difference() {
 #[test]
 fn half_precision_keeps_what_half_precision_can_hold() {
     let dir = tempfile::tempdir().unwrap();
-    let params = write(dir.path(), &stream(Variant { dtype: ("float16", 2), ..PLAIN }));
+    let params = write(
+        dir.path(),
+        &stream(Variant {
+            dtype: ("float16", 2),
+            ..PLAIN
+        }),
+    );
     let out = dir.path().join("model");
     import(&params.display().to_string(), &out).unwrap();
     let golden = Golden::open("llama/weights.safetensors");
     for (name, shape, values) in contents(&out) {
         if !name.starts_with("vqgan.") {
-            let halves: Vec<f32> =
-                expected(&golden, &name, &shape).iter().map(|v| f16::from_f32(*v).to_f32()).collect();
+            let halves: Vec<f32> = expected(&golden, &name, &shape)
+                .iter()
+                .map(|v| f16::from_f32(*v).to_f32())
+                .collect();
             assert_eq!(values, halves, "{name}");
         }
     }
@@ -305,19 +420,29 @@ fn a_flax_document_is_read_like_a_stream() {
         let mut at = &mut tree;
         let parts: Vec<&str> = name.split('/').collect();
         for part in &parts[..parts.len() - 1] {
-            let next = at.entry((*part).to_owned()).or_insert_with(|| serde_json::json!({}));
+            let next = at
+                .entry((*part).to_owned())
+                .or_insert_with(|| serde_json::json!({}));
             at = next.as_object_mut().unwrap();
         }
         at.insert(parts[parts.len() - 1].to_owned(), name.clone().into());
     }
-    fn write_tree(golden: &Golden, tree: &serde_json::Map<String, serde_json::Value>, out: &mut Vec<u8>) {
+    fn write_tree(
+        golden: &Golden,
+        tree: &serde_json::Map<String, serde_json::Value>,
+        out: &mut Vec<u8>,
+    ) {
         out.push(0x80 | tree.len() as u8);
         for (key, value) in tree {
             out.extend(tux::text(key));
             match value.as_str() {
                 None => write_tree(golden, value.as_object().unwrap(), out),
                 Some(name) => {
-                    let bytes: Vec<u8> = golden.f32(name).iter().flat_map(|v| v.to_le_bytes()).collect();
+                    let bytes: Vec<u8> = golden
+                        .f32(name)
+                        .iter()
+                        .flat_map(|v| v.to_le_bytes())
+                        .collect();
                     out.extend(tux::inner(("float32", 4), &golden.shape(name), &bytes));
                 }
             }
@@ -336,11 +461,17 @@ fn a_flax_document_is_read_like_a_stream() {
 fn shards_stay_within_their_limit_and_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("model");
-    let options = ImportOptions { shard_bytes: 200_000, dtype: StoredDtype::Bf16, ..ImportOptions::default() };
+    let options = ImportOptions {
+        shard_bytes: 200_000,
+        dtype: StoredDtype::Bf16,
+        ..ImportOptions::default()
+    };
     import_lwm(&files(&golden_params("params_stream_fp32")), &out, options).unwrap();
     check_golden(&out);
-    let index: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(out.join("model.safetensors.index.json")).unwrap()).unwrap();
+    let index: serde_json::Value = serde_json::from_str(
+        &fs::read_to_string(out.join("model.safetensors.index.json")).unwrap(),
+    )
+    .unwrap();
     let map = index["weight_map"].as_object().unwrap();
     let mut shards: Vec<&str> = map.values().map(|v| v.as_str().unwrap()).collect();
     shards.sort();
@@ -356,18 +487,31 @@ fn shards_stay_within_their_limit_and_change_nothing() {
 #[test]
 fn every_pickle_variant_holds_what_numpy_wrote() {
     let expected = Golden::open("vqgan/variants/expected.safetensors");
-    for name in
-        ["dict_numpy_p2", "dict_numpy_p5", "frozendict_numpy_p4", "frozendict_jax_p4", "frozendict_bf16_p4"]
-    {
+    for name in [
+        "dict_numpy_p2",
+        "dict_numpy_p5",
+        "frozendict_numpy_p4",
+        "frozendict_jax_p4",
+        "frozendict_bf16_p4",
+    ] {
         let file = MappedBytes::open(&golden::path(&format!("vqgan/variants/{name}.pkl"))).unwrap();
         let found = read_pickle(&file).unwrap();
         let names: Vec<&str> = found.keys().map(String::as_str).collect();
-        assert_eq!(names, ["quant_conv/bias", "quant_conv/kernel", "quantize/embeddings"]);
+        assert_eq!(
+            names,
+            [
+                "quant_conv/bias",
+                "quant_conv/kernel",
+                "quantize/embeddings"
+            ]
+        );
         for (tensor, view) in found {
             assert_eq!(view.shape(), expected.shape(&tensor), "{name} {tensor}");
             let mut values = expected.f32(&tensor);
             if name.contains("bf16") {
-                values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
+                values
+                    .iter_mut()
+                    .for_each(|v| *v = bf16::from_f32(*v).to_f32());
             }
             assert_eq!(view.to_f32().unwrap(), values, "{name} {tensor}");
         }
@@ -385,7 +529,10 @@ fn the_layout_lists_the_golden_vqgan_exactly() {
     listed.sort();
     let mut names = golden.names();
     names.sort();
-    let found: Vec<(String, Vec<usize>)> = names.into_iter().map(|n| (n.clone(), golden.shape(&n))).collect();
+    let found: Vec<(String, Vec<usize>)> = names
+        .into_iter()
+        .map(|n| (n.clone(), golden.shape(&n)))
+        .collect();
     assert_eq!(listed, found);
 }
 
@@ -394,20 +541,54 @@ fn refused(bytes: &[u8], expected: &str) {
     let dir = tempfile::tempdir().unwrap();
     let params = write(dir.path(), bytes);
     let error = import(&params.display().to_string(), &dir.path().join("model")).unwrap_err();
-    assert!(error.to_string().contains(expected), "expected {expected:?}, got {error}");
+    assert!(
+        error.to_string().contains(expected),
+        "expected {expected:?}, got {error}"
+    );
     assert_eq!(error.kind(), Kind::BadInput);
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something is left behind");
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "something is left behind"
+    );
 }
 
 #[test]
 fn a_stream_that_does_not_fit_the_model_is_refused_by_name() {
     let whole = stream(PLAIN);
     let lm_head = ["lm_head", "kernel"];
-    refused(&[whole.clone(), tux::array(&lm_head, ("float32", 4), &[1], &[0; 4])].concat(), "lm_head/kernel is in the checkpoint twice");
-    refused(&[whole.clone(), tux::array(&["extra"], ("float32", 4), &[1], &[0; 4])].concat(), "extra is unknown");
-    refused(&[whole.clone(), tux::array(&["extra"], ("int32", 4), &[1], &[0; 4])].concat(), "tensor extra: element type \"int32\"");
-    refused(&tux::array(&lm_head, ("float32", 4), &[1], &[0; 4]), "lm_head/kernel has shape [1], expected [64, 320]");
-    refused(&tux::array(&lm_head, ("float32", 4), &[1], &[0; 4]), "transformer/wte/embedding is missing");
+    refused(
+        &[
+            whole.clone(),
+            tux::array(&lm_head, ("float32", 4), &[1], &[0; 4]),
+        ]
+        .concat(),
+        "lm_head/kernel is in the checkpoint twice",
+    );
+    refused(
+        &[
+            whole.clone(),
+            tux::array(&["extra"], ("float32", 4), &[1], &[0; 4]),
+        ]
+        .concat(),
+        "extra is unknown",
+    );
+    refused(
+        &[
+            whole.clone(),
+            tux::array(&["extra"], ("int32", 4), &[1], &[0; 4]),
+        ]
+        .concat(),
+        "tensor extra: element type \"int32\"",
+    );
+    refused(
+        &tux::array(&lm_head, ("float32", 4), &[1], &[0; 4]),
+        "lm_head/kernel has shape [1], expected [64, 320]",
+    );
+    refused(
+        &tux::array(&lm_head, ("float32", 4), &[1], &[0; 4]),
+        "transformer/wte/embedding is missing",
+    );
     refused(&[], "no tensors in it");
 }
 
@@ -422,20 +603,36 @@ fn a_cut_stream_is_refused_wherever_it_is_cut() {
 #[test]
 fn the_vqgan_pickle_that_is_cut_or_names_other_globals_is_refused() {
     let whole = fs::read(golden::path("vqgan/vqgan.pkl")).unwrap();
-    let system = [b"\x80\x04".as_slice(), b"cos\nsystem\n", b"X\x02\0\0\0ls", b"\x85R."].concat();
+    let system = [
+        b"\x80\x04".as_slice(),
+        b"cos\nsystem\n",
+        b"X\x02\0\0\0ls",
+        b"\x85R.",
+    ]
+    .concat();
     let cases: [(&[u8], &str); 4] = [
         (&whole[..whole.len() / 2], "are left"),
         (&whole[..2], "are left"),
         (&system, "global os.system is not on the list"),
-        (b"not a pickle", "opcode 0x6e at byte 0: not allowed in a checkpoint"),
+        (
+            b"not a pickle",
+            "opcode 0x6e at byte 0: not allowed in a checkpoint",
+        ),
     ];
     for (bytes, expected) in cases {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vqgan.pkl");
         fs::write(&path, bytes).unwrap();
-        let files = LwmFiles { vqgan: Some(path), ..files(&golden_params("params_stream_bf16")) };
-        let error = import_lwm(&files, &dir.path().join("model"), ImportOptions::default()).unwrap_err();
-        assert!(error.to_string().contains(expected), "expected {expected:?}, got {error}");
+        let files = LwmFiles {
+            vqgan: Some(path),
+            ..files(&golden_params("params_stream_bf16"))
+        };
+        let error =
+            import_lwm(&files, &dir.path().join("model"), ImportOptions::default()).unwrap_err();
+        assert!(
+            error.to_string().contains(expected),
+            "expected {expected:?}, got {error}"
+        );
     }
 }
 
@@ -452,7 +649,12 @@ fn a_stopped_import_leaves_nothing() {
         keep_going: &|| calls.replace(calls.get() + 1) < 5,
         ..ImportOptions::default()
     };
-    let error = import_lwm(&files(&golden_params("params_stream_bf16")), &dir.path().join("model"), options).unwrap_err();
+    let error = import_lwm(
+        &files(&golden_params("params_stream_bf16")),
+        &dir.path().join("model"),
+        options,
+    )
+    .unwrap_err();
     assert_eq!(error.kind(), Kind::Interrupted);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -464,12 +666,20 @@ fn only_a_model_is_replaced_and_only_by_force() {
     let params = golden_params("params_stream_bf16");
     import(&params, &out).unwrap();
     let error = import(&params, &out).unwrap_err().to_string();
-    assert!(error.contains("exists and is not empty (--force replaces a model)"), "{error}");
-    let force = || ImportOptions { force: true, ..ImportOptions::default() };
+    assert!(
+        error.contains("exists and is not empty (--force replaces a model)"),
+        "{error}"
+    );
+    let force = || ImportOptions {
+        force: true,
+        ..ImportOptions::default()
+    };
     import_lwm(&files(&params), &out, force()).unwrap();
     check_golden(&out);
     fs::write(out.join("thesis.txt"), "years of work").unwrap();
-    let error = import_lwm(&files(&params), &out, force()).unwrap_err().to_string();
+    let error = import_lwm(&files(&params), &out, force())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("it holds thesis.txt"), "{error}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
@@ -486,14 +696,26 @@ fn verify_counts_what_is_missing_unknown_misshapen_or_not_a_number() {
     bytes[end - 4..].copy_from_slice(&[0xc0, 0x7f, 0x80, 0xff]);
     fs::write(&shard, bytes).unwrap();
     let config = fs::read_to_string(out.join("config.json")).unwrap();
-    fs::write(out.join("config.json"), config.replace("\"vocab_size\": 320", "\"vocab_size\": 321")).unwrap();
+    fs::write(
+        out.join("config.json"),
+        config.replace("\"vocab_size\": 320", "\"vocab_size\": 321"),
+    )
+    .unwrap();
     let report = verify(&out, &|| true).unwrap();
     assert!(!report.is_sound());
     assert_eq!(report.not_finite.values().copied().collect::<Vec<_>>(), [2]);
     assert_eq!(report.misshapen.len(), 2, "{report}");
-    fs::write(out.join("config.json"), config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1")).unwrap();
+    fs::write(
+        out.join("config.json"),
+        config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"),
+    )
+    .unwrap();
     assert_eq!(verify(&out, &|| true).unwrap().unknown.len(), 9);
-    fs::write(out.join("config.json"), config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")).unwrap();
+    fs::write(
+        out.join("config.json"),
+        config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
+    )
+    .unwrap();
     assert_eq!(verify(&out, &|| true).unwrap().missing.len(), 9);
     let error = verify(&out, &|| false).unwrap_err();
     assert_eq!(error.kind(), Kind::Interrupted);
@@ -510,9 +732,14 @@ fn every_model_file_parses_and_names_its_layers() {
         let again = ModelSpec::from_json(&spec.to_json().unwrap()).unwrap();
         assert_eq!(again, spec);
         if !path.ends_with("lwm-golden.toml") {
-            let parameters: usize =
-                layout::decoder_tensors(&spec.decoder).iter().map(|(_, s)| s.iter().product::<usize>()).sum();
-            assert!((6_700_000_000..6_900_000_000).contains(&parameters), "{parameters}");
+            let parameters: usize = layout::decoder_tensors(&spec.decoder)
+                .iter()
+                .map(|(_, s)| s.iter().product::<usize>())
+                .sum();
+            assert!(
+                (6_700_000_000..6_900_000_000).contains(&parameters),
+                "{parameters}"
+            );
         }
         n_files += 1;
     }

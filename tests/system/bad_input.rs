@@ -86,11 +86,7 @@ fn a_file_cut_in_the_middle_answers_from_what_decoded_and_warns() {
     clip(&file, true);
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() * 6 / 10]).unwrap();
-    let json = ask(
-        &text(&file),
-        &["--json", "--fps", "5", "--max-new-tokens", "2"],
-    )
-    .json();
+    let json = ask(&text(&file), &["--json", "--frames", "8"]).json();
     let video = &json["video"][0];
     let frames = video["frames"].as_u64().unwrap();
     assert!((1..20).contains(&frames), "{video}");

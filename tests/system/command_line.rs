@@ -13,7 +13,37 @@ fn check(text: &str, expected: Expect) {
 
 #[test]
 fn the_overview_lists_every_verb() {
-    check(&longreel(&["--help"]).stdout, expect![[r#""#]]);
+    check(
+        &longreel(&["--help"]).stdout,
+        expect![[r#"
+        Ask questions of hours of video
+
+        Usage: longreel [OPTIONS] <COMMAND>
+
+        Commands:
+          ask          Ask a question of one or more videos
+          frames       Write the frames that would be seen, with their exact times
+          encode       Turn videos or images into a reel: frame tokens with times
+          reconstruct  Decode a reel back to a video: see what the model sees
+          generate     Make an image or a video from a description
+          import       Turn a foreign checkpoint into a model directory
+          models       List, show, verify and fetch models
+          plan         Count frames, tokens, bytes and operations before anything runs
+          help         Print this message or the help of the given subcommand(s)
+
+        Options:
+              --json         Print one JSON object on stdout and nothing else there
+          -q, --quiet        No progress on stderr
+              --threads <N>  Threads for decoding, encoding and answering; all cores when absent
+          -h, --help         Print help
+          -V, --version      Print version
+
+        Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 75 stopped and resumable, 130 interrupted.
+
+        Start with:
+          longreel ask holiday.mp4 "What happens at the lake?" --model org/name
+    "#]],
+    );
 }
 
 #[test]
@@ -220,7 +250,12 @@ fn frames_are_listed_with_exact_times() {
     for line in &lines {
         assert!(out.join(line["file"].as_str().unwrap()).is_file());
     }
-    check(&serde_json::to_string(&lines[1]).unwrap(), expect![[r#""#]]);
+    check(
+        &serde_json::to_string(&lines[1]).unwrap(),
+        expect![[
+            r#"{"file":"frame_000030_pts_30030.png","index":30,"pts":30030,"time_base":"1/30000","seconds":1.001,"key":false,"corrupt":false,"width":480,"height":270}"#
+        ]],
+    );
 }
 
 #[test]
