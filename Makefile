@@ -23,7 +23,7 @@ build: deps
 
 lint: deps
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	CLIPPY_CONF_DIR=.ci $(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 
 deps:
 	.ci/deps

@@ -411,6 +411,10 @@ impl View {
         let mut tile = [[[0u8; D]; TILE_COLUMNS]; TILE_ROWS];
         for first in (0..plan.columns).step_by(TILE_COLUMNS) {
             let columns = TILE_COLUMNS.min(plan.columns - first);
+            #[expect(
+                clippy::needless_range_loop,
+                reason = "c counts columns of the source as well as of the tile"
+            )]
             for c in 0..columns {
                 let from = start + (first + c) * plan.column_stride;
                 self.gather(from, rows, plan.row_stride, |r, bytes| {

@@ -222,7 +222,13 @@ fn add(found: &mut BTreeMap<String, View>, tensors: Vec<(String, View)>) -> Resu
 fn safetensors_shard(path: &Path) -> Result<Vec<(String, View)>> {
     let file = open(path)?;
     let mut tensors = Vec::new();
-    for (name, dtype, shape, range) in weights::read_header(file.as_bytes())? {
+    for weights::HeaderEntry {
+        name,
+        dtype,
+        shape,
+        range,
+    } in weights::read_header(file.as_bytes())?
+    {
         let element = Element::from_safetensors(dtype).doing(|| format!("tensor {name}"))?;
         let bytes = file
             .slice(range)

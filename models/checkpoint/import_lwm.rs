@@ -391,7 +391,13 @@ fn latin1(file: &MappedBytes, text: Range<usize>) -> Result<Arc<[u8]>> {
 
 fn safetensors_file(file: &MappedBytes) -> Result<Found> {
     let mut found = Found::new();
-    for (name, dtype, shape, range) in weights::read_header(file.as_bytes())? {
+    for weights::HeaderEntry {
+        name,
+        dtype,
+        shape,
+        range,
+    } in weights::read_header(file.as_bytes())?
+    {
         let element = Element::from_safetensors(dtype).doing(|| format!("tensor {name}"))?;
         let storage = Storage::new(element, vec![mapped(file, range)?])?;
         insert(

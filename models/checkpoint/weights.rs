@@ -89,7 +89,13 @@ impl Weights {
         let bytes = MappedBytes::open(&path).doing(|| path.display().to_string())?;
         let header = read_header(bytes.as_bytes()).doing(|| path.display().to_string())?;
         let shard = self.shards.len();
-        for (name, dtype, shape, range) in header {
+        for HeaderEntry {
+            name,
+            dtype,
+            shape,
+            range,
+        } in header
+        {
             if is_derived(&name) {
                 continue;
             }
@@ -232,10 +238,22 @@ pub fn is_derived(name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
 }
 
-/// Parses the header of a safetensors file: name, dtype, shape and absolute byte range per tensor.
+/// One tensor as the header of a safetensors file states it.
+pub struct HeaderEntry {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its bytes, counted from the start of the file.
+    pub range: Range<usize>,
+}
+
+/// Parses the header of a safetensors file.
 ///
 /// Every range is checked to lie inside `file`; arbitrary bytes give an error, never a panic.
-pub fn read_header(file: &[u8]) -> Result<Vec<(String, Dtype, Vec<usize>, Range<usize>)>> {
+pub fn read_header(file: &[u8]) -> Result<Vec<HeaderEntry>> {
     let bad = |what: String| Error::new(Kind::BadInput, what).doing("read the safetensors header");
     let (header_len, metadata): (usize, Metadata) =
         SafeTensors::read_metadata(file).map_err(|e| bad(e.to_string()))?;
@@ -261,7 +279,12 @@ pub fn read_header(file: &[u8]) -> Result<Vec<(String, Dtype, Vec<usize>, Range<
                 )));
             }
         };
-        tensors.push((name, info.dtype, info.shape.clone(), range));
+        tensors.push(HeaderEntry {
+            name,
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            range,
+        });
     }
     Ok(tensors)
 }

@@ -53,7 +53,7 @@ enum Layer {
     },
     Resnet {
         path: String,
-        block: Resnet,
+        block: Box<Resnet>,
     },
     NormSilu {
         path: String,
@@ -84,17 +84,7 @@ pub struct Vqgan {
 }
 
 impl Vqgan {
-    /// Every tensor that [`Vqgan::load`] takes, with its shape.
-    pub fn tensor_shapes(spec: &VqganSpec) -> Vec<(String, Vec<usize>)> {
-        let mut shapes = Vec::new();
-        for plan in encoder_plan(spec).iter().chain(&decoder_plan(spec)) {
-            plan.tensors(&mut shapes);
-        }
-        shapes.push((EMBEDDINGS.to_owned(), codebook_shape(spec).to_vec()));
-        shapes
-    }
-
-    /// Takes the tensors of `spec` out of `weights`.
+    /// Takes the tensors that `checkpoint::layout::vqgan_tensors` lists for `spec` out of `weights`.
     pub fn load(spec: &VqganSpec, weights: &mut Weights) -> Result<Self> {
         spec.validate()?;
         let doing = || "load the VQGAN";
@@ -375,26 +365,6 @@ fn decoder_plan(spec: &VqganSpec) -> Vec<Plan> {
 }
 
 impl Plan {
-    /// Adds the names and shapes of its tensors.
-    fn tensors(&self, shapes: &mut Vec<(String, Vec<usize>)>) {
-        match self {
-            Self::Conv { path, shape, .. } => {
-                shapes.push((tensor_name(path, "kernel"), shape.to_vec()));
-                shapes.push((tensor_name(path, "bias"), vec![shape[3]]));
-            }
-            Self::NormSilu { path, channels } => {
-                for leaf in ["scale", "bias"] {
-                    shapes.push((tensor_name(path, leaf), vec![*channels]));
-                }
-            }
-            Self::Resnet { path, channels } => {
-                for part in resnet_parts(path, *channels) {
-                    part.tensors(shapes);
-                }
-            }
-        }
-    }
-
     fn load(self, weights: &mut Weights) -> Result<Layer> {
         Ok(match self {
             Self::Conv {
@@ -411,37 +381,11 @@ impl Plan {
                 path,
             },
             Self::Resnet { path, channels } => Layer::Resnet {
-                block: load_resnet(weights, &path, channels)?,
+                block: Box::new(load_resnet(weights, &path, channels)?),
                 path,
             },
         })
     }
-}
-
-/// The layers of a residual block; the shortcut, if any, is last.
-fn resnet_parts(path: &str, [cin, cout]: [usize; 2]) -> Vec<Plan> {
-    let norm = |i: usize, channels: usize| Plan::NormSilu {
-        path: format!("{path}.GroupNorm_{i}"),
-        channels,
-    };
-    let conv = |i: usize, side: usize, cin: usize| {
-        conv_plan(
-            format!("{path}.Conv_{i}"),
-            side,
-            [cin, cout],
-            Sampling::Same,
-        )
-    };
-    let mut parts = vec![
-        norm(0, cin),
-        conv(0, 3, cin),
-        norm(1, cout),
-        conv(1, 3, cout),
-    ];
-    if cin != cout {
-        parts.push(conv(2, 1, cin));
-    }
-    parts
 }
 
 fn load_kernel(weights: &mut Weights, path: &str, shape: [usize; 4]) -> Result<Kernel> {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use longreel_kernels::{codebook, codebook::Codebook, conv, conv::Sampling, group_norm};
 use longreel_models::{
-    checkpoint::weights::Weights,
+    checkpoint::{layout::vqgan_tensors, weights::Weights},
     error::Result,
     spec::VqganSpec,
     vision::{image::to_u8, vqgan::Vqgan},
@@ -163,7 +163,7 @@ fn a_batch_is_its_frames_one_by_one_to_the_bit() {
         vqgan.decode(&codes).unwrap(),
     );
     let ids = vqgan.encode(&pixels).unwrap();
-    for i in 0..2 {
+    for (i, ids) in ids.iter().enumerate() {
         let frame = pixels.narrow(0, i, 1).unwrap();
         assert_eq!(
             bits(&vqgan.latent(&frame).unwrap()),
@@ -172,7 +172,7 @@ fn a_batch_is_its_frames_one_by_one_to_the_bit() {
         );
         assert_eq!(
             vqgan.encode(&frame).unwrap(),
-            [ids[i].clone()],
+            std::slice::from_ref(ids),
             "codes of frame {i}"
         );
         let alone = vqgan.decode(&codes.narrow(0, i, 1).unwrap()).unwrap();
@@ -246,8 +246,7 @@ fn one_wrong_weight_is_traced_to_its_layer() {
 
 #[test]
 fn the_listed_tensors_are_those_of_the_official_checkpoint() {
-    let listed: BTreeMap<String, Vec<usize>> =
-        Vqgan::tensor_shapes(&golden_spec()).into_iter().collect();
+    let listed: BTreeMap<String, Vec<usize>> = vqgan_tensors(&golden_spec()).into_iter().collect();
     let official = golden_tensors()
         .into_iter()
         .map(|(name, (shape, _))| (name, shape))
@@ -514,7 +513,7 @@ fn random_tensors(spec: &VqganSpec) -> Tensors {
             .collect();
         (name, (shape, data))
     };
-    Vqgan::tensor_shapes(spec)
+    vqgan_tensors(spec)
         .into_iter()
         .enumerate()
         .map(tensor)

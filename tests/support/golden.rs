@@ -86,7 +86,9 @@ impl Golden {
 pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len(), "{what}: number of elements");
     let bad: Vec<usize> = (0..got.len())
-        .filter(|&i| !((got[i] - expected[i]).abs() <= tolerance))
+        .filter(|&i| {
+            (got[i] - expected[i]).abs() > tolerance || !(got[i] - expected[i]).is_finite()
+        })
         .collect();
     if bad.is_empty() {
         return;

@@ -177,7 +177,7 @@ pub fn row(file: &Golden, case: &str, row: usize) -> Unpadded {
 /// Tokens of both modalities without meaning.
 pub fn some_tokens(n: usize) -> Vec<Token> {
     let token = |i: u32| {
-        if i % 3 == 0 {
+        if i.is_multiple_of(3) {
             Token::Text(i * 37 % 320)
         } else {
             Token::Vision(i * 53 % 144)
