@@ -95,6 +95,17 @@ impl ReelFrame {
 }
 
 impl ReelHeader {
+    /// Refuses a reel whose codes are not those of a tokenizer with this grid and codebook.
+    pub fn check_codes(&self, grid: usize, codebook: usize) -> Result<()> {
+        if self.grid == grid && self.codebook == codebook {
+            return Ok(());
+        }
+        Err(bad(format!(
+            "the reel was made by {} and has {2}x{2} codes out of {3}, this model makes {1}x{1} out of {codebook}",
+            self.model, grid, self.grid, self.codebook
+        )))
+    }
+
     /// Codes of one frame.
     pub fn codes_per_frame(&self) -> usize {
         self.grid.saturating_mul(self.grid)
@@ -179,6 +190,11 @@ impl ReelWriter {
             path: path.to_owned(),
             n_frames: 0,
         })
+    }
+
+    /// Where the unfinished reel lies.
+    pub fn partial(&self) -> &Path {
+        &self.partial
     }
 
     /// Frames in the file, those of the resumed part included.

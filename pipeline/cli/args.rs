@@ -170,10 +170,6 @@ pub struct AskArgs {
     /// Add prompt and answer ids to the JSON.
     #[arg(long)]
     pub debug_ids: bool,
-
-    /// Number of ranks that share the context.
-    #[arg(long, default_value_t = 1, value_name = "N", hide = true)]
-    pub ring: usize,
 }
 
 /// `longreel frames`

@@ -23,7 +23,7 @@ use crate::{
         output::{Voice, write_stdout},
         resolve,
     },
-    error::{Error, Kind, Result},
+    error::{Context, Error, Kind, Result},
     model::Model,
     plan::{Demand, Plan, available_memory_bytes, peak_memory_bytes},
     stages::{
@@ -100,6 +100,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let model = Model::open(&dir)?;
     let loaded = start.elapsed().as_secs_f64();
 
+    check_reels(&model, &sources)?;
     let prompt = prompt(&model, question, !sources.is_empty())?;
     let progress = Progress::default();
     let plan = check_plan(&model, &prompt, &sources, &options)?;
@@ -218,6 +219,18 @@ fn prompt(model: &Model, question: &str, has_video: bool) -> Result<ChatPrompt> 
     }
 }
 
+/// Codes mean something only to the tokenizer that made them.
+fn check_reels(model: &Model, sources: &[Source]) -> Result<()> {
+    for source in sources {
+        if let (Source::Reel(reel), Some(vqgan)) = (source, &model.spec.vqgan) {
+            reel.header()
+                .check_codes(vqgan.grid(), vqgan.num_embeddings)
+                .doing(|| format!("read {}", reel.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
 fn check_plan(
     model: &Model,
     prompt: &ChatPrompt,
@@ -227,7 +240,7 @@ fn check_plan(
     let demand = Demand {
         // A video that cannot tell is counted as it comes, by the assemble stage.
         frames: stages::expected_frames(sources).unwrap_or(0),
-        text_tokens: prompt.n_text_tokens(sources.len()) as u64,
+        text_tokens: prompt.n_text_tokens(sources.iter().map(Source::n_videos).sum()) as u64,
         max_new_tokens: options.max_new_tokens as u64,
         kv_bytes_per_element: options.kv_dtype.bytes() as u64,
         // Mapped weights are page cache: the system reclaims and rereads them.

@@ -166,24 +166,19 @@ fn predict(plan: &Plan, max_new_tokens: usize) -> Result<Predicted> {
 }
 
 fn source_plan(source: &Source) -> SourcePlan {
-    match source {
-        Source::Video { reader, sampling } => SourcePlan {
-            path: reader.info().path.clone(),
-            duration_s: reader.info().duration.map(|d| d.seconds()),
-            frames: reader.expected_frames(),
-            sampling: sampling.clone(),
-        },
-        Source::Reel(reel) => SourcePlan {
-            path: reel.path().to_owned(),
-            duration_s: reel.header().videos.first().and_then(|v| v.duration_s),
-            frames: Some(reel.n_frames()),
-            sampling: reel
-                .header()
-                .videos
-                .first()
-                .map(|v| v.sampling.clone())
-                .unwrap_or_default(),
-        },
+    let (path, duration_s, sampling) = match source {
+        Source::Video { reader, sampling } => {
+            let info = reader.info();
+            let duration_s = info.duration.map(|d| d.seconds());
+            (info.path.clone(), duration_s, sampling.clone())
+        }
+        Source::Reel(reel) => (reel.path().to_owned(), None, "as in the reel".to_owned()),
+    };
+    SourcePlan {
+        path,
+        duration_s,
+        frames: source.expected_frames(),
+        sampling,
     }
 }
 

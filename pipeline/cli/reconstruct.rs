@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{args::ReconstructArgs, output::Voice, resolve},
-    error::{Context, Error, Kind, Result},
+    error::{Context, Result},
     model::FrameTokenizer,
     reel::ReelReader,
     sources::sampler::{Rate, parse_rate},
@@ -28,7 +28,9 @@ pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let tokenizer = FrameTokenizer::open(&dir)?;
     let mut reel = ReelReader::open(&args.reel)?;
-    check_same_codes(&reel, &tokenizer)?;
+    reel.header()
+        .check_codes(tokenizer.spec.grid(), tokenizer.spec.num_embeddings)
+        .doing(|| format!("reconstruct {}", args.reel.display()))?;
     let side = tokenizer.spec.resolution;
     let mut out = PictureWriter::create(&args.out, side, rate)?;
     let progress = Progress::default();
@@ -52,23 +54,4 @@ pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     voice.say(&result, || {
         format!("{frames} frames in {}", args.out.display())
     })
-}
-
-fn check_same_codes(reel: &ReelReader, tokenizer: &FrameTokenizer) -> Result<()> {
-    let (header, spec) = (reel.header(), &tokenizer.spec);
-    if header.grid == spec.grid() && header.codebook <= spec.num_embeddings {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::BadInput,
-        format!(
-            "the reel {} has {2}x{2} codes out of {3}, the model {1} makes {4}x{4} out of {5}",
-            reel.path().display(),
-            tokenizer.dir.display(),
-            header.grid,
-            header.codebook,
-            spec.grid(),
-            spec.num_embeddings
-        ),
-    ))
 }

@@ -24,7 +24,25 @@ pub enum Source {
     Reel(ReelReader),
 }
 
-/// What leaves the stage. `source` counts from 0 in the order given.
+impl Source {
+    /// Videos that come out of it: a reel may hold several.
+    pub fn n_videos(&self) -> usize {
+        match self {
+            Self::Video { .. } => 1,
+            Self::Reel(reel) => reel.header().videos.len(),
+        }
+    }
+
+    /// Frames that will come out of it; `None` when it cannot say.
+    pub fn expected_frames(&self) -> Option<u64> {
+        match self {
+            Self::Video { reader, .. } => reader.expected_frames(),
+            Self::Reel(reel) => Some(reel.n_frames()),
+        }
+    }
+}
+
+/// What leaves the stage. `source` counts videos from 0 in the order given.
 pub enum Decoded {
     /// A picture still to be encoded.
     Frame {
@@ -59,12 +77,15 @@ pub fn run(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<()> {
-    for (source, from) in sources.into_iter().enumerate() {
-        let listened = match from {
+    let mut next = 0;
+    for source in sources {
+        let first = next;
+        next += source.n_videos();
+        let listened = match source {
             Source::Video { reader, .. } => {
-                video(source, *reader, &mut skip, &out, progress, cancel)?
+                video(first, *reader, &mut skip, &out, progress, cancel)?
             }
-            Source::Reel(reader) => reel(source, reader, &out, progress, cancel)?,
+            Source::Reel(reader) => reel(first, reader, &out, progress, cancel)?,
         };
         if !listened {
             return Ok(());
@@ -106,28 +127,35 @@ fn video(
         .is_ok())
 }
 
-/// `false` when nobody listens any more.
+/// The videos of a reel are `first` and those behind it. `false` when nobody listens any more.
 fn reel(
-    source: usize,
+    first: usize,
     mut reader: ReelReader,
     out: &Sender<Decoded>,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<bool> {
+    let end = |video: usize| Decoded::End {
+        source: first + video,
+        report: None,
+    };
+    let mut video = 0;
     loop {
         cancel.check()?;
         let Some(frame) = progress.decode_busy.measure(|| reader.next_frame())? else {
             break;
         };
         progress.frames_decoded.add(1);
+        while video < frame.video {
+            if out.send(end(video)).is_err() {
+                return Ok(false);
+            }
+            video += 1;
+        }
+        let source = first + frame.video;
         if out.send(Decoded::Encoded { source, frame }).is_err() {
             return Ok(false);
         }
     }
-    Ok(out
-        .send(Decoded::End {
-            source,
-            report: None,
-        })
-        .is_ok())
+    Ok((video..reader.header().videos.len()).all(|video| out.send(end(video)).is_ok()))
 }

@@ -22,7 +22,7 @@ use crate::{
     cancel::Cancel,
     error::{Error, Kind, Result},
     model::{FrameTokenizer, Model},
-    reel::ReelWriter,
+    reel::{ReelReader, ReelWriter},
     stages::{
         answer::Conversation, assemble::Assembly, decode::Source, encode::Encoded,
         exit::FirstFailure, progress::Progress, seen::SourceSeen,
@@ -79,7 +79,7 @@ pub fn view(
         terminators,
         prompt_tokens_max,
     } = viewing;
-    let seen = sources.iter().map(seen_of).collect();
+    let seen = sources.iter().flat_map(seen_of).collect();
     let assembly = Assembly {
         prompt,
         terminators,
@@ -129,7 +129,8 @@ pub fn encode_to_reel(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Vec<SourceSeen>> {
-    let mut seen: Vec<SourceSeen> = sources.iter().map(seen_of).collect();
+    let mut seen: Vec<SourceSeen> = sources.iter().flat_map(seen_of).collect();
+    count_resumed(writer, &mut seen)?;
     let vqgan = Some((&tokenizer.vqgan, tokenizer.spec.resolution));
     let resumed = writer.n_frames();
     let bounds = QueueBounds::default();
@@ -185,18 +186,28 @@ fn write_reel(
     Ok(())
 }
 
-fn seen_of(source: &Source) -> SourceSeen {
+/// Counts the frames that an earlier run left in the partial reel.
+fn count_resumed(writer: &ReelWriter, seen: &mut [SourceSeen]) -> Result<()> {
+    if writer.n_frames() == 0 {
+        return Ok(());
+    }
+    let mut reader = ReelReader::open(writer.partial())?;
+    while let Some(frame) = reader.next_frame()? {
+        if let Some(entry) = seen.get_mut(frame.video) {
+            entry.count(frame.time);
+        }
+    }
+    Ok(())
+}
+
+fn seen_of(source: &Source) -> Vec<SourceSeen> {
     match source {
-        Source::Video { reader, sampling } => SourceSeen::video(reader, sampling),
-        Source::Reel(reel) => SourceSeen::reel(reel),
+        Source::Video { reader, sampling } => vec![SourceSeen::video(reader, sampling)],
+        Source::Reel(reel) => SourceSeen::reel(reel).collect(),
     }
 }
 
 /// Frames that `sources` will give together; `None` when one of them cannot say.
 pub fn expected_frames(sources: &[Source]) -> Option<u64> {
-    let frames = sources.iter().map(|source| match source {
-        Source::Video { reader, .. } => reader.expected_frames(),
-        Source::Reel(reel) => Some(reel.n_frames()),
-    });
-    frames.sum()
+    sources.iter().map(Source::expected_frames).sum()
 }

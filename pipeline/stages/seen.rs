@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     flow::FrameTime,
-    reel::{ReelReader, ReelVideo},
+    reel::ReelReader,
     sources::file::{DecodeReport, FrameReader},
 };
 
@@ -15,6 +15,9 @@ use crate::{
 pub struct SourceSeen {
     /// The file.
     pub path: PathBuf,
+    /// The reel that its frames were kept in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reel: Option<PathBuf>,
     /// Length in seconds, where the container states one.
     pub duration_s: Option<f64>,
     /// Frames taken.
@@ -55,22 +58,20 @@ impl SourceSeen {
         }
     }
 
-    /// A reel of which nothing has been seen yet.
-    pub fn reel(reader: &ReelReader) -> Self {
-        let first: Option<&ReelVideo> = reader.header().videos.first();
-        let sampling = first.map(|v| v.sampling.clone()).unwrap_or_default();
-        Self {
-            duration_s: first.and_then(|v| v.duration_s),
-            time_base: first
-                .map(|v| format!("{}/{}", v.time_base[0], v.time_base[1]))
-                .unwrap_or_default(),
-            ..Self::new(reader.path().to_owned(), sampling)
-        }
+    /// The videos of a reel, of which nothing has been seen yet.
+    pub fn reel(reader: &ReelReader) -> impl Iterator<Item = Self> {
+        reader.header().videos.iter().map(|video| Self {
+            duration_s: video.duration_s,
+            time_base: format!("{}/{}", video.time_base[0], video.time_base[1]),
+            reel: Some(reader.path().to_owned()),
+            ..Self::new(PathBuf::from(&video.path), video.sampling.clone())
+        })
     }
 
     fn new(path: PathBuf, sampling: String) -> Self {
         Self {
             path,
+            reel: None,
             duration_s: None,
             frames: 0,
             fps_effective: None,
