@@ -24,36 +24,69 @@ pub struct Model {
     pub vqgan: Option<Vqgan>,
     /// Context to answer.
     pub decoder: Decoder,
-    /// Bytes of all weights as stored.
-    pub weight_bytes: u64,
 }
 
-impl Model {
-    /// Opens the whole model directory `dir`.
+/// A model directory whose headers have been read: enough to plan with, nothing loaded.
+pub struct ModelFiles {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// What it is made of.
+    pub spec: ModelSpec,
+    /// Text to ids and back.
+    pub tokenizer: Tokenizer,
+    weights: Weights,
+}
+
+impl ModelFiles {
+    /// Reads the configuration, the tokenizer and the headers of the weights in `dir`.
     pub fn open(dir: &Path) -> Result<Self> {
         let doing = || format!("open the model {}", dir.display());
-        let spec = spec_of_directory(dir).doing(doing)?;
-        let tokenizer = Tokenizer::open(dir).doing(doing)?;
-        let mut weights = Weights::open(dir).doing(doing)?;
-        let weight_bytes = weights.total_bytes();
-        let vqgan = spec
-            .vqgan
-            .as_ref()
-            .map(|v| Vqgan::load(v, &mut weights))
-            .transpose()
-            .doing(doing)?;
-        let decoder = Decoder::load(&spec.decoder, &mut weights).doing(doing)?;
-        weights.finish().doing(doing)?;
         Ok(Self {
             dir: dir.to_owned(),
+            spec: spec_of_directory(dir).doing(doing)?,
+            tokenizer: Tokenizer::open(dir).doing(doing)?,
+            weights: Weights::open(dir).doing(doing)?,
+        })
+    }
+
+    /// Bytes that the weights will take in memory, mapped or not.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.total_bytes()
+    }
+
+    /// Whether the model looks at frames.
+    ///
+    /// # Errors
+    /// `BadInput` for a text model.
+    pub fn check_vision(&self) -> Result<&VqganSpec> {
+        self.spec.vqgan.as_ref().ok_or_else(|| no_vision(&self.dir))
+    }
+
+    /// Loads the weights; bf16 matrices stay in the mapped files.
+    pub fn load(self) -> Result<Model> {
+        let Self {
+            dir,
+            spec,
+            tokenizer,
+            mut weights,
+        } = self;
+        let doing = || format!("load the model {}", dir.display());
+        let vqgan = spec.vqgan.as_ref();
+        let vqgan = vqgan.map(|v| Vqgan::load(v, &mut weights)).transpose();
+        let vqgan = vqgan.doing(doing)?;
+        let decoder = Decoder::load(&spec.decoder, &mut weights).doing(doing)?;
+        weights.finish().doing(doing)?;
+        Ok(Model {
+            dir,
             spec,
             tokenizer,
             vqgan,
             decoder,
-            weight_bytes,
         })
     }
+}
 
+impl Model {
     /// The frame tokenizer and its specification.
     ///
     /// # Errors

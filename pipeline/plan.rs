@@ -20,8 +20,10 @@ pub struct Demand {
     pub max_new_tokens: u64,
     /// Bytes of one element of the KV cache.
     pub kv_bytes_per_element: u64,
-    /// Bytes of the weights as stored.
+    /// Bytes that the weights take in memory.
     pub weight_bytes: u64,
+    /// Tokens that go through the decoder together.
+    pub prefill_chunk: u64,
 }
 
 /// Tokens, bytes and operations of a job.
@@ -61,9 +63,9 @@ pub struct Plan {
     pub encode_flops: f64,
 }
 
-/// Working memory beside weights and cache: activations of one prefill chunk,
-/// one group of frames in the tokenizer, decoder buffers.
-const WORKING_BYTES: u64 = 1 << 30;
+/// Working memory beside weights, cache and prefill: decoded pictures in the
+/// queues, the tokenizer's activations for one frame.
+const WORKING_BYTES: u64 = 512 << 20;
 
 impl Plan {
     /// Counts what `demand` takes on a model of `spec`.
@@ -94,7 +96,7 @@ impl Plan {
             total_bytes: demand
                 .weight_bytes
                 .saturating_add(kv_bytes)
-                .saturating_add(WORKING_BYTES),
+                .saturating_add(WORKING_BYTES + prefill_bytes(decoder, demand.prefill_chunk)),
             available_bytes,
             prefill_linear_flops: 2.0 * linear_weights(decoder) * prompt_tokens as f64,
             prefill_attention_flops: attention_flops(decoder, prompt_tokens as f64) / 2.0
@@ -109,9 +111,14 @@ impl Plan {
     }
 
     /// Refuses, with the numbers, a job that does not fit the context or the memory.
-    pub fn check(&self) -> Result<()> {
+    ///
+    /// `option` sets the frames of each of `n_videos`; it goes into the advice.
+    pub fn check(&self, option: &str, n_videos: usize) -> Result<()> {
         if self.context_tokens > self.context_limit {
-            return Err(Error::new(Kind::TooLarge, self.too_long()));
+            return Err(Error::new(
+                Kind::TooLarge,
+                self.too_long(option, n_videos as u64),
+            ));
         }
         if let Some(available) = self.available_bytes.filter(|&a| a < self.total_bytes) {
             return Err(Error::new(
@@ -128,7 +135,8 @@ impl Plan {
         Ok(())
     }
 
-    fn too_long(&self) -> String {
+    fn too_long(&self, option: &str, n_videos: u64) -> String {
+        let each = self.frames_that_fit / n_videos.max(1);
         let text = self.context_tokens - self.vision_tokens;
         if self.frames == 0 {
             return format!(
@@ -144,12 +152,8 @@ impl Plan {
         }
         format!(
             "{} frames and {text} tokens of question and answer make {} tokens, the model's context is {} tokens: \
-             {} frames fit (try --frames {})",
-            self.frames,
-            self.context_tokens,
-            self.context_limit,
-            self.frames_that_fit,
-            self.frames_that_fit
+             {} frames fit (try {option} {each})",
+            self.frames, self.context_tokens, self.context_limit, self.frames_that_fit
         )
     }
 }
@@ -222,10 +226,36 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Bytes that the operating system says can be allocated without swapping (Linux).
+/// Bytes of activations while `chunk` tokens go through one block, in f32.
+fn prefill_bytes(d: &DecoderSpec, chunk: u64) -> u64 {
+    let width = 6 * d.hidden_size + 3 * d.intermediate_size;
+    chunk.saturating_mul(4 * width as u64)
+}
+
+/// Bytes that this process may still take without swapping (Linux): what the
+/// machine has, or less where the control group allows less.
 pub fn available_memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let machine = kib_of(&text, "MemAvailable:")?;
+    Some(control_group_bytes().map_or(machine, |group| group.min(machine)))
+}
+
+/// What the control group leaves, with the file pages that it can drop; `None` without a limit.
+fn control_group_bytes() -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
+    let number = |text: String| text.trim().parse::<u64>().ok();
+    let limit = number(read("memory.max")?)?;
+    let used = number(read("memory.current")?)?;
+    let stat = read("memory.stat")?;
+    let files = stat
+        .lines()
+        .find_map(|l| l.strip_prefix("file ")?.parse::<u64>().ok())?;
+    Some(limit.saturating_sub(used.saturating_sub(files)))
+}
+
+/// The value of `key` in a table of the kernel's in KiB, as bytes.
+fn kib_of(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find(|l| l.starts_with(key))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -252,7 +282,10 @@ fn attention_flops(d: &DecoderSpec, keys: f64) -> f64 {
 /// Operations of the VQGAN's encoder on one frame, by its convolutions.
 fn vqgan_encode_flops(v: &VqganSpec) -> f64 {
     let conv = |side: usize, taps: usize, cin: usize, cout: usize| {
-        2.0 * (side * side * taps * cin * cout) as f64
+        2.0 * [side, side, taps, cin, cout]
+            .map(|n| n as f64)
+            .iter()
+            .product::<f64>()
     };
     let mut side = v.resolution;
     let mut channels = v.hidden_channels;
@@ -284,8 +317,8 @@ fn vqgan_encode_flops(v: &VqganSpec) -> f64 {
 
 /// Most memory this process has held so far (Linux).
 pub fn peak_memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find(|l| l.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    kib.checked_mul(1024)
+    kib_of(
+        &std::fs::read_to_string("/proc/self/status").ok()?,
+        "VmHWM:",
+    )
 }

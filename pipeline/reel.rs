@@ -47,6 +47,8 @@ const FLAG_CORRUPT: u32 = 2;
 pub struct ReelHeader {
     /// The model directory whose VQGAN made the codes.
     pub model: String,
+    /// When its weights were last written, in seconds since 1970.
+    pub model_modified_s: u64,
     /// Side of the code grid.
     pub grid: usize,
     /// Rows of the codebook; every code is below it.
@@ -61,6 +63,10 @@ pub struct ReelHeader {
 pub struct ReelVideo {
     /// The file, as it was named.
     pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was last written, in seconds since 1970.
+    pub modified_s: u64,
     /// Seconds per tick of its records, `[numerator, denominator]`.
     pub time_base: [u32; 2],
     /// Length in seconds, where the container states one.
@@ -159,36 +165,39 @@ impl ReelWriter {
     /// Opens a reel for `header`, resuming a partial file that has the same header.
     ///
     /// # Errors
-    /// `Io` when the place cannot be written.
-    pub fn open(path: &Path, header: ReelHeader) -> Result<Self> {
+    /// `Usage` when the partial file belongs to another job and `force` is not
+    /// given, or another process writes it; `Io` when the place cannot be written.
+    pub fn open(path: &Path, header: ReelHeader, force: bool) -> Result<Self> {
         header.validate()?;
         let partial = partial_path(path);
         let doing = || format!("open the reel {}", partial.display());
-        if let Some(n_frames) = resumable_frames(&partial, &header) {
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(&partial)
-                .doing(doing)?;
-            let end = header_bytes(&header)?.len() as u64 + n_frames * header.record_bytes() as u64;
-            file.set_len(end).doing(doing)?;
-            file.seek(SeekFrom::End(0)).doing(doing)?;
-            return Ok(Self {
-                header,
-                file: BufWriter::new(file),
-                partial,
-                path: path.to_owned(),
-                n_frames,
-            });
+        let resumed = resumable_frames(&partial, &header);
+        if resumed.is_none() && !force && has_frames(&partial) {
+            let message = "it belongs to another job, expected the same videos, sampling and model (--force replaces it)";
+            return Err(Error::new(Kind::Usage, message).doing(doing()));
         }
-        let mut file = BufWriter::new(File::create(&partial).doing(doing)?);
-        file.write_all(&header_bytes(&header)?).doing(doing)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(&partial).doing(doing)?;
+        if file.try_lock().is_err() {
+            let message = "another process is writing it";
+            return Err(Error::new(Kind::Usage, message).doing(doing()));
+        }
+        let head = header_bytes(&header)?;
+        let n_frames = resumed.unwrap_or(0);
+        let records = n_frames * header.record_bytes() as u64;
+        if resumed.is_none() {
+            file.set_len(0).doing(doing)?;
+            file.write_all(&head).doing(doing)?;
+        }
+        file.set_len(head.len() as u64 + records).doing(doing)?;
+        file.seek(SeekFrom::End(0)).doing(doing)?;
         Ok(Self {
             header,
-            file,
+            file: BufWriter::new(file),
             partial,
             path: path.to_owned(),
-            n_frames: 0,
+            n_frames,
         })
     }
 
@@ -250,6 +259,16 @@ impl ReelWriter {
             .doing(|| format!("write {}", self.partial.display()))?;
         std::fs::rename(&self.partial, &self.path)
             .doing(|| format!("write {}", self.path.display()))
+    }
+}
+
+impl Drop for ReelWriter {
+    /// A partial reel without a frame is of no use to the next run.
+    fn drop(&mut self) {
+        if self.n_frames == 0 {
+            // It may be gone already; nothing depends on it.
+            let _ = std::fs::remove_file(&self.partial);
+        }
     }
 }
 
@@ -335,6 +354,11 @@ pub fn partial_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
     PathBuf::from(name)
+}
+
+/// Whether `partial` is a reel that holds work.
+fn has_frames(partial: &Path) -> bool {
+    ReelReader::open(partial).is_ok_and(|reader| reader.n_frames() > 0)
 }
 
 /// Whole frames in `partial` when it exists and was made for exactly `header`.

@@ -28,7 +28,7 @@ pub struct Cli {
     #[arg(long, short, global = true)]
     pub quiet: bool,
 
-    /// Threads for decoding, encoding and answering; all cores when absent.
+    /// Threads for encoding and answering; all cores when absent.
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
 }
@@ -350,7 +350,12 @@ pub struct ImportArgs {
     pub vqgan: Option<PathBuf>,
 
     /// tokenizer.model, tokenizer.json, or a directory that has one.
-    #[arg(long, value_name = "PATH", required_unless_present = "hf")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present = "hf",
+        conflicts_with = "hf"
+    )]
     pub tokenizer: Option<PathBuf>,
 
     /// A Hugging Face LLaMA directory (safetensors or .bin).

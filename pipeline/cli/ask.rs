@@ -1,7 +1,7 @@
 //! `longreel ask`: videos and a question in, an answer out.
 
 use std::{
-    io::{BufRead, IsTerminal},
+    io::{BufRead, IsTerminal, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -24,7 +24,7 @@ use crate::{
         resolve,
     },
     error::{Context, Error, Kind, Result},
-    model::Model,
+    model::{Model, ModelFiles},
     plan::{Demand, Plan, available_memory_bytes, peak_memory_bytes},
     stages::{
         self, QueueBounds, Viewing,
@@ -54,6 +54,9 @@ struct AskJson<'a> {
     generated_ids: Option<Vec<u32>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     follow_ups: Vec<FollowUpJson>,
+    /// Why the follow-up questions ended early.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -94,79 +97,137 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
     let (question, videos) = split_inputs(&args)?;
     let options = options(&args)?;
-    let (sampling, range) = resolve::sampling(&args.sampling)?;
+    let selection = resolve::selection(&args.sampling)?;
+    let sources = resolve::sources(&videos, &selection, cancel)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let sources = resolve::sources(&videos, &sampling, &range, cancel)?;
-    let model = Model::open(&dir)?;
+    let files = ModelFiles::open(&dir)?;
+    check_reels(&files, &sources)?;
+    let prompt = prompt(&files, question, !sources.is_empty())?;
+    let plan = check_plan(&files, &prompt, &sources, &options)?;
+    let model = files.load()?;
     let loaded = start.elapsed().as_secs_f64();
 
-    check_reels(&model, &sources)?;
-    let prompt = prompt(&model, question, !sources.is_empty())?;
     let progress = Progress::default();
-    let plan = check_plan(&model, &prompt, &sources, &options)?;
     progress.frames_expected.add(plan.frames);
     progress.tokens_expected.add(plan.prompt_tokens);
-
     let mut conversation = Conversation::new(&model, options);
     let viewing = viewing(&args, &model, &prompt, sources, &plan);
-    let (video, answer) = voice.show(&progress, || -> Result<_> {
-        let video = stages::view(
+    let bounds = QueueBounds::default();
+    let view = || {
+        stages::view(
             viewing,
             &model,
             &mut conversation,
-            QueueBounds::default(),
+            bounds,
             &progress,
             cancel,
-        )?;
-        let prompt_tokens = conversation.tokens().to_vec();
-        let answer = conversation.answer(&mut speaker(&args, voice), &progress, cancel)?;
-        Ok(((video, prompt_tokens), answer))
-    })?;
-    let (video, prompt_tokens) = video;
-    let seconds = Seconds {
-        load: loaded,
-        decode: progress.decode_busy.get().as_secs_f64(),
-        encode: progress.encode_busy.get().as_secs_f64(),
-        prefill: progress.prefill_busy.get().as_secs_f64(),
-        generate: progress.generate_busy.get().as_secs_f64(),
-        total: start.elapsed().as_secs_f64(),
+        )
     };
-    warn(&video, voice);
-    if !voice.json {
-        finish_text(&args, &answer)?;
-    }
-    let follow_ups = if args.interactive {
-        follow(&args, voice, &mut conversation, &model, cancel)?
-    } else {
-        Vec::new()
-    };
-    if !voice.json {
-        return Ok(());
-    }
-    let ids = |tokens: &[Token]| tokens.iter().map(|t| t.id()).collect::<Vec<u32>>();
-    let json = AskJson {
-        question,
-        answer: answer.text.clone(),
-        finish: answer.finish,
-        model: dir.display().to_string(),
-        video: &video,
-        tokens: Tokens {
-            prompt: prompt_tokens.len(),
-            vision: prompt_tokens.iter().filter(|t| t.is_vision()).count(),
-            context: model.spec.decoder.max_position_embeddings,
-            generated: answer.ids.len(),
+    let video = voice.show(&progress, view)?;
+    let asked = Asked {
+        prompt: conversation.tokens().to_vec(),
+        answer: first_answer(&args, voice, &mut conversation, &progress, cancel)?,
+        seconds: Seconds {
+            load: loaded,
+            decode: progress.decode_busy.get().as_secs_f64(),
+            encode: progress.encode_busy.get().as_secs_f64(),
+            prefill: progress.prefill_busy.get().as_secs_f64(),
+            generate: progress.generate_busy.get().as_secs_f64(),
+            total: start.elapsed().as_secs_f64(),
         },
-        seconds,
-        kv_bytes: conversation.kv_bytes(),
-        peak_memory_bytes: peak_memory_bytes(),
-        prompt_ids: args.debug_ids.then(|| ids(&prompt_tokens)),
-        prompt_vision_mask: args
-            .debug_ids
-            .then(|| prompt_tokens.iter().map(|t| t.is_vision()).collect()),
-        generated_ids: args.debug_ids.then(|| answer.ids.clone()),
-        follow_ups,
     };
-    voice.say(&json, String::new)
+    for source in &video {
+        voice.warn(&source.path, &source.warnings);
+    }
+    if !voice.json {
+        finish_text(&args, &asked.answer)?;
+    }
+    // A follow-up that fails takes no earlier answer with it.
+    let mut follow_ups = Vec::new();
+    let followed = if args.interactive {
+        follow(
+            &args,
+            voice,
+            &mut conversation,
+            &model,
+            &mut follow_ups,
+            cancel,
+        )
+    } else {
+        Ok(())
+    };
+    if voice.json {
+        let error = followed.as_ref().err().map(ToString::to_string);
+        let json = asked.into_json(
+            &args,
+            &model,
+            &video,
+            conversation.kv_bytes(),
+            follow_ups,
+            error,
+        );
+        voice.say(&AskJson { question, ..json }, String::new)?;
+    }
+    followed
+}
+
+/// The first answer, with what it was drawn from.
+struct Asked {
+    prompt: Vec<Token>,
+    answer: Answer,
+    seconds: Seconds,
+}
+
+impl Asked {
+    fn into_json<'a>(
+        self,
+        args: &AskArgs,
+        model: &Model,
+        video: &'a [SourceSeen],
+        kv_bytes: usize,
+        follow_ups: Vec<FollowUpJson>,
+        error: Option<String>,
+    ) -> AskJson<'a> {
+        let ids = || self.prompt.iter().map(|t| t.id()).collect();
+        let vision = || self.prompt.iter().map(|t| t.is_vision()).collect();
+        AskJson {
+            question: "",
+            model: model.dir.display().to_string(),
+            video,
+            tokens: Tokens {
+                prompt: self.prompt.len(),
+                vision: self.prompt.iter().filter(|t| t.is_vision()).count(),
+                context: model.spec.decoder.max_position_embeddings,
+                generated: self.answer.ids.len(),
+            },
+            kv_bytes,
+            peak_memory_bytes: peak_memory_bytes(),
+            prompt_ids: args.debug_ids.then(ids),
+            prompt_vision_mask: args.debug_ids.then(vision),
+            generated_ids: args.debug_ids.then(|| self.answer.ids.clone()),
+            answer: self.answer.text,
+            finish: self.answer.finish,
+            seconds: self.seconds,
+            follow_ups,
+            error,
+        }
+    }
+}
+
+/// Draws the answer; a streamed answer and a bar would write over one another.
+fn first_answer(
+    args: &AskArgs,
+    voice: Voice,
+    conversation: &mut Conversation<'_>,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Answer> {
+    let mut speak = speaker(args, voice);
+    let mut answer = || conversation.answer(&mut speak, progress, cancel);
+    if args.stream {
+        return answer();
+    }
+    voice.show(progress, answer)
 }
 
 /// The last input is the question, those before it are videos.
@@ -209,9 +270,9 @@ fn options(args: &AskArgs) -> Result<AnswerOptions> {
     })
 }
 
-fn prompt(model: &Model, question: &str, has_video: bool) -> Result<ChatPrompt> {
+fn prompt(model: &ModelFiles, question: &str, has_video: bool) -> Result<ChatPrompt> {
     if has_video {
-        model.vision()?;
+        model.check_vision()?;
     }
     match model.spec.model_type {
         ModelType::Lwm if has_video => ChatPrompt::new(&model.tokenizer, question),
@@ -220,7 +281,7 @@ fn prompt(model: &Model, question: &str, has_video: bool) -> Result<ChatPrompt> 
 }
 
 /// Codes mean something only to the tokenizer that made them.
-fn check_reels(model: &Model, sources: &[Source]) -> Result<()> {
+fn check_reels(model: &ModelFiles, sources: &[Source]) -> Result<()> {
     for source in sources {
         if let (Source::Reel(reel), Some(vqgan)) = (source, &model.spec.vqgan) {
             reel.header()
@@ -232,7 +293,7 @@ fn check_reels(model: &Model, sources: &[Source]) -> Result<()> {
 }
 
 fn check_plan(
-    model: &Model,
+    model: &ModelFiles,
     prompt: &ChatPrompt,
     sources: &[Source],
     options: &AnswerOptions,
@@ -243,11 +304,11 @@ fn check_plan(
         text_tokens: prompt.n_text_tokens(sources.iter().map(Source::n_videos).sum()) as u64,
         max_new_tokens: options.max_new_tokens as u64,
         kv_bytes_per_element: options.kv_dtype.bytes() as u64,
-        // Mapped weights are page cache: the system reclaims and rereads them.
-        weight_bytes: model.weight_bytes,
+        weight_bytes: model.weight_bytes(),
+        prefill_chunk: options.prefill_chunk as u64,
     };
     let plan = Plan::new(&model.spec, demand, available_memory_bytes());
-    plan.check()?;
+    plan.check("--frames", sources.iter().map(Source::n_videos).sum())?;
     Ok(plan)
 }
 
@@ -268,8 +329,7 @@ fn viewing<'a>(
             end: args
                 .frame_end
                 .map_or(model.spec.frame_end, resolve::frame_end),
-            end_of_frame_id: model.spec.end_of_frame_id,
-            end_of_vision_id: model.spec.end_of_vision_id,
+            ..FrameTerminators::from(&model.spec)
         },
         prompt_tokens_max: usize::try_from(limit).unwrap_or(usize::MAX),
     }
@@ -294,26 +354,18 @@ fn finish_text(args: &AskArgs, answer: &Answer) -> Result<()> {
     }
 }
 
-fn warn(video: &[SourceSeen], voice: Voice) {
-    for source in video {
-        for warning in &source.warnings {
-            voice.note(&format!("{}: {warning}", source.path.display()));
-        }
-    }
-}
-
 /// One follow-up question a line, until the input ends.
 fn follow(
     args: &AskArgs,
     voice: Voice,
     conversation: &mut Conversation<'_>,
     model: &Model,
+    answers: &mut Vec<FollowUpJson>,
     cancel: &Cancel,
-) -> Result<Vec<FollowUpJson>> {
-    let mut answers = Vec::new();
+) -> Result<()> {
     let ask_again = || {
         if std::io::stdin().is_terminal() {
-            eprint!("> ");
+            let _ = write!(std::io::stderr(), "> ");
         }
     };
     ask_again();
@@ -331,7 +383,7 @@ fn follow(
         }
         ask_again();
     }
-    Ok(answers)
+    Ok(())
 }
 
 /// Lines of stdin from a thread of their own: a blocked read cannot be told to stop.

@@ -43,12 +43,19 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
             format!("{} exists already; --force replaces it", args.out.display()),
         ));
     }
-    let (sampling, range) = resolve::sampling(&args.sampling)?;
+    if args.out.is_dir() {
+        let message = format!(
+            "{} is a directory, expected the name of a file",
+            args.out.display()
+        );
+        return Err(Error::new(Kind::Usage, message));
+    }
+    let selection = resolve::selection(&args.sampling)?;
+    let sources = resolve::sources(&args.videos, &selection, cancel)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let tokenizer = FrameTokenizer::open(&dir)?;
-    let sources = resolve::sources(&args.videos, &sampling, &range, cancel)?;
     let header = header(&tokenizer, &sources)?;
-    let mut writer = ReelWriter::open(&args.out, header)?;
+    let mut writer = ReelWriter::open(&args.out, header, args.force)?;
     let resumed = writer.n_frames();
     if resumed > 0 {
         voice.note(&format!(
@@ -67,6 +74,9 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
             stages::encode_to_reel(sources, &tokenizer, &mut writer, &progress, cancel)
         })
         .doing(|| format!("encode to {}", args.out.display()))?;
+    for source in &video {
+        voice.warn(&source.path, &source.warnings);
+    }
     let frames = writer.n_frames();
     writer.finish()?;
     let result = EncodeJson {
@@ -108,6 +118,7 @@ fn header(tokenizer: &FrameTokenizer, sources: &[Source]) -> Result<ReelHeader> 
     }
     Ok(ReelHeader {
         model: absolute(&tokenizer.dir).display().to_string(),
+        model_modified_s: weights_modified_s(&tokenizer.dir),
         grid: tokenizer.spec.grid(),
         codebook: tokenizer.spec.num_embeddings,
         videos,
@@ -118,6 +129,8 @@ fn reel_video(reader: &FrameReader, sampling: &str) -> ReelVideo {
     let info = reader.info();
     ReelVideo {
         path: absolute(&info.path).display().to_string(),
+        bytes: std::fs::metadata(&info.path).map(|m| m.len()).unwrap_or(0),
+        modified_s: modified_s(&info.path),
         time_base: [info.time_base.num, info.time_base.den],
         duration_s: info.duration.map(|d| d.seconds()),
         sampling: sampling.to_owned(),
@@ -126,4 +139,19 @@ fn reel_video(reader: &FrameReader, sampling: &str) -> ReelVideo {
 
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// When the youngest weights in `dir` were written; 0 when nobody knows.
+fn weights_modified_s(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let paths = files.map(|f| f.path());
+    let weights = paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    weights.map(|p| modified_s(&p)).max().unwrap_or(0)
+}
+
+/// When `path` was last written, in seconds since 1970; 0 when nobody knows.
+fn modified_s(path: &Path) -> u64 {
+    let modified = std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let since = modified.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map_or(0, |d| d.as_secs())
 }

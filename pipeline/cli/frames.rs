@@ -1,9 +1,9 @@
 //! `longreel frames`: what would be seen, as PNG files with exact times.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{BufWriter, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use longreel_models::{
@@ -25,6 +25,7 @@ use crate::{
         file::{DecodeReport, FrameReader, VideoInfo},
         png::write_png,
         sampler::{Sampling, parse_time},
+        temporary::{persist, temporary_beside},
     },
     stages::progress::Progress,
 };
@@ -67,6 +68,7 @@ pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         write_all(&args.out, &mut reader, side, &progress, cancel)
     })?;
     let report = reader.report();
+    voice.warn(&args.video, &report.warnings);
     let result = FramesJson {
         video: reader.info(),
         sampling: resolve::describe(&sampling, &range),
@@ -92,7 +94,7 @@ fn sampling(args: &FramesArgs) -> Result<Sampling> {
     if !args.index.is_empty() {
         return Ok(Sampling::Indices(args.index.clone()));
     }
-    Ok(resolve::sampling(&args.sampling)?.0)
+    Ok(resolve::selection(&args.sampling)?.sampling)
 }
 
 /// Side of the model's input with `--size model`.
@@ -121,9 +123,9 @@ fn write_all(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<u64> {
-    let list: PathBuf = out.join("frames.jsonl");
+    let list = out.join("frames.jsonl");
     let doing = || format!("write {}", list.display());
-    let mut lines = BufWriter::new(File::create(&list).doing(doing)?);
+    let mut lines = BufWriter::new(temporary_beside(&list, ".jsonl").doing(doing)?);
     let mut n = 0;
     while let Some(frame) = reader.next_frame()? {
         cancel.check()?;
@@ -132,7 +134,18 @@ fn write_all(
         n += 1;
         progress.frames_encoded.add(1);
     }
-    lines.flush().doing(doing)?;
+    if n == 0 {
+        let message = format!(
+            "none of the chosen frames of {} decodes",
+            reader.info().path.display()
+        );
+        return Err(Error::new(Kind::BadInput, message));
+    }
+    let file = lines
+        .into_inner()
+        .map_err(|e| Error::from(e.into_error()))
+        .doing(doing)?;
+    persist(file, &list)?;
     Ok(n)
 }
 

@@ -19,7 +19,7 @@ use crate::{
     cancel::Cancel,
     cli::{args::GenerateArgs, output::Voice, resolve},
     error::{Context, Error, Kind, Result},
-    model::Model,
+    model::{Model, ModelFiles},
     plan::{Demand, Plan, available_memory_bytes},
     sources::sampler::parse_rate,
     stages::{picture::PictureWriter, progress::Progress},
@@ -45,16 +45,17 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     check(&args)?;
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let model = Model::open(&dir)?;
-    let (vqgan, spec) = model.vision()?;
-    let mut out = PictureWriter::create(&args.out, spec.resolution, rate)?;
+    let files = ModelFiles::open(&dir)?;
+    let mut out = PictureWriter::create(&args.out, files.check_vision()?.resolution, rate)?;
     let (medium, n_frames) = if out.is_video() {
         (Medium::Video, args.n_frames)
     } else {
         (Medium::Image, 1)
     };
-    let prompt = GenerationPrompt::new(&model.tokenizer, medium, &args.prompt)?;
-    check_plan(&model, &prompt, n_frames)?;
+    let prompt = GenerationPrompt::new(&files.tokenizer, medium, &args.prompt)?;
+    check_plan(&files, &prompt, n_frames)?;
+    let model = files.load()?;
+    let (vqgan, spec) = model.vision()?;
 
     let progress = Progress::default();
     progress.frames_expected.add(n_frames as u64);
@@ -136,25 +137,20 @@ fn check(args: &GenerateArgs) -> Result<()> {
             ));
         }
     }
-    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
-        return Err(Error::new(
-            Kind::Usage,
-            format!("--temperature is {}, expected 0 or more", args.temperature),
-        ));
-    }
-    Ok(())
+    resolve::check_temperature(args.temperature)
 }
 
-fn check_plan(model: &Model, prompt: &GenerationPrompt, n_frames: usize) -> Result<()> {
+fn check_plan(model: &ModelFiles, prompt: &GenerationPrompt, n_frames: usize) -> Result<()> {
     // Guidance keeps two contexts.
     let demand = Demand {
         frames: n_frames as u64,
         text_tokens: prompt.conditional.len() as u64,
         max_new_tokens: 0,
         kv_bytes_per_element: 2 * KvDtype::F32.bytes() as u64,
-        weight_bytes: model.weight_bytes,
+        weight_bytes: model.weight_bytes(),
+        prefill_chunk: prompt.conditional.len() as u64,
     };
-    Plan::new(&model.spec, demand, available_memory_bytes()).check()
+    Plan::new(&model.spec, demand, available_memory_bytes()).check("--n-frames", 1)
 }
 
 /// The first frame with the image's guidance, the later ones with the video's (`lwm/vision_generation.py`).

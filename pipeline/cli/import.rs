@@ -2,13 +2,10 @@
 
 use std::path::Path;
 
-use longreel_models::{
-    checkpoint::{
-        import_hf::import_hf,
-        import_lwm::{LwmFiles, import_lwm},
-        writer::{ImportOptions, StoredDtype},
-    },
-    spec::ModelSpec,
+use longreel_models::checkpoint::{
+    import_hf::import_hf,
+    import_lwm::{LwmFiles, import_lwm},
+    writer::{ImportOptions, StoredDtype},
 };
 use serde::Serialize;
 
@@ -17,8 +14,9 @@ use crate::{
     cli::{
         args::{ImportArgs, WeightDtypeArg},
         output::Voice,
+        resolve,
     },
-    error::{Context, Error, Kind, Result},
+    error::{Error, Kind, Result},
     plan,
 };
 
@@ -72,9 +70,7 @@ pub fn run(args: ImportArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 fn lwm_files(args: &ImportArgs) -> Result<LwmFiles> {
     let missing = |flag: &str| Error::new(Kind::Usage, format!("{flag} is missing"));
     let spec_path = args.spec.as_ref().ok_or_else(|| missing("--spec"))?;
-    let doing = || format!("read {}", spec_path.display());
-    let spec =
-        ModelSpec::from_toml(&std::fs::read_to_string(spec_path).doing(doing)?).doing(doing)?;
+    let spec = resolve::spec_file(spec_path)?;
     Ok(LwmFiles {
         spec,
         params: args

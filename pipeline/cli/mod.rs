@@ -13,13 +13,16 @@ mod reconstruct;
 mod resolve;
 mod signals;
 
-use std::process::ExitCode;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+};
 
 use clap::Parser;
 
 use crate::{
     cli::{
-        args::{Cli, Verb},
+        args::{Cli, ModelsVerb, Verb},
         output::Voice,
         signals::Signals,
     },
@@ -30,12 +33,7 @@ use crate::{
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version go to stdout with code 0, mistakes to stderr with code 2.
-            let code = u8::try_from(error.exit_code()).unwrap_or(2);
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
+        Err(error) => return report_usage(&error),
     };
     let voice = Voice {
         json: cli.json,
@@ -45,10 +43,33 @@ pub fn main() -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return report(&error, voice, 1),
     };
-    match start_threads(cli.threads).and_then(|()| run(cli.verb, voice, &signals)) {
+    let resumable = matches!(
+        cli.verb,
+        Verb::Encode(_) | Verb::Models(ModelsVerb::Pull { .. })
+    );
+    let work = || start_threads(cli.threads).and_then(|()| run(cli.verb, voice, &signals));
+    // Nothing is used after a panic but the message that it left on stderr.
+    let result = catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the program panicked")));
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report(&error, voice, exit_code(&error, &signals)),
+        Err(error) => {
+            let code = exit_code(&error, resumable && signals.terminated());
+            report(&error, voice, code)
+        }
     }
+}
+
+/// Help and version go to stdout with code 0, mistakes to stderr with code 2.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    let code = u8::try_from(error.exit_code()).unwrap_or(2);
+    let _ = error.print();
+    if error.use_stderr() && std::env::args().any(|a| a == "--json") {
+        let message = error.to_string();
+        let message = message.lines().next().unwrap_or_default();
+        say_error(Kind::Usage, message.trim_start_matches("error: "), code);
+    }
+    ExitCode::from(code)
 }
 
 fn run(verb: Verb, voice: Voice, signals: &Signals) -> Result<()> {
@@ -79,11 +100,11 @@ fn start_threads(threads: Option<usize>) -> Result<()> {
     pool.map_err(|e| Error::with_source(Kind::Internal, "start the thread pool", e))
 }
 
-/// Design: 2 bad usage or bad input, 75 stopped by SIGTERM and resumable, 130 interrupted, else 1.
-fn exit_code(error: &Error, signals: &Signals) -> u8 {
+/// 2 bad usage or bad input, 75 stopped by SIGTERM and resumable, 130 interrupted, else 1.
+fn exit_code(error: &Error, resumable: bool) -> u8 {
     match error.kind() {
         Kind::Usage | Kind::BadInput | Kind::NotFound | Kind::TooLarge => 2,
-        Kind::Interrupted if signals.terminated() => 75,
+        Kind::Interrupted if resumable => 75,
         Kind::Interrupted => 130,
         Kind::Io | Kind::Network | Kind::Compute | Kind::Internal => 1,
     }
@@ -103,18 +124,22 @@ struct ErrorBody<'a> {
 
 fn report(error: &Error, voice: Voice, code: u8) -> ExitCode {
     let message = error.to_string();
-    eprintln!("longreel: {message}");
+    output::tell(&message);
     if voice.json && !output::has_spoken() {
-        let kind = format!("{:?}", error.kind());
-        let body = ErrorJson {
-            error: ErrorBody {
-                kind,
-                message: &message,
-                exit_code: code,
-            },
-        };
-        // Stdout may be what failed; the sentence is on stderr already.
-        let _ = output::to_json(&body).and_then(|json| output::write_stdout(&json, true));
+        say_error(error.kind(), &message, code);
     }
     ExitCode::from(code)
+}
+
+/// The one JSON object of a run that failed.
+fn say_error(kind: Kind, message: &str, exit_code: u8) {
+    let body = ErrorJson {
+        error: ErrorBody {
+            kind: format!("{kind:?}"),
+            message,
+            exit_code,
+        },
+    };
+    // Stdout may be what failed; the sentence is on stderr already.
+    let _ = output::to_json(&body).and_then(|json| output::write_stdout(&json, true));
 }

@@ -2,10 +2,12 @@
 
 use std::{
     io::{IsTerminal, Write},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -46,7 +48,14 @@ impl Voice {
     /// Says something on stderr, unless quiet.
     pub fn note(self, text: &str) {
         if !self.quiet {
-            eprintln!("longreel: {text}");
+            tell(text);
+        }
+    }
+
+    /// Says on stderr what the user should know about `path`.
+    pub fn warn<'w>(self, path: &Path, warnings: impl IntoIterator<Item = &'w String>) {
+        for warning in warnings {
+            self.note(&format!("{}: {warning}", path.display()));
         }
     }
 
@@ -55,12 +64,12 @@ impl Voice {
         if self.quiet {
             return work();
         }
-        let done = AtomicBool::new(false);
+        // Dropping the sender, also by a panic, ends the drawing at once.
+        let (working, done) = bounded::<()>(0);
         std::thread::scope(|scope| {
-            scope.spawn(|| draw(progress, &done));
-            let finished = SetOnDrop(&done);
+            scope.spawn(move || draw(progress, &done));
             let result = work();
-            drop(finished);
+            drop(working);
             result
         })
     }
@@ -102,16 +111,12 @@ impl Drop for ByteBar {
     }
 }
 
-/// Tells the drawing thread to stop, also when the work panics.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
+/// One line on stderr; a stderr that was closed is not an error of ours.
+pub fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "longreel: {text}");
 }
 
-fn draw(progress: &Progress, done: &AtomicBool) {
+fn draw(progress: &Progress, done: &Receiver<()>) {
     let start = Instant::now();
     let terminal = std::io::stderr().is_terminal();
     let bar = if terminal {
@@ -120,17 +125,16 @@ fn draw(progress: &Progress, done: &AtomicBool) {
         ProgressBar::hidden()
     };
     let mut next_line = LINE;
-    while !done.load(Ordering::Acquire) {
+    while done.recv_timeout(REDRAW) == Err(RecvTimeoutError::Timeout) {
         let elapsed = start.elapsed();
         let line = progress_line(progress, elapsed);
         if terminal {
             bar.set_message(line);
             bar.tick();
         } else if elapsed >= next_line {
-            eprintln!("longreel: {line}");
+            tell(&line);
             next_line += LINE;
         }
-        std::thread::sleep(REDRAW);
     }
     bar.finish_and_clear();
 }

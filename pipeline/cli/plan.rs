@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{args::PlanArgs, output::Voice, resolve},
-    error::{Context, Error, Kind, Result},
+    error::{Error, Kind, Result},
     plan::{Demand, MachineSpeed, Plan, available_memory_bytes, bytes},
     sources::sampler::Sampling,
     stages::{self, decode::Source},
@@ -57,17 +57,25 @@ struct Facts {
 /// Runs the verb.
 pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let facts = facts(&args, voice, cancel)?;
-    let (sampling, range) = resolve::sampling(&args.sampling)?;
-    let sources = resolve::sources(&args.videos, &sampling, &range, cancel)?;
+    let selection = resolve::selection(&args.sampling)?;
+    let sources = resolve::sources(&args.videos, &selection, cancel)?;
+    if facts.spec.vqgan.is_none() && (!sources.is_empty() || args.hours.is_some()) {
+        let message = format!(
+            "the model {} is a text model, it sees no frames",
+            args.model
+        );
+        return Err(Error::new(Kind::BadInput, message));
+    }
     let demand = Demand {
-        frames: frames(&args, &sources, &sampling)?,
+        frames: frames(&args, &sources, &selection.sampling)?,
         text_tokens: facts.text_tokens,
         max_new_tokens: args.max_new_tokens as u64,
         kv_bytes_per_element: resolve::kv_dtype(args.kv_dtype).bytes() as u64,
         weight_bytes: facts.weight_bytes,
+        prefill_chunk: 512,
     };
     let plan = Plan::new(&facts.spec, demand, available(&args)?);
-    let verdict = plan.check();
+    let verdict = plan.check("--frames", sources.iter().map(Source::n_videos).sum());
     let predicted_seconds = args
         .measure
         .then(|| predict(&plan, args.max_new_tokens))
@@ -88,9 +96,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
     let path = Path::new(&args.model);
     if path.extension().is_some_and(|e| e == "toml") {
-        let doing = || format!("read {}", path.display());
-        let spec =
-            ModelSpec::from_toml(&std::fs::read_to_string(path).doing(doing)?).doing(doing)?;
+        let spec = resolve::spec_file(path)?;
         let weight_bytes = 2 * parameters(&spec);
         // No tokenizer here: a token per character is more than any question takes.
         return Ok(Facts {
@@ -114,7 +120,7 @@ fn parameters(spec: &ModelSpec) -> u64 {
     let shapes = longreel_models::checkpoint::layout::model_tensors(spec);
     shapes
         .iter()
-        .map(|(_, shape)| shape.iter().product::<usize>() as u64)
+        .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
         .sum()
 }
 

@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use longreel_models::{attention::kv_cache::KvDtype, llama::sampler::Draw, spec::FrameEnd};
+use longreel_models::{
+    attention::kv_cache::KvDtype,
+    llama::sampler::Draw,
+    spec::{FrameEnd, ModelSpec},
+};
 
 use crate::{
     cancel::Cancel,
@@ -35,21 +39,44 @@ pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> 
     .doing(|| format!("find the model {model}"))
 }
 
+/// The model file (TOML) at `path`.
+pub fn spec_file(path: &Path) -> Result<ModelSpec> {
+    let doing = || format!("read {}", path.display());
+    let text = std::fs::read_to_string(path).doing(doing)?;
+    ModelSpec::from_toml(&text).doing(doing)
+}
+
+/// Which frames are taken.
+pub struct Selection {
+    /// By which rule.
+    pub sampling: Sampling,
+    /// Out of which part.
+    pub range: TimeRange,
+    /// Whether the user asked for it, or it is the default.
+    asked_for: bool,
+}
+
 /// Which frames, and the range they come from.
-pub fn sampling(args: &SamplingArgs) -> Result<(Sampling, TimeRange)> {
+pub fn selection(args: &SamplingArgs) -> Result<Selection> {
     let sampling = match (&args.fps, args.frames, args.all_frames) {
-        (Some(rate), ..) => Sampling::Fps(parse_rate(rate).doing(|| "--fps")?),
+        (Some(rate), ..) => Some(Sampling::Fps(parse_rate(rate).doing(|| "--fps")?)),
         (None, Some(0), _) => {
-            return Err(Error::new(
-                Kind::Usage,
-                "--frames is 0, expected at least 1",
-            ));
+            let message = "--frames is 0, expected at least 1";
+            return Err(Error::new(Kind::Usage, message));
         }
-        (None, Some(n), _) => Sampling::Uniform(n),
-        (None, None, true) => Sampling::Every,
-        (None, None, false) => Sampling::Fps(parse_rate(DEFAULT_RATE)?),
+        (None, Some(n), _) => Some(Sampling::Uniform(n)),
+        (None, None, true) => Some(Sampling::Every),
+        (None, None, false) => None,
     };
-    Ok((sampling, range(args)?))
+    let range = range(args)?;
+    Ok(Selection {
+        asked_for: sampling.is_some() || range != TimeRange::ALL,
+        sampling: match sampling {
+            Some(sampling) => sampling,
+            None => Sampling::Fps(parse_rate(DEFAULT_RATE)?),
+        },
+        range,
+    })
 }
 
 /// The range that `--from` and `--to` give.
@@ -64,27 +91,29 @@ pub fn range(args: &SamplingArgs) -> Result<TimeRange> {
 }
 
 /// Opens every input: reels as they are, everything else as video.
-pub fn sources(
-    paths: &[PathBuf],
-    sampling: &Sampling,
-    range: &TimeRange,
-    cancel: &Cancel,
-) -> Result<Vec<Source>> {
-    paths
-        .iter()
-        .map(|path| source(path, sampling, range, cancel))
-        .collect()
+pub fn sources(paths: &[PathBuf], selection: &Selection, cancel: &Cancel) -> Result<Vec<Source>> {
+    let open = |path: &PathBuf| source(path, selection, cancel);
+    paths.iter().map(open).collect()
 }
 
-fn source(path: &Path, sampling: &Sampling, range: &TimeRange, cancel: &Cancel) -> Result<Source> {
-    if reel::is_reel(path) {
-        return Ok(Source::Reel(ReelReader::open(path)?));
+fn source(path: &Path, selection: &Selection, cancel: &Cancel) -> Result<Source> {
+    let Selection {
+        sampling, range, ..
+    } = selection;
+    if !reel::is_reel(path) {
+        return Ok(Source::Video {
+            reader: Box::new(FrameReader::open(path, sampling, range, cancel.clone())?),
+            sampling: describe(sampling, range),
+        });
     }
-    let reader = FrameReader::open(path, sampling, range, cancel.clone())?;
-    Ok(Source::Video {
-        reader: Box::new(reader),
-        sampling: describe(sampling, range),
-    })
+    if selection.asked_for {
+        let message = format!(
+            "{} is a reel, whose frames were chosen when it was made: expected no --fps, --frames, --all-frames, --from or --to",
+            path.display()
+        );
+        return Err(Error::new(Kind::Usage, message));
+    }
+    Ok(Source::Reel(ReelReader::open(path)?))
 }
 
 /// The sampling in words, as it is echoed: `1 frame/s from 00:00:10.000`.
@@ -104,14 +133,18 @@ pub fn describe(sampling: &Sampling, range: &TimeRange) -> String {
     words
 }
 
+/// Refuses a temperature that is no temperature.
+pub fn check_temperature(temperature: f64) -> Result<()> {
+    if temperature.is_finite() && temperature >= 0.0 {
+        return Ok(());
+    }
+    let message = format!("--temperature is {temperature}, expected 0 or more");
+    Err(Error::new(Kind::Usage, message))
+}
+
 /// How ids are drawn.
 pub fn draw(args: &DrawArgs) -> Result<Draw> {
-    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
-        return Err(Error::new(
-            Kind::Usage,
-            format!("--temperature is {}, expected 0 or more", args.temperature),
-        ));
-    }
+    check_temperature(args.temperature)?;
     if args.top_k == Some(0) {
         return Err(Error::new(Kind::Usage, "--top-k is 0, expected at least 1"));
     }

@@ -17,7 +17,10 @@ use std::{
 
 use ffmpeg_next::{self as av, ffi};
 
-use super::{info::VideoInfo, orientation::Orientation, sampler::Rate, splices::Splices};
+use super::{
+    info::VideoInfo, orientation::Orientation, sampler::Rate, splices::Splices,
+    temporary::temporary_beside,
+};
 use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
@@ -908,7 +911,7 @@ impl VideoWriter {
         prepare();
         forget_messages();
         let (width, height) = writable_size(size)?;
-        let file = temporary_beside(path)?;
+        let file = temporary_beside(path, ".mp4")?;
         let mut output =
             av::format::output_as(&file_url(file.path())?, "mp4").map_err(write_failed)?;
         let encoder = open_encoder((width, height), frame_rate)?;
@@ -1064,29 +1067,6 @@ fn writable_size((width, height): (usize, usize)) -> Result<(c_int, c_int)> {
             format!("the frames are {width}x{height}, expected even numbers from 2 to 16384"),
         )
     })
-}
-
-/// A file in the directory of `path` that vanishes unless it is renamed.
-fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile> {
-    use std::os::unix::fs::PermissionsExt;
-    if path.is_dir() {
-        return Err(Error::new(
-            Kind::Usage,
-            "is a directory, expected the name of a file",
-        ));
-    }
-    let directory = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    // The usual mode of a new file; the process's mask takes its bits away.
-    let mode = std::fs::Permissions::from_mode(0o666);
-    let mut builder = tempfile::Builder::new();
-    builder
-        .prefix(".longreel-")
-        .suffix(".mp4")
-        .permissions(mode);
-    Ok(builder.tempfile_in(directory)?)
 }
 
 fn open_encoder(

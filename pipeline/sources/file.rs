@@ -282,8 +282,11 @@ impl FrameReader {
 
     /// The next chosen frame in presentation order.
     pub fn next_frame(&mut self) -> Result<Option<Frame>> {
-        self.advance()
-            .doing(|| format!("decode {}", self.info.path.display()))
+        self.advance().doing(|| {
+            let at = self.pending().map(|t| Pts::new(t, self.info.time_base));
+            let at = at.map_or(String::new(), |t| format!("frame at {t} of "));
+            format!("decode {at}{}", self.info.path.display())
+        })
     }
 
     fn advance(&mut self) -> Result<Option<Frame>> {

@@ -5,22 +5,16 @@ use std::{fs::File, io::BufWriter, path::Path};
 use crate::{
     error::{Context, Error, Kind, Result},
     flow::RgbImage,
+    sources::temporary::{persist, temporary_beside},
 };
 
 /// Writes `image` to `path`, through a temporary name beside it: a stopped
 /// write leaves no half picture.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
     let doing = || format!("write {}", path.display());
-    let dir = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let file = tempfile::NamedTempFile::new_in(dir).doing(doing)?;
+    let file = temporary_beside(path, ".png").doing(doing)?;
     encode(image, file.as_file()).doing(doing)?;
-    file.persist(path)
-        .map_err(|e| Error::from(e.error))
-        .doing(doing)?;
-    Ok(())
+    persist(file, path)
 }
 
 fn encode(image: &RgbImage, file: &File) -> Result<()> {

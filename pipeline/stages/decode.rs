@@ -4,7 +4,7 @@ use crossbeam_channel::Sender;
 
 use crate::{
     cancel::Cancel,
-    error::{Context, Result},
+    error::Result,
     flow::Frame,
     reel::{ReelFrame, ReelReader},
     sources::file::{DecodeReport, FrameReader},
@@ -103,11 +103,9 @@ fn video(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<bool> {
-    let path = reader.info().path.clone();
     loop {
         cancel.check()?;
-        let frame = progress.decode_busy.measure(|| reader.next_frame());
-        let Some(frame) = frame.doing(|| format!("decode {}", path.display()))? else {
+        let Some(frame) = progress.decode_busy.measure(|| reader.next_frame())? else {
             break;
         };
         progress.frames_decoded.add(1);

@@ -94,7 +94,9 @@ pub fn view(
     let (decoded_out, decoded_in) = bounded(bounds.frames);
     let (encoded_out, encoded_in) = bounded(bounds.frame_tokens);
     let (pieces_out, pieces_in) = bounded(bounds.pieces);
-    let failure = FirstFailure::new(cancel.clone());
+    let stop = cancel.child();
+    let failure = FirstFailure::new(stop.clone());
+    let cancel = &stop;
     let seen = thread::scope(|scope| {
         scope.spawn(|| {
             failure.run("decode", || {
@@ -137,7 +139,9 @@ pub fn encode_to_reel(
 
     let (decoded_out, decoded_in) = bounded(bounds.frames);
     let (encoded_out, encoded_in) = bounded(bounds.frame_tokens);
-    let failure = FirstFailure::new(cancel.clone());
+    let stop = cancel.child();
+    let failure = FirstFailure::new(stop.clone());
+    let cancel = &stop;
     let written = thread::scope(|scope| {
         scope.spawn(|| {
             failure.run("decode", || {

@@ -16,33 +16,33 @@ fn the_overview_lists_every_verb() {
     check(
         &longreel(&["--help"]).stdout,
         expect![[r#"
-        Ask questions of hours of video
+            Ask questions of hours of video
 
-        Usage: longreel [OPTIONS] <COMMAND>
+            Usage: longreel [OPTIONS] <COMMAND>
 
-        Commands:
-          ask          Ask a question of one or more videos
-          frames       Write the frames that would be seen, with their exact times
-          encode       Turn videos or images into a reel: frame tokens with times
-          reconstruct  Decode a reel back to a video: see what the model sees
-          generate     Make an image or a video from a description
-          import       Turn a foreign checkpoint into a model directory
-          models       List, show, verify and fetch models
-          plan         Count frames, tokens, bytes and operations before anything runs
-          help         Print this message or the help of the given subcommand(s)
+            Commands:
+              ask          Ask a question of one or more videos
+              frames       Write the frames that would be seen, with their exact times
+              encode       Turn videos or images into a reel: frame tokens with times
+              reconstruct  Decode a reel back to a video: see what the model sees
+              generate     Make an image or a video from a description
+              import       Turn a foreign checkpoint into a model directory
+              models       List, show, verify and fetch models
+              plan         Count frames, tokens, bytes and operations before anything runs
+              help         Print this message or the help of the given subcommand(s)
 
-        Options:
-              --json         Print one JSON object on stdout and nothing else there
-          -q, --quiet        No progress on stderr
-              --threads <N>  Threads for decoding, encoding and answering; all cores when absent
-          -h, --help         Print help
-          -V, --version      Print version
+            Options:
+                  --json         Print one JSON object on stdout and nothing else there
+              -q, --quiet        No progress on stderr
+                  --threads <N>  Threads for encoding and answering; all cores when absent
+              -h, --help         Print help
+              -V, --version      Print version
 
-        Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 75 stopped and resumable, 130 interrupted.
+            Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 75 stopped and resumable, 130 interrupted.
 
-        Start with:
-          longreel ask holiday.mp4 "What happens at the lake?" --model org/name
-    "#]],
+            Start with:
+              longreel ask holiday.mp4 "What happens at the lake?" --model org/name
+        "#]],
     );
 }
 
@@ -161,6 +161,127 @@ fn several_videos_stand_in_one_prompt_in_order() {
     let json = longreel(&args).json();
     assert_eq!(json["video"].as_array().unwrap().len(), 2);
     assert_eq!(json["tokens"]["vision"], 4 * 257);
+}
+
+#[test]
+fn a_reel_of_two_videos_is_asked_as_two_videos() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = golden_model().display().to_string();
+    let [a, b] = ["h265_video.mp4", "av1_video.mkv"].map(|c| golden::clip(c).display().to_string());
+    let reel = dir.path().join("two.reel").display().to_string();
+    longreel(&[
+        "encode", &a, &b, "--out", &reel, "--model", &model, "--frames", "2", "--json",
+    ])
+    .json();
+    let ask = |inputs: &[&str], more: &[&str]| {
+        let end = [
+            "Which?",
+            "--model",
+            &model,
+            "--max-new-tokens",
+            "2",
+            "--debug-ids",
+            "--json",
+        ];
+        longreel(&[&["ask"], inputs, &end, more].concat()).json()
+    };
+    let from_videos = ask(&[&a, &b], &["--frames", "2"]);
+    let from_reel = ask(&[&reel], &[]);
+    assert_eq!(from_videos["prompt_ids"], from_reel["prompt_ids"]);
+    for (video, kept) in [(0, 0), (1, 1)] {
+        for key in ["ticks", "time_base", "index", "duration_s"] {
+            assert_eq!(
+                from_videos["video"][video][key], from_reel["video"][kept][key],
+                "{key}"
+            );
+        }
+    }
+}
+
+#[test]
+fn options_that_a_reel_cannot_follow_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = golden_model().display().to_string();
+    let clip = golden_clip().display().to_string();
+    let reel = dir.path().join("a.reel").display().to_string();
+    longreel(&[
+        "encode", &clip, "--out", &reel, "--model", &model, "--frames", "2", "--json",
+    ])
+    .json();
+    longreel(&["ask", &reel, "What?", "--model", &model, "--fps", "2"]).refused(2, "is a reel");
+}
+
+#[test]
+fn a_failing_follow_up_loses_no_answer() {
+    use std::io::Write;
+    let model = golden_model().display().to_string();
+    let clip = golden_clip().display().to_string();
+    let mut child = command()
+        .args([
+            "ask",
+            &clip,
+            "What?",
+            "--model",
+            &model,
+            "--frames",
+            "2",
+            "--max-new-tokens",
+            "4",
+            "--interactive",
+            "--json",
+        ])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let long = format!("And?\n{}\n", "why ".repeat(25_000));
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(long.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["follow_ups"].as_array().unwrap().len(), 1);
+    assert!(
+        json["error"].as_str().unwrap().contains("context"),
+        "{json}"
+    );
+}
+
+#[test]
+fn usage_errors_are_json_too() {
+    let run = longreel(&["ask", "--json", "--nonsense"]);
+    assert_eq!(run.code, 2);
+    let json: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(json["error"]["kind"], "Usage");
+}
+
+#[test]
+fn the_answer_ends_before_a_stop_text() {
+    let model = golden_model().display().to_string();
+    let clip = golden_clip().display().to_string();
+    let ask = |more: &[&str]| {
+        let start = [
+            "ask",
+            &clip,
+            "What is the video about?",
+            "--model",
+            &model,
+            "--frames",
+            "4",
+            "--max-new-tokens",
+            "32",
+            "--json",
+        ];
+        longreel(&[&start, more].concat()).json()
+    };
+    let whole = ask(&[])["answer"].as_str().unwrap().to_owned();
+    let stopped = ask(&["--stop", "the"]);
+    assert_eq!(stopped["answer"].as_str(), whole.split("the").next());
+    assert_eq!(stopped["finish"], "stop");
 }
 
 #[test]

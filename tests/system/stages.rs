@@ -13,12 +13,15 @@ use proptest::prelude::*;
 fn header() -> ReelHeader {
     let video = |path: &str, den| ReelVideo {
         path: path.into(),
+        bytes: 1000,
+        modified_s: 1,
         time_base: [1, den],
         duration_s: Some(2.0),
         sampling: "every frame".into(),
     };
     ReelHeader {
         model: "m".into(),
+        model_modified_s: 2,
         grid: 2,
         codebook: 16,
         videos: vec![video("a", 90_000), video("b", 1000)],
@@ -42,7 +45,7 @@ fn a_reel_gives_back_what_was_appended() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.reel");
     let frames: Vec<ReelFrame> = (0..7).map(|i| frame(usize::from(i > 3), i)).collect();
-    let mut writer = ReelWriter::open(&path, header()).unwrap();
+    let mut writer = ReelWriter::open(&path, header(), false).unwrap();
     frames.iter().for_each(|f| writer.append(f).unwrap());
     assert!(
         !path.exists(),
@@ -66,7 +69,7 @@ fn a_reel_gives_back_what_was_appended() {
 fn a_record_cut_short_is_left_out_and_written_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.reel");
-    let mut writer = ReelWriter::open(&path, header()).unwrap();
+    let mut writer = ReelWriter::open(&path, header(), false).unwrap();
     (0..5).for_each(|i| writer.append(&frame(0, i)).unwrap());
     writer.flush().unwrap();
     drop(writer);
@@ -78,7 +81,7 @@ fn a_record_cut_short_is_left_out_and_written_again() {
         .unwrap()
         .set_len(length - 3)
         .unwrap();
-    let mut writer = ReelWriter::open(&path, header()).unwrap();
+    let mut writer = ReelWriter::open(&path, header(), false).unwrap();
     assert_eq!(writer.n_frames(), 4);
     writer.append(&frame(0, 4)).unwrap();
     writer.finish().unwrap();
@@ -86,10 +89,26 @@ fn a_record_cut_short_is_left_out_and_written_again() {
 }
 
 #[test]
-fn a_partial_reel_of_another_job_is_not_continued() {
+fn two_jobs_do_not_write_the_same_reel() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.reel");
-    let mut writer = ReelWriter::open(&path, header()).unwrap();
+    let writer = ReelWriter::open(&path, header(), false).unwrap();
+    let refused = ReelWriter::open(&path, header(), false)
+        .map(drop)
+        .unwrap_err();
+    assert!(refused.to_string().contains("another process"), "{refused}");
+    drop(writer);
+    assert!(
+        !reel::partial_path(&path).exists(),
+        "an empty partial reel stays behind"
+    );
+}
+
+#[test]
+fn a_partial_reel_of_another_job_is_neither_continued_nor_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.reel");
+    let mut writer = ReelWriter::open(&path, header(), false).unwrap();
     writer.append(&frame(0, 0)).unwrap();
     writer.flush().unwrap();
     drop(writer);
@@ -97,7 +116,18 @@ fn a_partial_reel_of_another_job_is_not_continued() {
         model: "another".into(),
         ..header()
     };
-    assert_eq!(ReelWriter::open(&path, other).unwrap().n_frames(), 0);
+    let refused = ReelWriter::open(&path, other.clone(), false)
+        .map(drop)
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("belongs to another job"),
+        "{refused}"
+    );
+    assert_eq!(
+        ReelWriter::open(&path, header(), false).unwrap().n_frames(),
+        1
+    );
+    assert_eq!(ReelWriter::open(&path, other, true).unwrap().n_frames(), 0);
 }
 
 proptest! {
