@@ -1,0 +1,101 @@
+//! The logic of every fuzz target: arbitrary bytes in, no panic out. A finding
+//! is a panic; what is not understood must be an error.
+
+use longreel::{
+    reel,
+    sources::sampler::{parse_rate, parse_time},
+};
+use longreel_models::{
+    checkpoint::{msgpack, pickle, weights},
+    context::tokenizer::{Tokenizer, TokenizerConfig},
+    spec::ModelSpec,
+};
+
+/// A target's name and its function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 6] = [
+    ("msgpack", msgpack_stream),
+    ("pickle", pickle_file),
+    ("safetensors_header", safetensors_header),
+    ("tokenizer", tokenizer_round_trip),
+    ("config", config),
+    ("reel", reel_file),
+];
+
+/// LWM's streaming checkpoint, as a stream and as one document; ranges lie inside the file.
+pub fn msgpack_stream(bytes: &[u8]) {
+    for entry in msgpack::Stream::new(bytes).flatten() {
+        if let Ok(tensor) = msgpack::tensor(bytes, entry.value) {
+            let inside = |r: &std::ops::Range<usize>| bytes.get(r.clone()).is_some();
+            assert!(
+                tensor.chunks.iter().all(inside),
+                "a chunk lies outside the file"
+            );
+        }
+    }
+    let _ = msgpack::document(bytes);
+}
+
+/// The pickle interpreter, for both writers it knows.
+pub fn pickle_file(bytes: &[u8]) {
+    let _ = pickle::read(bytes, pickle::Writer::Numpy);
+    let _ = pickle::read(bytes, pickle::Writer::Torch);
+}
+
+/// The header of a safetensors file; ranges lie inside the file.
+pub fn safetensors_header(bytes: &[u8]) {
+    if let Ok(entries) = weights::read_header(bytes) {
+        for entry in entries {
+            assert!(
+                bytes.get(entry.range).is_some(),
+                "{} lies outside the file",
+                entry.name
+            );
+        }
+    }
+}
+
+/// Bytes as a SentencePiece model; then text through one: ids back to text, streamed and whole alike.
+pub fn tokenizer_round_trip(bytes: &[u8]) {
+    let config = TokenizerConfig::default();
+    let Ok(tokenizer) = Tokenizer::from_sentencepiece(bytes, &config) else {
+        return;
+    };
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(256)]);
+    let Ok(ids) = tokenizer.encode_plain(&text) else {
+        return;
+    };
+    let mut stream = tokenizer.stream();
+    let mut streamed = String::new();
+    for &id in &ids {
+        if let Ok(Some(piece)) = stream.push(id) {
+            streamed += &piece;
+        }
+    }
+    if let (Ok(rest), Ok(whole)) = (stream.finish(), tokenizer.decode(&ids, true)) {
+        assert_eq!(streamed + &rest, whole, "streamed and whole text differ");
+    }
+}
+
+/// A model's configuration in either form, and the texts of the command line that become numbers.
+pub fn config(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(spec) = ModelSpec::from_toml(&text) {
+        let json = spec.to_json().unwrap_or_default();
+        assert_eq!(
+            ModelSpec::from_json(&json).ok(),
+            Some(spec),
+            "config.json does not give the model back"
+        );
+    }
+    let _ = ModelSpec::from_json(&text);
+    let _ = parse_rate(&text);
+    let _ = parse_time(&text);
+}
+
+/// A reel held in memory.
+pub fn reel_file(bytes: &[u8]) {
+    let _ = reel::parse(bytes);
+}
