@@ -1,5 +1,5 @@
-//! Each stage alone, on the clips and the tiny checkpoint of the tests, and the
-//! kernels at the shapes of LWM-7B: median and spread, by Criterion.
+//! Decoding on the clips of the tests and preprocessing at 1080p: median and
+//! spread, by Criterion.
 
 use std::{hint::black_box, path::Path};
 

@@ -49,7 +49,10 @@ pub enum Verb {
     /// Turn a foreign checkpoint into a model directory.
     Import(ImportArgs),
     /// List, show, verify and fetch models.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  longreel models pull org/name\n  longreel models verify lwm/"
+    )]
     Models(ModelsVerb),
     /// Count frames, tokens, bytes and operations before anything runs.
     Plan(PlanArgs),

@@ -60,6 +60,7 @@ fn every_verb_has_help_with_an_example() {
         "reconstruct",
         "generate",
         "import",
+        "models",
         "plan",
     ] {
         let run = longreel(&[verb, "--help"]);
