@@ -141,8 +141,9 @@ impl From<std::io::Error> for Error {
             ErrorKind::PermissionDenied => (Kind::Io, "permission denied"),
             ErrorKind::StorageFull => (Kind::Io, "no space left on the device"),
             ErrorKind::UnexpectedEof => (Kind::BadInput, "the file ends too early"),
-            _ => (Kind::Io, "input/output failed"),
+            _ => return Self::with_source(Kind::Io, "input/output failed", source),
         };
-        Self::with_source(kind, message, source)
+        // The system's own sentence would say the same again.
+        Self::new(kind, message)
     }
 }
