@@ -184,7 +184,7 @@ fn in_model_order(spec: &ModelSpec, mut tensors: Vec<Planned>) -> Vec<Planned> {
 }
 
 fn tensors_of(dir: &Path) -> Result<BTreeMap<String, View>> {
-    let mut safetensors = files(dir, "safetensors")?;
+    let mut safetensors = weights::weight_files(dir)?;
     let mut found = BTreeMap::new();
     if safetensors.is_empty() {
         for path in files(dir, "bin")? {

@@ -1,6 +1,6 @@
 //! A model directory's tensors, taken by name with an expected shape.
 //!
-//! Every `*.safetensors` file of the directory is mapped; nothing is read until
+//! The directory's `*.safetensors` files are mapped; nothing is read until
 //! a tensor is taken. [`Weights::finish`] makes a forgotten or a surplus tensor
 //! impossible to overlook.
 
@@ -52,27 +52,18 @@ pub enum Matrix {
 }
 
 impl Weights {
-    /// Maps every `*.safetensors` file in `dir`, or the single file `dir` itself.
+    /// Maps the weight files of `dir` (see [`weight_files`]), or the single file `dir` itself.
     pub fn open(dir: &Path) -> Result<Self> {
         let doing = || format!("open the weights in {}", dir.display());
-        let mut files = Vec::new();
-        if dir.is_dir() {
-            for entry in std::fs::read_dir(dir).doing(doing)? {
-                let path = entry.doing(doing)?.path();
-                if path.extension().is_some_and(|e| e == "safetensors") {
-                    files.push(path);
-                }
-            }
-            files.sort();
+        let files = if dir.is_dir() {
+            weight_files(dir).doing(doing)?
         } else {
-            files.push(dir.to_owned());
-        }
+            vec![dir.to_owned()]
+        };
         if files.is_empty() {
-            return Err(Error::new(
-                Kind::BadInput,
-                "no *.safetensors file, expected at least one",
-            )
-            .doing(doing()));
+            let message = "no *.safetensors file, expected at least one \
+                           (`longreel import --hf` turns .bin files into them)";
+            return Err(Error::new(Kind::BadInput, message).doing(doing()));
         }
         let mut weights = Self {
             shards: Vec::new(),
@@ -230,6 +221,47 @@ impl Weights {
             ),
         ))
     }
+}
+
+/// The safetensors files that make up the model in `dir`, sorted: those that
+/// `model.safetensors.index.json` names, else `model.safetensors`, else all.
+/// Snapshots often hold the same weights a second time under other names.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let index = dir.join("model.safetensors.index.json");
+    if index.is_file() {
+        return indexed_files(dir, &index).doing(|| format!("read {}", index.display()));
+    }
+    let single = dir.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The files that an index names; they lie beside it.
+fn indexed_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(index)?;
+    let index: Index =
+        serde_json::from_str(&text).map_err(|e| Error::new(Kind::BadInput, e.to_string()))?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    let beside = |name: &String| Path::new(name).file_name() == Some(name.as_ref());
+    if let Some(name) = names.iter().find(|n| !beside(n)) {
+        let message = format!("it names {name:?}, expected files beside it");
+        return Err(Error::new(Kind::BadInput, message));
+    }
+    Ok(names.iter().map(|name| dir.join(name)).collect())
 }
 
 /// Whether a tensor holds nothing but what follows from the configuration:

@@ -134,6 +134,28 @@ fn a_snapshot_is_read_as_it_is_and_imports_to_the_same_weights() {
 }
 
 #[test]
+fn weights_stored_a_second_time_under_other_names_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = tensors(&config());
+    fs::write(dir.path().join("config.json"), config().to_string()).unwrap();
+    write_safetensors(&dir.path().join("model.safetensors"), &tensors);
+    write_safetensors(&dir.path().join("consolidated.safetensors"), &tensors);
+    check(dir.path(), &tensors);
+}
+
+#[test]
+fn an_index_names_files_beside_it_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = dir.path().join("model.safetensors.index.json");
+    fs::write(&index, r#"{"weight_map": {"a": "../secret.safetensors"}}"#).unwrap();
+    let error = Weights::open(dir.path()).map(drop).unwrap_err();
+    assert!(
+        error.to_string().contains("expected files beside it"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_configuration_keeps_its_values_and_its_pair_order() {
     let spec = spec_of_config(&config().to_string()).unwrap();
     assert_eq!(spec.model_type, ModelType::Llama);
