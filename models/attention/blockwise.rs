@@ -15,6 +15,10 @@ use crate::attention::{
 /// Rows (queries times heads that share keys) of one task.
 const TASK_ROWS: usize = 128;
 
+/// Tasks of a call over a long context, at least: the split decides the order of
+/// sums, so it follows from the shapes and never from the number of threads.
+const MIN_TASKS: usize = 64;
+
 /// Query heads, key-value heads, and channels of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
@@ -59,12 +63,12 @@ pub fn attend(q: &[f32], first: usize, heads: Heads, keys: Keys, mask: &Mask) ->
     whole
 }
 
-/// Query blocks of every key-value head; the blocks are dealt to several tasks where queries are too few to keep every thread busy.
+/// Query blocks of every key-value head; the blocks are dealt to several tasks where queries are too few to keep many threads busy.
 fn tasks(n: usize, heads: Heads, n_blocks: usize) -> Vec<Task> {
     let group = heads.query / heads.key_value;
     let step = (TASK_ROWS / group).max(1);
     let whole = n.div_ceil(step) * heads.key_value;
-    let splits = (2 * rayon::current_num_threads()).div_ceil(whole.max(1));
+    let splits = MIN_TASKS.div_ceil(whole.max(1));
     let span = n_blocks.div_ceil(splits).max(1);
     let mut tasks = Vec::new();
     for start in (0..n).step_by(step) {

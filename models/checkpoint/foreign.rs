@@ -72,11 +72,11 @@ impl Element {
         }
     }
 
-    /// The type it is stored as when nothing else is asked for: f64 becomes f32.
+    /// The type it is stored as when nothing else is asked for: a model directory
+    /// holds bf16 and f32 only, and f32 holds every f16 number exactly.
     pub fn stored(self) -> Dtype {
         match self {
-            Self::F64 | Self::F32 => Dtype::F32,
-            Self::F16 => Dtype::F16,
+            Self::F64 | Self::F32 | Self::F16 => Dtype::F32,
             Self::Bf16 => Dtype::BF16,
         }
     }
@@ -85,6 +85,11 @@ impl Element {
 /// The number of elements of `shape`, or `None` where it overflows.
 pub fn element_count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+/// At most 200 characters of a name from the file.
+pub(crate) fn shortened(name: &str) -> String {
+    name.chars().take(200).collect()
 }
 
 /// Bytes of some elements: in a mapped file, or decoded from one.
@@ -351,7 +356,7 @@ impl View {
             (F16, Dtype::BF16) => {
                 self.blocks(|b: [u8; 2]| bf16::from_f32(half(b)).to_le_bytes(), sink)
             }
-            (Bf16, Dtype::BF16) | (F16, Dtype::F16) => self.blocks(|b: [u8; 2]| b, sink),
+            (Bf16, Dtype::BF16) => self.blocks(|b: [u8; 2]| b, sink),
             (from, to) => Err(Error::new(
                 Kind::Internal,
                 format!("no conversion from {from:?} to {to:?}"),

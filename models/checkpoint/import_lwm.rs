@@ -14,7 +14,7 @@ use longreel_kernels::mapping::MappedBytes;
 
 use crate::{
     checkpoint::{
-        foreign::{Element, Piece, Storage, View},
+        foreign::{Element, Piece, Storage, View, shortened},
         layout,
         msgpack::{self, TensorRef},
         pickle::{self, Data, Leaf},
@@ -415,11 +415,6 @@ pub(crate) fn open(path: &Path) -> Result<MappedBytes> {
         return Err(bad("it is a directory, expected a file".into()));
     }
     Ok(MappedBytes::open(path)?)
-}
-
-/// At most 200 characters of a name from the file.
-fn shortened(name: &str) -> String {
-    name.chars().take(200).collect()
 }
 
 fn usage(message: &str) -> Error {

@@ -15,6 +15,12 @@ use crate::{
 
 /// Longest path of a tensor; upstream's have six parts.
 const MAX_PATH: usize = 32;
+/// Longest key of a flax document, in bytes; upstream's have at most 20.
+const MAX_KEY: usize = 256;
+/// Most maps and tensors of a flax document.
+const MAX_NODES: usize = 1 << 16;
+/// Most bytes of all tensors' paths together.
+const MAX_PATH_BYTES: usize = 16 << 20;
 /// Most axes of a tensor.
 const MAX_AXES: usize = 16;
 /// Key that marks an array in chunks (flax `_chunk`).
@@ -91,9 +97,38 @@ pub fn tensor(file: &[u8], value: Range<usize>) -> Result<TensorRef> {
 pub fn document(file: &[u8]) -> Result<Vec<(Vec<String>, TensorRef)>> {
     let mut reader = Reader::new(file, 0..file.len());
     let mut tensors = Vec::new();
-    reader.tree(&mut Vec::new(), &mut tensors)?;
+    reader.tree(&mut Vec::new(), &mut Bounds::default(), &mut tensors)?;
     reader.expect_end()?;
     Ok(tensors)
+}
+
+/// What the leaves of a tree have taken so far; the same for every nested format.
+#[derive(Default)]
+pub(crate) struct Bounds {
+    nodes: usize,
+    path_bytes: usize,
+}
+
+impl Bounds {
+    /// Counts a map or a leaf.
+    pub(crate) fn node(&mut self) -> Result<()> {
+        self.nodes += 1;
+        match self.nodes {
+            0..=MAX_NODES => Ok(()),
+            _ => Err(bad(format!("more than {MAX_NODES} maps and tensors"))),
+        }
+    }
+
+    /// Counts the path of a leaf, before it is copied.
+    pub(crate) fn leaf(&mut self, path: &[String]) -> Result<()> {
+        self.path_bytes += path.iter().map(String::len).sum::<usize>();
+        match self.path_bytes {
+            0..=MAX_PATH_BYTES => Ok(()),
+            _ => Err(bad(format!(
+                "the tensors' paths take more than {MAX_PATH_BYTES} bytes"
+            ))),
+        }
+    }
 }
 
 /// A position in a byte range of the file.
@@ -128,7 +163,7 @@ impl<'a> Reader<'a> {
             )));
         }
         let path = (0..depth)
-            .map(|_| self.str().map(str::to_owned))
+            .map(|_| self.key().map(str::to_owned))
             .collect::<Result<_>>()?;
         let value = self.bin()?;
         Ok(Entry { path, value })
@@ -137,19 +172,22 @@ impl<'a> Reader<'a> {
     fn tree(
         &mut self,
         path: &mut Vec<String>,
+        bounds: &mut Bounds,
         tensors: &mut Vec<(Vec<String>, TensorRef)>,
     ) -> Result<()> {
         if path.len() > MAX_PATH {
             return Err(bad(format!("maps nested deeper than {MAX_PATH}")));
         }
+        bounds.node()?;
         if !self.is_map() || self.is_chunked() {
+            bounds.leaf(path)?;
             let tensor = self.tensor().doing(|| path.join("/"))?;
             tensors.push((path.clone(), tensor));
             return Ok(());
         }
         for _ in 0..self.map_len()? {
-            path.push(self.str()?.to_owned());
-            self.tree(path, tensors)?;
+            path.push(self.key()?.to_owned());
+            self.tree(path, bounds, tensors)?;
             path.pop();
         }
         Ok(())
@@ -348,6 +386,17 @@ impl<'a> Reader<'a> {
         let range = self.take(n)?;
         std::str::from_utf8(&self.file[range])
             .map_err(|_| bad(format!("the string at byte {start} is not UTF-8")))
+    }
+
+    fn key(&mut self) -> Result<&'a str> {
+        let key = self.str()?;
+        if key.len() > MAX_KEY {
+            let n = key.len();
+            return Err(bad(format!(
+                "a key of {n} bytes, expected at most {MAX_KEY}"
+            )));
+        }
+        Ok(key)
     }
 
     fn bin(&mut self) -> Result<Range<usize>> {

@@ -9,14 +9,15 @@
 use std::{collections::HashMap, ops::Range};
 
 use crate::{
-    checkpoint::{foreign::Element, msgpack::check_bytes},
+    checkpoint::{
+        foreign::{Element, shortened},
+        msgpack::{Bounds, check_bytes},
+    },
     error::{Context, Error, Kind, Result},
 };
 
 /// Deepest nesting of dicts.
 const MAX_DEPTH: usize = 32;
-/// Most dicts and leaves that a pickle may hold, counting one per mention.
-const MAX_NODES: usize = 1 << 20;
 /// Arguments that any of the globals looks at.
 const MAX_ARGUMENTS: usize = 8;
 /// Longest name of a dict's key or of a storage, in bytes.
@@ -674,8 +675,7 @@ impl<'a> Machine<'a> {
     /// Walks the nested dicts below `root`.
     fn leaves(&self, root: Value) -> Result<Vec<(Vec<String>, Leaf)>> {
         let mut leaves = Vec::new();
-        let mut nodes = 0;
-        self.walk(root, &mut Vec::new(), &mut nodes, &mut leaves)?;
+        self.walk(root, &mut Vec::new(), &mut Bounds::default(), &mut leaves)?;
         Ok(leaves)
     }
 
@@ -683,20 +683,20 @@ impl<'a> Machine<'a> {
         &self,
         value: Value,
         path: &mut Vec<String>,
-        nodes: &mut usize,
+        bounds: &mut Bounds,
         leaves: &mut Vec<(Vec<String>, Leaf)>,
     ) -> Result<()> {
-        *nodes += 1;
-        if path.len() > MAX_DEPTH || *nodes > MAX_NODES {
-            return Err(bad(format!(
-                "dicts nested deeper than {MAX_DEPTH}, in themselves, or more than {MAX_NODES} of them"
-            )));
+        // A dict that is mentioned twice counts twice.
+        bounds.node()?;
+        if path.len() > MAX_DEPTH {
+            let message = format!("dicts nested deeper than {MAX_DEPTH}, or in themselves");
+            return Err(bad(message));
         }
         let leaf = match value {
             Value::Dict(dict) => {
                 for (key, value) in &self.dicts[dict] {
                     path.push(shortened(self.str(key.clone())?));
-                    self.walk(value.clone(), path, nodes, leaves)?;
+                    self.walk(value.clone(), path, bounds, leaves)?;
                     path.pop();
                 }
                 return Ok(());
@@ -706,6 +706,7 @@ impl<'a> Machine<'a> {
             _ => None,
         };
         let leaf = leaf.ok_or_else(|| bad(format!("{:?} is not an array", path.join("/"))))?;
+        bounds.leaf(path)?;
         leaves.push((path.clone(), leaf));
         Ok(())
     }
@@ -726,11 +727,6 @@ fn size(value: &Value) -> Result<usize> {
         Value::Int(n) => usize::try_from(*n).map_err(|_| bad(format!("size {n} is negative"))),
         _ => Err(bad("a size that is not an integer".into())),
     }
-}
-
-/// At most 200 characters of a name from the file.
-fn shortened(name: &str) -> String {
-    name.chars().take(200).collect()
 }
 
 fn empty_stack() -> Error {

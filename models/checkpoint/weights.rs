@@ -28,6 +28,13 @@ struct Entry {
     range: Range<usize>,
 }
 
+impl Entry {
+    /// Elements of the tensor; the header was checked to hold as many.
+    fn elements(&self) -> u64 {
+        element_count(&self.shape).map_or(u64::MAX, |n| n as u64)
+    }
+}
+
 /// The tensors of a model directory (or of one safetensors file).
 pub struct Weights {
     shards: Vec<(PathBuf, MappedBytes)>,
@@ -130,6 +137,36 @@ impl Weights {
     /// Bytes of all tensors as stored.
     pub fn total_bytes(&self) -> u64 {
         self.entries.values().map(|e| e.range.len() as u64).sum()
+    }
+
+    /// Bytes that loading all tensors takes on the heap: four for every element of
+    /// what does not stay mapped.
+    pub fn resident_bytes(&self) -> u64 {
+        self.entries
+            .iter()
+            .filter(|(name, entry)| !self.stays_mapped(name, entry))
+            .map(|(_, entry)| entry.elements().saturating_mul(4))
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of the tensors that are used where they are mapped: the decoder's bf16 matrices.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.entries
+            .iter()
+            .filter(|(name, entry)| self.stays_mapped(name, entry))
+            .map(|(_, entry)| entry.range.len() as u64)
+            .sum()
+    }
+
+    fn stays_mapped(&self, name: &str, entry: &Entry) -> bool {
+        entry.dtype == Dtype::BF16
+            && entry.shape.len() == 2
+            && !name.starts_with("vqgan.")
+            && self
+                .shards
+                .get(entry.shard)
+                .and_then(|(_, shard)| shard.slice(entry.range.clone()))
+                .is_some_and(|bytes| bytes.as_elements::<bf16>().is_some())
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<(Dtype, MappedBytes)> {

@@ -32,7 +32,7 @@ const TOKENIZER_FILES: [&str; 5] = [
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StoredDtype {
-    /// As in the foreign checkpoint; f64 becomes f32.
+    /// As in the foreign checkpoint; f64 and f16 become f32.
     #[default]
     AsStored,
     /// Single precision.
@@ -473,7 +473,6 @@ fn header(order: &[&Placed]) -> Result<Vec<u8>> {
 
 fn dtype_name(dtype: Dtype) -> &'static str {
     match dtype {
-        Dtype::F16 => "F16",
         Dtype::BF16 => "BF16",
         _ => "F32",
     }

@@ -91,15 +91,10 @@ impl Columns {
     }
 }
 
-/// Weight rows per task: a few tasks per thread, at most `most`.
-fn rows_per_task(out: usize, most: usize) -> usize {
-    let tasks = 4 * rayon::current_num_threads();
-    out.div_ceil(tasks).clamp(1, most.max(1))
-}
-
 fn few_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
     let out = w.len() / in_features;
-    let block = rows_per_task(out, out);
+    // Every output is a dot product of its own: no split changes it.
+    let block = out.div_ceil(4 * rayon::current_num_threads());
     let y = Columns(y.as_mut_ptr());
     w.par_chunks(block * in_features)
         .enumerate()
@@ -181,9 +176,16 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Weight rows per task, which decide how a blocked multiplication orders its sums:
+/// they follow from the shapes and never from the number of threads.
+fn rows_per_task(out: usize, in_features: usize) -> usize {
+    let most = (SCRATCH_ELEMENTS / in_features).clamp(1, 128);
+    out.div_ceil(16).clamp(1, most)
+}
+
 fn many_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
     let out = w.len() / in_features;
-    let block = rows_per_task(out, (SCRATCH_ELEMENTS / in_features).min(256));
+    let block = rows_per_task(out, in_features);
     let y = Columns(y.as_mut_ptr());
     w.par_chunks(block * in_features)
         .enumerate()
@@ -305,6 +307,26 @@ mod tests {
             let narrow: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
             check(&x, &w, inputs);
             check(&x, &narrow, inputs);
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_change_a_bit() {
+        for n in [1, 8, 9, 40] {
+            let (inputs, out) = (1100, 517);
+            let (x, w) = (numbers(n * inputs, 1), numbers(out * inputs, 2));
+            let on = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                let mut y = vec![f32::NAN; n * out];
+                pool.unwrap()
+                    .install(|| linear_at(Level::current(), &x, &w, inputs, &mut y));
+                y
+            };
+            let alone = on(1);
+            assert!(
+                [2, 3, 7].into_iter().all(|threads| on(threads) == alone),
+                "{n} rows"
+            );
         }
     }
 

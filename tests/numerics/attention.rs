@@ -41,6 +41,38 @@ fn spec(heads: Heads) -> DecoderSpec {
     }
 }
 
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let heads = Heads {
+        query: 4,
+        key_value: 2,
+        d: 16,
+    };
+    let s = 9 * BLOCK_TOKENS + 5;
+    let (k, v) = (numbers(s * 32, 2), numbers(s * 32, 3));
+    let mut cache = KvCache::new(&spec(heads), KvDtype::F32);
+    cache.extend(&vec![0; s], None).unwrap();
+    cache.write(0, 0, &k, &v).unwrap();
+    let keys = Keys {
+        blocks: cache.blocks(0),
+        len: s,
+    };
+    for n in [1, 3, 200] {
+        let q = numbers(n * 64, 1);
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let attend = || attend(&q, s - n, heads, keys, &Mask::CAUSAL);
+            let got = pool.unwrap().install(attend);
+            let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            (bits(&got.out), bits(&got.lse))
+        };
+        let alone = on(1);
+        for threads in [2, 3] {
+            assert!(on(threads) == alone, "{n} queries on {threads} threads");
+        }
+    }
+}
+
 /// One head of x `[n, heads, d]`.
 fn head(x: &[f32], heads: usize, d: usize, h: usize) -> Vec<f32> {
     x.chunks(heads * d)

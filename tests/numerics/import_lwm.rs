@@ -20,6 +20,7 @@ use longreel_models::{
     error::{Kind, Result},
     spec::{ModelSpec, VqganSpec},
 };
+use safetensors::Dtype;
 
 use crate::support::{
     golden::{self, Golden},
@@ -401,6 +402,12 @@ fn half_precision_keeps_what_half_precision_can_hold() {
     let out = dir.path().join("model");
     import(&params.display().to_string(), &out).unwrap();
     let golden = Golden::open("llama/weights.safetensors");
+    let weights = Weights::open(&out).unwrap();
+    for (name, dtype, _) in weights.list() {
+        assert_eq!(dtype, Dtype::F32, "{name}");
+    }
+    assert_eq!(weights.resident_bytes(), weights.total_bytes());
+    assert_eq!(weights.mapped_bytes(), 0);
     for (name, shape, values) in contents(&out) {
         if !name.starts_with("vqgan.") {
             let halves: Vec<f32> = expected(&golden, &name, &shape)
@@ -410,6 +417,29 @@ fn half_precision_keeps_what_half_precision_can_hold() {
             assert_eq!(values, halves, "{name}");
         }
     }
+}
+
+#[test]
+fn bf16_matrices_of_the_decoder_stay_mapped_and_the_rest_takes_four_bytes_an_element() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("model");
+    let options = ImportOptions {
+        dtype: StoredDtype::Bf16,
+        ..ImportOptions::default()
+    };
+    import_lwm(&files(&golden_params("params_stream_fp32")), &out, options).unwrap();
+    let weights = Weights::open(&out).unwrap();
+    let (mut mapped, mut resident) = (0, 0);
+    for (name, _, shape) in weights.list() {
+        let elements = shape.iter().product::<usize>() as u64;
+        match (shape.len(), name.starts_with("vqgan.")) {
+            (2, false) => mapped += 2 * elements,
+            _ => resident += 4 * elements,
+        }
+    }
+    assert_eq!(weights.mapped_bytes(), mapped);
+    assert_eq!(weights.resident_bytes(), resident);
+    assert!(mapped > 0 && resident > weights.total_bytes() - mapped);
 }
 
 #[test]
@@ -634,6 +664,65 @@ fn the_vqgan_pickle_that_is_cut_or_names_other_globals_is_refused() {
             "expected {expected:?}, got {error}"
         );
     }
+}
+
+#[test]
+fn a_small_file_of_many_or_long_names_does_not_fill_the_memory() {
+    let map = |n: u32| [&[0xdf], n.to_be_bytes().as_slice()].concat();
+    let key = |n: usize| [&[0xda], (n as u16).to_be_bytes().as_slice(), &vec![b'k'; n]].concat();
+    let leaf = tux::inner(("float32", 4), &[1], &[0; 4]);
+    let many = [
+        map(70_000),
+        [tux::text("k"), leaf.clone()].concat().repeat(70_000),
+    ]
+    .concat();
+    let deep = [map(1), key(250)].concat().repeat(31);
+    let long = [
+        deep,
+        map(3000),
+        [tux::text("k"), leaf.clone()].concat().repeat(3000),
+    ]
+    .concat();
+    for (document, expected) in [
+        (many, "more than 65536 maps and tensors"),
+        (long, "paths take more than 16777216 bytes"),
+        (
+            [map(1), key(300), leaf].concat(),
+            "a key of 300 bytes, expected at most 256",
+        ),
+    ] {
+        let error = msgpack::document(&document).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn dicts_that_share_dicts_are_counted_as_often_as_they_are_named() {
+    let text = |s: &str| {
+        [
+            b"X",
+            (s.len() as u32).to_le_bytes().as_slice(),
+            s.as_bytes(),
+        ]
+        .concat()
+    };
+    // Each of 20 dicts holds the one before it twice.
+    let mut pickle = b"\x80\x02}q\x00".to_vec();
+    for i in 0..20_u8 {
+        pickle.extend(b"}(");
+        for key in ["a", "b"] {
+            pickle.extend([text(key), vec![b'h', i]].concat());
+        }
+        pickle.extend([b'u', b'q', i + 1]);
+    }
+    pickle.push(b'.');
+    let dir = tempfile::tempdir().unwrap();
+    let file = MappedBytes::open(&write(dir.path(), &pickle)).unwrap();
+    let error = read_pickle(&file).err().unwrap().to_string();
+    assert!(
+        error.contains("more than 65536 maps and tensors"),
+        "{error}"
+    );
 }
 
 #[test]
