@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use longreel_models::spec::{DecoderSpec, ModelSpec, VqganSpec};
+use longreel_models::{
+    attention::kv_cache::{BLOCK_TOKENS, KvCache, KvDtype},
+    spec::{DecoderSpec, ModelSpec, VqganSpec},
+};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -18,8 +21,10 @@ pub struct Demand {
     pub text_tokens: u64,
     /// Tokens that the answer may take.
     pub max_new_tokens: u64,
-    /// Bytes of one element of the KV cache.
-    pub kv_bytes_per_element: u64,
+    /// Element type of the KV cache.
+    pub kv_dtype: KvDtype,
+    /// Contexts that are kept side by side: two where generation is guided.
+    pub contexts: u64,
     /// Bytes that the weights take in memory.
     pub weight_bytes: u64,
     /// Tokens that go through the decoder together.
@@ -79,9 +84,13 @@ impl Plan {
         let room = context_limit
             .saturating_sub(demand.text_tokens)
             .saturating_sub(demand.max_new_tokens);
-        let kv_bytes_per_token =
-            decoder.kv_bytes_per_token(demand.kv_bytes_per_element as usize) as u64;
-        let kv_bytes = kv_bytes_per_token.saturating_mul(context_tokens);
+        let kv_bytes_of = |tokens: u64| {
+            let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+            let one = KvCache::bytes_for(decoder, tokens, demand.kv_dtype) as u64;
+            one.saturating_mul(demand.contexts)
+        };
+        let kv_bytes_per_token = kv_bytes_of(BLOCK_TOKENS as u64) / BLOCK_TOKENS as u64;
+        let kv_bytes = kv_bytes_of(context_tokens);
         Self {
             frames: demand.frames,
             tokens_per_frame,

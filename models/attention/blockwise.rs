@@ -1,22 +1,28 @@
 //! Exact attention over the blocks of a context, one block after another:
 //! memory grows with queries plus keys, never with their product.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range};
 
-use longreel_kernels::attend::Accumulator;
+use longreel_kernels::attend::{Accumulator, BLOCK_TOKENS, MASK_WORDS, Visible};
 use rayon::prelude::*;
 
 use crate::attention::{
-    kv_cache::{BLOCK_TOKENS, KvBlock},
+    kv_cache::Placed,
     mask::{Mask, Verdict},
     partial::Partial,
 };
 
+/// Parts that the keys of a context are dealt to, block by block: block `b` is in
+/// lane `b % LANES`.
+///
+/// A lane is summed in order of place, and lanes are merged by a balanced tree.
+/// Whoever holds whole lanes, thread or rank, gives the same bits.
+pub const LANES: usize = 16;
+
 /// Rows (queries times heads that share keys) of one task.
 const TASK_ROWS: usize = 128;
 
-/// Tasks of a call over a long context, at least: the split decides the order of
-/// sums, so it follows from the shapes and never from the number of threads.
+/// Tasks of a call, at least, before lanes are worked on one after another.
 const MIN_TASKS: usize = 64;
 
 /// Query heads, key-value heads, and channels of each.
@@ -30,121 +36,161 @@ pub struct Heads {
     pub d: usize,
 }
 
-/// The keys of one layer: blocks, of which the first `len` tokens are filled.
-#[derive(Clone, Copy)]
-pub struct Keys<'a> {
-    /// Oldest first.
-    pub blocks: &'a [Arc<KvBlock>],
-    /// Tokens held.
-    pub len: usize,
+impl Heads {
+    /// Query heads that share one key-value head.
+    pub fn group(self) -> usize {
+        self.query / self.key_value
+    }
 }
 
-/// One task: some queries of the heads that share one key-value head, over some of the blocks.
+/// Queries and the places where they stand.
+#[derive(Clone, Copy)]
+pub struct Queries<'a> {
+    /// `[n, heads, d]`.
+    pub q: &'a [f32],
+    /// Places of the context, `n` in all, run after run.
+    pub runs: &'a [Range<usize>],
+}
+
+/// The lane of the block that begins at place `start`.
+pub fn lane(start: usize) -> usize {
+    start / BLOCK_TOKENS % LANES
+}
+
+/// One task: neighbouring queries, for the heads that share one key-value head, over some lanes.
 struct Task {
     kv_head: usize,
-    /// Which queries of the call.
-    queries: Range<usize>,
-    /// Which blocks.
-    blocks: Range<usize>,
+    /// Number of the first query among all of the call.
+    first: usize,
+    /// Their places.
+    places: Range<usize>,
+    lanes: Range<usize>,
 }
 
-/// q `[n, heads, d]` → out `[n, heads, d]`, lse `[n, heads]`; query `i` stands at place `first + i` of the context.
-pub fn attend(q: &[f32], first: usize, heads: Heads, keys: Keys, mask: &Mask) -> Partial {
-    let n = q.len() / (heads.query * heads.d).max(1);
-    let tasks = tasks(n, heads, keys.blocks.len());
-    let results: Vec<Partial> = tasks
+/// q `[n, heads, d]`, keys in any order → out `[n, heads, d]`, lse `[n, heads]`.
+pub fn attend(queries: Queries, heads: Heads, keys: &[Placed], mask: &Mask) -> Partial {
+    let n: usize = queries.runs.iter().map(|run| run.len()).sum();
+    let by_lane = deal(keys);
+    let tasks = tasks(queries.runs, n, heads);
+    let mut results: VecDeque<Partial> = tasks
         .par_iter()
-        .map(|task| run(task, q, first, heads, keys, mask))
+        .map(|task| run(task, queries.q, heads, &by_lane, mask))
         .collect();
     let mut whole = Partial::empty(n * heads.query, heads.d);
-    for (task, result) in tasks.iter().zip(results) {
-        place(task, result, heads, &mut whole);
+    for task in tasks.iter().filter(|task| task.lanes.start == 0) {
+        let parts = LANES / task.lanes.len();
+        let merged = Partial::merge_tree(results.drain(..parts).collect());
+        place(task, &merged, heads, &mut whole);
     }
     whole
 }
 
-/// Query blocks of every key-value head; the blocks are dealt to several tasks where queries are too few to keep many threads busy.
-fn tasks(n: usize, heads: Heads, n_blocks: usize) -> Vec<Task> {
-    let group = heads.query / heads.key_value;
-    let step = (TASK_ROWS / group).max(1);
-    let whole = n.div_ceil(step) * heads.key_value;
-    let splits = MIN_TASKS.div_ceil(whole.max(1));
-    let span = n_blocks.div_ceil(splits).max(1);
+/// The blocks of every lane, in order of place.
+fn deal(keys: &[Placed]) -> Vec<Vec<&Placed>> {
+    let mut lanes = vec![Vec::new(); LANES];
+    for placed in keys {
+        lanes[lane(placed.start)].push(placed);
+    }
+    for lane in &mut lanes {
+        lane.sort_by_key(|placed| placed.start);
+    }
+    lanes
+}
+
+/// Query blocks of every key-value head; where they are few, every lane is a task of its own,
+/// lane after lane.
+fn tasks(runs: &[Range<usize>], n: usize, heads: Heads) -> Vec<Task> {
+    let step = (TASK_ROWS / heads.group()).max(1);
+    let is_few = n.div_ceil(step) * heads.key_value < MIN_TASKS;
+    let lanes_per_task = if is_few { 1 } else { LANES };
     let mut tasks = Vec::new();
-    for start in (0..n).step_by(step) {
-        for kv_head in 0..heads.key_value {
-            for block in (0..n_blocks).step_by(span) {
-                tasks.push(Task {
-                    kv_head,
-                    queries: start..(start + step).min(n),
-                    blocks: block..(block + span).min(n_blocks),
-                });
+    let mut before = 0;
+    for run in runs {
+        for start in run.clone().step_by(step) {
+            for kv_head in 0..heads.key_value {
+                for lane in (0..LANES).step_by(lanes_per_task) {
+                    tasks.push(Task {
+                        kv_head,
+                        first: before + start - run.start,
+                        places: start..run.end.min(start + step),
+                        lanes: lane..lane + lanes_per_task,
+                    });
+                }
             }
         }
+        before += run.len();
     }
     tasks
 }
 
-fn run(task: &Task, q: &[f32], first: usize, heads: Heads, keys: Keys, mask: &Mask) -> Partial {
-    let group = heads.query / heads.key_value;
-    let mut state = Accumulator::new(gather(task, q, heads), heads.d);
-    let queries = first + task.queries.start..first + task.queries.end;
-    let mut visible = Vec::new();
-    for (index, block) in keys
-        .blocks
-        .iter()
-        .enumerate()
-        .take(task.blocks.end)
-        .skip(task.blocks.start)
-    {
-        let start = index * BLOCK_TOKENS;
-        let places = start..keys.len.min(start + BLOCK_TOKENS);
-        let verdict = mask.verdict(queries.clone(), places.clone());
-        if verdict == Verdict::Skip {
-            continue;
+/// out `[places, group, d]`, lse `[places, group]` of one task.
+fn run(task: &Task, q: &[f32], heads: Heads, lanes: &[Vec<&Placed>], mask: &Mask) -> Partial {
+    let rows = gather(task, q, heads);
+    let partials = lanes[task.lanes.clone()].iter().map(|blocks| {
+        let visible = blocks
+            .iter()
+            .map(|placed| (placed, mask.verdict(task.places.clone(), placed.places())));
+        let mut seen = visible
+            .filter(|(_, verdict)| *verdict != Verdict::Skip)
+            .peekable();
+        if seen.peek().is_none() {
+            return Partial::empty(rows.len() / heads.d, heads.d);
         }
-        let (k, v) = (
-            block.keys(task.kv_head, places.len()),
-            block.values(task.kv_head, places.len()),
-        );
-        let shown = (verdict == Verdict::Mixed).then(|| {
-            visible.resize(queries.len() * places.len(), false);
-            for (query, row) in queries.clone().zip(visible.chunks_mut(places.len())) {
-                mask.row(query, places.clone(), row);
-            }
-            (visible.as_slice(), group)
-        });
-        state.add(k, v, shown);
-    }
-    let (out, lse) = state.finish();
-    Partial { out, lse }
+        let mut state = Accumulator::new(rows.clone(), heads.d);
+        for (placed, verdict) in seen {
+            add(&mut state, task, placed, verdict, heads, mask);
+        }
+        let (out, lse) = state.finish();
+        Partial { out, lse }
+    });
+    Partial::merge_tree(partials.collect())
 }
 
-/// q `[n, heads, d]` → rows `[queries, group, d]` of the task.
+fn add(
+    state: &mut Accumulator,
+    task: &Task,
+    placed: &Placed,
+    verdict: Verdict,
+    heads: Heads,
+    mask: &Mask,
+) {
+    let mut bits = Vec::new();
+    let visible = (verdict == Verdict::Mixed).then(|| {
+        bits.resize(task.places.len() * MASK_WORDS, 0);
+        for (query, bits) in task.places.clone().zip(bits.chunks_mut(MASK_WORDS)) {
+            mask.bits(query, placed.places(), bits);
+        }
+        Visible {
+            bits: &bits,
+            rows_per_mask: heads.group(),
+        }
+    });
+    state.add(&placed.block, task.kv_head, placed.len, visible);
+}
+
+/// q `[n, heads, d]` → rows `[places, group, d]` of the task.
 fn gather(task: &Task, q: &[f32], heads: Heads) -> Vec<f32> {
-    let group = heads.query / heads.key_value;
-    let width = heads.query * heads.d;
-    let share = task.kv_head * group * heads.d..(task.kv_head + 1) * group * heads.d;
+    let share =
+        task.kv_head * heads.group() * heads.d..(task.kv_head + 1) * heads.group() * heads.d;
     let tokens = q
-        .chunks_exact(width)
-        .take(task.queries.end)
-        .skip(task.queries.start);
+        .chunks_exact(heads.query * heads.d)
+        .skip(task.first)
+        .take(task.places.len());
     tokens
         .flat_map(|token| token[share.clone()].iter().copied())
         .collect()
 }
 
-/// Merges the task's rows into those of the whole call.
-fn place(task: &Task, result: Partial, heads: Heads, whole: &mut Partial) {
-    let group = heads.query / heads.key_value;
+/// Puts the rows of a task where they belong in those of the whole call.
+fn place(task: &Task, result: &Partial, heads: Heads, whole: &mut Partial) {
+    let group = heads.group();
     let rows = result
         .out
         .chunks_exact(group * heads.d)
         .zip(result.lse.chunks_exact(group));
-    for (query, (out, lse)) in task.queries.clone().zip(rows) {
+    for (query, (out, lse)) in (task.first..).zip(rows) {
         let row = query * heads.query + task.kv_head * group;
-        let target_out = &mut whole.out[row * heads.d..(row + group) * heads.d];
-        let target_lse = &mut whole.lse[row..row + group];
-        Partial::merge_into(target_out, target_lse, out, lse);
+        whole.out[row * heads.d..(row + group) * heads.d].copy_from_slice(out);
+        whole.lse[row..row + group].copy_from_slice(lse);
     }
 }

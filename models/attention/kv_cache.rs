@@ -4,60 +4,38 @@
 //! a list and not the gigabytes; whoever appends next to a shared block copies
 //! that one block first.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use half::{bf16, slice::HalfFloatSliceExt};
-use longreel_kernels::attend::Slab;
+pub use longreel_kernels::attend::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock};
 
 use crate::{
     error::{Error, Kind, Result},
     spec::DecoderSpec,
 };
 
-/// Tokens of one block.
-pub const BLOCK_TOKENS: usize = 256;
-
-/// Element type of keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum KvDtype {
-    /// 4 bytes, exact.
-    #[default]
-    F32,
-    /// 2 bytes, 8 bits of precision.
-    Bf16,
+/// A block and the places of the context that it holds.
+#[derive(Clone)]
+pub struct Placed {
+    /// Place of its first token.
+    pub start: usize,
+    /// Tokens held, at most [`BLOCK_TOKENS`].
+    pub len: usize,
+    /// Their keys and values.
+    pub block: Arc<PackedBlock>,
 }
 
-impl KvDtype {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
+impl Placed {
+    /// The places held.
+    pub fn places(&self) -> Range<usize> {
+        self.start..self.start + self.len
     }
-}
-
-/// Elements of a block, `[kv_heads, BLOCK_TOKENS, d]`.
-#[derive(Clone)]
-enum Payload {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-}
-
-/// Keys and values of [`BLOCK_TOKENS`] tokens in one layer.
-#[derive(Clone)]
-pub struct KvBlock {
-    d: usize,
-    keys: Payload,
-    values: Payload,
 }
 
 /// Keys and values of one context over all layers, with each token's position and segment.
 pub struct KvCache {
-    kv_heads: usize,
-    d: usize,
-    dtype: KvDtype,
-    layers: Vec<Vec<Arc<KvBlock>>>,
+    shape: KvShape,
+    /// Per layer, oldest first.
+    layers: Vec<Vec<Placed>>,
     positions: Vec<u32>,
     segments: Vec<u32>,
     /// Whether two tokens differ in segment; a plain context never asks.
@@ -68,9 +46,7 @@ impl KvCache {
     /// An empty context for a decoder of `spec`.
     pub fn new(spec: &DecoderSpec, dtype: KvDtype) -> Self {
         Self {
-            kv_heads: spec.n_kv_heads(),
-            d: spec.head_dim(),
-            dtype,
+            shape: shape(spec, dtype),
             layers: vec![Vec::new(); spec.num_hidden_layers],
             positions: Vec::new(),
             segments: Vec::new(),
@@ -80,10 +56,10 @@ impl KvCache {
 
     /// Bytes that `tokens` tokens would take: whole blocks of every layer.
     pub fn bytes_for(spec: &DecoderSpec, tokens: usize, dtype: KvDtype) -> usize {
-        let per_token = spec.kv_bytes_per_token(dtype.bytes());
         let blocks = tokens.div_ceil(BLOCK_TOKENS);
-        per_token
-            .saturating_mul(BLOCK_TOKENS)
+        shape(spec, dtype)
+            .block_bytes()
+            .saturating_mul(spec.num_hidden_layers)
             .saturating_mul(blocks)
     }
 
@@ -99,7 +75,7 @@ impl KvCache {
 
     /// Element type of keys and values.
     pub fn dtype(&self) -> KvDtype {
-        self.dtype
+        self.shape.dtype
     }
 
     /// The position that follows the last token's; 0 at the start.
@@ -120,11 +96,7 @@ impl KvCache {
     /// Bytes of keys and values, blocks shared with other contexts included.
     pub fn bytes(&self) -> usize {
         let blocks: usize = self.layers.iter().map(Vec::len).sum();
-        blocks * self.block_bytes()
-    }
-
-    fn block_bytes(&self) -> usize {
-        2 * self.kv_heads * self.d * BLOCK_TOKENS * self.dtype.bytes()
+        blocks * self.shape.block_bytes()
     }
 
     /// A second context that begins as this one; the blocks are shared.
@@ -142,9 +114,12 @@ impl KvCache {
         self.positions.truncate(len);
         self.segments.truncate(len);
         let blocks = self.len().div_ceil(BLOCK_TOKENS);
-        self.layers
-            .iter_mut()
-            .for_each(|layer| layer.truncate(blocks));
+        for layer in &mut self.layers {
+            layer.truncate(blocks);
+            if let Some(last) = layer.last_mut() {
+                last.len = last.len.min(len - last.start);
+            }
+        }
         self.is_packed = self.segments.windows(2).any(|w| w[0] != w[1]);
     }
 
@@ -169,10 +144,9 @@ impl KvCache {
     }
 
     fn allocate(&mut self) -> Result<()> {
-        let (wanted, tokens) = (self.len().div_ceil(BLOCK_TOKENS), self.len());
-        let (elements, d, dtype) = (self.kv_heads * self.d * BLOCK_TOKENS, self.d, self.dtype);
+        let (wanted, tokens, shape) = (self.len().div_ceil(BLOCK_TOKENS), self.len(), self.shape);
         let refused = || {
-            let bytes = self
+            let bytes = shape
                 .block_bytes()
                 .saturating_mul(wanted * self.layers.len());
             Error::new(
@@ -187,12 +161,22 @@ impl KvCache {
             .sum();
         let mut fresh = Vec::new();
         for _ in 0..missing {
-            let block = KvBlock::zeros(elements, d, dtype).ok_or_else(refused)?;
+            let block = PackedBlock::try_new(shape).ok_or_else(refused)?;
             fresh.push(Arc::new(block));
         }
         for layer in &mut self.layers {
             let missing = wanted.saturating_sub(layer.len());
-            layer.extend(fresh.drain(..missing));
+            for block in fresh.drain(..missing) {
+                let start = layer.len() * BLOCK_TOKENS;
+                layer.push(Placed {
+                    start,
+                    len: 0,
+                    block,
+                });
+            }
+            for placed in layer.iter_mut() {
+                placed.len = (tokens - placed.start).min(BLOCK_TOKENS);
+            }
         }
         Ok(())
     }
@@ -202,86 +186,37 @@ impl KvCache {
     /// # Errors
     /// `Internal` when [`KvCache::extend`] made no room for them.
     pub fn write(&mut self, layer: usize, at: usize, keys: &[f32], values: &[f32]) -> Result<()> {
-        let width = self.kv_heads * self.d;
-        let blocks = self.layers.get_mut(layer);
+        let width = self.shape.kv_heads * self.shape.d;
         let no_room = || {
             Error::new(
                 Kind::Internal,
                 format!("no room for token {at} in layer {layer}"),
             )
         };
-        let blocks = blocks.ok_or_else(no_room)?;
-        for (i, (k, v)) in keys
-            .chunks_exact(width)
-            .zip(values.chunks_exact(width))
-            .enumerate()
-        {
-            let (index, slot) = ((at + i) / BLOCK_TOKENS, (at + i) % BLOCK_TOKENS);
-            let block = Arc::make_mut(blocks.get_mut(index).ok_or_else(no_room)?);
-            block.keys.write(slot, self.d, k);
-            block.values.write(slot, self.d, v);
+        let blocks = self.layers.get_mut(layer).ok_or_else(no_room)?;
+        let (mut at, mut keys, mut values) = (at, keys, values);
+        while !keys.is_empty() {
+            let (index, slot) = (at / BLOCK_TOKENS, at % BLOCK_TOKENS);
+            let n = (keys.len() / width).min(BLOCK_TOKENS - slot);
+            let placed = blocks.get_mut(index).ok_or_else(no_room)?;
+            let (k, later_keys) = keys.split_at(n * width);
+            let (v, later_values) = values.split_at(n * width);
+            Arc::make_mut(&mut placed.block).write(slot, k, v);
+            (at, keys, values) = (at + n, later_keys, later_values);
         }
         Ok(())
     }
 
     /// The blocks of `layer`, oldest first; the last may be partly filled.
-    pub fn blocks(&self, layer: usize) -> &[Arc<KvBlock>] {
+    pub fn blocks(&self, layer: usize) -> &[Placed] {
         self.layers.get(layer).map_or(&[], Vec::as_slice)
     }
 }
 
-impl KvBlock {
-    fn zeros(elements: usize, d: usize, dtype: KvDtype) -> Option<Self> {
-        Some(Self {
-            d,
-            keys: Payload::zeros(elements, dtype)?,
-            values: Payload::zeros(elements, dtype)?,
-        })
-    }
-
-    /// Keys `[n, d]` of the first `n` tokens in one head.
-    pub fn keys(&self, kv_head: usize, n: usize) -> Slab<'_> {
-        self.keys.head(kv_head, n, self.d)
-    }
-
-    /// Values `[n, d]` of the first `n` tokens in one head.
-    pub fn values(&self, kv_head: usize, n: usize) -> Slab<'_> {
-        self.values.head(kv_head, n, self.d)
-    }
-}
-
-impl Payload {
-    fn zeros(elements: usize, dtype: KvDtype) -> Option<Self> {
-        fn filled<T: Copy>(elements: usize, zero: T) -> Option<Vec<T>> {
-            let mut data = Vec::new();
-            data.try_reserve_exact(elements).ok()?;
-            data.resize(elements, zero);
-            Some(data)
-        }
-        Some(match dtype {
-            KvDtype::F32 => Self::F32(filled(elements, 0.0)?),
-            KvDtype::Bf16 => Self::Bf16(filled(elements, bf16::ZERO)?),
-        })
-    }
-
-    /// Elements `[n, d]` of one head.
-    fn head(&self, head: usize, n: usize, d: usize) -> Slab<'_> {
-        let start = head * BLOCK_TOKENS * d;
-        let range = start..start + n.min(BLOCK_TOKENS) * d;
-        match self {
-            Self::F32(data) => Slab::F32(data.get(range).unwrap_or_default()),
-            Self::Bf16(data) => Slab::Bf16(data.get(range).unwrap_or_default()),
-        }
-    }
-
-    /// Writes one token, `[heads, d]`, into `slot`.
-    fn write(&mut self, slot: usize, d: usize, token: &[f32]) {
-        for (head, source) in token.chunks_exact(d).enumerate() {
-            let start = (head * BLOCK_TOKENS + slot) * d;
-            match self {
-                Self::F32(data) => data[start..start + d].copy_from_slice(source),
-                Self::Bf16(data) => data[start..start + d].convert_from_f32_slice(source),
-            }
-        }
+fn shape(spec: &DecoderSpec, dtype: KvDtype) -> KvShape {
+    KvShape {
+        kv_heads: spec.n_kv_heads(),
+        d: spec.head_dim(),
+        dtype,
     }
 }

@@ -61,24 +61,24 @@ impl Mask<'_> {
         }
     }
 
-    /// Fills `visible` with what the query sees of `keys`.
-    pub fn row(&self, query: usize, keys: Range<usize>, visible: &mut [bool]) {
-        let after = (query + 1).saturating_sub(keys.start);
+    /// Fills `bits`, one bit a key, with what the query sees of `keys`; bits behind the last key are zero.
+    pub fn bits(&self, query: usize, keys: Range<usize>, bits: &mut [u32]) {
+        let after = (query + 1).saturating_sub(keys.start).min(keys.len());
         let in_order = if self.causal { after } else { keys.len() };
-        for (j, visible) in visible.iter_mut().enumerate() {
-            *visible = j < in_order;
+        for (word, bits) in bits.iter_mut().enumerate() {
+            *bits = low_bits(in_order.saturating_sub(32 * word));
         }
         if let Some(allowed) = self.keys.and_then(|all| all.get(keys.clone())) {
-            for (visible, &allowed) in visible.iter_mut().zip(allowed) {
-                *visible &= allowed;
+            for (bits, allowed) in bits.iter_mut().zip(allowed.chunks(32)) {
+                *bits &= gather(allowed.iter().copied());
             }
         }
         if let Some((own, others)) = self
             .segments
             .and_then(|all| Some((all.get(query)?, all.get(keys)?)))
         {
-            for (visible, other) in visible.iter_mut().zip(others) {
-                *visible &= other == own;
+            for (bits, others) in bits.iter_mut().zip(others.chunks(32)) {
+                *bits &= gather(others.iter().map(|other| other == own));
             }
         }
     }
@@ -118,4 +118,15 @@ impl Mask<'_> {
             _ => Verdict::Mixed,
         }
     }
+}
+
+/// The lowest `n` bits of a word, all of them from 32 on.
+fn low_bits(n: usize) -> u32 {
+    if n >= 32 { u32::MAX } else { (1 << n) - 1 }
+}
+
+/// Up to 32 flags as the bits of a word, the first lowest.
+fn gather(flags: impl Iterator<Item = bool>) -> u32 {
+    let bits = flags.enumerate().map(|(i, flag)| u32::from(flag) << i);
+    bits.fold(0, |word, bit| word | bit)
 }

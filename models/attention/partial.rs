@@ -38,6 +38,27 @@ impl Partial {
         self
     }
 
+    /// The merge of several results by a balanced tree: a fixed order of sums, in which the halves,
+    /// quarters, … of a power of two may be merged elsewhere first.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn merge_tree(mut partials: Vec<Self>) -> Self {
+        assert!(!partials.is_empty(), "a merge of no result has no shape");
+        while partials.len() > 1 {
+            let mut pairs = partials.into_iter();
+            let mut merged = Vec::new();
+            while let Some(first) = pairs.next() {
+                merged.push(match pairs.next() {
+                    Some(second) => first.merge(&second),
+                    None => first,
+                });
+            }
+            partials = merged;
+        }
+        partials.swap_remove(0)
+    }
+
     /// out `[rows, d]`, lse `[rows]` of two results → the first becomes their merge.
     pub fn merge_into(out: &mut [f32], lse: &mut [f32], other_out: &[f32], other_lse: &[f32]) {
         let d = (out.len() / lse.len().max(1)).max(1);

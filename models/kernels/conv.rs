@@ -200,7 +200,7 @@ impl Job<'_> {
         match level.min(Level::detected()) {
             // SAFETY: the level is at most what the processor was found to have.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { x86::avx512(self, panel, first, last) },
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { x86::avx512(self, panel, first, last) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { x86::avx2(self, panel, first, last) },

@@ -1,7 +1,7 @@
 //! Which instructions the kernels may use: asked of the processor once.
 //!
-//! `LONGREEL_CPU=scalar|avx2|avx512` lowers the level, so that every body can
-//! be tested on one machine; it never raises it.
+//! `LONGREEL_CPU=scalar|neon|avx2|avx512|avx512bf16` lowers the level, so that
+//! every body can be tested on one machine; it never raises it.
 
 use std::sync::OnceLock;
 
@@ -10,15 +10,25 @@ use std::sync::OnceLock;
 pub enum Level {
     /// Plain Rust.
     Scalar,
+    /// NEON, on 64-bit ARM.
+    Neon,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 F, BW, DQ, VL (and AVX2, FMA).
     Avx512,
+    /// AVX-512 with its bf16 and int8 dot products (AVX512-BF16, AVX512-VNNI).
+    Avx512Bf16,
 }
 
 impl Level {
     /// Every level, lowest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [
+        Self::Scalar,
+        Self::Neon,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Bf16,
+    ];
 
     /// The level that the processor has.
     pub fn detected() -> Self {
@@ -42,13 +52,33 @@ impl Level {
             "scalar" => Some(Self::Scalar),
             "avx2" => Some(Self::Avx2),
             "avx512" => Some(Self::Avx512),
+            "avx512bf16" => Some(Self::Avx512Bf16),
+            "neon" => Some(Self::Neon),
             _ => None,
         }
     }
 
     /// The levels this processor can run, lowest first.
     pub fn available() -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(|&l| l <= Self::detected())
+        let foreign = |level| match level {
+            Self::Neon => cfg!(target_arch = "x86_64"),
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 => cfg!(not(target_arch = "x86_64")),
+            Self::Scalar => false,
+        };
+        Self::ALL
+            .into_iter()
+            .filter(move |&l| l <= Self::detected() && !foreign(l))
+    }
+
+    /// The name that `LONGREEL_CPU` knows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Neon => "neon",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
+        }
     }
 }
 
@@ -59,16 +89,23 @@ fn detect() -> Level {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
-    match (avx2, avx512) {
-        (true, true) => Level::Avx512,
-        (true, false) => Level::Avx2,
+    let dots = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
+    match (avx2, avx512, dots) {
+        (true, true, true) => Level::Avx512Bf16,
+        (true, true, false) => Level::Avx512,
+        (true, false, _) => Level::Avx2,
         _ => Level::Scalar,
     }
 }
 
+/// NEON is part of every 64-bit ARM processor.
 #[cfg(not(target_arch = "x86_64"))]
 fn detect() -> Level {
-    Level::Scalar
+    if cfg!(target_arch = "aarch64") {
+        Level::Neon
+    } else {
+        Level::Scalar
+    }
 }
 
 /// Defines `fn NAME(level, args...)` that runs an `#[inline(always)]` body
@@ -90,7 +127,7 @@ macro_rules! per_level {
             match level.min($crate::cpu::Level::detected()) {
                 // SAFETY: the level is at most what the processor was found to have.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::cpu::Level::Avx512 | $crate::cpu::Level::Avx512Bf16 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::Level::Avx2 => unsafe { avx2($($arg),*) },

@@ -5,7 +5,7 @@ use longreel_kernels::{rms_norm::rms_norm, swiglu::swiglu};
 
 use crate::{
     attention::{
-        blockwise::{Heads, Keys, attend},
+        blockwise::{Heads, Queries, attend},
         kv_cache::KvCache,
         mask::Mask,
     },
@@ -122,12 +122,11 @@ impl Block {
                 segments: cache.segments(),
                 ..Mask::CAUSAL
             };
-            let keys = Keys {
-                blocks: cache.blocks(self.index),
-                len: cache.len(),
+            let queries = Queries {
+                q: &q[done * q_width..(done + n) * q_width],
+                runs: &[*first..*first + n],
             };
-            let q = &q[done * q_width..(done + n) * q_width];
-            out.extend(attend(q, *first, self.heads, keys, &mask).out);
+            out.extend(attend(queries, self.heads, cache.blocks(self.index), &mask).out);
         }
         Ok(out)
     }

@@ -109,6 +109,10 @@ pub enum KvDtypeArg {
     F32,
     /// 2 bytes an element.
     Bf16,
+    /// 1 byte an element and a scale per token and head.
+    Int8,
+    /// Half a byte an element and a scale per 32 channels.
+    Int4,
 }
 
 /// What follows a frame's codes.

@@ -303,7 +303,8 @@ fn check_plan(
         frames: stages::expected_frames(sources).unwrap_or(0),
         text_tokens: prompt.n_text_tokens(sources.iter().map(Source::n_videos).sum()) as u64,
         max_new_tokens: options.max_new_tokens as u64,
-        kv_bytes_per_element: options.kv_dtype.bytes() as u64,
+        kv_dtype: options.kv_dtype,
+        contexts: 1,
         weight_bytes: model.weight_bytes(),
         prefill_chunk: options.prefill_chunk as u64,
     };

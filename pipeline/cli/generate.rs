@@ -146,7 +146,8 @@ fn check_plan(model: &ModelFiles, prompt: &GenerationPrompt, n_frames: usize) ->
         frames: n_frames as u64,
         text_tokens: prompt.conditional.len() as u64,
         max_new_tokens: 0,
-        kv_bytes_per_element: 2 * KvDtype::F32.bytes() as u64,
+        kv_dtype: KvDtype::F32,
+        contexts: 2,
         weight_bytes: model.weight_bytes(),
         prefill_chunk: prompt.conditional.len() as u64,
     };

@@ -70,7 +70,8 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         frames: frames(&args, &sources, &selection.sampling)?,
         text_tokens: facts.text_tokens,
         max_new_tokens: args.max_new_tokens as u64,
-        kv_bytes_per_element: resolve::kv_dtype(args.kv_dtype).bytes() as u64,
+        kv_dtype: resolve::kv_dtype(args.kv_dtype),
+        contexts: 1,
         weight_bytes: facts.weight_bytes,
         prefill_chunk: 512,
     };

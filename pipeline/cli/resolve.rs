@@ -167,6 +167,8 @@ pub fn kv_dtype(arg: KvDtypeArg) -> KvDtype {
     match arg {
         KvDtypeArg::F32 => KvDtype::F32,
         KvDtypeArg::Bf16 => KvDtype::Bf16,
+        KvDtypeArg::Int8 => KvDtype::Int8,
+        KvDtypeArg::Int4 => KvDtype::Int4,
     }
 }
 

@@ -1,10 +1,10 @@
 //! Blockwise attention is dense attention, whatever is masked; partial results
 //! merge as sums do.
 
-use longreel_kernels::attend::reference;
+use longreel_kernels::attend::{MASK_WORDS, reference};
 use longreel_models::{
     attention::{
-        blockwise::{Heads, Keys, attend},
+        blockwise::{Heads, Queries, attend},
         kv_cache::{BLOCK_TOKENS, KvCache, KvDtype},
         mask::{Mask, Verdict},
         partial::{EMPTY, Partial},
@@ -53,15 +53,15 @@ fn the_number_of_threads_does_not_change_a_bit() {
     let mut cache = KvCache::new(&spec(heads), KvDtype::F32);
     cache.extend(&vec![0; s], None).unwrap();
     cache.write(0, 0, &k, &v).unwrap();
-    let keys = Keys {
-        blocks: cache.blocks(0),
-        len: s,
-    };
     for n in [1, 3, 200] {
         let q = numbers(n * 64, 1);
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            let attend = || attend(&q, s - n, heads, keys, &Mask::CAUSAL);
+            let queries = Queries {
+                q: &q,
+                runs: &[s - n..s],
+            };
+            let attend = || attend(queries, heads, cache.blocks(0), &Mask::CAUSAL);
             let got = pool.unwrap().install(attend);
             let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             (bits(&got.out), bits(&got.lse))
@@ -90,11 +90,11 @@ fn check(n: usize, s: usize, heads: Heads, dtype: KvDtype, mask: &Mask) {
     let mut cache = KvCache::new(&spec(heads), dtype);
     cache.extend(&vec![0; s], None).unwrap();
     cache.write(0, 0, &k, &v).unwrap();
-    let keys = Keys {
-        blocks: cache.blocks(0),
-        len: s,
+    let queries = Queries {
+        q: &q,
+        runs: &[s - n..s],
     };
-    let got = attend(&q, s - n, heads, keys, mask);
+    let got = attend(queries, heads, cache.blocks(0), mask);
     for h in 0..heads.query {
         let kv = h / (heads.query / heads.key_value);
         let (out, lse) = reference(
@@ -199,17 +199,23 @@ fn a_shared_block_is_copied_by_whoever_writes_and_seen_by_nobody_else() {
         .unwrap();
     let mut fork = cache.fork();
     assert!(
-        std::ptr::eq(&*cache.blocks(0)[0], &*fork.blocks(0)[0]),
+        std::ptr::eq(&*cache.blocks(0)[0].block, &*fork.blocks(0)[0].block),
         "a fork copies no block"
     );
     fork.extend(&[0], None).unwrap();
     fork.write(0, 10, &vec![9.0; width], &vec![9.0; width])
         .unwrap();
-    assert!(!std::ptr::eq(&*cache.blocks(0)[0], &*fork.blocks(0)[0]));
-    let first_ten = |cache: &KvCache| format!("{:?}", cache.blocks(0)[0].keys(1, 10));
-    assert_eq!(first_ten(&cache), first_ten(&fork));
-    let eleventh = |cache: &KvCache| format!("{:?}", cache.blocks(0)[0].keys(1, 11));
-    assert_ne!(eleventh(&cache), eleventh(&fork));
+    assert!(!std::ptr::eq(
+        &*cache.blocks(0)[0].block,
+        &*fork.blocks(0)[0].block
+    ));
+    let keys = |cache: &KvCache, n: usize| {
+        let mut keys = vec![0.0; n * heads.d];
+        cache.blocks(0)[0].block.read_keys(1, n, &mut keys);
+        keys
+    };
+    assert_eq!(keys(&cache, 10), keys(&fork, 10));
+    assert_ne!(keys(&cache, 11), keys(&fork, 11));
 }
 
 #[test]
@@ -275,11 +281,12 @@ proptest! {
             Verdict::Skip => prop_assert!(!pairs.contains(&true)),
             Verdict::Full => prop_assert!(!pairs.contains(&false)),
             Verdict::Mixed => {
-                let mut rows = vec![false; pairs.len()];
-                for (query, row) in queries.zip(rows.chunks_mut(keys.len().max(1))) {
-                    mask.row(query, keys.clone(), row);
+                for (query, pairs) in queries.zip(pairs.chunks(keys.len())) {
+                    let mut bits = [0; MASK_WORDS];
+                    mask.bits(query, keys.clone(), &mut bits);
+                    let shown: Vec<bool> = (0..pairs.len()).map(|j| bits[j / 32] >> (j % 32) & 1 == 1).collect();
+                    prop_assert_eq!(shown, pairs);
                 }
-                prop_assert_eq!(rows, pairs);
             }
         }
     }

@@ -5,27 +5,32 @@
 //! all heads that share it. It hands out the output and its log-sum-exp, so
 //! that partial results over different keys can be merged.
 
+mod packed;
+
 use std::cell::RefCell;
 
-use half::bf16;
+pub use packed::{BLOCK_TOKENS, KvDtype, KvShape, PANEL, PackedBlock};
 
 use crate::{
     cpu::{Level, per_level},
     exp::exp,
-    linear::{Element, scores_few, widen},
+    linear::{Element, scores_few},
 };
 
 /// Up to this many rows keys are streamed; above, `gemm` multiplies.
 const FEW_ROWS: usize = 4;
 
-/// Keys or values `[s, d]` of one head, as they are stored.
+/// Which keys of a block the rows see: one bit a key.
 #[derive(Debug, Clone, Copy)]
-pub enum Slab<'a> {
-    /// f32 elements.
-    F32(&'a [f32]),
-    /// bf16 elements.
-    Bf16(&'a [bf16]),
+pub struct Visible<'a> {
+    /// `[rows / rows_per_mask, BLOCK_TOKENS / 32]`; bit `j % 32` of word `j / 32` is key `j`.
+    pub bits: &'a [u32],
+    /// Rows that share a line of bits: the heads of one token.
+    pub rows_per_mask: usize,
 }
+
+/// Words of one line of [`Visible`].
+pub const MASK_WORDS: usize = BLOCK_TOKENS / 32;
 
 /// The running result of `rows` queries: weighted sum, largest score, sum of weights.
 pub struct Accumulator {
@@ -76,23 +81,30 @@ impl Accumulator {
         }
     }
 
-    /// Adds keys and values `[s, d]`; row `r` sees key `j` when `visible[r / rows_per_mask, j]`.
-    ///
-    /// `visible` is `[rows / rows_per_mask, s]`; without it every row sees every key.
+    /// Adds the first `tokens` keys and values of one head of a block; without `visible` every row sees them all.
     ///
     /// # Panics
-    /// When the lengths do not fit.
-    pub fn add(&mut self, keys: Slab, values: Slab, visible: Option<(&[bool], usize)>) {
+    /// When the shapes do not fit.
+    pub fn add(
+        &mut self,
+        block: &PackedBlock,
+        kv_head: usize,
+        tokens: usize,
+        visible: Option<Visible>,
+    ) {
         SCRATCH.with_borrow_mut(|scratch| {
-            let s = keys.len() / self.d;
-            assert!(keys.len().is_multiple_of(self.d) && values.len() == keys.len());
+            let s = tokens.min(BLOCK_TOKENS);
+            assert!(block.shape().d == self.d && kv_head < block.shape().kv_heads);
             scratch.scores.resize(self.max.len() * s, 0.0);
-            self.score(keys, s, scratch);
-            if let Some((visible, rows_per_mask)) = visible {
-                hide(&mut scratch.scores, s, visible, rows_per_mask);
+            scratch.wide.resize(s * self.d, 0.0);
+            block.read_keys(kv_head, s, &mut scratch.wide);
+            self.score(s, scratch);
+            if let Some(visible) = visible {
+                hide(&mut scratch.scores, s, visible);
             }
             self.reweigh(s, &mut scratch.scores);
-            self.weigh(values, s, scratch);
+            block.read_values(kv_head, s, &mut scratch.wide);
+            self.weigh(s, scratch);
         });
     }
 
@@ -106,19 +118,12 @@ impl Accumulator {
         (self.out, lse.collect())
     }
 
-    fn score(&self, keys: Slab, s: usize, scratch: &mut Scratch) {
+    fn score(&self, s: usize, scratch: &mut Scratch) {
         let Scratch { scores, wide } = scratch;
-        let few = self.max.len() <= FEW_ROWS;
-        match keys {
-            Slab::F32(keys) if few => scores_few(self.level, &self.queries, keys, self.d, scores),
-            Slab::Bf16(keys) if few => scores_few(self.level, &self.queries, keys, self.d, scores),
-            _ => query_key_product(
-                &self.queries,
-                keys.wide(self.level, wide),
-                self.d,
-                s,
-                scores,
-            ),
+        if self.max.len() <= FEW_ROWS {
+            scores_few(self.level, &self.queries, wide, self.d, scores);
+        } else {
+            query_key_product(&self.queries, wide, self.d, s, scores);
         }
     }
 
@@ -136,61 +141,22 @@ impl Accumulator {
         }
     }
 
-    fn weigh(&mut self, values: Slab, s: usize, scratch: &mut Scratch) {
+    fn weigh(&mut self, s: usize, scratch: &mut Scratch) {
         let Scratch { scores, wide } = scratch;
-        let few = self.max.len() <= FEW_ROWS;
-        match values {
-            Slab::F32(v) if few => sum_values(self.level, scores, v, self.d, s, &mut self.out),
-            Slab::Bf16(v) if few => sum_values(self.level, scores, v, self.d, s, &mut self.out),
-            _ => weight_value_product(
-                scores,
-                values.wide(self.level, wide),
-                self.d,
-                s,
-                &mut self.out,
-            ),
+        if self.max.len() <= FEW_ROWS {
+            sum_values(self.level, scores, wide, self.d, s, &mut self.out);
+        } else {
+            weight_value_product(scores, wide, self.d, s, &mut self.out);
         }
     }
 }
 
-impl<'a> Slab<'a> {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(s) => s.len(),
-            Self::Bf16(s) => s.len(),
-        }
-    }
-
-    /// Whether there is no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn wide<'b>(self, level: Level, scratch: &'b mut Vec<f32>) -> &'b [f32]
-    where
-        'a: 'b,
-    {
-        match self {
-            Self::F32(slice) => slice,
-            Self::Bf16(slice) => {
-                scratch.resize(slice.len(), 0.0);
-                widen(level, slice, scratch);
-                scratch
-            }
-        }
-    }
-}
-
-fn hide(scores: &mut [f32], s: usize, visible: &[bool], rows_per_mask: usize) {
-    assert_eq!(visible.len() * rows_per_mask, scores.len());
-    for (rows, visible) in scores
-        .chunks_mut((s * rows_per_mask).max(1))
-        .zip(visible.chunks(s.max(1)))
-    {
-        for row in rows.chunks_mut(s.max(1)) {
-            for (score, &visible) in row.iter_mut().zip(visible) {
-                *score = if visible { *score } else { f32::NEG_INFINITY };
+fn hide(scores: &mut [f32], s: usize, visible: Visible) {
+    for (row, scores) in scores.chunks_exact_mut(s.max(1)).enumerate() {
+        let words = &visible.bits[row / visible.rows_per_mask * MASK_WORDS..][..MASK_WORDS];
+        for (j, score) in scores.iter_mut().enumerate() {
+            if words[j / 32] >> (j % 32) & 1 == 0 {
+                *score = f32::NEG_INFINITY;
             }
         }
     }
@@ -375,46 +341,45 @@ pub fn reference(
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
-    use super::{Accumulator, Level, Slab, reference};
+    use super::{
+        Accumulator, BLOCK_TOKENS, KvDtype, KvShape, Level, MASK_WORDS, PackedBlock, Visible,
+        reference,
+    };
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * 2.0
+            (f32::from((state >> 24) as u8) - 128.0) / 64.0
         };
         (0..n).map(|_| next()).collect()
     }
 
-    fn narrow(x: &[f32]) -> Vec<bf16> {
-        x.iter().map(|&v| bf16::from_f32(v)).collect()
-    }
-
     fn check(n: usize, s: usize, d: usize, split: usize, visible: impl Fn(usize, usize) -> bool) {
         let (q, k, v) = (numbers(n * d, 1), numbers(s * d, 2), numbers(s * d, 3));
-        let (k, v): (Vec<f32>, Vec<f32>) = (
-            narrow(&k).into_iter().map(f32::from).collect(),
-            narrow(&v).into_iter().map(f32::from).collect(),
-        );
         let (out, lse) = reference(&q, &k, &v, d, &visible);
         for level in Level::available() {
-            for stored_as_bf16 in [false, true] {
+            for dtype in [KvDtype::F32, KvDtype::Bf16] {
                 let mut state = Accumulator::at_level(level, q.clone(), d);
                 for from in (0..s).step_by(split) {
                     let to = (from + split).min(s);
-                    let mask: Vec<bool> = (0..n)
-                        .flat_map(|i| (from..to).map(move |j| (i, j)))
-                        .map(|(i, j)| visible(i, j))
-                        .collect();
-                    let (k, v) = (&k[from * d..to * d], &v[from * d..to * d]);
-                    let (nk, nv) = (narrow(k), narrow(v));
-                    let (k, v) = match stored_as_bf16 {
-                        true => (Slab::Bf16(&nk), Slab::Bf16(&nv)),
-                        false => (Slab::F32(k), Slab::F32(v)),
+                    let mut bits = vec![0u32; n * MASK_WORDS];
+                    for (i, j) in (0..n).flat_map(|i| (from..to).map(move |j| (i, j))) {
+                        let at = j - from;
+                        bits[i * MASK_WORDS + at / 32] |= u32::from(visible(i, j)) << (at % 32);
+                    }
+                    let mut block = PackedBlock::try_new(KvShape {
+                        kv_heads: 1,
+                        d,
+                        dtype,
+                    })
+                    .unwrap();
+                    block.write(0, &k[from * d..to * d], &v[from * d..to * d]);
+                    let visible = Visible {
+                        bits: &bits,
+                        rows_per_mask: 1,
                     };
-                    state.add(k, v, Some((&mask, 1)));
+                    state.add(&block, 0, to - from, Some(visible));
                 }
                 let (got_out, got_lse) = state.finish();
                 let pairs = got_out.iter().zip(&out).chain(got_lse.iter().zip(&lse));
@@ -422,7 +387,7 @@ mod tests {
                     let same = f64::from(got) == e || (f64::from(got) - e).abs() <= 2e-5;
                     assert!(
                         same,
-                        "{level:?} n={n} s={s} d={d} [{i}]: got {got}, expected {e}"
+                        "{level:?} {dtype:?} n={n} s={s} d={d} [{i}]: got {got}, expected {e}"
                     );
                 }
             }
@@ -440,7 +405,7 @@ mod tests {
             (64, 256, 128),
             (100, 130, 36),
         ] {
-            check(n, s, d, 256, |_, _| true);
+            check(n, s, d, BLOCK_TOKENS, |_, _| true);
             check(n, s, d, 7, |i, j| j <= i + s - n.min(s));
         }
     }
@@ -449,17 +414,5 @@ mod tests {
     fn a_row_that_sees_nothing_is_empty_and_not_nan() {
         check(6, 40, 16, 8, |i, j| i % 2 == 0 && (j / 8) % 2 == 1);
         check(2, 40, 16, 8, |i, _| i == 1);
-    }
-
-    #[test]
-    fn rows_of_one_token_share_a_mask() {
-        let (q, k) = (numbers(4 * 8, 1), numbers(3 * 8, 2));
-        let mut shared = Accumulator::new(q.clone(), 8);
-        let mut single = Accumulator::new(q, 8);
-        let mask = [true, false, false, true, true, false];
-        let each: Vec<bool> = [&mask[..3], &mask[..3], &mask[3..], &mask[3..]].concat();
-        shared.add(Slab::F32(&k), Slab::F32(&k), Some((&mask, 2)));
-        single.add(Slab::F32(&k), Slab::F32(&k), Some((&each, 1)));
-        assert_eq!(shared.finish(), single.finish());
     }
 }

@@ -1,0 +1,489 @@
+//! Keys and values of 256 tokens as the attention kernel reads them: one run of
+//! bytes, which can be computed on, sent to another rank, or mapped from a file.
+//!
+//! Per key-value head, in this order: keys, values, and for quantised types the
+//! scales. Keys stand in panels of 32 tokens, `[panel, d / g, 32, g]`, and
+//! values as `[256 / g, d, g]`, where `g` elements that one dot instruction
+//! multiplies stand together: 1 for f32, 2 for bf16 and int4, 4 for int8.
+
+use half::bf16;
+
+use crate::mapping::MappedBytes;
+
+/// Tokens of one block.
+pub const BLOCK_TOKENS: usize = 256;
+
+/// Tokens whose keys are multiplied together: two vectors of 16 lanes.
+pub const PANEL: usize = 32;
+
+/// Channels that share one scale of int4.
+const GROUP: usize = 32;
+
+/// Element type of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KvDtype {
+    /// 4 bytes, exact.
+    #[default]
+    F32,
+    /// 2 bytes, 8 bits of precision.
+    Bf16,
+    /// 1 byte and a scale per token and head.
+    Int8,
+    /// Half a byte and a scale per token, head and 32 channels.
+    Int4,
+}
+
+impl KvDtype {
+    /// Every type, largest first.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Int4];
+
+    /// Elements that stand together.
+    pub(super) fn interleave(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 | Self::Int4 => 2,
+            Self::Int8 => 4,
+        }
+    }
+
+    /// `n` elements in bytes.
+    fn bytes(self, n: usize) -> usize {
+        match self {
+            Self::F32 => 4 * n,
+            Self::Bf16 => 2 * n,
+            Self::Int8 => n,
+            Self::Int4 => n / 2,
+        }
+    }
+}
+
+/// Heads, channels and element type of a block: all that its layout depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KvShape {
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Channels of one head.
+    pub d: usize,
+    /// Element type.
+    pub dtype: KvDtype,
+}
+
+impl KvShape {
+    /// Channels of a key with padding: a multiple of four.
+    pub(super) fn key_width(self) -> usize {
+        self.d.next_multiple_of(4)
+    }
+
+    /// Channels of a value with padding: whole vectors.
+    pub(super) fn value_width(self) -> usize {
+        self.d.next_multiple_of(16)
+    }
+
+    /// Scales per token of int4.
+    fn groups(self) -> usize {
+        self.d.div_ceil(GROUP)
+    }
+
+    /// Where keys, values, scales of keys, scales of values, sums of keys, and the next head begin.
+    fn offsets(self) -> [usize; 6] {
+        let scale_bytes = match self.dtype {
+            KvDtype::F32 | KvDtype::Bf16 => 0,
+            KvDtype::Int8 => 4 * BLOCK_TOKENS,
+            KvDtype::Int4 => 2 * BLOCK_TOKENS * self.groups(),
+        };
+        let sum_bytes = match self.dtype {
+            KvDtype::Int8 => 4 * BLOCK_TOKENS,
+            _ => 0,
+        };
+        let values = self.dtype.bytes(BLOCK_TOKENS * self.key_width());
+        let key_scales = values + self.dtype.bytes(BLOCK_TOKENS * self.value_width());
+        let value_scales = key_scales + scale_bytes;
+        let key_sums = value_scales + scale_bytes;
+        [
+            0,
+            values,
+            key_scales,
+            value_scales,
+            key_sums,
+            key_sums + sum_bytes,
+        ]
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(self) -> usize {
+        self.kv_heads * self.offsets()[5]
+    }
+}
+
+/// 64 bytes, aligned as vectors like it.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+// SAFETY: 64 bytes of any value, no padding.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Line {}
+
+#[derive(Clone)]
+enum Store {
+    Owned(Vec<Line>),
+    Mapped(MappedBytes),
+}
+
+/// Keys and values of [`BLOCK_TOKENS`] tokens in one layer.
+#[derive(Clone)]
+pub struct PackedBlock {
+    shape: KvShape,
+    store: Store,
+}
+
+/// The bytes of one head, cut up.
+pub(super) struct HeadBytes<'a> {
+    pub keys: &'a [u8],
+    pub values: &'a [u8],
+    pub key_scales: &'a [u8],
+    pub value_scales: &'a [u8],
+    pub key_sums: &'a [u8],
+}
+
+impl PackedBlock {
+    /// A block of zeros; `None` when there is no memory for it.
+    pub fn try_new(shape: KvShape) -> Option<Self> {
+        let n = shape.block_bytes().div_ceil(64);
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(n).ok()?;
+        lines.resize(n, Line([0; 64]));
+        Some(Self {
+            shape,
+            store: Store::Owned(lines),
+        })
+    }
+
+    /// A copy of the bytes of a block; `None` when their number is not that of `shape` or there is no memory.
+    pub fn from_bytes(shape: KvShape, bytes: &[u8]) -> Option<Self> {
+        let mut block = (bytes.len() == shape.block_bytes()).then(|| Self::try_new(shape))??;
+        block.bytes_mut().copy_from_slice(bytes);
+        Some(block)
+    }
+
+    /// A block that lies in a mapped file; `None` when the number of bytes is not that of `shape`
+    /// or their place in memory is no multiple of 64.
+    pub fn from_mapped(shape: KvShape, bytes: MappedBytes) -> Option<Self> {
+        let fits = bytes.as_bytes().len() == shape.block_bytes();
+        let aligned = bytes.as_elements::<Line>().is_some();
+        (fits && aligned).then_some(Self {
+            shape,
+            store: Store::Mapped(bytes),
+        })
+    }
+
+    /// Heads, channels and element type.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Whether the bytes lie in a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.store, Store::Mapped(_))
+    }
+
+    /// Every byte of the block.
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.store {
+            Store::Owned(lines) => bytemuck::cast_slice(lines),
+            Store::Mapped(bytes) => bytes.as_bytes(),
+        }
+    }
+
+    /// The bytes for writing; a mapped block becomes one in memory first.
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        if let Store::Mapped(bytes) = &self.store {
+            let lines = bytes.as_elements().unwrap_or_default();
+            self.store = Store::Owned(lines.to_vec());
+        }
+        match &mut self.store {
+            Store::Owned(lines) => bytemuck::cast_slice_mut(lines),
+            Store::Mapped(_) => &mut [],
+        }
+    }
+
+    /// The bytes of one head.
+    pub(super) fn head(&self, head: usize) -> HeadBytes<'_> {
+        let [_, values, key_scales, value_scales, key_sums, end] = self.shape.offsets();
+        let bytes = &self.as_bytes()[head * end..(head + 1) * end];
+        HeadBytes {
+            keys: &bytes[..values],
+            values: &bytes[values..key_scales],
+            key_scales: &bytes[key_scales..value_scales],
+            value_scales: &bytes[value_scales..key_sums],
+            key_sums: &bytes[key_sums..],
+        }
+    }
+
+    /// keys, values `[n, kv_heads, d]` of the tokens from `slot` on.
+    ///
+    /// # Panics
+    /// When they do not fit the block.
+    pub fn write(&mut self, slot: usize, keys: &[f32], values: &[f32]) {
+        let shape = self.shape;
+        let [
+            _,
+            at_values,
+            at_key_scales,
+            at_value_scales,
+            at_key_sums,
+            end,
+        ] = shape.offsets();
+        let width = shape.kv_heads * shape.d;
+        assert!(width > 0 && keys.len() == values.len() && keys.len().is_multiple_of(width));
+        assert!(slot + keys.len() / width <= BLOCK_TOKENS);
+        let bytes = self.bytes_mut();
+        for (head, bytes) in bytes.chunks_exact_mut(end).enumerate() {
+            let (elements, scales) = bytes.split_at_mut(at_key_scales);
+            let (k, v) = elements.split_at_mut(at_values);
+            let (k_scales, rest) = scales.split_at_mut(at_value_scales - at_key_scales);
+            let (v_scales, sums) = rest.split_at_mut(at_key_sums - at_value_scales);
+            let tokens = keys.chunks_exact(width).zip(values.chunks_exact(width));
+            for (slot, (key, value)) in (slot..).zip(tokens) {
+                let key = &key[head * shape.d..(head + 1) * shape.d];
+                let value = &value[head * shape.d..(head + 1) * shape.d];
+                write_token(shape, slot, key, Side::Key, k, k_scales);
+                write_token(shape, slot, value, Side::Value, v, v_scales);
+                if shape.dtype == KvDtype::Int8 {
+                    let sum = (0..shape.d).map(|c| k[key_at(shape, slot, c)] as i8 as i32);
+                    put(sums, slot, sum.sum::<i32>());
+                }
+            }
+        }
+    }
+
+    /// Keys `[n, d]` of one head for the first `n` tokens, as f32, into `out`.
+    pub fn read_keys(&self, head: usize, n: usize, out: &mut [f32]) {
+        let bytes = self.head(head);
+        read(self.shape, Side::Key, bytes.keys, bytes.key_scales, n, out);
+    }
+
+    /// Values `[n, d]` of one head for the first `n` tokens, as f32, into `out`.
+    pub fn read_values(&self, head: usize, n: usize, out: &mut [f32]) {
+        let bytes = self.head(head);
+        read(
+            self.shape,
+            Side::Value,
+            bytes.values,
+            bytes.value_scales,
+            n,
+            out,
+        );
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Key,
+    Value,
+}
+
+/// Index of a key's channel among the elements of its head.
+fn key_at(shape: KvShape, slot: usize, c: usize) -> usize {
+    let g = shape.dtype.interleave();
+    let panel = slot / PANEL * PANEL * shape.key_width();
+    panel + (c / g) * PANEL * g + slot % PANEL * g + c % g
+}
+
+/// Index of a value's channel among the elements of its head.
+fn value_at(shape: KvShape, slot: usize, c: usize) -> usize {
+    let g = shape.dtype.interleave();
+    (slot / g) * shape.value_width() * g + c * g + slot % g
+}
+
+/// Index of the scale of channel `c` of a token in int4: keys by panel, values by token.
+fn scale_at(shape: KvShape, side: Side, slot: usize, c: usize) -> usize {
+    let (groups, group) = (shape.groups(), c / GROUP);
+    match side {
+        Side::Key => (slot / PANEL * groups + group) * PANEL + slot % PANEL,
+        Side::Value => slot * groups + group,
+    }
+}
+
+fn put<T: bytemuck::NoUninit>(bytes: &mut [u8], index: usize, value: T) {
+    let size = size_of::<T>();
+    bytes[index * size..(index + 1) * size].copy_from_slice(bytemuck::bytes_of(&value));
+}
+
+fn get<T: bytemuck::AnyBitPattern>(bytes: &[u8], index: usize) -> T {
+    bytemuck::pod_read_unaligned(&bytes[index * size_of::<T>()..(index + 1) * size_of::<T>()])
+}
+
+/// The largest magnitude as a multiple of `1/steps`, and its inverse; a NaN makes both NaN.
+fn scale_of(x: &[f32], steps: f32) -> f32 {
+    let largest = x
+        .iter()
+        .fold(0f32, |a, &b| if b.is_nan() { b } else { a.max(b.abs()) });
+    largest / steps
+}
+
+/// `x / scale` to the nearest of `-limit..=limit`.
+fn quantise(x: f32, scale: f32, limit: f32) -> i8 {
+    if scale > 0.0 {
+        (x / scale).round_ties_even().clamp(-limit, limit) as i8
+    } else {
+        0
+    }
+}
+
+/// One token of one head, `[d]`, into its place among `elements` and `scales`.
+fn write_token(
+    shape: KvShape,
+    slot: usize,
+    token: &[f32],
+    side: Side,
+    elements: &mut [u8],
+    scales: &mut [u8],
+) {
+    let at = |c| match side {
+        Side::Key => key_at(shape, slot, c),
+        Side::Value => value_at(shape, slot, c),
+    };
+    match shape.dtype {
+        KvDtype::F32 => {
+            let elements: &mut [f32] = bytemuck::cast_slice_mut(elements);
+            token
+                .iter()
+                .enumerate()
+                .for_each(|(c, &x)| elements[at(c)] = x);
+        }
+        KvDtype::Bf16 => {
+            let elements: &mut [bf16] = bytemuck::cast_slice_mut(elements);
+            let narrow = token.iter().map(|&x| bf16::from_f32(x));
+            narrow.enumerate().for_each(|(c, x)| elements[at(c)] = x);
+        }
+        KvDtype::Int8 => {
+            let scale = scale_of(token, 127.0);
+            put(scales, slot, scale);
+            for (c, &x) in token.iter().enumerate() {
+                elements[at(c)] = quantise(x, scale, 127.0) as u8;
+            }
+        }
+        KvDtype::Int4 => {
+            for (group, x) in token.chunks(GROUP).enumerate() {
+                let scale = bf16::from_f32(scale_of(x, 7.0));
+                put(scales, scale_at(shape, side, slot, group * GROUP), scale);
+                for (i, &x) in x.iter().enumerate() {
+                    let nibble = (quantise(x, scale.to_f32(), 7.0) + 8) as u8;
+                    let index = at(group * GROUP + i);
+                    let byte = &mut elements[index / 2];
+                    let shift = 4 * (index % 2);
+                    *byte = *byte & !(15 << shift) | nibble << shift;
+                }
+            }
+        }
+    }
+}
+
+/// The first `n` tokens of one head, `[n, d]`, widened.
+fn read(shape: KvShape, side: Side, elements: &[u8], scales: &[u8], n: usize, out: &mut [f32]) {
+    for (slot, token) in out
+        .chunks_exact_mut(shape.d)
+        .enumerate()
+        .take(n.min(BLOCK_TOKENS))
+    {
+        for (c, x) in token.iter_mut().enumerate() {
+            let at = match side {
+                Side::Key => key_at(shape, slot, c),
+                Side::Value => value_at(shape, slot, c),
+            };
+            *x = match shape.dtype {
+                KvDtype::F32 => get(elements, at),
+                KvDtype::Bf16 => get::<bf16>(elements, at).to_f32(),
+                KvDtype::Int8 => f32::from(elements[at] as i8) * get::<f32>(scales, slot),
+                KvDtype::Int4 => {
+                    let nibble = elements[at / 2] >> (4 * (at % 2)) & 15;
+                    let scale: bf16 = get(scales, scale_at(shape, side, slot, c));
+                    (f32::from(nibble) - 8.0) * scale.to_f32()
+                }
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock};
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// Largest error of one element whose token's largest magnitude is 1.
+    fn tolerance(dtype: KvDtype) -> f32 {
+        match dtype {
+            KvDtype::F32 => 0.0,
+            KvDtype::Bf16 => 1.0 / 256.0,
+            KvDtype::Int8 => 0.5 / 127.0 + 1e-6,
+            KvDtype::Int4 => 0.5 / 7.0 * 1.01,
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_within_the_precision_of_its_type() {
+        for dtype in KvDtype::ALL {
+            for (kv_heads, d) in [(1, 1), (2, 8), (3, 20), (1, 80), (2, 128)] {
+                let shape = KvShape { kv_heads, d, dtype };
+                let n = 77;
+                let (k, v) = (numbers(n * kv_heads * d, 1), numbers(n * kv_heads * d, 2));
+                let mut block = PackedBlock::try_new(shape).unwrap();
+                let half = 40 * kv_heads * d;
+                block.write(0, &k[..half], &v[..half]);
+                block.write(40, &k[half..], &v[half..]);
+                let copy = PackedBlock::from_bytes(shape, block.as_bytes()).unwrap();
+                for head in 0..kv_heads {
+                    let (mut keys, mut values) = (vec![9.0; n * d], vec![9.0; n * d]);
+                    copy.read_keys(head, n, &mut keys);
+                    copy.read_values(head, n, &mut values);
+                    for (got, all) in [(&keys, &k), (&values, &v)] {
+                        let expected = all
+                            .chunks(kv_heads * d)
+                            .flat_map(|t| &t[head * d..(head + 1) * d]);
+                        for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+                            assert!(
+                                (g - e).abs() <= tolerance(dtype),
+                                "{shape:?} [{i}]: got {g}, expected {e}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_of_another_length_are_no_block() {
+        let shape = KvShape {
+            kv_heads: 1,
+            d: 8,
+            dtype: KvDtype::Bf16,
+        };
+        assert!(PackedBlock::from_bytes(shape, &[0; 100]).is_none());
+        assert_eq!(shape.block_bytes(), BLOCK_TOKENS * (8 + 16) * 2);
+    }
+
+    #[test]
+    fn a_full_head_takes_what_its_type_says() {
+        let bytes = |dtype| {
+            KvShape {
+                kv_heads: 1,
+                d: 128,
+                dtype,
+            }
+            .block_bytes()
+                / BLOCK_TOKENS
+        };
+        assert_eq!(KvDtype::ALL.map(bytes), [1024, 512, 256 + 12, 128 + 16]);
+    }
+}
