@@ -126,6 +126,15 @@ fn tasks(runs: &[Range<usize>], n: usize, heads: Heads) -> Vec<Task> {
 /// out `[places, group, d]`, lse `[places, group]` of one task.
 fn run(task: &Task, q: &[f32], heads: Heads, lanes: &[Vec<&Placed>], mask: &Mask) -> Partial {
     let rows = gather(task, q, heads);
+    let shape = lanes
+        .iter()
+        .flatten()
+        .next()
+        .map(|placed| placed.block.shape());
+    let Some(shape) = shape else {
+        return Partial::empty(rows.len() / heads.d, heads.d);
+    };
+    let mut state = Accumulator::new(&rows, shape);
     let partials = lanes[task.lanes.clone()].iter().map(|blocks| {
         let visible = blocks
             .iter()
@@ -136,11 +145,10 @@ fn run(task: &Task, q: &[f32], heads: Heads, lanes: &[Vec<&Placed>], mask: &Mask
         if seen.peek().is_none() {
             return Partial::empty(rows.len() / heads.d, heads.d);
         }
-        let mut state = Accumulator::new(rows.clone(), heads.d);
         for (placed, verdict) in seen {
             add(&mut state, task, placed, verdict, heads, mask);
         }
-        let (out, lse) = state.finish();
+        let (out, lse) = state.take();
         Partial { out, lse }
     });
     Partial::merge_tree(partials.collect())

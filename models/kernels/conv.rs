@@ -9,7 +9,7 @@
 
 use rayon::prelude::*;
 
-use crate::cpu::Level;
+use crate::{cpu::Level, lanes::Lanes};
 
 /// Output channels that lie side by side in packed weights.
 const PANEL: usize = 32;
@@ -390,71 +390,13 @@ unsafe fn accumulate<V: Lanes, const P: usize>(
     *acc = sums;
 }
 
-/// A vector of floats.
-trait Lanes: Copy {
-    /// Floats in it.
-    const N: usize;
-    /// # Safety
-    /// The processor has this vector's instructions.
-    unsafe fn splat(x: f32) -> Self;
-    /// # Safety
-    /// As `splat`; `N` floats behind `from`.
-    unsafe fn load(from: *const f32) -> Self;
-    /// # Safety
-    /// As `splat`; room for `N` floats behind `to`.
-    unsafe fn store(self, to: *mut f32);
-    /// # Safety
-    /// As `splat`.
-    unsafe fn add(self, other: Self) -> Self;
-    /// `self · factor + addend`.
-    ///
-    /// # Safety
-    /// As `splat`.
-    unsafe fn times_plus(self, factor: Self, addend: Self) -> Self;
-}
-
-impl Lanes for [f32; 4] {
-    const N: usize = 4;
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self {
-        [x; 4]
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's promise; an array of f32 is aligned as f32.
-        unsafe { from.cast::<Self>().read() }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as in `load`.
-        unsafe { to.cast::<Self>().write(self) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        std::array::from_fn(|i| self[i] + other[i])
-    }
-
-    #[inline(always)]
-    unsafe fn times_plus(self, factor: Self, addend: Self) -> Self {
-        std::array::from_fn(|i| self[i] * factor[i] + addend[i])
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    //! The vectors of x86-64 and the bodies compiled for them.
+    //! The bodies compiled for the vectors of x86-64.
 
-    use std::arch::x86_64::{
-        __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
-        _mm256_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-        _mm512_storeu_ps,
-    };
+    use std::arch::x86_64::{__m256, __m512};
 
-    use super::{Job, Lanes};
+    use super::Job;
 
     /// # Safety
     /// The processor has AVX-512 F.
@@ -471,63 +413,6 @@ mod x86 {
         // SAFETY: the caller's promise.
         unsafe { job.body::<__m256, 6>(panel, first, last) }
     }
-
-    macro_rules! lanes {
-        ($vector:ty, $n:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $fma:ident) => {
-            impl Lanes for $vector {
-                const N: usize = $n;
-
-                #[inline(always)]
-                unsafe fn splat(x: f32) -> Self {
-                    // SAFETY: the caller's promise.
-                    unsafe { $splat(x) }
-                }
-
-                #[inline(always)]
-                unsafe fn load(from: *const f32) -> Self {
-                    // SAFETY: the caller's promise.
-                    unsafe { $load(from) }
-                }
-
-                #[inline(always)]
-                unsafe fn store(self, to: *mut f32) {
-                    // SAFETY: the caller's promise.
-                    unsafe { $store(to, self) }
-                }
-
-                #[inline(always)]
-                unsafe fn add(self, other: Self) -> Self {
-                    // SAFETY: the caller's promise.
-                    unsafe { $add(self, other) }
-                }
-
-                #[inline(always)]
-                unsafe fn times_plus(self, factor: Self, addend: Self) -> Self {
-                    // SAFETY: the caller's promise.
-                    unsafe { $fma(self, factor, addend) }
-                }
-            }
-        };
-    }
-
-    lanes!(
-        __m512,
-        16,
-        _mm512_set1_ps,
-        _mm512_loadu_ps,
-        _mm512_storeu_ps,
-        _mm512_add_ps,
-        _mm512_fmadd_ps
-    );
-    lanes!(
-        __m256,
-        8,
-        _mm256_set1_ps,
-        _mm256_loadu_ps,
-        _mm256_storeu_ps,
-        _mm256_add_ps,
-        _mm256_fmadd_ps
-    );
 }
 
 /// What [`conv`] must give, tap by tap in f64; `weights` as in [`Kernel::pack`], `residual` as y's old content.

@@ -10,6 +10,7 @@ pub mod conv;
 pub mod cpu;
 mod exp;
 pub mod group_norm;
+mod lanes;
 pub mod linear;
 pub mod mapping;
 pub mod rms_norm;

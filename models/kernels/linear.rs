@@ -105,19 +105,6 @@ fn few_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y:
         });
 }
 
-/// q `[n, d]`, k `[s, d]` → scores `[n, s]`: `scores = q · kᵀ` on this thread.
-pub(crate) fn scores_few<W: Element>(
-    level: Level,
-    q: &[f32],
-    k: &[W],
-    d: usize,
-    scores: &mut [f32],
-) {
-    let s = k.len() / d;
-    assert_eq!(scores.len(), q.len() / d * s);
-    stream(level, q, k, d, Columns(scores.as_mut_ptr()), s);
-}
-
 per_level! {
     /// x `[n, d]`, w `[m, d]` → `y[i * stride + j] = x[i] · w[j]`.
     fn stream[W: Element](x: &[f32], w: &[W], d: usize, y: Columns, stride: usize) = stream_body;

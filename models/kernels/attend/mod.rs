@@ -1,24 +1,34 @@
-//! Attention of a block of queries over one block of keys after another, with
-//! the running softmax of Milakov and Gimelshein 2018 (as in FlashAttention).
+//! Attention of some queries over one block of keys after another, with the
+//! running softmax of Milakov and Gimelshein 2018 (as in FlashAttention-2,
+//! arXiv 2307.08691).
 //!
 //! One [`Accumulator`] serves one key-value head: its rows are the queries of
 //! all heads that share it. It hands out the output and its log-sum-exp, so
 //! that partial results over different keys can be merged.
+//!
+//! The element type of the keys decides the arithmetic: f32 multiplies f32;
+//! bf16 and int4 multiply bf16 pairs and int8 multiplies 8-bit fours where the
+//! processor has the instruction ([`Level::Avx512Bf16`]), with queries and weights
+//! rounded to the same type (as in SageAttention, arXiv 2410.02367, without its
+//! smoothing of keys), and are widened to f32 elsewhere. Sums are f32.
 
+mod dot;
 mod packed;
+mod step;
+mod widen;
 
 use std::cell::RefCell;
 
+use half::bf16;
 pub use packed::{BLOCK_TOKENS, KvDtype, KvShape, PANEL, PackedBlock};
 
-use crate::{
-    cpu::{Level, per_level},
-    exp::exp,
-    linear::{Element, scores_few},
+use self::{
+    dot::F32,
+    packed::{HeadBytes, quantise, scale_of},
+    step::{BlockUnits, RowsState, Step, TileScratch},
+    widen::{Wide, WideBlock, cast, relative_scales},
 };
-
-/// Up to this many rows keys are streamed; above, `gemm` multiplies.
-const FEW_ROWS: usize = 4;
+use crate::cpu::Level;
 
 /// Which keys of a block the rows see: one bit a key.
 #[derive(Debug, Clone, Copy)]
@@ -32,50 +42,92 @@ pub struct Visible<'a> {
 /// Words of one line of [`Visible`].
 pub const MASK_WORDS: usize = BLOCK_TOKENS / 32;
 
-/// The running result of `rows` queries: weighted sum, largest score, sum of weights.
+/// What is multiplied with what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arithmetic {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl Arithmetic {
+    fn of(level: Level, dtype: KvDtype) -> Self {
+        match (level, dtype) {
+            (Level::Avx512Bf16, KvDtype::Bf16 | KvDtype::Int4) => Self::Bf16,
+            (Level::Avx512Bf16, KvDtype::Int8) => Self::Int8,
+            _ => Self::F32,
+        }
+    }
+
+    /// Elements in a unit of 32 bits.
+    fn interleave(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+            Self::Int8 => 4,
+        }
+    }
+}
+
+/// The running result of `rows` queries over the keys of one head.
 pub struct Accumulator {
     level: Level,
-    d: usize,
-    /// `[rows, d]`, already scaled by `1/sqrt(d)`.
-    queries: Vec<f32>,
-    /// `[rows, d]`, not yet divided by `sum`.
+    shape: KvShape,
+    arithmetic: Arithmetic,
+    /// `[rows, key units]`, times `log2(e) / sqrt(d)`.
+    queries: Vec<u32>,
+    /// `[rows]`; 1 but for int8.
+    query_scales: Vec<f32>,
+    /// `[rows, value_width]`, not yet divided by `sum`.
     out: Vec<f32>,
-    /// `[rows]`, −∞ while no key was seen.
+    /// `[rows]`, the largest score in powers of two; −∞ while no key was seen.
     max: Vec<f32>,
     /// `[rows]`.
     sum: Vec<f32>,
 }
 
-/// Working memory of one thread, as large as one block asks for.
+/// Working memory of one thread.
 #[derive(Default)]
 struct Scratch {
-    scores: Vec<f32>,
-    wide: Vec<f32>,
+    tile: TileScratch,
+    wide: WideBlock,
+    value_scales: Vec<f32>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: RefCell<Box<Scratch>> = RefCell::default();
 }
 
 impl Accumulator {
-    /// queries `[rows, d]`; scores are divided by `sqrt(d)`.
+    /// queries `[rows, d]`, to be asked of blocks of `shape`; scores are divided by `sqrt(d)`.
     ///
     /// # Panics
     /// When the length is no multiple of `d`.
-    pub fn new(queries: Vec<f32>, d: usize) -> Self {
-        Self::at_level(Level::current(), queries, d)
+    pub fn new(queries: &[f32], shape: KvShape) -> Self {
+        Self::at_level(Level::current(), queries, shape)
     }
 
-    fn at_level(level: Level, mut queries: Vec<f32>, d: usize) -> Self {
-        assert!(d > 0 && queries.len().is_multiple_of(d));
-        let rows = queries.len() / d;
-        let scale = 1.0 / (d as f32).sqrt();
-        queries.iter_mut().for_each(|q| *q *= scale);
+    /// [`Accumulator::new`] with the instructions of `level`, or what the processor has of them.
+    ///
+    /// # Panics
+    /// When the length is no multiple of `d`.
+    pub fn at_level(level: Level, queries: &[f32], shape: KvShape) -> Self {
+        assert!(shape.d > 0 && queries.len().is_multiple_of(shape.d));
+        let level = level.min(Level::detected());
+        let rows = queries.len() / shape.d;
+        let arithmetic = Arithmetic::of(level, shape.dtype);
+        let mut query_scales = vec![1.0; rows];
+        let mut units = Vec::with_capacity(rows * shape.key_width() / arithmetic.interleave());
+        for (query, scale) in queries.chunks_exact(shape.d).zip(&mut query_scales) {
+            push_query(arithmetic, shape, query, scale, &mut units);
+        }
         Self {
             level,
-            d,
-            out: vec![0.0; queries.len()],
-            queries,
+            shape,
+            arithmetic,
+            queries: units,
+            query_scales,
+            out: vec![0.0; rows * shape.value_width()],
             max: vec![f32::NEG_INFINITY; rows],
             sum: vec![0.0; rows],
         }
@@ -84,7 +136,7 @@ impl Accumulator {
     /// Adds the first `tokens` keys and values of one head of a block; without `visible` every row sees them all.
     ///
     /// # Panics
-    /// When the shapes do not fit.
+    /// When block and accumulator differ in shape, or `visible` has too few lines.
     pub fn add(
         &mut self,
         block: &PackedBlock,
@@ -92,217 +144,191 @@ impl Accumulator {
         tokens: usize,
         visible: Option<Visible>,
     ) {
+        assert!(block.shape() == self.shape && kv_head < self.shape.kv_heads);
+        assert!(tokens <= BLOCK_TOKENS);
+        if let Some(visible) = visible {
+            let lines = visible.bits.len() / MASK_WORDS;
+            assert!(lines * visible.rows_per_mask >= self.max.len());
+        }
+        if tokens == 0 || self.max.is_empty() {
+            return;
+        }
         SCRATCH.with_borrow_mut(|scratch| {
-            let s = tokens.min(BLOCK_TOKENS);
-            assert!(block.shape().d == self.d && kv_head < block.shape().kv_heads);
-            scratch.scores.resize(self.max.len() * s, 0.0);
-            scratch.wide.resize(s * self.d, 0.0);
-            block.read_keys(kv_head, s, &mut scratch.wide);
-            self.score(s, scratch);
-            if let Some(visible) = visible {
-                hide(&mut scratch.scores, s, visible);
-            }
-            self.reweigh(s, &mut scratch.scores);
-            block.read_values(kv_head, s, &mut scratch.wide);
-            self.weigh(s, scratch);
+            let Scratch {
+                tile,
+                wide,
+                value_scales,
+            } = scratch.as_mut();
+            let head = block.head(kv_head);
+            let block = self.units(&head, tokens, wide, value_scales);
+            let rows = RowsState {
+                queries: &self.queries,
+                query_scales: &self.query_scales,
+                out: &mut self.out,
+                max: &mut self.max,
+                sum: &mut self.sum,
+            };
+            let step = Step {
+                block,
+                rows,
+                visible,
+                scratch: tile,
+            };
+            run(self.level, self.arithmetic, step);
         });
     }
 
-    /// out `[rows, d]`, lse `[rows]`; a row that saw no key has zeros and −∞.
-    pub fn finish(mut self) -> (Vec<f32>, Vec<f32>) {
-        for (row, &sum) in self.out.chunks_exact_mut(self.d).zip(&self.sum) {
-            let scale = if sum > 0.0 { 1.0 / sum } else { 0.0 };
-            row.iter_mut().for_each(|o| *o *= scale);
+    /// The block as the arithmetic wants it: in place, or widened into `wide`.
+    fn units(
+        &self,
+        head: &HeadBytes,
+        tokens: usize,
+        wide: &mut WideBlock,
+        value_scales: &mut Vec<f32>,
+    ) -> BlockUnits {
+        let (mut keys, mut values) = (head.keys.as_ptr().cast(), head.values.as_ptr().cast());
+        let target = match (self.arithmetic, self.shape.dtype) {
+            (Arithmetic::F32, KvDtype::F32)
+            | (Arithmetic::Bf16, KvDtype::Bf16)
+            | (Arithmetic::Int8, _) => None,
+            (Arithmetic::F32, _) => Some(Wide::F32),
+            (Arithmetic::Bf16, _) => Some(Wide::Bf16),
+        };
+        if let Some(target) = target {
+            wide.fill(self.level, self.shape, head, tokens, target);
+            (keys, values) = (wide.keys.as_ptr(), wide.values.as_ptr());
         }
-        let lse = self.max.iter().zip(&self.sum).map(|(m, s)| m + s.ln());
-        (self.out, lse.collect())
-    }
-
-    fn score(&self, s: usize, scratch: &mut Scratch) {
-        let Scratch { scores, wide } = scratch;
-        if self.max.len() <= FEW_ROWS {
-            scores_few(self.level, &self.queries, wide, self.d, scores);
+        let largest_value_scale = if self.arithmetic == Arithmetic::Int8 {
+            relative_scales(cast(head.value_scales), tokens, value_scales)
         } else {
-            query_key_product(&self.queries, wide, self.d, s, scores);
+            1.0
+        };
+        BlockUnits {
+            keys,
+            key_units: self.shape.key_width() / self.arithmetic.interleave(),
+            values,
+            value_width: self.shape.value_width(),
+            key_scales: head.key_scales.as_ptr().cast(),
+            value_scales: value_scales.as_ptr(),
+            largest_value_scale,
+            key_sums: head.key_sums.as_ptr().cast(),
+            tokens,
         }
     }
 
-    /// Turns scores into weights relative to the new largest score, and rescales what was summed so far.
-    fn reweigh(&mut self, s: usize, scores: &mut [f32]) {
-        if s == 0 {
-            return;
+    /// out `[rows, d]`, lse `[rows]` over the keys so far, which are then forgotten;
+    /// a row that saw no key has zeros and −∞.
+    pub fn take(&mut self) -> (Vec<f32>, Vec<f32>) {
+        let d = self.shape.d;
+        let mut out = Vec::with_capacity(self.max.len() * d);
+        let rows = self.out.chunks_exact(self.shape.value_width());
+        for (row, &sum) in rows.zip(&self.sum) {
+            let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            out.extend(row[..d].iter().map(|o| o * scale));
         }
-        let rows = scores
-            .chunks_exact_mut(s)
-            .zip(self.out.chunks_exact_mut(self.d));
-        let state = self.max.iter_mut().zip(&mut self.sum);
-        for ((scores, out), (max, sum)) in rows.zip(state) {
-            reweigh_row(self.level, scores, out, max, sum);
-        }
-    }
-
-    fn weigh(&mut self, s: usize, scratch: &mut Scratch) {
-        let Scratch { scores, wide } = scratch;
-        if self.max.len() <= FEW_ROWS {
-            sum_values(self.level, scores, wide, self.d, s, &mut self.out);
-        } else {
-            weight_value_product(scores, wide, self.d, s, &mut self.out);
-        }
+        let lse = self.max.iter().zip(&self.sum);
+        let lse = lse.map(|(max, sum)| (max + sum.log2()) * std::f32::consts::LN_2);
+        let lse = lse.collect();
+        self.out.fill(0.0);
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+        (out, lse)
     }
 }
 
-fn hide(scores: &mut [f32], s: usize, visible: Visible) {
-    for (row, scores) in scores.chunks_exact_mut(s.max(1)).enumerate() {
-        let words = &visible.bits[row / visible.rows_per_mask * MASK_WORDS..][..MASK_WORDS];
-        for (j, score) in scores.iter_mut().enumerate() {
-            if words[j / 32] >> (j % 32) & 1 == 0 {
-                *score = f32::NEG_INFINITY;
-            }
-        }
-    }
-}
-
-per_level! {
-    /// scores `[s]` → weights `e^(score − max)`, out `[d]`, max and sum brought up to date.
-    fn reweigh_row(scores: &mut [f32], out: &mut [f32], max: &mut f32, sum: &mut f32) = reweigh_body;
-}
-
-#[inline(always)]
-fn reweigh_body(scores: &mut [f32], out: &mut [f32], max: &mut f32, sum: &mut f32) {
-    let largest = largest(scores).max(*max);
-    if largest == f32::NEG_INFINITY {
-        scores.fill(0.0);
-        return;
-    }
-    let kept = exp(*max - largest);
-    let mut lanes = [0f32; 16];
-    let mut chunks = scores.chunks_exact_mut(16);
-    for chunk in &mut chunks {
-        for (score, lane) in chunk.iter_mut().zip(&mut lanes) {
-            *score = exp(*score - largest);
-            *lane += *score;
-        }
-    }
-    let mut added: f32 = lanes.iter().sum();
-    for score in chunks.into_remainder() {
-        *score = exp(*score - largest);
-        added += *score;
-    }
-    *sum = sum.mul_add(kept, added);
-    *max = largest;
-    if kept != 1.0 {
-        out.iter_mut().for_each(|o| *o *= kept);
-    }
-}
-
-/// The largest element; a NaN is passed over here and shows in the sum of weights.
-#[inline(always)]
-fn largest(scores: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let chunks = scores.chunks_exact(16);
-    let rest = chunks
-        .remainder()
-        .iter()
-        .fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    for chunk in chunks {
-        for (lane, &score) in lanes.iter_mut().zip(chunk) {
-            *lane = if score > *lane { score } else { *lane };
-        }
-    }
-    lanes.iter().fold(rest, |a, &b| a.max(b))
-}
-
-per_level! {
-    /// weights `[n, s]`, values `[s, d]` → out `[n, d] += weights · values`.
-    fn sum_values[W: Element](weights: &[f32], values: &[W], d: usize, s: usize, out: &mut [f32]) = sum_values_body;
-}
-
-#[inline(always)]
-fn sum_values_body<W: Element>(weights: &[f32], values: &[W], d: usize, s: usize, out: &mut [f32]) {
-    const LANES: usize = 64;
-    if s == 0 {
-        return;
-    }
-    for (weights, out) in weights.chunks_exact(s).zip(out.chunks_exact_mut(d)) {
-        for (at, out) in (0..d).step_by(LANES).zip(out.chunks_mut(LANES)) {
-            let mut lanes = [0f32; LANES];
-            if out.len() == LANES {
-                for (&weight, value) in weights.iter().zip(values.chunks_exact(d)) {
-                    for (lane, &v) in lanes.iter_mut().zip(&value[at..at + LANES]) {
-                        *lane = v.widen().mul_add(weight, *lane);
-                    }
-                }
-            } else {
-                for (&weight, value) in weights.iter().zip(values.chunks_exact(d)) {
-                    for (lane, &v) in lanes.iter_mut().zip(&value[at..]) {
-                        *lane = v.widen().mul_add(weight, *lane);
-                    }
-                }
-            }
-            out.iter_mut().zip(&lanes).for_each(|(o, l)| *o += l);
+/// query `[d]` → units `[key_width / interleave]`, times `log2(e) / sqrt(d)`; `scale` is what one step of int8 is worth.
+fn push_query(
+    arithmetic: Arithmetic,
+    shape: KvShape,
+    query: &[f32],
+    scale: &mut f32,
+    units: &mut Vec<u32>,
+) {
+    let factor = std::f32::consts::LOG2_E / (shape.d as f32).sqrt();
+    let channel = |c: usize| query.get(c).map_or(0.0, |q| q * factor);
+    let channels = (0..shape.key_width()).step_by(arithmetic.interleave());
+    match arithmetic {
+        Arithmetic::F32 => units.extend(channels.map(|c| channel(c).to_bits())),
+        Arithmetic::Bf16 => units.extend(channels.map(|c| {
+            let bits = |c| u32::from(bf16::from_f32(channel(c)).to_bits());
+            bits(c) | bits(c + 1) << 16
+        })),
+        Arithmetic::Int8 => {
+            let step = scale_of(query, 127.0) * factor;
+            *scale = step;
+            units.extend(channels.map(|c| {
+                let byte = |i| quantise(channel(c + i), step, 127.0) as u8 ^ 128;
+                u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
+            }));
         }
     }
 }
 
-/// q `[n, d]`, k `[s, d]` → scores `[n, s] = q · kᵀ`, on this thread.
-fn query_key_product(q: &[f32], k: &[f32], d: usize, s: usize, scores: &mut [f32]) {
-    let n = q.len() / d;
-    assert!(k.len() == s * d && scores.len() == n * s);
-    // SAFETY: the strides describe k as [s, d], q transposed as [d, n] and scores
-    // transposed as [s, n], all inside their buffers by the assertion.
-    unsafe {
-        gemm::gemm(
-            s,
-            n,
-            d,
-            scores.as_mut_ptr(),
-            s as isize,
-            1,
-            false,
-            k.as_ptr(),
-            1,
-            d as isize,
-            q.as_ptr(),
-            d as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+/// Runs the step with the instructions of `level`, which the processor has.
+fn run(level: Level, arithmetic: Arithmetic, mut step: Step) {
+    match (level, arithmetic) {
+        // SAFETY: the level is at most what the processor was found to have, and the block
+        // has the lengths that its shape says.
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512Bf16, Arithmetic::Bf16) => unsafe { x86::avx512_bf16(&mut step) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512Bf16, Arithmetic::Int8) => unsafe { x86::avx512_int8(&mut step) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512 | Level::Avx512Bf16, _) => unsafe { x86::avx512(&mut step) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx2, _) => unsafe { x86::avx2(&mut step) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        (Level::Neon, _) => unsafe { step.run::<F32<std::arch::aarch64::float32x4_t>, 6, 4>() },
+        // SAFETY: plain Rust runs everywhere.
+        _ => unsafe { step.run::<F32<[f32; 4]>, 4, 2>() },
     }
 }
 
-/// weights `[n, s]`, values `[s, d]` → out `[n, d] += weights · values`, on this thread.
-fn weight_value_product(weights: &[f32], values: &[f32], d: usize, s: usize, out: &mut [f32]) {
-    let n = out.len() / d;
-    assert!(values.len() == s * d && weights.len() == n * s);
-    // SAFETY: the strides describe values transposed as [d, s], weights transposed as
-    // [s, n] and out transposed as [d, n], all inside their buffers by the assertion.
-    unsafe {
-        gemm::gemm(
-            d,
-            n,
-            s,
-            out.as_mut_ptr(),
-            d as isize,
-            1,
-            true,
-            values.as_ptr(),
-            d as isize,
-            1,
-            weights.as_ptr(),
-            s as isize,
-            1,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    //! The bodies compiled for x86-64.
+
+    use std::arch::x86_64::{__m256, __m512};
+
+    use super::{
+        dot::{Bf16, F32, Int8},
+        step::Step,
+    };
+
+    /// # Safety
+    /// The processor has AVX-512 with the bf16 dot product; see [`Step::run`].
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub(super) unsafe fn avx512_bf16(step: &mut Step<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { step.run::<Bf16, 12, 2>() }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512 with the int8 dot product; see [`Step::run`].
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub(super) unsafe fn avx512_int8(step: &mut Step<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { step.run::<Int8, 12, 2>() }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512; see [`Step::run`].
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) unsafe fn avx512(step: &mut Step<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { step.run::<F32<__m512>, 12, 2>() }
+    }
+
+    /// # Safety
+    /// The processor has AVX2 and FMA; see [`Step::run`].
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn avx2(step: &mut Step<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { step.run::<F32<__m256>, 6, 2>() }
     }
 }
 
@@ -355,12 +381,27 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
+    /// Largest error against f64 for numbers in [-2, 2): what the element type can hold.
+    fn tolerance(dtype: KvDtype) -> f64 {
+        match dtype {
+            KvDtype::F32 => 2e-5,
+            KvDtype::Bf16 => 2e-2,
+            KvDtype::Int8 => 4e-2,
+            KvDtype::Int4 => 0.6,
+        }
+    }
+
     fn check(n: usize, s: usize, d: usize, split: usize, visible: impl Fn(usize, usize) -> bool) {
         let (q, k, v) = (numbers(n * d, 1), numbers(s * d, 2), numbers(s * d, 3));
         let (out, lse) = reference(&q, &k, &v, d, &visible);
         for level in Level::available() {
-            for dtype in [KvDtype::F32, KvDtype::Bf16] {
-                let mut state = Accumulator::at_level(level, q.clone(), d);
+            for dtype in KvDtype::ALL {
+                let shape = KvShape {
+                    kv_heads: 1,
+                    d,
+                    dtype,
+                };
+                let mut state = Accumulator::at_level(level, &q, shape);
                 for from in (0..s).step_by(split) {
                     let to = (from + split).min(s);
                     let mut bits = vec![0u32; n * MASK_WORDS];
@@ -368,12 +409,7 @@ mod tests {
                         let at = j - from;
                         bits[i * MASK_WORDS + at / 32] |= u32::from(visible(i, j)) << (at % 32);
                     }
-                    let mut block = PackedBlock::try_new(KvShape {
-                        kv_heads: 1,
-                        d,
-                        dtype,
-                    })
-                    .unwrap();
+                    let mut block = PackedBlock::try_new(shape).unwrap();
                     block.write(0, &k[from * d..to * d], &v[from * d..to * d]);
                     let visible = Visible {
                         bits: &bits,
@@ -381,10 +417,11 @@ mod tests {
                     };
                     state.add(&block, 0, to - from, Some(visible));
                 }
-                let (got_out, got_lse) = state.finish();
+                let (got_out, got_lse) = state.take();
                 let pairs = got_out.iter().zip(&out).chain(got_lse.iter().zip(&lse));
                 for (i, (&got, &e)) in pairs.enumerate() {
-                    let same = f64::from(got) == e || (f64::from(got) - e).abs() <= 2e-5;
+                    let error = (f64::from(got) - e).abs();
+                    let same = f64::from(got) == e || error <= tolerance(dtype);
                     assert!(
                         same,
                         "{level:?} {dtype:?} n={n} s={s} d={d} [{i}]: got {got}, expected {e}"

@@ -17,7 +17,7 @@ pub const BLOCK_TOKENS: usize = 256;
 pub const PANEL: usize = 32;
 
 /// Channels that share one scale of int4.
-const GROUP: usize = 32;
+pub(super) const GROUP: usize = 32;
 
 /// Element type of keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -80,7 +80,7 @@ impl KvShape {
     }
 
     /// Scales per token of int4.
-    fn groups(self) -> usize {
+    pub(super) fn groups(self) -> usize {
         self.d.div_ceil(GROUP)
     }
 
@@ -315,8 +315,8 @@ fn get<T: bytemuck::AnyBitPattern>(bytes: &[u8], index: usize) -> T {
     bytemuck::pod_read_unaligned(&bytes[index * size_of::<T>()..(index + 1) * size_of::<T>()])
 }
 
-/// The largest magnitude as a multiple of `1/steps`, and its inverse; a NaN makes both NaN.
-fn scale_of(x: &[f32], steps: f32) -> f32 {
+/// The largest magnitude over `steps`; NaN where an element is.
+pub(super) fn scale_of(x: &[f32], steps: f32) -> f32 {
     let largest = x
         .iter()
         .fold(0f32, |a, &b| if b.is_nan() { b } else { a.max(b.abs()) });
@@ -324,7 +324,7 @@ fn scale_of(x: &[f32], steps: f32) -> f32 {
 }
 
 /// `x / scale` to the nearest of `-limit..=limit`.
-fn quantise(x: f32, scale: f32, limit: f32) -> i8 {
+pub(super) fn quantise(x: f32, scale: f32, limit: f32) -> i8 {
     if scale > 0.0 {
         (x / scale).round_ties_even().clamp(-limit, limit) as i8
     } else {

@@ -1,0 +1,345 @@
+//! One block of keys for the rows of an accumulator: scores, weights, weighted
+//! values, a few rows at a time so that scores never leave the first-level cache.
+
+use super::{
+    MASK_WORDS, Visible,
+    dot::Dot,
+    packed::{BLOCK_TOKENS, PANEL},
+};
+use crate::lanes::Lanes;
+
+/// Panels of one block.
+const PANELS: usize = BLOCK_TOKENS / PANEL;
+
+/// Most rows of a tile.
+const MAX_ROWS: usize = 12;
+
+/// A block of keys and values of one head, in units.
+pub(super) struct BlockUnits {
+    /// `[PANELS, key_units, PANEL]`.
+    pub keys: *const u32,
+    /// Units of one key.
+    pub key_units: usize,
+    /// `[BLOCK_TOKENS / interleave, value_width]`.
+    pub values: *const u32,
+    /// Channels of a value, a multiple of 16.
+    pub value_width: usize,
+    /// `[BLOCK_TOKENS]` where the type has scales.
+    pub key_scales: *const f32,
+    /// `[BLOCK_TOKENS]`, relative to their largest, times 255, where the type has scales.
+    pub value_scales: *const f32,
+    /// The largest scale of a value over 255; 1 for other types.
+    pub largest_value_scale: f32,
+    /// `[BLOCK_TOKENS]` where the type needs them.
+    pub key_sums: *const i32,
+    /// Keys held.
+    pub tokens: usize,
+}
+
+/// The running result of an accumulator's rows.
+pub(super) struct RowsState<'a> {
+    /// `[rows, key_units]`.
+    pub queries: &'a [u32],
+    /// `[rows]`.
+    pub query_scales: &'a [f32],
+    /// `[rows, value_width]`.
+    pub out: &'a mut [f32],
+    /// `[rows]`, in powers of two.
+    pub max: &'a mut [f32],
+    /// `[rows]`.
+    pub sum: &'a mut [f32],
+}
+
+/// Scores and weights of one tile.
+pub(super) struct TileScratch {
+    scores: [f32; MAX_ROWS * BLOCK_TOKENS],
+    weights: [u32; MAX_ROWS * BLOCK_TOKENS],
+}
+
+impl Default for TileScratch {
+    fn default() -> Self {
+        Self {
+            scores: [0.0; MAX_ROWS * BLOCK_TOKENS],
+            weights: [0; MAX_ROWS * BLOCK_TOKENS],
+        }
+    }
+}
+
+/// Everything that a step works on.
+pub(super) struct Step<'a> {
+    pub block: BlockUnits,
+    pub rows: RowsState<'a>,
+    pub visible: Option<Visible<'a>>,
+    pub scratch: &'a mut TileScratch,
+}
+
+impl Step<'_> {
+    /// # Safety
+    /// The processor has the instructions of `D`; the pointers of `block` have the stated lengths;
+    /// `R` is at most [`MAX_ROWS`].
+    #[inline(always)]
+    pub unsafe fn run<D: Dot, const R: usize, const C: usize>(&mut self) {
+        let n = self.rows.max.len();
+        let mut row = 0;
+        while row < n {
+            // SAFETY: the caller's promise, and as many rows as the tile takes are left.
+            row += unsafe {
+                match n - row {
+                    left if left >= R => self.tile::<D, R, C>(row),
+                    left if left >= 8 && R > 8 => self.tile::<D, 8, C>(row),
+                    left if left >= 4 => self.tile::<D, 4, C>(row),
+                    2.. => self.tile::<D, 2, C>(row),
+                    _ => self.tile::<D, 1, C>(row),
+                }
+            };
+        }
+    }
+
+    /// Rows `row..row + R` → `R`.
+    #[inline(always)]
+    unsafe fn tile<D: Dot, const R: usize, const C: usize>(&mut self, row: usize) -> usize {
+        let words = self.words::<R>(row);
+        let seen = |panel: &usize| words.iter().any(|line| line[*panel] != 0);
+        let first = (0..PANELS).find(seen);
+        let last = (0..PANELS).rfind(seen);
+        let (Some(first), Some(last)) = (first, last) else {
+            return R;
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            for panel in first..=last {
+                self.scores::<D, R>(row, panel, &words);
+            }
+            let (kept, added) = self.weigh::<D, R>(row, first..last + 1);
+            self.values::<D, R, C>(row, first..last + 1, kept, added);
+        }
+        R
+    }
+
+    /// Which keys the rows of a tile see.
+    #[inline(always)]
+    fn words<const R: usize>(&self, row: usize) -> [[u32; MASK_WORDS]; R] {
+        let held: [u32; MASK_WORDS] = std::array::from_fn(|word| {
+            let left = self.block.tokens.saturating_sub(32 * word);
+            if left >= 32 {
+                u32::MAX
+            } else {
+                (1 << left) - 1
+            }
+        });
+        let mut words = [held; R];
+        if let Some(visible) = self.visible {
+            for (r, words) in words.iter_mut().enumerate() {
+                let line = (row + r) / visible.rows_per_mask * MASK_WORDS;
+                let line = &visible.bits[line..line + MASK_WORDS];
+                words
+                    .iter_mut()
+                    .zip(line)
+                    .for_each(|(word, bits)| *word &= bits);
+            }
+        }
+        words
+    }
+
+    /// Scores of `R` rows with the 32 keys of a panel.
+    #[inline(always)]
+    unsafe fn scores<D: Dot, const R: usize>(
+        &mut self,
+        row: usize,
+        panel: usize,
+        words: &[[u32; MASK_WORDS]; R],
+    ) {
+        let block = &self.block;
+        let (units, wide) = (block.key_units, 2 * D::Floats::N);
+        let is_full = words.iter().all(|line| line[panel] == u32::MAX);
+        // SAFETY: the caller's promise: a panel holds `units · PANEL` units, a row `units`,
+        // and the tile's scores `R · BLOCK_TOKENS`.
+        unsafe {
+            let rows = self.rows.queries.as_ptr().add(row * units);
+            for lane in (0..PANEL).step_by(wide) {
+                let key = panel * PANEL + lane;
+                let columns = block.keys.add(panel * units * PANEL + lane);
+                let begin = [
+                    D::begin_scores(block.key_sums.wrapping_add(key)),
+                    D::begin_scores(block.key_sums.wrapping_add(key + D::Floats::N)),
+                ];
+                let sums = product::<D, R, 2>(units, rows, units, columns, PANEL, [begin; R]);
+                for (r, sums) in sums.into_iter().enumerate() {
+                    let scale = self.rows.query_scales[row + r];
+                    for (c, sums) in sums.into_iter().enumerate() {
+                        let at = c * D::Floats::N;
+                        let scales = block.key_scales.wrapping_add(key + at);
+                        let mut scores = D::end_scores(sums, scales, scale);
+                        if !is_full {
+                            scores = scores.keep(words[r][panel] >> (lane + at));
+                        }
+                        let to = r * BLOCK_TOKENS + key + at;
+                        scores.store(self.scratch.scores.as_mut_ptr().add(to));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Scores → weights; largest score and sum of the rows brought up to date.
+    ///
+    /// → what the outputs so far, and what the products of this block, are multiplied by.
+    #[inline(always)]
+    unsafe fn weigh<D: Dot, const R: usize>(
+        &mut self,
+        row: usize,
+        panels: std::ops::Range<usize>,
+    ) -> ([f32; R], [f32; R]) {
+        let (mut kept, mut added) = ([1.0; R], [1.0; R]);
+        let keys = panels.start * PANEL..panels.end * PANEL;
+        for r in 0..R {
+            // SAFETY: the caller's promise: the tile's scores and weights hold `R · BLOCK_TOKENS`.
+            unsafe {
+                let scores = self.scratch.scores.as_ptr().add(r * BLOCK_TOKENS);
+                let units = self.scratch.weights.as_mut_ptr().add(r * BLOCK_TOKENS);
+                let largest = largest::<D::Floats>(scores, &keys);
+                let (max, sum) = (&mut self.rows.max[row + r], &mut self.rows.sum[row + r]);
+                let new = if *max > largest { *max } else { largest };
+                // Before the first visible key everything is relative to zero.
+                let floor = |x: f32| if x == f32::NEG_INFINITY { 0.0 } else { x };
+                let base = floor(if D::WEIGHTS_BY_BLOCK { largest } else { new });
+                let minus = D::Floats::splat(-base);
+                let mut sums = [D::Floats::splat(0.0); 2];
+                for key in keys.clone().step_by(2 * D::Floats::N) {
+                    for (c, sums) in sums.iter_mut().enumerate() {
+                        let key = key + c * D::Floats::N;
+                        let weights = D::Floats::load(scores.add(key)).add(minus).exp2(D::EXP2);
+                        *sums = sums.add(weights);
+                        D::put_weights(
+                            weights,
+                            self.block.value_scales.wrapping_add(key),
+                            units,
+                            key,
+                        );
+                    }
+                }
+                let of_block: f32 = sums[0].add(sums[1]).spread().iter().sum();
+                if *max != new && *max != f32::NEG_INFINITY {
+                    kept[r] = (*max - new).exp2();
+                }
+                if D::WEIGHTS_BY_BLOCK {
+                    added[r] = (base - floor(new)).exp2();
+                }
+                *sum = *sum * kept[r] + of_block * added[r];
+                *max = new;
+                added[r] *= self.block.largest_value_scale;
+            }
+        }
+        (kept, added)
+    }
+
+    /// Adds the weighted values of the panels' keys to the outputs of `R` rows.
+    #[inline(always)]
+    unsafe fn values<D: Dot, const R: usize, const C: usize>(
+        &mut self,
+        row: usize,
+        panels: std::ops::Range<usize>,
+        kept: [f32; R],
+        added: [f32; R],
+    ) {
+        let width = self.block.value_width;
+        let mut column = 0;
+        // SAFETY: the caller's promise, and as many columns as are taken are left.
+        unsafe {
+            if R <= 2 {
+                while column + 8 * D::Floats::N <= width {
+                    self.value_columns::<D, R, 8>(row, &panels, column, &kept, &added);
+                    column += 8 * D::Floats::N;
+                }
+            }
+            while column + C * D::Floats::N <= width {
+                self.value_columns::<D, R, C>(row, &panels, column, &kept, &added);
+                column += C * D::Floats::N;
+            }
+            while column < width {
+                self.value_columns::<D, R, 1>(row, &panels, column, &kept, &added);
+                column += D::Floats::N;
+            }
+        }
+    }
+
+    /// Adds weighted values in the `C` vectors of channels from `column` on.
+    #[inline(always)]
+    unsafe fn value_columns<D: Dot, const R: usize, const C: usize>(
+        &mut self,
+        row: usize,
+        panels: &std::ops::Range<usize>,
+        column: usize,
+        kept: &[f32; R],
+        added: &[f32; R],
+    ) {
+        let width = self.block.value_width;
+        let first = panels.start * PANEL / D::INTERLEAVE;
+        let units = panels.len() * PANEL / D::INTERLEAVE;
+        // SAFETY: the caller's promise: rows of outputs and of values are `width` long.
+        unsafe {
+            let out = self.rows.out.as_mut_ptr().add(row * width + column);
+            let weights = self.scratch.weights.as_ptr().add(first);
+            let values = self.block.values.add(first * width + column);
+            let mut begin = [[D::begin_out(out, kept[0]); C]; R];
+            for (r, begin) in begin.iter_mut().enumerate() {
+                for (c, begin) in begin.iter_mut().enumerate() {
+                    *begin = D::begin_out(out.add(r * width + c * D::Floats::N), kept[r]);
+                }
+            }
+            let sums = product::<D, R, C>(units, weights, BLOCK_TOKENS, values, width, begin);
+            for (r, sums) in sums.into_iter().enumerate() {
+                for (c, sums) in sums.into_iter().enumerate() {
+                    let out = out.add(r * width + c * D::Floats::N);
+                    D::end_out(sums, out, kept[r], added[r]);
+                }
+            }
+        }
+    }
+}
+
+/// rows `[R, units]`, columns `[units, C vectors]` → `sums += rows · columns`, in registers.
+#[inline(always)]
+unsafe fn product<D: Dot, const R: usize, const C: usize>(
+    units: usize,
+    rows: *const u32,
+    row_stride: usize,
+    columns: *const u32,
+    column_stride: usize,
+    begin: [[D::Sums; C]; R],
+) -> [[D::Sums; C]; R] {
+    let mut sums = begin;
+    for unit in 0..units {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let from = columns.add(unit * column_stride);
+            let mut columns = [D::load(from); C];
+            for (c, columns) in columns.iter_mut().enumerate().skip(1) {
+                *columns = D::load(from.add(c * D::Floats::N));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let row = D::splat(*rows.add(r * row_stride + unit));
+                for (sums, columns) in sums.iter_mut().zip(columns) {
+                    *sums = D::dot(row, columns, *sums);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// The largest of the scores of `keys`; one that is no number is passed over here and shows in the sum of weights.
+#[inline(always)]
+unsafe fn largest<V: Lanes>(scores: *const f32, keys: &std::ops::Range<usize>) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut most = V::splat(f32::NEG_INFINITY);
+        for key in keys.clone().step_by(V::N) {
+            most = V::load(scores.add(key)).max(most);
+        }
+        let lanes = most.spread();
+        lanes[..V::N]
+            .iter()
+            .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    }
+}

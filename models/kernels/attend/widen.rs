@@ -1,0 +1,324 @@
+//! Keys and values of a type that the processor cannot multiply, widened to one that it can.
+//!
+//! Layouts are those of `packed`: a row of `width` units becomes as many rows of
+//! wider units as there were elements in one.
+
+use half::bf16;
+
+use super::packed::{BLOCK_TOKENS, GROUP, HeadBytes, KvDtype, KvShape, PANEL};
+use crate::cpu::{Level, per_level};
+
+/// What elements become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wide {
+    /// f32.
+    F32,
+    /// bf16 pairs, from int4 only.
+    Bf16,
+}
+
+/// Keys and values of one head, in units.
+#[derive(Default)]
+pub(super) struct WideBlock {
+    /// `[PANELS, key units, PANEL]`.
+    pub keys: Vec<u32>,
+    /// `[BLOCK_TOKENS / interleave, value_width]`.
+    pub values: Vec<u32>,
+}
+
+impl WideBlock {
+    /// Widens the first `tokens` keys and values, and what stands together with them.
+    pub fn fill(
+        &mut self,
+        level: Level,
+        shape: KvShape,
+        head: &HeadBytes,
+        tokens: usize,
+        wide: Wide,
+    ) {
+        let elements_per_unit = if wide == Wide::F32 { 1 } else { 2 };
+        let panels = tokens.div_ceil(PANEL);
+        let key_units = shape.key_width() / elements_per_unit;
+        let value_rows = panels * PANEL / elements_per_unit;
+        self.keys.resize(panels * key_units * PANEL, 0);
+        self.values.resize(value_rows * shape.value_width(), 0);
+        match (shape.dtype, wide) {
+            (KvDtype::Bf16, _) => {
+                pairs(level, cast(head.keys), PANEL, &mut self.keys);
+                pairs(
+                    level,
+                    cast(head.values),
+                    shape.value_width(),
+                    &mut self.values,
+                );
+            }
+            (KvDtype::Int8, _) => {
+                let scales = cast(head.key_scales);
+                byte_keys(
+                    level,
+                    cast(head.keys),
+                    scales,
+                    key_units / 4,
+                    &mut self.keys,
+                );
+                let scales = cast(head.value_scales);
+                byte_values(
+                    level,
+                    cast(head.values),
+                    scales,
+                    shape.value_width(),
+                    &mut self.values,
+                );
+            }
+            (KvDtype::Int4, _) => self.fill_nibbles(level, shape, head, wide),
+            (KvDtype::F32, _) => {}
+        }
+    }
+
+    fn fill_nibbles(&mut self, level: Level, shape: KvShape, head: &HeadBytes, wide: Wide) {
+        let (width, groups) = (shape.value_width(), shape.groups());
+        let (key_rows, key_scales) = (shape.key_width() / 2, cast(head.key_scales));
+        let value_scales = cast(head.value_scales);
+        match wide {
+            Wide::F32 => {
+                nibble_keys(
+                    level,
+                    head.keys,
+                    key_scales,
+                    key_rows,
+                    groups,
+                    &mut self.keys,
+                );
+                nibble_values(
+                    level,
+                    head.values,
+                    value_scales,
+                    width,
+                    groups,
+                    &mut self.values,
+                );
+            }
+            Wide::Bf16 => {
+                nibble_key_pairs(
+                    level,
+                    head.keys,
+                    key_scales,
+                    key_rows,
+                    groups,
+                    &mut self.keys,
+                );
+                nibble_value_pairs(
+                    level,
+                    head.values,
+                    value_scales,
+                    width,
+                    groups,
+                    &mut self.values,
+                );
+            }
+        }
+    }
+}
+
+/// Bytes of a block as its elements: it is aligned for all of them.
+pub(super) fn cast<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> &[T] {
+    bytemuck::cast_slice(bytes)
+}
+
+per_level! {
+    /// rows of bf16 pairs `[n, width, 2]` → `[2n, width]` f32; `wide` says how many.
+    fn pairs(narrow: &[u32], width: usize, wide: &mut [u32]) = pairs_body;
+}
+
+#[inline(always)]
+fn pairs_body(narrow: &[u32], width: usize, wide: &mut [u32]) {
+    for (narrow, wide) in narrow
+        .chunks_exact(width)
+        .zip(wide.chunks_exact_mut(2 * width))
+    {
+        let (low, high) = wide.split_at_mut(width);
+        for ((&pair, low), high) in narrow.iter().zip(low).zip(high) {
+            *low = pair << 16;
+            *high = pair & 0xffff_0000;
+        }
+    }
+}
+
+per_level! {
+    /// rows of signed fours `[panels, rows, PANEL, 4]`, scales `[panels, PANEL]` → `[panels, 4 rows, PANEL]` f32.
+    fn byte_keys(narrow: &[u32], scales: &[f32], rows: usize, wide: &mut [u32]) = byte_keys_body;
+}
+
+#[inline(always)]
+fn byte_keys_body(narrow: &[u32], scales: &[f32], rows: usize, wide: &mut [u32]) {
+    let panels = narrow
+        .chunks_exact(rows * PANEL)
+        .zip(scales.chunks_exact(PANEL));
+    for ((narrow, scales), wide) in panels.zip(wide.chunks_exact_mut(4 * rows * PANEL)) {
+        let rows = narrow
+            .chunks_exact(PANEL)
+            .zip(wide.chunks_exact_mut(4 * PANEL));
+        for (narrow, wide) in rows {
+            for (i, wide) in wide.chunks_exact_mut(PANEL).enumerate() {
+                for ((&four, &scale), wide) in narrow.iter().zip(scales).zip(wide) {
+                    let byte = (four >> (8 * i)) as u8 as i8;
+                    *wide = (f32::from(byte) * scale).to_bits();
+                }
+            }
+        }
+    }
+}
+
+per_level! {
+    /// rows of signed fours `[n, width, 4]`, scales `[4n]` → `[4n, width]` f32.
+    fn byte_values(narrow: &[u32], scales: &[f32], width: usize, wide: &mut [u32]) = byte_values_body;
+}
+
+#[inline(always)]
+fn byte_values_body(narrow: &[u32], scales: &[f32], width: usize, wide: &mut [u32]) {
+    let rows = narrow.chunks_exact(width).zip(scales.chunks_exact(4));
+    for ((narrow, scales), wide) in rows.zip(wide.chunks_exact_mut(4 * width)) {
+        for ((i, wide), &scale) in wide.chunks_exact_mut(width).enumerate().zip(scales) {
+            for (&four, wide) in narrow.iter().zip(wide) {
+                let byte = (four >> (8 * i)) as u8 as i8;
+                *wide = (f32::from(byte) * scale).to_bits();
+            }
+        }
+    }
+}
+
+/// A four-bit number of the lower (`half` 0) or upper half of a byte, times its scale.
+#[inline(always)]
+fn nibble(byte: u8, half: u32, scale: bf16) -> f32 {
+    let n = i32::from(byte >> (4 * half) & 15) - 8;
+    n as f32 * f32::from_bits(u32::from(scale.to_bits()) << 16)
+}
+
+/// Two floats as bf16, rounded to nearest even; they are finite or keep their upper bits.
+#[inline(always)]
+fn pair(low: f32, high: f32) -> u32 {
+    let round = |x: f32| x.to_bits().wrapping_add(0x7fff + (x.to_bits() >> 16 & 1));
+    round(low) >> 16 | round(high) & 0xffff_0000
+}
+
+per_level! {
+    /// bytes `[panels, rows, PANEL]` of channel pairs, scales `[panels, groups, PANEL]` → `[panels, 2 rows, PANEL]` f32.
+    fn nibble_keys(narrow: &[u8], scales: &[bf16], rows: usize, groups: usize, wide: &mut [u32]) = nibble_keys_body;
+}
+
+#[inline(always)]
+fn nibble_keys_body(narrow: &[u8], scales: &[bf16], rows: usize, groups: usize, wide: &mut [u32]) {
+    let panels = narrow
+        .chunks_exact(rows * PANEL)
+        .zip(scales.chunks_exact(groups * PANEL));
+    for ((narrow, scales), wide) in panels.zip(wide.chunks_exact_mut(2 * rows * PANEL)) {
+        let rows = narrow
+            .chunks_exact(PANEL)
+            .zip(wide.chunks_exact_mut(2 * PANEL));
+        for (row, (narrow, wide)) in rows.enumerate() {
+            let scales = &scales[2 * row / GROUP * PANEL..][..PANEL];
+            let (low, high) = wide.split_at_mut(PANEL);
+            for (((&byte, &scale), low), high) in narrow.iter().zip(scales).zip(low).zip(high) {
+                *low = nibble(byte, 0, scale).to_bits();
+                *high = nibble(byte, 1, scale).to_bits();
+            }
+        }
+    }
+}
+
+per_level! {
+    /// As [`nibble_keys`] → bf16 pairs `[panels, rows, PANEL]`.
+    fn nibble_key_pairs(narrow: &[u8], scales: &[bf16], rows: usize, groups: usize, wide: &mut [u32]) = nibble_key_pairs_body;
+}
+
+#[inline(always)]
+fn nibble_key_pairs_body(
+    narrow: &[u8],
+    scales: &[bf16],
+    rows: usize,
+    groups: usize,
+    wide: &mut [u32],
+) {
+    let panels = narrow
+        .chunks_exact(rows * PANEL)
+        .zip(scales.chunks_exact(groups * PANEL));
+    for ((narrow, scales), wide) in panels.zip(wide.chunks_exact_mut(rows * PANEL)) {
+        let rows = narrow.chunks_exact(PANEL).zip(wide.chunks_exact_mut(PANEL));
+        for (row, (narrow, wide)) in rows.enumerate() {
+            let scales = &scales[2 * row / GROUP * PANEL..][..PANEL];
+            for ((&byte, &scale), wide) in narrow.iter().zip(scales).zip(wide) {
+                *wide = pair(nibble(byte, 0, scale), nibble(byte, 1, scale));
+            }
+        }
+    }
+}
+
+per_level! {
+    /// bytes `[n, width]` of token pairs, scales `[2n, groups]` → `[2n, width]` f32.
+    fn nibble_values(narrow: &[u8], scales: &[bf16], width: usize, groups: usize, wide: &mut [u32]) = nibble_values_body;
+}
+
+#[inline(always)]
+fn nibble_values_body(
+    narrow: &[u8],
+    scales: &[bf16],
+    width: usize,
+    groups: usize,
+    wide: &mut [u32],
+) {
+    let rows = narrow
+        .chunks_exact(width)
+        .zip(scales.chunks_exact(2 * groups));
+    for ((narrow, scales), wide) in rows.zip(wide.chunks_exact_mut(2 * width)) {
+        let (low, high) = wide.split_at_mut(width);
+        let columns = narrow
+            .chunks(GROUP)
+            .zip(low.chunks_mut(GROUP).zip(high.chunks_mut(GROUP)));
+        for (group, (narrow, (low, high))) in columns.enumerate() {
+            let (first, second) = (scales[group], scales[groups + group]);
+            for ((&byte, low), high) in narrow.iter().zip(low).zip(high) {
+                *low = nibble(byte, 0, first).to_bits();
+                *high = nibble(byte, 1, second).to_bits();
+            }
+        }
+    }
+}
+
+per_level! {
+    /// As [`nibble_values`] → bf16 pairs `[n, width]`.
+    fn nibble_value_pairs(narrow: &[u8], scales: &[bf16], width: usize, groups: usize, wide: &mut [u32]) = nibble_value_pairs_body;
+}
+
+#[inline(always)]
+fn nibble_value_pairs_body(
+    narrow: &[u8],
+    scales: &[bf16],
+    width: usize,
+    groups: usize,
+    wide: &mut [u32],
+) {
+    let rows = narrow
+        .chunks_exact(width)
+        .zip(scales.chunks_exact(2 * groups));
+    for ((narrow, scales), wide) in rows.zip(wide.chunks_exact_mut(width)) {
+        let columns = narrow.chunks(GROUP).zip(wide.chunks_mut(GROUP));
+        for (group, (narrow, wide)) in columns.enumerate() {
+            let (first, second) = (scales[group], scales[groups + group]);
+            for (&byte, wide) in narrow.iter().zip(wide) {
+                *wide = pair(nibble(byte, 0, first), nibble(byte, 1, second));
+            }
+        }
+    }
+}
+
+/// Scales of the values over the largest of them, times 255, `[BLOCK_TOKENS]` → the largest over 255.
+pub(super) fn relative_scales(scales: &[f32], tokens: usize, relative: &mut Vec<f32>) -> f32 {
+    let largest = scales[..tokens]
+        .iter()
+        .fold(0f32, |a, &b| if b.is_nan() { b } else { a.max(b) });
+    let factor = if largest == 0.0 { 0.0 } else { 255.0 / largest };
+    relative.clear();
+    relative.extend(scales[..tokens].iter().map(|scale| scale * factor));
+    relative.resize(BLOCK_TOKENS, 0.0);
+    largest / 255.0
+}
