@@ -12,15 +12,11 @@ use crate::attention::{
     partial::Partial,
 };
 
-/// Parts that the keys of a context are dealt to, block by block: block `b` is in
-/// lane `b % LANES`.
-///
-/// A lane is summed in order of place, and lanes are merged by a balanced tree.
-/// Whoever holds whole lanes, thread or rank, gives the same bits.
-pub const LANES: usize = 16;
+/// Most parts that the keys of one query are summed in; a power of two.
+const MAX_LANES: usize = 16;
 
-/// Rows (queries times heads that share keys) of one task.
-const TASK_ROWS: usize = 128;
+/// Rows (queries times heads that share keys) of one task; a power of two, at most a block.
+const TASK_ROWS: usize = 256;
 
 /// Tasks of a call, at least, before lanes are worked on one after another.
 const MIN_TASKS: usize = 64;
@@ -52,9 +48,19 @@ pub struct Queries<'a> {
     pub runs: &'a [Range<usize>],
 }
 
-/// The lane of the block that begins at place `start`.
-pub fn lane(start: usize) -> usize {
-    start / BLOCK_TOKENS % LANES
+/// In how many parts the keys of a query at `place` are summed: block `b` of the context
+/// is in lane `b % lanes`, a lane is summed in order of place, and lanes are merged by
+/// [`Partial::merge_strided`].
+///
+/// The number follows from the place alone. Ranks that own the blocks `b % ranks` hold
+/// whole lanes if their number divides that of lanes: any such number of ranks, like any
+/// number of threads, then gives the same bits.
+pub fn lanes(place: usize) -> usize {
+    match place / BLOCK_TOKENS {
+        0..32 => 2,
+        32..128 => 4,
+        _ => MAX_LANES,
+    }
 }
 
 /// One task: neighbouring queries, for the heads that share one key-value head, over some lanes.
@@ -64,94 +70,84 @@ struct Task {
     first: usize,
     /// Their places.
     places: Range<usize>,
+    /// How many lanes there are, and which of them are summed here.
+    n_lanes: usize,
     lanes: Range<usize>,
 }
 
-/// q `[n, heads, d]`, keys in any order → out `[n, heads, d]`, lse `[n, heads]`.
+/// q `[n, heads, d]`, keys in order of place → out `[n, heads, d]`, lse `[n, heads]`.
 pub fn attend(queries: Queries, heads: Heads, keys: &[Placed], mask: &Mask) -> Partial {
     let n: usize = queries.runs.iter().map(|run| run.len()).sum();
-    let by_lane = deal(keys);
     let tasks = tasks(queries.runs, n, heads);
     let mut results: VecDeque<Partial> = tasks
         .par_iter()
-        .map(|task| run(task, queries.q, heads, &by_lane, mask))
+        .map(|task| run(task, queries.q, heads, keys, mask))
         .collect();
     let mut whole = Partial::empty(n * heads.query, heads.d);
     for task in tasks.iter().filter(|task| task.lanes.start == 0) {
-        let parts = LANES / task.lanes.len();
-        let merged = Partial::merge_tree(results.drain(..parts).collect());
+        let parts = task.n_lanes / task.lanes.len();
+        let merged = Partial::merge_strided(results.drain(..parts).collect());
         place(task, &merged, heads, &mut whole);
     }
     whole
 }
 
-/// The blocks of every lane, in order of place.
-fn deal(keys: &[Placed]) -> Vec<Vec<&Placed>> {
-    let mut lanes = vec![Vec::new(); LANES];
-    for placed in keys {
-        lanes[lane(placed.start)].push(placed);
-    }
-    for lane in &mut lanes {
-        lane.sort_by_key(|placed| placed.start);
-    }
-    lanes
-}
-
 /// Query blocks of every key-value head; where they are few, every lane is a task of its own,
-/// lane after lane.
+/// lane after lane. Blocks of queries end at fixed places, whatever the runs.
 fn tasks(runs: &[Range<usize>], n: usize, heads: Heads) -> Vec<Task> {
-    let step = (TASK_ROWS / heads.group()).max(1);
+    let step = (TASK_ROWS / heads.group().next_power_of_two()).max(1);
     let is_few = n.div_ceil(step) * heads.key_value < MIN_TASKS;
-    let lanes_per_task = if is_few { 1 } else { LANES };
     let mut tasks = Vec::new();
-    let mut before = 0;
+    let mut first = 0;
     for run in runs {
-        for start in run.clone().step_by(step) {
+        let mut start = run.start;
+        while start < run.end {
+            let places = start..run.end.min((start / step + 1) * step);
+            let n_lanes = lanes(start);
+            let at_once = if is_few { 1 } else { n_lanes };
             for kv_head in 0..heads.key_value {
-                for lane in (0..LANES).step_by(lanes_per_task) {
+                for lane in (0..n_lanes).step_by(at_once) {
                     tasks.push(Task {
                         kv_head,
-                        first: before + start - run.start,
-                        places: start..run.end.min(start + step),
-                        lanes: lane..lane + lanes_per_task,
+                        first,
+                        places: places.clone(),
+                        n_lanes,
+                        lanes: lane..lane + at_once,
                     });
                 }
             }
+            first += places.len();
+            start = places.end;
         }
-        before += run.len();
     }
     tasks
 }
 
 /// out `[places, group, d]`, lse `[places, group]` of one task.
-fn run(task: &Task, q: &[f32], heads: Heads, lanes: &[Vec<&Placed>], mask: &Mask) -> Partial {
+fn run(task: &Task, q: &[f32], heads: Heads, keys: &[Placed], mask: &Mask) -> Partial {
     let rows = gather(task, q, heads);
-    let shape = lanes
-        .iter()
-        .flatten()
-        .next()
-        .map(|placed| placed.block.shape());
-    let Some(shape) = shape else {
-        return Partial::empty(rows.len() / heads.d, heads.d);
+    let empty = || Partial::empty(rows.len() / heads.d, heads.d);
+    let Some(placed) = keys.first() else {
+        return empty();
     };
-    let mut state = Accumulator::new(&rows, shape);
-    let partials = lanes[task.lanes.clone()].iter().map(|blocks| {
-        let visible = blocks
-            .iter()
-            .map(|placed| (placed, mask.verdict(task.places.clone(), placed.places())));
-        let mut seen = visible
-            .filter(|(_, verdict)| *verdict != Verdict::Skip)
-            .peekable();
-        if seen.peek().is_none() {
-            return Partial::empty(rows.len() / heads.d, heads.d);
+    let mut state = Accumulator::new(&rows, placed.block.shape());
+    let partials = task.lanes.clone().map(|lane| {
+        let of_lane = |placed: &&Placed| placed.start / BLOCK_TOKENS % task.n_lanes == lane;
+        let mut is_empty = true;
+        for placed in keys.iter().filter(of_lane) {
+            let verdict = mask.verdict(task.places.clone(), placed.places());
+            if verdict != Verdict::Skip {
+                add(&mut state, task, placed, verdict, heads, mask);
+                is_empty = false;
+            }
         }
-        for (placed, verdict) in seen {
-            add(&mut state, task, placed, verdict, heads, mask);
+        if is_empty {
+            return empty();
         }
         let (out, lse) = state.take();
         Partial { out, lse }
     });
-    Partial::merge_tree(partials.collect())
+    Partial::merge_strided(partials.collect())
 }
 
 fn add(
@@ -184,9 +180,9 @@ fn gather(task: &Task, q: &[f32], heads: Heads) -> Vec<f32> {
         .chunks_exact(heads.query * heads.d)
         .skip(task.first)
         .take(task.places.len());
-    tokens
-        .flat_map(|token| token[share.clone()].iter().copied())
-        .collect()
+    let mut rows = Vec::with_capacity(task.places.len() * share.len());
+    tokens.for_each(|token| rows.extend_from_slice(&token[share.clone()]));
+    rows
 }
 
 /// Puts the rows of a task where they belong in those of the whole call.

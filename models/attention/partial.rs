@@ -38,23 +38,22 @@ impl Partial {
         self
     }
 
-    /// The merge of several results by a balanced tree: a fixed order of sums, in which the halves,
-    /// quarters, … of a power of two may be merged elsewhere first.
+    /// The merge of the results of lanes, or of ranks, in order: of `2n`, each of the first `n` with
+    /// the one `n` after it, until one is left.
+    ///
+    /// Results that stand a power of two apart are merged first, so that a rank which holds every
+    /// second, fourth, … of them, and nothing for the others, has computed a node of this tree.
     ///
     /// # Panics
     /// When there is none.
-    pub fn merge_tree(mut partials: Vec<Self>) -> Self {
+    pub fn merge_strided(mut partials: Vec<Self>) -> Self {
         assert!(!partials.is_empty(), "a merge of no result has no shape");
         while partials.len() > 1 {
-            let mut pairs = partials.into_iter();
-            let mut merged = Vec::new();
-            while let Some(first) = pairs.next() {
-                merged.push(match pairs.next() {
-                    Some(second) => first.merge(&second),
-                    None => first,
-                });
+            let half = partials.len().next_power_of_two() / 2;
+            let upper = partials.split_off(half);
+            for (lower, upper) in partials.iter_mut().zip(&upper) {
+                Self::merge_into(&mut lower.out, &mut lower.lse, &upper.out, &upper.lse);
             }
-            partials = merged;
         }
         partials.swap_remove(0)
     }
