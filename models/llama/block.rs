@@ -122,9 +122,10 @@ impl Block {
                 segments: cache.segments(),
                 ..Mask::CAUSAL
             };
+            let places = *first..*first + n;
             let queries = Queries {
                 q: &q[done * q_width..(done + n) * q_width],
-                runs: &[*first..*first + n],
+                runs: std::slice::from_ref(&places),
             };
             out.extend(attend(queries, self.heads, cache.blocks(self.index), &mask).out);
         }

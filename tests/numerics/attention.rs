@@ -57,9 +57,10 @@ fn the_number_of_threads_does_not_change_a_bit() {
         let q = numbers(n * 64, 1);
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let places = s - n..s;
             let queries = Queries {
                 q: &q,
-                runs: &[s - n..s],
+                runs: std::slice::from_ref(&places),
             };
             let attend = || attend(queries, heads, cache.blocks(0), &Mask::CAUSAL);
             let got = pool.unwrap().install(attend);
@@ -100,9 +101,10 @@ fn check(n: usize, s: usize, heads: Heads, dtype: KvDtype, mask: &Mask) {
     let mut cache = KvCache::new(&spec(heads), dtype);
     cache.extend(&vec![0; s], None).unwrap();
     cache.write(0, 0, &k, &v).unwrap();
+    let places = s - n..s;
     let queries = Queries {
         q: &q,
-        runs: &[s - n..s],
+        runs: std::slice::from_ref(&places),
     };
     let got = attend(queries, heads, cache.blocks(0), mask);
     for h in 0..heads.query {
