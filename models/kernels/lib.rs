@@ -5,6 +5,7 @@
 //! contiguous. Work is split over the global rayon pool.
 
 pub mod attend;
+pub mod attend_backward;
 pub mod codebook;
 pub mod conv;
 pub mod cpu;
