@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, ops::Range};
 
-use longreel_kernels::attend::{Accumulator, BLOCK_TOKENS, MASK_WORDS, Visible};
+use longreel_kernels::attend::{Accumulator, BLOCK_TOKENS, MASK_WORDS, PackedBlock, Visible};
 use rayon::prelude::*;
 
 use crate::attention::{
@@ -133,16 +133,25 @@ fn run(task: &Task, q: &[f32], heads: Heads, keys: &[Placed], mask: &Mask) -> Pa
     let mut state = Accumulator::new(&rows, placed.block.shape());
     let partials = task.lanes.clone().map(|lane| {
         let of_lane = |placed: &&Placed| placed.start / BLOCK_TOKENS % task.n_lanes == lane;
-        let mut is_empty = true;
-        for placed in keys.iter().filter(of_lane) {
-            let verdict = mask.verdict(task.places.clone(), placed.places());
-            if verdict != Verdict::Skip {
-                add(&mut state, task, placed, verdict, heads, mask);
-                is_empty = false;
-            }
-        }
-        if is_empty {
+        let verdict = |placed| {
+            (
+                placed,
+                mask.verdict(task.places.clone(), Placed::places(placed)),
+            )
+        };
+        let seen = |(_, verdict): &(&Placed, Verdict)| *verdict != Verdict::Skip;
+        let mut seen = keys
+            .iter()
+            .filter(of_lane)
+            .map(verdict)
+            .filter(seen)
+            .peekable();
+        if seen.peek().is_none() {
             return empty();
+        }
+        while let Some((placed, verdict)) = seen.next() {
+            let next = seen.peek().map(|(next, _)| &*next.block);
+            add(&mut state, task, placed, verdict, heads, mask, next);
         }
         let (out, lse) = state.take();
         Partial { out, lse }
@@ -157,6 +166,7 @@ fn add(
     verdict: Verdict,
     heads: Heads,
     mask: &Mask,
+    next: Option<&PackedBlock>,
 ) {
     let mut bits = Vec::new();
     let visible = (verdict == Verdict::Mixed).then(|| {
@@ -169,7 +179,7 @@ fn add(
             rows_per_mask: heads.group(),
         }
     });
-    state.add(&placed.block, task.kv_head, placed.len, visible);
+    state.add(&placed.block, task.kv_head, placed.len, visible, next);
 }
 
 /// q `[n, heads, d]` → rows `[places, group, d]` of the task.

@@ -19,16 +19,15 @@ mod widen;
 
 use std::cell::RefCell;
 
-use half::bf16;
 pub use packed::{BLOCK_TOKENS, KvDtype, KvShape, PANEL, PackedBlock};
 
 use self::{
     dot::F32,
-    packed::{HeadBytes, quantise, scale_of},
+    packed::{HeadBytes, bf16_pair, quantise, scale_of},
     step::{BlockUnits, RowsState, Step, TileScratch},
     widen::{Wide, WideBlock, cast, relative_scales},
 };
-use crate::cpu::Level;
+use crate::cpu::{Level, per_level};
 
 /// Which keys of a block the rows see: one bit a key.
 #[derive(Debug, Clone, Copy)]
@@ -117,10 +116,15 @@ impl Accumulator {
         let rows = queries.len() / shape.d;
         let arithmetic = Arithmetic::of(level, shape.dtype);
         let mut query_scales = vec![1.0; rows];
-        let mut units = Vec::with_capacity(rows * shape.key_width() / arithmetic.interleave());
-        for (query, scale) in queries.chunks_exact(shape.d).zip(&mut query_scales) {
-            push_query(arithmetic, shape, query, scale, &mut units);
-        }
+        let mut units = vec![0; rows * shape.key_width() / arithmetic.interleave()];
+        query_units(
+            level,
+            arithmetic,
+            shape,
+            queries,
+            &mut query_scales,
+            &mut units,
+        );
         Self {
             level,
             shape,
@@ -135,6 +139,8 @@ impl Accumulator {
 
     /// Adds the first `tokens` keys and values of one head of a block; without `visible` every row sees them all.
     ///
+    /// `next` is the block that will be added after this one, where that is known: it is fetched meanwhile.
+    ///
     /// # Panics
     /// When block and accumulator differ in shape, or `visible` has too few lines.
     pub fn add(
@@ -143,6 +149,7 @@ impl Accumulator {
         kv_head: usize,
         tokens: usize,
         visible: Option<Visible>,
+        next: Option<&PackedBlock>,
     ) {
         assert!(block.shape() == self.shape && kv_head < self.shape.kv_heads);
         assert!(tokens <= BLOCK_TOKENS);
@@ -160,7 +167,8 @@ impl Accumulator {
                 value_scales,
             } = scratch.as_mut();
             let head = block.head(kv_head);
-            let block = self.units(&head, tokens, wide, value_scales);
+            let next = next.map_or(&[][..], |next| next.head(kv_head).all);
+            let block = self.units(&head, tokens, wide, value_scales, next);
             let rows = RowsState {
                 queries: &self.queries,
                 query_scales: &self.query_scales,
@@ -179,13 +187,14 @@ impl Accumulator {
     }
 
     /// The block as the arithmetic wants it: in place, or widened into `wide`.
-    fn units(
+    fn units<'a>(
         &self,
         head: &HeadBytes,
         tokens: usize,
         wide: &mut WideBlock,
         value_scales: &mut Vec<f32>,
-    ) -> BlockUnits {
+        next: &'a [u8],
+    ) -> BlockUnits<'a> {
         let (mut keys, mut values) = (head.keys.as_ptr().cast(), head.values.as_ptr().cast());
         let target = match (self.arithmetic, self.shape.dtype) {
             (Arithmetic::F32, KvDtype::F32)
@@ -213,6 +222,7 @@ impl Accumulator {
             largest_value_scale,
             key_sums: head.key_sums.as_ptr().cast(),
             tokens,
+            next,
         }
     }
 
@@ -236,30 +246,47 @@ impl Accumulator {
     }
 }
 
-/// query `[d]` → units `[key_width / interleave]`, times `log2(e) / sqrt(d)`; `scale` is what one step of int8 is worth.
-fn push_query(
+per_level! {
+    /// queries `[rows, d]` → units `[rows, key_width / interleave]`, times `log2(e) / sqrt(d)`;
+    /// `scales` is what one step of int8 is worth in each row.
+    fn query_units(arithmetic: Arithmetic, shape: KvShape, queries: &[f32], scales: &mut [f32], units: &mut [u32]) = query_units_body;
+}
+
+#[inline(always)]
+fn query_units_body(
     arithmetic: Arithmetic,
     shape: KvShape,
-    query: &[f32],
-    scale: &mut f32,
-    units: &mut Vec<u32>,
+    queries: &[f32],
+    scales: &mut [f32],
+    units: &mut [u32],
 ) {
     let factor = std::f32::consts::LOG2_E / (shape.d as f32).sqrt();
-    let channel = |c: usize| query.get(c).map_or(0.0, |q| q * factor);
-    let channels = (0..shape.key_width()).step_by(arithmetic.interleave());
-    match arithmetic {
-        Arithmetic::F32 => units.extend(channels.map(|c| channel(c).to_bits())),
-        Arithmetic::Bf16 => units.extend(channels.map(|c| {
-            let bits = |c| u32::from(bf16::from_f32(channel(c)).to_bits());
-            bits(c) | bits(c + 1) << 16
-        })),
-        Arithmetic::Int8 => {
-            let step = scale_of(query, 127.0) * factor;
-            *scale = step;
-            units.extend(channels.map(|c| {
-                let byte = |i| quantise(channel(c + i), step, 127.0) as u8 ^ 128;
-                u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
-            }));
+    let width = shape.key_width();
+    let mut padded = vec![0.0; width];
+    let rows = queries
+        .chunks_exact(shape.d)
+        .zip(units.chunks_exact_mut(width / arithmetic.interleave()));
+    for ((query, units), scale) in rows.zip(scales) {
+        for (padded, q) in padded.iter_mut().zip(query) {
+            *padded = q * factor;
+        }
+        match arithmetic {
+            Arithmetic::F32 => {
+                let rows = units.iter_mut().zip(&padded);
+                rows.for_each(|(unit, q)| *unit = q.to_bits());
+            }
+            Arithmetic::Bf16 => {
+                for (unit, pair) in units.iter_mut().zip(padded.chunks_exact(2)) {
+                    *unit = bf16_pair(pair[0], pair[1]);
+                }
+            }
+            Arithmetic::Int8 => {
+                *scale = scale_of(&padded, 127.0);
+                for (unit, four) in units.iter_mut().zip(padded.chunks_exact(4)) {
+                    let byte = |i: usize| quantise(four[i], *scale, 127.0) as u8 ^ 128;
+                    *unit = u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]);
+                }
+            }
         }
     }
 }
@@ -415,7 +442,7 @@ mod tests {
                         bits: &bits,
                         rows_per_mask: 1,
                     };
-                    state.add(&block, 0, to - from, Some(visible));
+                    state.add(&block, 0, to - from, Some(visible), None);
                 }
                 let (got_out, got_lse) = state.take();
                 let pairs = got_out.iter().zip(&out).chain(got_lse.iter().zip(&lse));

@@ -140,6 +140,7 @@ pub struct PackedBlock {
 
 /// The bytes of one head, cut up.
 pub(super) struct HeadBytes<'a> {
+    pub all: &'a [u8],
     pub keys: &'a [u8],
     pub values: &'a [u8],
     pub key_scales: &'a [u8],
@@ -213,6 +214,7 @@ impl PackedBlock {
         let [_, values, key_scales, value_scales, key_sums, end] = self.shape.offsets();
         let bytes = &self.as_bytes()[head * end..(head + 1) * end];
         HeadBytes {
+            all: bytes,
             keys: &bytes[..values],
             values: &bytes[values..key_scales],
             key_scales: &bytes[key_scales..value_scales],
@@ -316,20 +318,42 @@ fn get<T: bytemuck::AnyBitPattern>(bytes: &[u8], index: usize) -> T {
 }
 
 /// The largest magnitude over `steps`; NaN where an element is.
+#[inline(always)]
 pub(super) fn scale_of(x: &[f32], steps: f32) -> f32 {
-    let largest = x
-        .iter()
-        .fold(0f32, |a, &b| if b.is_nan() { b } else { a.max(b.abs()) });
-    largest / steps
+    let mut largest = 0f32;
+    let mut poison = 0f32;
+    for x in x {
+        largest = if x.abs() > largest { x.abs() } else { largest };
+        // Zero for every number, NaN for what is none.
+        poison += x * 0.0;
+    }
+    (largest + poison) / steps
 }
 
-/// `x / scale` to the nearest of `-limit..=limit`.
+/// `x / scale` to the nearest of `-limit..=limit`, ties to even.
+#[inline(always)]
 pub(super) fn quantise(x: f32, scale: f32, limit: f32) -> i8 {
-    if scale > 0.0 {
-        (x / scale).round_ties_even().clamp(-limit, limit) as i8
-    } else {
-        0
-    }
+    // Adding 1.5·2^23 rounds to an integer, which then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let steps = if scale > 0.0 { x / scale } else { 0.0 };
+    let steps = if steps > limit { limit } else { steps };
+    let steps = if steps < -limit { -limit } else { steps };
+    (steps + ROUND).to_bits() as i8
+}
+
+/// Two floats as bf16, rounded to nearest even, the first in the lower half.
+#[inline(always)]
+pub(super) fn bf16_pair(low: f32, high: f32) -> u32 {
+    let round = |x: f32| {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        if x.is_nan() {
+            bits | 0x0040_0000
+        } else {
+            rounded
+        }
+    };
+    round(low) >> 16 | round(high) & 0xffff_0000
 }
 
 /// One token of one head, `[d]`, into its place among `elements` and `scales`.

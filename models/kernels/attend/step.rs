@@ -15,7 +15,7 @@ const PANELS: usize = BLOCK_TOKENS / PANEL;
 const MAX_ROWS: usize = 12;
 
 /// A block of keys and values of one head, in units.
-pub(super) struct BlockUnits {
+pub(super) struct BlockUnits<'a> {
     /// `[PANELS, key_units, PANEL]`.
     pub keys: *const u32,
     /// Units of one key.
@@ -34,6 +34,8 @@ pub(super) struct BlockUnits {
     pub key_sums: *const i32,
     /// Keys held.
     pub tokens: usize,
+    /// The bytes of the block that comes next: they are asked for while this one is worked on.
+    pub next: &'a [u8],
 }
 
 /// The running result of an accumulator's rows.
@@ -67,7 +69,7 @@ impl Default for TileScratch {
 
 /// Everything that a step works on.
 pub(super) struct Step<'a> {
-    pub block: BlockUnits,
+    pub block: BlockUnits<'a>,
     pub rows: RowsState<'a>,
     pub visible: Option<Visible<'a>>,
     pub scratch: &'a mut TileScratch,
@@ -80,8 +82,18 @@ impl Step<'_> {
     #[inline(always)]
     pub unsafe fn run<D: Dot, const R: usize, const C: usize>(&mut self) {
         let n = self.rows.max.len();
+        let tiles = n.div_ceil(R);
+        let share = self
+            .block
+            .next
+            .len()
+            .div_ceil(tiles.max(1))
+            .next_multiple_of(64);
         let mut row = 0;
         while row < n {
+            let (now, later) = self.block.next.split_at(share.min(self.block.next.len()));
+            prefetch(now);
+            self.block.next = later;
             // SAFETY: the caller's promise, and as many rows as the tile takes are left.
             row += unsafe {
                 match n - row {
@@ -192,17 +204,21 @@ impl Step<'_> {
     ) -> ([f32; R], [f32; R]) {
         let (mut kept, mut added) = ([1.0; R], [1.0; R]);
         let keys = panels.start * PANEL..panels.end * PANEL;
-        for r in 0..R {
-            // SAFETY: the caller's promise: the tile's scores and weights hold `R · BLOCK_TOKENS`.
-            unsafe {
-                let scores = self.scratch.scores.as_ptr().add(r * BLOCK_TOKENS);
+        // SAFETY: the caller's promise: the tile's scores and weights hold `R · BLOCK_TOKENS`.
+        unsafe {
+            let scores = self.scratch.scores.as_ptr();
+            let mut most = [0.0; R];
+            for (r, most) in most.iter_mut().enumerate() {
+                *most = largest::<D::Floats>(scores.add(r * BLOCK_TOKENS), &keys);
+            }
+            for r in 0..R {
+                let scores = scores.add(r * BLOCK_TOKENS);
                 let units = self.scratch.weights.as_mut_ptr().add(r * BLOCK_TOKENS);
-                let largest = largest::<D::Floats>(scores, &keys);
                 let (max, sum) = (&mut self.rows.max[row + r], &mut self.rows.sum[row + r]);
-                let new = if *max > largest { *max } else { largest };
+                let new = if *max > most[r] { *max } else { most[r] };
                 // Before the first visible key everything is relative to zero.
                 let floor = |x: f32| if x == f32::NEG_INFINITY { 0.0 } else { x };
-                let base = floor(if D::WEIGHTS_BY_BLOCK { largest } else { new });
+                let base = floor(if D::WEIGHTS_BY_BLOCK { most[r] } else { new });
                 let minus = D::Floats::splat(-base);
                 let mut sums = [D::Floats::splat(0.0); 2];
                 for key in keys.clone().step_by(2 * D::Floats::N) {
@@ -210,22 +226,17 @@ impl Step<'_> {
                         let key = key + c * D::Floats::N;
                         let weights = D::Floats::load(scores.add(key)).add(minus).exp2(D::EXP2);
                         *sums = sums.add(weights);
-                        D::put_weights(
-                            weights,
-                            self.block.value_scales.wrapping_add(key),
-                            units,
-                            key,
-                        );
+                        let scales = self.block.value_scales.wrapping_add(key);
+                        D::put_weights(weights, scales, units, key);
                     }
                 }
-                let of_block: f32 = sums[0].add(sums[1]).spread().iter().sum();
                 if *max != new && *max != f32::NEG_INFINITY {
                     kept[r] = (*max - new).exp2();
                 }
-                if D::WEIGHTS_BY_BLOCK {
+                if D::WEIGHTS_BY_BLOCK && base != floor(new) {
                     added[r] = (base - floor(new)).exp2();
                 }
-                *sum = *sum * kept[r] + of_block * added[r];
+                *sum = *sum * kept[r] + sums[0].add(sums[1]).sum() * added[r];
                 *max = new;
                 added[r] *= self.block.largest_value_scale;
             }
@@ -298,6 +309,21 @@ impl Step<'_> {
     }
 }
 
+/// Asks for the bytes to be brought into the second-level cache.
+#[inline(always)]
+fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        // SAFETY: every x86-64 processor has the instruction, and the address is valid.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// rows `[R, units]`, columns `[units, C vectors]` → `sums += rows · columns`, in registers.
 #[inline(always)]
 unsafe fn product<D: Dot, const R: usize, const C: usize>(
@@ -337,9 +363,6 @@ unsafe fn largest<V: Lanes>(scores: *const f32, keys: &std::ops::Range<usize>) -
         for key in keys.clone().step_by(V::N) {
             most = V::load(scores.add(key)).max(most);
         }
-        let lanes = most.spread();
-        lanes[..V::N]
-            .iter()
-            .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+        most.largest()
     }
 }

@@ -5,7 +5,7 @@
 
 use half::bf16;
 
-use super::packed::{BLOCK_TOKENS, GROUP, HeadBytes, KvDtype, KvShape, PANEL};
+use super::packed::{BLOCK_TOKENS, GROUP, HeadBytes, KvDtype, KvShape, PANEL, bf16_pair};
 use crate::cpu::{Level, per_level};
 
 /// What elements become.
@@ -194,13 +194,6 @@ fn nibble(byte: u8, half: u32, scale: bf16) -> f32 {
     n as f32 * f32::from_bits(u32::from(scale.to_bits()) << 16)
 }
 
-/// Two floats as bf16, rounded to nearest even; they are finite or keep their upper bits.
-#[inline(always)]
-fn pair(low: f32, high: f32) -> u32 {
-    let round = |x: f32| x.to_bits().wrapping_add(0x7fff + (x.to_bits() >> 16 & 1));
-    round(low) >> 16 | round(high) & 0xffff_0000
-}
-
 per_level! {
     /// bytes `[panels, rows, PANEL]` of channel pairs, scales `[panels, groups, PANEL]` → `[panels, 2 rows, PANEL]` f32.
     fn nibble_keys(narrow: &[u8], scales: &[bf16], rows: usize, groups: usize, wide: &mut [u32]) = nibble_keys_body;
@@ -247,7 +240,7 @@ fn nibble_key_pairs_body(
         for (row, (narrow, wide)) in rows.enumerate() {
             let scales = &scales[2 * row / GROUP * PANEL..][..PANEL];
             for ((&byte, &scale), wide) in narrow.iter().zip(scales).zip(wide) {
-                *wide = pair(nibble(byte, 0, scale), nibble(byte, 1, scale));
+                *wide = bf16_pair(nibble(byte, 0, scale), nibble(byte, 1, scale));
             }
         }
     }
@@ -305,7 +298,7 @@ fn nibble_value_pairs_body(
         for (group, (narrow, wide)) in columns.enumerate() {
             let (first, second) = (scales[group], scales[groups + group]);
             for (&byte, wide) in narrow.iter().zip(wide) {
-                *wide = pair(nibble(byte, 0, first), nibble(byte, 1, second));
+                *wide = bf16_pair(nibble(byte, 0, first), nibble(byte, 1, second));
             }
         }
     }

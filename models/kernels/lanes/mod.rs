@@ -50,7 +50,7 @@ pub(crate) trait Lanes: Copy {
     /// As `splat`.
     unsafe fn split_exponent(self) -> (Self, Self);
 
-    /// `2^x` for `x ≤ 127` with `terms` terms; 0 from −127 down.
+    /// `2^x` for `x ≤ 127` with `terms` terms; 0 from −150 down, and perhaps from −127.
     ///
     /// # Safety
     /// As `splat`.
@@ -70,16 +70,43 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
-    /// The lanes in memory.
+    /// The sum of the lanes, by halves.
     ///
     /// # Safety
     /// As `splat`.
     #[inline(always)]
-    unsafe fn spread(self) -> [f32; 16] {
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.fold(|a, b| a + b) }
+    }
+
+    /// The largest of the lanes.
+    ///
+    /// # Safety
+    /// As `splat`.
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.fold(|a, b| if b > a { b } else { a }) }
+    }
+
+    /// The lanes made one, by halves.
+    ///
+    /// # Safety
+    /// As `splat`.
+    #[inline(always)]
+    unsafe fn fold(self, join: impl Fn(f32, f32) -> f32) -> f32 {
         let mut lanes = [0.0; 16];
         // SAFETY: no vector is wider than 16 floats.
         unsafe { self.store(lanes.as_mut_ptr()) };
-        lanes
+        let mut n = Self::N;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                lanes[i] = join(lanes[i], lanes[i + n]);
+            }
+        }
+        lanes[0]
     }
 }
 
@@ -231,7 +258,7 @@ mod tests {
     #[test]
     fn the_ends_of_the_range_are_exact_and_what_is_no_number_stays_so() {
         let mut x = [f32::NEG_INFINITY; 16];
-        x[..5].copy_from_slice(&[0.0, -1.0, -127.0, -1e30, f32::NAN]);
+        x[..5].copy_from_slice(&[0.0, -1.0, -151.0, -1e30, f32::NAN]);
         for level in Level::available() {
             let y = exp2(level, &x, &EXP2_EXACT);
             assert_eq!(y[..4], [1.0, 0.5, 0.0, 0.0], "{level:?}");

@@ -83,6 +83,36 @@ impl Lanes for __m512 {
             (_mm512_sub_ps(self, n), _mm512_castsi512_ps(scale))
         }
     }
+
+    #[inline(always)]
+    unsafe fn exp2(self, terms: &[f32]) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = _mm512_max_ps(_mm512_set1_ps(-200.0), self);
+            let n = _mm512_roundscale_ps::<0>(x);
+            let r = _mm512_sub_ps(x, n);
+            let [first, rest @ ..] = terms else {
+                return n;
+            };
+            let mut p = Self::splat(*first);
+            for &term in rest {
+                p = p.times_plus(r, Self::splat(term));
+            }
+            _mm512_scalef_ps(p.times_plus(r, Self::splat(1.0)), n)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_reduce_add_ps(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_reduce_max_ps(self) }
+    }
 }
 
 impl Lanes for __m256 {
