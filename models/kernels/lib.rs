@@ -6,6 +6,7 @@
 
 pub mod attend;
 pub mod attend_backward;
+pub mod check;
 pub mod codebook;
 pub mod conv;
 pub mod cpu;

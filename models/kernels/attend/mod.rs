@@ -375,19 +375,21 @@ pub fn reference(
     };
     let (mut out, mut lse) = (Vec::new(), Vec::new());
     for (i, q) in q.chunks(d).enumerate() {
-        let mut weights = vec![0.0; v.len() / d];
-        let mut row = vec![0.0; d];
-        for (j, k) in k.chunks(d).enumerate().filter(|&(j, _)| visible(i, j)) {
-            weights[j] = (dot(q, k) / (d as f64).sqrt()).exp();
-        }
+        let seen: Vec<usize> = (0..v.len() / d).filter(|&j| visible(i, j)).collect();
+        let score = |&j: &usize| dot(q, &k[j * d..(j + 1) * d]) / (d as f64).sqrt();
+        let scores: Vec<f64> = seen.iter().map(score).collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
         let sum: f64 = weights.iter().sum();
-        for (weight, v) in weights.iter().zip(v.chunks(d)).filter(|(w, _)| **w > 0.0) {
+        let mut row = vec![0.0; d];
+        for (j, weight) in seen.iter().zip(weights) {
+            let value = &v[j * d..(j + 1) * d];
             row.iter_mut()
-                .zip(v)
+                .zip(value)
                 .for_each(|(r, &v)| *r += weight / sum * f64::from(v));
         }
         out.extend(row);
-        lse.push(sum.ln());
+        lse.push(largest + sum.ln());
     }
     (out, lse)
 }
