@@ -8,9 +8,10 @@ use crate::{
         blockwise::{Heads, Queries, attend},
         kv_cache::KvCache,
         mask::Mask,
+        partial::Partial,
     },
     checkpoint::weights::Weights,
-    error::Result,
+    error::{Error, Kind, Result},
     llama::{
         linear::Linear,
         rope::{Rope, Turns},
@@ -127,9 +128,27 @@ impl Block {
                 q: &q[done * q_width..(done + n) * q_width],
                 runs: std::slice::from_ref(&places),
             };
-            out.extend(attend(queries, self.heads, cache.blocks(self.index), &mask).out);
+            let result = attend(queries, self.heads, cache.blocks(self.index), &mask);
+            self.check(&result)?;
+            out.extend(result.out);
         }
         Ok(out)
+    }
+
+    /// Refuses a result that is no number: it would spread to everything that comes after.
+    fn check(&self, result: &Partial) -> Result<()> {
+        let bad = result.lse.iter().position(|lse| lse.is_nan());
+        bad.map_or(Ok(()), |row| {
+            let (token, head) = (row / self.heads.query, row % self.heads.query);
+            Err(Error::new(
+                Kind::Compute,
+                format!(
+                    "attention of layer {}, head {head} gave no number for token {token} of the call: \
+                     a weight or an input is NaN or infinite",
+                    self.index
+                ),
+            ))
+        })
     }
 
     /// x `[n, hidden]` → x plus the feed-forward layer, in place.

@@ -493,3 +493,27 @@ fn a_text_model_refuses_vision_with_a_sentence() {
         Kind::Usage
     );
 }
+
+#[test]
+fn a_weight_that_is_no_number_is_named_by_the_layer_it_spoils() {
+    let mut tiny = Tiny::golden();
+    tiny.matrix("model.layers.1.self_attn.k_proj.weight")[0] = f32::NAN;
+    let decoder = tiny.load(Dtype::F32);
+    let mut cache = new_cache(&decoder);
+    let tokens = some_tokens(20);
+    let positions: Vec<u32> = (0..20).collect();
+    let mut rows = [Row {
+        tokens: &tokens,
+        positions: &positions,
+        segments: None,
+        cache: &mut cache,
+    }];
+    let error = decoder.forward(&mut rows).unwrap_err();
+    assert_eq!(error.kind(), Kind::Compute);
+    let said = error.to_string();
+    assert!(
+        said.starts_with("attention of layer 1, head 0 gave no number"),
+        "{said}"
+    );
+    assert!(cache.is_empty(), "a failed call leaves no mark");
+}

@@ -208,7 +208,7 @@ impl Accumulator {
             (keys, values) = (wide.keys.as_ptr(), wide.values.as_ptr());
         }
         let largest_value_scale = if self.arithmetic == Arithmetic::Int8 {
-            relative_scales(cast(head.value_scales), tokens, value_scales)
+            relative_scales(self.level, cast(head.value_scales), value_scales)
         } else {
             1.0
         };

@@ -91,9 +91,11 @@ impl Step<'_> {
             .next_multiple_of(64);
         let mut row = 0;
         while row < n {
-            let (now, later) = self.block.next.split_at(share.min(self.block.next.len()));
-            prefetch(now);
-            self.block.next = later;
+            if n > 2 {
+                let (now, later) = self.block.next.split_at(share.min(self.block.next.len()));
+                prefetch(now);
+                self.block.next = later;
+            }
             // SAFETY: the caller's promise, and as many rows as the tile takes are left.
             row += unsafe {
                 match n - row {
@@ -119,8 +121,14 @@ impl Step<'_> {
         };
         // SAFETY: the caller's promise.
         unsafe {
-            for panel in first..=last {
-                self.scores::<D, R>(row, panel, &words);
+            let mut panel = first;
+            // A few rows would wait for one product after another: several panels go side by side.
+            while R <= 2 && panel + 4 <= last + 1 {
+                self.scores::<D, R, 8>(row, panel, &words);
+                panel += 4;
+            }
+            for panel in panel..=last {
+                self.scores::<D, R, 2>(row, panel, &words);
             }
             let (kept, added) = self.weigh::<D, R>(row, first..last + 1);
             self.values::<D, R, C>(row, first..last + 1, kept, added);
@@ -153,9 +161,9 @@ impl Step<'_> {
         words
     }
 
-    /// Scores of `R` rows with the 32 keys of a panel.
+    /// Scores of `R` rows with the keys of `C / 2` panels, two vectors of each at a time.
     #[inline(always)]
-    unsafe fn scores<D: Dot, const R: usize>(
+    unsafe fn scores<D: Dot, const R: usize, const C: usize>(
         &mut self,
         row: usize,
         panel: usize,
@@ -163,29 +171,34 @@ impl Step<'_> {
     ) {
         let block = &self.block;
         let (units, wide) = (block.key_units, 2 * D::Floats::N);
-        let is_full = words.iter().all(|line| line[panel] == u32::MAX);
         // SAFETY: the caller's promise: a panel holds `units · PANEL` units, a row `units`,
         // and the tile's scores `R · BLOCK_TOKENS`.
         unsafe {
             let rows = self.rows.queries.as_ptr().add(row * units);
             for lane in (0..PANEL).step_by(wide) {
-                let key = panel * PANEL + lane;
+                let key = |c: usize| (panel + c / 2) * PANEL + lane + c % 2 * D::Floats::N;
                 let columns = block.keys.add(panel * units * PANEL + lane);
-                let begin = [
-                    D::begin_scores(block.key_sums.wrapping_add(key)),
-                    D::begin_scores(block.key_sums.wrapping_add(key + D::Floats::N)),
-                ];
-                let sums = product::<D, R, 2>(units, rows, units, columns, PANEL, [begin; R]);
+                let mut begin = [D::begin_scores(block.key_sums.wrapping_add(key(0))); C];
+                for (c, begin) in begin.iter_mut().enumerate().skip(1) {
+                    *begin = D::begin_scores(block.key_sums.wrapping_add(key(c)));
+                }
+                let columns = Columns {
+                    first: columns,
+                    stride: PANEL,
+                    pair: units * PANEL,
+                };
+                let sums = product::<D, R, C>(units, rows, units, columns, [begin; R]);
                 for (r, sums) in sums.into_iter().enumerate() {
                     let scale = self.rows.query_scales[row + r];
                     for (c, sums) in sums.into_iter().enumerate() {
-                        let at = c * D::Floats::N;
-                        let scales = block.key_scales.wrapping_add(key + at);
+                        let key = key(c);
+                        let scales = block.key_scales.wrapping_add(key);
                         let mut scores = D::end_scores(sums, scales, scale);
-                        if !is_full {
-                            scores = scores.keep(words[r][panel] >> (lane + at));
+                        let seen = words[r][key / PANEL];
+                        if seen != u32::MAX {
+                            scores = scores.keep(seen >> (key % PANEL));
                         }
-                        let to = r * BLOCK_TOKENS + key + at;
+                        let to = r * BLOCK_TOKENS + key;
                         scores.store(self.scratch.scores.as_mut_ptr().add(to));
                     }
                 }
@@ -298,7 +311,12 @@ impl Step<'_> {
                     *begin = D::begin_out(out.add(r * width + c * D::Floats::N), kept[r]);
                 }
             }
-            let sums = product::<D, R, C>(units, weights, BLOCK_TOKENS, values, width, begin);
+            let columns = Columns {
+                first: values,
+                stride: width,
+                pair: 2 * D::Floats::N,
+            };
+            let sums = product::<D, R, C>(units, weights, BLOCK_TOKENS, columns, begin);
             for (r, sums) in sums.into_iter().enumerate() {
                 for (c, sums) in sums.into_iter().enumerate() {
                     let out = out.add(r * width + c * D::Floats::N);
@@ -309,20 +327,36 @@ impl Step<'_> {
     }
 }
 
-/// Asks for the bytes to be brought into the second-level cache.
+/// Asks for the bytes to be brought into the cache.
 #[inline(always)]
 fn prefetch(bytes: &[u8]) {
+    bytes.chunks(64).for_each(|line| ask_for(line.as_ptr()));
+}
+
+/// Asks for a line of memory to be brought into the cache; any address will do.
+#[inline(always)]
+fn ask_for<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(64) {
-        // SAFETY: every x86-64 processor has the instruction, and the address is valid.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
-        }
+    // SAFETY: every x86-64 processor has the instruction, and it never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+    let _ = address;
 }
+
+/// Where the vectors of a product's columns lie: pairs of neighbours, `pair` units from one to the next.
+#[derive(Clone, Copy)]
+struct Columns {
+    first: *const u32,
+    /// From one unit of the contraction to the next.
+    stride: usize,
+    pair: usize,
+}
+
+/// Units ahead of a stream that few rows read, asked for early: 2 KiB.
+const AHEAD: usize = 512;
 
 /// rows `[R, units]`, columns `[units, C vectors]` → `sums += rows · columns`, in registers.
 #[inline(always)]
@@ -330,23 +364,26 @@ unsafe fn product<D: Dot, const R: usize, const C: usize>(
     units: usize,
     rows: *const u32,
     row_stride: usize,
-    columns: *const u32,
-    column_stride: usize,
+    columns: Columns,
     begin: [[D::Sums; C]; R],
 ) -> [[D::Sums; C]; R] {
     let mut sums = begin;
     for unit in 0..units {
         // SAFETY: the caller's promise.
         unsafe {
-            let from = columns.add(unit * column_stride);
-            let mut columns = [D::load(from); C];
-            for (c, columns) in columns.iter_mut().enumerate().skip(1) {
-                *columns = D::load(from.add(c * D::Floats::N));
+            let from = columns.first.add(unit * columns.stride);
+            let mut vectors = [D::load(from); C];
+            for (c, vector) in vectors.iter_mut().enumerate() {
+                let at = c / 2 * columns.pair + c % 2 * D::Floats::N;
+                *vector = D::load(from.add(at));
+                if R <= 2 {
+                    ask_for(from.wrapping_add(at + AHEAD));
+                }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let row = D::splat(*rows.add(r * row_stride + unit));
-                for (sums, columns) in sums.iter_mut().zip(columns) {
-                    *sums = D::dot(row, columns, *sums);
+                for (sums, vector) in sums.iter_mut().zip(vectors) {
+                    *sums = D::dot(row, vector, *sums);
                 }
             }
         }

@@ -5,7 +5,7 @@
 
 use half::bf16;
 
-use super::packed::{BLOCK_TOKENS, GROUP, HeadBytes, KvDtype, KvShape, PANEL, bf16_pair};
+use super::packed::{BLOCK_TOKENS, GROUP, HeadBytes, KvDtype, KvShape, PANEL};
 use crate::cpu::{Level, per_level};
 
 /// What elements become.
@@ -194,6 +194,12 @@ fn nibble(byte: u8, half: u32, scale: bf16) -> f32 {
     n as f32 * f32::from_bits(u32::from(scale.to_bits()) << 16)
 }
 
+/// Two floats that are bf16 as such, the first in the lower half.
+#[inline(always)]
+fn pair(low: f32, high: f32) -> u32 {
+    low.to_bits() >> 16 | high.to_bits() & 0xffff_0000
+}
+
 per_level! {
     /// bytes `[panels, rows, PANEL]` of channel pairs, scales `[panels, groups, PANEL]` → `[panels, 2 rows, PANEL]` f32.
     fn nibble_keys(narrow: &[u8], scales: &[bf16], rows: usize, groups: usize, wide: &mut [u32]) = nibble_keys_body;
@@ -240,7 +246,7 @@ fn nibble_key_pairs_body(
         for (row, (narrow, wide)) in rows.enumerate() {
             let scales = &scales[2 * row / GROUP * PANEL..][..PANEL];
             for ((&byte, &scale), wide) in narrow.iter().zip(scales).zip(wide) {
-                *wide = bf16_pair(nibble(byte, 0, scale), nibble(byte, 1, scale));
+                *wide = pair(nibble(byte, 0, scale), nibble(byte, 1, scale));
             }
         }
     }
@@ -298,20 +304,40 @@ fn nibble_value_pairs_body(
         for (group, (narrow, wide)) in columns.enumerate() {
             let (first, second) = (scales[group], scales[groups + group]);
             for (&byte, wide) in narrow.iter().zip(wide) {
-                *wide = bf16_pair(nibble(byte, 0, first), nibble(byte, 1, second));
+                *wide = pair(nibble(byte, 0, first), nibble(byte, 1, second));
             }
         }
     }
 }
 
 /// Scales of the values over the largest of them, times 255, `[BLOCK_TOKENS]` → the largest over 255.
-pub(super) fn relative_scales(scales: &[f32], tokens: usize, relative: &mut Vec<f32>) -> f32 {
-    let largest = scales[..tokens]
-        .iter()
-        .fold(0f32, |a, &b| if b.is_nan() { b } else { a.max(b) });
-    let factor = if largest == 0.0 { 0.0 } else { 255.0 / largest };
-    relative.clear();
-    relative.extend(scales[..tokens].iter().map(|scale| scale * factor));
+pub(super) fn relative_scales(level: Level, scales: &[f32], relative: &mut Vec<f32>) -> f32 {
+    let mut largest = 0.0;
     relative.resize(BLOCK_TOKENS, 0.0);
+    fill_relative(level, scales, relative, &mut largest);
     largest / 255.0
+}
+
+per_level! {
+    /// scales `[BLOCK_TOKENS]` → relative `[BLOCK_TOKENS]`, and the largest; NaN where a scale is.
+    fn fill_relative(scales: &[f32], relative: &mut [f32], largest: &mut f32) = fill_relative_body;
+}
+
+#[inline(always)]
+fn fill_relative_body(scales: &[f32], relative: &mut [f32], largest: &mut f32) {
+    let mut lanes = [0f32; 16];
+    for chunk in scales.chunks_exact(16) {
+        for (lane, &scale) in lanes.iter_mut().zip(chunk) {
+            *lane = if scale <= *lane { *lane } else { scale };
+        }
+    }
+    *largest = lanes.iter().fold(0.0, |a, &b| if b <= a { a } else { b });
+    let factor = if *largest == 0.0 {
+        0.0
+    } else {
+        255.0 / *largest
+    };
+    for (relative, scale) in relative.iter_mut().zip(scales) {
+        *relative = scale * factor;
+    }
 }
