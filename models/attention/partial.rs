@@ -12,8 +12,12 @@ pub struct Partial {
 /// The log-sum-exp of no key at all: the identity of [`merge_lse`].
 pub const EMPTY: f32 = f32::NEG_INFINITY;
 
-/// `ln(e^a + e^b)` and the share of each: guarded, so that two [`EMPTY`] give [`EMPTY`] and no NaN.
+/// `ln(e^a + e^b)` and the share of each: guarded, so that two [`EMPTY`] give [`EMPTY`] and no NaN,
+/// while what is no number stays so.
 pub fn merge_lse(a: f32, b: f32) -> (f32, f32, f32) {
+    if a.is_nan() || b.is_nan() {
+        return (f32::NAN, f32::NAN, f32::NAN);
+    }
     let max = a.max(b);
     if max == EMPTY {
         return (EMPTY, 0.0, 0.0);

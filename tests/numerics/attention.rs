@@ -309,3 +309,15 @@ fn two_results_over_no_key_merge_to_no_key_and_not_to_nan() {
     let empty = Partial::empty(2, 3);
     assert_eq!(empty.clone().merge(&empty), empty);
 }
+
+#[test]
+fn what_is_no_number_survives_a_merge_with_no_key() {
+    let mut poisoned = Partial::empty(2, 3);
+    poisoned.lse[0] = f32::NAN;
+    for merged in [
+        poisoned.clone().merge(&Partial::empty(2, 3)),
+        Partial::empty(2, 3).merge(&poisoned),
+    ] {
+        assert!(merged.lse[0].is_nan() && merged.lse[1] == EMPTY);
+    }
+}
