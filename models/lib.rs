@@ -1,6 +1,7 @@
 //! The models of longreel, in the order data flows: frames become tokens in
 //! [`vision`], tokens become a context in [`context`], the context becomes an
-//! answer in [`llama`]; [`attention`] and [`checkpoint`] are the machinery below.
+//! answer in [`llama`]; [`attention`] and [`checkpoint`] are the machinery below,
+//! [`training`] has the gradients.
 //!
 //! Nothing here knows a clock, a queue, a socket or FFmpeg. Modules stand in
 //! the order in which they may import one another.
@@ -18,3 +19,5 @@ pub mod vision;
 pub mod context;
 
 pub mod llama;
+
+pub mod training;

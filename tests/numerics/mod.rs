@@ -1,6 +1,7 @@
 //! Does it compute the right thing: equivalences and golden data.
 
 mod attention;
+mod attention_backward;
 mod decoder;
 mod end_to_end;
 mod generate;

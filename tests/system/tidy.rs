@@ -12,7 +12,7 @@ const PIPELINE_ORDER: [&str; 12] = [
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.
-const MODELS_ORDER: [&str; 7] = [
+const MODELS_ORDER: [&str; 8] = [
     "error",
     "spec",
     "checkpoint",
@@ -20,6 +20,7 @@ const MODELS_ORDER: [&str; 7] = [
     "vision",
     "context",
     "llama",
+    "training",
 ];
 
 fn root() -> PathBuf {

@@ -1,0 +1,9 @@
+//! What training adds to the models: gradients of what is our own.
+
+pub mod batch_mask;
+
+pub mod gradients;
+
+mod operands;
+
+pub mod attention;
