@@ -123,6 +123,34 @@ impl KvCache {
         self.is_packed = self.segments.windows(2).any(|w| w[0] != w[1]);
     }
 
+    /// A copy of the tokens at `places` as a context of its own, bit for bit.
+    ///
+    /// With the places of one segment of a packed context it is that segment alone, which can go on.
+    ///
+    /// # Errors
+    /// `TooLarge` when the memory cannot be had, `Internal` when not all of the places are held.
+    pub fn part(&self, places: Range<usize>) -> Result<Self> {
+        let of = |all: &[u32]| Some(all.get(places.clone())?.to_vec());
+        let missing = || {
+            let message = format!("places {places:?} of a context of {} tokens", self.len());
+            Error::new(Kind::Internal, message)
+        };
+        let positions = of(&self.positions).ok_or_else(missing)?;
+        let segments = of(&self.segments).ok_or_else(missing)?;
+        let mut part = Self {
+            layers: vec![Vec::new(); self.layers.len()],
+            positions: Vec::new(),
+            segments: Vec::new(),
+            is_packed: false,
+            ..*self
+        };
+        part.extend(&positions, Some(&segments))?;
+        for (to, from) in part.layers.iter_mut().zip(&self.layers) {
+            copy_places(to, from, &places).ok_or_else(missing)?;
+        }
+        Ok(part)
+    }
+
     /// Makes room for tokens at `positions`; without `segments` they go on in the last token's.
     ///
     /// # Errors
@@ -211,6 +239,22 @@ impl KvCache {
     pub fn blocks(&self, layer: usize) -> &[Placed] {
         self.layers.get(layer).map_or(&[], Vec::as_slice)
     }
+}
+
+/// Copies the tokens at `places` to those from place 0 on; `None` when one is missing.
+fn copy_places(to: &mut [Placed], from: &[Placed], places: &Range<usize>) -> Option<()> {
+    let mut at = places.start;
+    while at < places.end {
+        let (index, slot) = (at / BLOCK_TOKENS, at % BLOCK_TOKENS);
+        let to_at = at - places.start;
+        let to_slot = to_at % BLOCK_TOKENS;
+        let n = (BLOCK_TOKENS - slot.max(to_slot)).min(places.end - at);
+        let to = to.get_mut(to_at / BLOCK_TOKENS)?;
+        let from = &from.get(index)?.block;
+        Arc::make_mut(&mut to.block).copy_tokens(to_slot, from, slot..slot + n);
+        at += n;
+    }
+    Some(())
 }
 
 fn shape(spec: &DecoderSpec, dtype: KvDtype) -> KvShape {

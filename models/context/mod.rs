@@ -1,5 +1,6 @@
-//! Tokens to context: the vocabulary, the tokenizer, the prompt.
+//! Tokens to context: the vocabulary, the tokenizer, the prompt, packed prompts.
 
+pub mod packing;
 pub mod prompt;
 pub mod sentencepiece;
 pub mod streaming;

@@ -10,6 +10,8 @@ pub mod sampler;
 
 pub mod generate;
 
+pub mod packed;
+
 use candle_core::{Device, Tensor};
 
 use crate::{

@@ -7,6 +7,7 @@ mod end_to_end;
 mod generate;
 mod import_hf;
 mod import_lwm;
+mod packing;
 mod preprocess;
 mod prompt;
 mod tokenizer;

@@ -6,6 +6,8 @@
 //! values as `[256 / g, d, g]`, where `g` elements that one dot instruction
 //! multiplies stand together: 1 for f32, 2 for bf16 and int4, 4 for int8.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::mapping::MappedBytes;
@@ -260,6 +262,34 @@ impl PackedBlock {
         }
     }
 
+    /// Copies the tokens `slots` of a block of the same shape, bit by bit, to those from `slot` on.
+    ///
+    /// # Panics
+    /// When the shapes differ or the tokens do not fit.
+    pub fn copy_tokens(&mut self, slot: usize, from: &Self, slots: Range<usize>) {
+        let shape = self.shape;
+        assert!(shape == from.shape && slots.end <= BLOCK_TOKENS);
+        assert!(slot + slots.len() <= BLOCK_TOKENS);
+        let [_, values, key_scales, value_scales, key_sums, end] = shape.offsets();
+        let of_block = self
+            .bytes_mut()
+            .chunks_exact_mut(end)
+            .zip(from.as_bytes().chunks_exact(end));
+        for (to, from) in of_block {
+            for (to_slot, from_slot) in (slot..).zip(slots.clone()) {
+                let token = (shape, to_slot, from_slot);
+                let key = (0..values, key_scales..value_scales);
+                let value = (values..key_scales, value_scales..key_sums);
+                copy_token(token, Side::Key, key, to, from);
+                copy_token(token, Side::Value, value, to, from);
+                if shape.dtype == KvDtype::Int8 {
+                    let sum: i32 = get(&from[key_sums..], from_slot);
+                    put(&mut to[key_sums..], to_slot, sum);
+                }
+            }
+        }
+    }
+
     /// Keys `[n, d]` of one head for the first `n` tokens, as f32, into `out`.
     pub fn read_keys(&self, head: usize, n: usize, out: &mut [f32]) {
         let bytes = self.head(head);
@@ -410,6 +440,46 @@ fn write_token(
     }
 }
 
+/// One token of one head, elements and scales, from one block to another; `(shape, to_slot, from_slot)`.
+fn copy_token(
+    (shape, to_slot, from_slot): (KvShape, usize, usize),
+    side: Side,
+    (elements, scales): (Range<usize>, Range<usize>),
+    to: &mut [u8],
+    from: &[u8],
+) {
+    let at = |slot, c| match side {
+        Side::Key => key_at(shape, slot, c),
+        Side::Value => value_at(shape, slot, c),
+    };
+    let (to_elements, from_elements) = (&mut to[elements.clone()], &from[elements]);
+    for c in 0..shape.d {
+        let (index, from_index) = (at(to_slot, c), at(from_slot, c));
+        match shape.dtype {
+            KvDtype::F32 => put(to_elements, index, get::<u32>(from_elements, from_index)),
+            KvDtype::Bf16 => put(to_elements, index, get::<u16>(from_elements, from_index)),
+            KvDtype::Int8 => to_elements[index] = from_elements[from_index],
+            KvDtype::Int4 => {
+                let nibble = from_elements[from_index / 2] >> (4 * (from_index % 2)) & 15;
+                let shift = 4 * (index % 2);
+                let byte = &mut to_elements[index / 2];
+                *byte = *byte & !(15 << shift) | nibble << shift;
+            }
+        }
+    }
+    let (to, from) = (&mut to[scales.clone()], &from[scales]);
+    match shape.dtype {
+        KvDtype::F32 | KvDtype::Bf16 => {}
+        KvDtype::Int8 => put(to, to_slot, get::<u32>(from, from_slot)),
+        KvDtype::Int4 => {
+            for c in (0..shape.d).step_by(GROUP) {
+                let scale: u16 = get(from, scale_at(shape, side, from_slot, c));
+                put(to, scale_at(shape, side, to_slot, c), scale);
+            }
+        }
+    }
+}
+
 /// The first `n` tokens of one head, `[n, d]`, widened.
 fn read(shape: KvShape, side: Side, elements: &[u8], scales: &[u8], n: usize, out: &mut [f32]) {
     for (slot, token) in out
@@ -487,6 +557,24 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn copied_tokens_are_those_that_were_written_there_bit_for_bit() {
+        for dtype in KvDtype::ALL {
+            for (kv_heads, d) in [(1, 1), (2, 20), (3, 80)] {
+                let shape = KvShape { kv_heads, d, dtype };
+                let width = kv_heads * d;
+                let (k, v) = (numbers(100 * width, 1), numbers(100 * width, 2));
+                let mut from = PackedBlock::try_new(shape).unwrap();
+                from.write(31, &k, &v);
+                let mut expected = PackedBlock::try_new(shape).unwrap();
+                expected.write(7, &k[10 * width..90 * width], &v[10 * width..90 * width]);
+                let mut got = PackedBlock::try_new(shape).unwrap();
+                got.copy_tokens(7, &from, 41..121);
+                assert!(got.as_bytes() == expected.as_bytes(), "{shape:?}");
             }
         }
     }
