@@ -27,7 +27,7 @@ impl Random {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         let word = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d);
-        (word >> 32) as usize * below >> 32
+        ((word >> 32) as usize * below) >> 32
     }
 
     /// Uniform around zero with this standard deviation.

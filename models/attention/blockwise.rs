@@ -48,6 +48,13 @@ pub struct Queries<'a> {
     pub runs: &'a [Range<usize>],
 }
 
+impl Queries<'_> {
+    /// Number of places.
+    pub fn places(&self) -> usize {
+        self.runs.iter().map(ExactSizeIterator::len).sum()
+    }
+}
+
 /// In how many parts the keys of a query at `place` are summed: block `b` of the context
 /// is in lane `b % lanes`, a lane is summed in order of place, and lanes are merged by
 /// [`Partial::merge_strided`].
@@ -57,8 +64,7 @@ pub struct Queries<'a> {
 /// number of threads, then gives the same bits.
 pub fn lanes(place: usize) -> usize {
     match place / BLOCK_TOKENS {
-        0..32 => 2,
-        32..128 => 4,
+        0..128 => 4,
         _ => MAX_LANES,
     }
 }
@@ -77,7 +83,7 @@ struct Task {
 
 /// q `[n, heads, d]`, keys in order of place → out `[n, heads, d]`, lse `[n, heads]`.
 pub fn attend(queries: Queries, heads: Heads, keys: &[Placed], mask: &Mask) -> Partial {
-    let n: usize = queries.runs.iter().map(|run| run.len()).sum();
+    let n = queries.places();
     let tasks = tasks(queries.runs, n, heads);
     let mut results: VecDeque<Partial> = tasks
         .par_iter()

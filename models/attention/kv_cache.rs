@@ -2,13 +2,27 @@
 //!
 //! Blocks are behind `Arc`, so that a second question on the same video clones
 //! a list and not the gigabytes; whoever appends next to a shared block copies
-//! that one block first.
+//! that one block first. What a context takes is charged to a budget before it
+//! is allocated; where the budget ends, the oldest blocks go to files, if a
+//! directory was given, and are attended to from there.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 pub use longreel_kernels::attend::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
+    attention::{
+        budget::{Budget, Charge},
+        spill::SpillDir,
+    },
     error::{Error, Kind, Result},
     spec::DecoderSpec,
 };
@@ -31,11 +45,82 @@ impl Placed {
     }
 }
 
+/// The part of a context that one of several ranks holds: block `b` belongs to rank `b % ranks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Which rank this is.
+    pub rank: usize,
+    /// How many there are.
+    pub ranks: usize,
+}
+
+impl Share {
+    /// A context that one rank holds alone.
+    pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
+
+    /// Whether the block that begins at place `start` belongs to the rank.
+    fn owns(self, start: usize) -> bool {
+        start / BLOCK_TOKENS % self.ranks == self.rank
+    }
+}
+
+/// What happened to a context that other ranks hold parts of, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// A second context begins as another is now.
+    Fork {
+        /// The context that was there.
+        from: u64,
+        /// The new one.
+        to: u64,
+    },
+    /// Every token from `len` on was forgotten.
+    Truncate {
+        /// The context.
+        id: u64,
+        /// Tokens that stayed.
+        len: usize,
+    },
+    /// The oldest blocks after the sinks were dropped.
+    DropFront {
+        /// The context.
+        id: u64,
+        /// Oldest blocks that stayed.
+        keep_sinks: usize,
+        /// How many were dropped after them, at most.
+        blocks: usize,
+    },
+    /// The context is no longer needed.
+    Drop {
+        /// The context.
+        id: u64,
+    },
+}
+
+/// Events that the other ranks have not been told yet.
+pub type Journal = Arc<Mutex<Vec<Event>>>;
+
 /// Keys and values of one context over all layers, with each token's position and segment.
+///
+/// Tokens are numbered by their place, from 0; a place keeps its number whatever is dropped
+/// before it. The last place is always held.
 pub struct KvCache {
     shape: KvShape,
-    /// Per layer, oldest first.
+    share: Share,
+    /// Names the context among ranks.
+    id: u64,
+    /// Where other ranks learn what happened to it, if there are others.
+    journal: Option<Journal>,
+    /// Places at which the blocks of all ranks begin, in order; dropped ones are not among them.
+    held: Vec<usize>,
+    /// This rank's blocks, per layer, oldest first; the same places in every layer.
     layers: Vec<Vec<Placed>>,
+    /// What the blocks of all layers at one index took out of the budget; `None` for those in files.
+    charges: Vec<Option<Arc<Charge>>>,
+    budget: Arc<Budget>,
+    spill: Option<Arc<SpillDir>>,
+    /// Of every place, dropped ones included.
     positions: Vec<u32>,
     segments: Vec<u32>,
     /// Whether two tokens differ in segment; a plain context never asks.
@@ -45,13 +130,42 @@ pub struct KvCache {
 impl KvCache {
     /// An empty context for a decoder of `spec`.
     pub fn new(spec: &DecoderSpec, dtype: KvDtype) -> Self {
+        Self::shared(spec, dtype, Share::WHOLE, None)
+    }
+
+    /// One rank's part of an empty context; what happens to it is written into `journal`.
+    pub fn shared(
+        spec: &DecoderSpec,
+        dtype: KvDtype,
+        share: Share,
+        journal: Option<Journal>,
+    ) -> Self {
         Self {
             shape: shape(spec, dtype),
+            share,
+            id: new_id(),
+            journal,
+            held: Vec::new(),
             layers: vec![Vec::new(); spec.num_hidden_layers],
+            charges: Vec::new(),
+            budget: Budget::unlimited(),
+            spill: None,
             positions: Vec::new(),
             segments: Vec::new(),
             is_packed: false,
         }
+    }
+
+    /// The same empty context, whose blocks in memory are charged to `budget`; so are those of its forks.
+    pub fn within(mut self, budget: Arc<Budget>) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// The same context, whose oldest blocks go to `spill` where the budget ends.
+    pub fn spilling_to(mut self, spill: Arc<SpillDir>) -> Self {
+        self.spill = Some(spill);
+        self
     }
 
     /// Bytes that `tokens` tokens would take: whole blocks of every layer.
@@ -63,12 +177,12 @@ impl KvCache {
             .saturating_mul(blocks)
     }
 
-    /// Tokens held.
+    /// Places so far: tokens held, and tokens dropped before them.
     pub fn len(&self) -> usize {
         self.positions.len()
     }
 
-    /// Whether no token is held.
+    /// Whether there is no place yet.
     pub fn is_empty(&self) -> bool {
         self.positions.is_empty()
     }
@@ -83,6 +197,13 @@ impl KvCache {
         self.positions.last().map_or(0, |p| p.saturating_add(1))
     }
 
+    /// Tokens held, by all ranks.
+    pub fn held(&self) -> usize {
+        self.held.last().map_or(0, |last| {
+            (self.held.len() - 1) * BLOCK_TOKENS + self.len() - last
+        })
+    }
+
     /// Position of every token, `[len]`.
     pub fn positions(&self) -> &[u32] {
         &self.positions
@@ -93,34 +214,113 @@ impl KvCache {
         self.is_packed.then_some(self.segments.as_slice())
     }
 
-    /// Bytes of keys and values, blocks shared with other contexts included.
+    /// Bytes of keys and values in memory and in files, blocks shared with other contexts included.
     pub fn bytes(&self) -> usize {
-        let blocks: usize = self.layers.iter().map(Vec::len).sum();
-        blocks * self.shape.block_bytes()
+        self.charges.len() * self.column_bytes()
+    }
+
+    /// Bytes of [`KvCache::bytes`] that are in files.
+    pub fn spilled_bytes(&self) -> usize {
+        let spilled = self.charges.iter().filter(|charge| charge.is_none());
+        spilled.count() * self.column_bytes()
+    }
+
+    /// Bytes of the blocks of all layers for the same tokens.
+    fn column_bytes(&self) -> usize {
+        self.layers.len() * self.shape.block_bytes()
     }
 
     /// A second context that begins as this one; the blocks are shared.
     pub fn fork(&self) -> Self {
-        Self {
+        let fork = Self {
+            shape: self.shape,
+            share: self.share,
+            id: new_id(),
+            journal: self.journal.clone(),
+            held: self.held.clone(),
             layers: self.layers.clone(),
+            charges: self.charges.clone(),
+            budget: self.budget.clone(),
+            spill: self.spill.clone(),
             positions: self.positions.clone(),
             segments: self.segments.clone(),
-            ..*self
+            is_packed: self.is_packed,
+        };
+        self.note(Event::Fork {
+            from: self.id,
+            to: fork.id,
+        });
+        fork
+    }
+
+    /// The name of the context among ranks.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Heads, channels and element type of its blocks.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Which part of the context this is.
+    pub fn share(&self) -> Share {
+        self.share
+    }
+
+    fn note(&self, event: Event) {
+        if let Some(journal) = &self.journal {
+            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+            journal.push(event);
         }
     }
 
-    /// Forgets every token from `len` on.
+    /// Forgets every token from `len` on; inside a dropped stretch, from its beginning on.
     pub fn truncate(&mut self, len: usize) {
-        self.positions.truncate(len);
-        self.segments.truncate(len);
-        let blocks = self.len().div_ceil(BLOCK_TOKENS);
+        if len >= self.len() {
+            return;
+        }
+        self.note(Event::Truncate { id: self.id, len });
+        let behind = self.held.partition_point(|&start| start < len);
+        self.held.truncate(behind);
         for layer in &mut self.layers {
-            layer.truncate(blocks);
+            layer.truncate(layer.partition_point(|placed| placed.start < len));
             if let Some(last) = layer.last_mut() {
                 last.len = last.len.min(len - last.start);
             }
         }
+        self.charges.truncate(self.blocks(0).len());
+        let end = self.held.last().map_or(0, |start| start + BLOCK_TOKENS);
+        self.positions.truncate(len.min(end));
+        self.segments.truncate(len.min(end));
         self.is_packed = self.segments.windows(2).any(|w| w[0] != w[1]);
+    }
+
+    /// Drops the `blocks` oldest blocks after the first `keep_sinks`, never the last → tokens dropped.
+    ///
+    /// What stays keeps its places and positions. The first tokens of a context draw attention
+    /// whatever they say, so that keeping them ("sinks") keeps a sliding context sound
+    /// (StreamingLLM, arXiv 2309.17453).
+    pub fn drop_front(&mut self, keep_sinks: usize, blocks: usize) -> usize {
+        let last = self.held.len().saturating_sub(1);
+        let end = keep_sinks.saturating_add(blocks).min(last);
+        let dropped: Vec<usize> = self.held.drain(keep_sinks.min(end)..end).collect();
+        let (Some(&first), Some(&last)) = (dropped.first(), dropped.last()) else {
+            return 0;
+        };
+        self.note(Event::DropFront {
+            id: self.id,
+            keep_sinks,
+            blocks,
+        });
+        let blocks = self.blocks(0);
+        let own = blocks.partition_point(|placed| placed.start < first)
+            ..blocks.partition_point(|placed| placed.start <= last);
+        for layer in &mut self.layers {
+            layer.drain(own.clone());
+        }
+        self.charges.drain(own);
+        dropped.len() * BLOCK_TOKENS
     }
 
     /// A copy of the tokens at `places` as a context of its own, bit for bit.
@@ -135,14 +335,25 @@ impl KvCache {
             let message = format!("places {places:?} of a context of {} tokens", self.len());
             Error::new(Kind::Internal, message)
         };
+        if self.share != Share::WHOLE {
+            let message = format!("a part of a context of {} ranks", self.share.ranks);
+            return Err(Error::new(Kind::Internal, message));
+        }
         let positions = of(&self.positions).ok_or_else(missing)?;
         let segments = of(&self.segments).ok_or_else(missing)?;
         let mut part = Self {
+            shape: self.shape,
+            share: self.share,
+            id: new_id(),
+            journal: None,
+            held: Vec::new(),
             layers: vec![Vec::new(); self.layers.len()],
+            charges: Vec::new(),
+            budget: self.budget.clone(),
+            spill: self.spill.clone(),
             positions: Vec::new(),
             segments: Vec::new(),
             is_packed: false,
-            ..*self
         };
         part.extend(&positions, Some(&segments))?;
         for (to, from) in part.layers.iter_mut().zip(&self.layers) {
@@ -154,7 +365,8 @@ impl KvCache {
     /// Makes room for tokens at `positions`; without `segments` they go on in the last token's.
     ///
     /// # Errors
-    /// `TooLarge` when the memory cannot be had; the context is then unchanged.
+    /// `TooLarge` when budget or memory end, `Io` when blocks cannot be spilled; no token is
+    /// added then, and every one that was there can still be attended to.
     pub fn extend(&mut self, positions: &[u32], segments: Option<&[u32]>) -> Result<()> {
         let before = self.len();
         let last = self.segments.last().copied();
@@ -168,45 +380,132 @@ impl KvCache {
         let from = before.saturating_sub(1);
         let added = self.segments.get(from..).unwrap_or_default();
         self.is_packed |= added.windows(2).any(|w| w[0] != w[1]);
-        self.allocate().inspect_err(|_| self.truncate(before))
+        let allocated = self.allocate(before);
+        allocated.inspect_err(|_| self.truncate(before))
     }
 
-    fn allocate(&mut self) -> Result<()> {
-        let (wanted, tokens, shape) = (self.len().div_ceil(BLOCK_TOKENS), self.len(), self.shape);
-        let refused = || {
-            let bytes = shape
-                .block_bytes()
-                .saturating_mul(wanted * self.layers.len());
-            Error::new(
-                Kind::TooLarge,
-                format!("no memory for keys and values of {tokens} tokens ({bytes} bytes)"),
-            )
-        };
-        let missing: usize = self
-            .layers
-            .iter()
-            .map(|l| wanted.saturating_sub(l.len()))
-            .sum();
-        let mut fresh = Vec::new();
-        for _ in 0..missing {
-            let block = PackedBlock::try_new(shape).ok_or_else(refused)?;
-            fresh.push(Arc::new(block));
+    /// Room for every place from `before` on, in blocks of this context alone.
+    fn allocate(&mut self, before: usize) -> Result<()> {
+        let len = self.len();
+        let open = before / BLOCK_TOKENS * BLOCK_TOKENS;
+        if before < len && open < before && self.share.owns(open) {
+            self.own_last()?;
+        }
+        let first = before.next_multiple_of(BLOCK_TOKENS);
+        for start in (first..len).step_by(BLOCK_TOKENS) {
+            self.held.push(start);
+            if !self.share.owns(start) {
+                continue;
+            }
+            let charge = self.charge()?;
+            let fresh = || PackedBlock::try_new(self.shape).map(Arc::new);
+            let column: Option<Vec<_>> = self.layers.iter().map(|_| fresh()).collect();
+            let column =
+                column.ok_or_else(|| self.refused("the machine has no memory for them"))?;
+            for (layer, block) in self.layers.iter_mut().zip(column) {
+                let len = 0;
+                layer.push(Placed { start, len, block });
+            }
+            self.charges.push(Some(charge));
         }
         for layer in &mut self.layers {
-            let missing = wanted.saturating_sub(layer.len());
-            for block in fresh.drain(..missing) {
-                let start = layer.len() * BLOCK_TOKENS;
-                layer.push(Placed {
-                    start,
-                    len: 0,
-                    block,
-                });
-            }
-            for placed in layer.iter_mut() {
-                placed.len = (tokens - placed.start).min(BLOCK_TOKENS);
+            let written = |placed: &&mut Placed| placed.start + BLOCK_TOKENS > before;
+            for placed in layer.iter_mut().rev().take_while(written) {
+                placed.len = (len - placed.start).min(BLOCK_TOKENS);
             }
         }
         Ok(())
+    }
+
+    /// Copies the last blocks where they are shared or in a file.
+    fn own_last(&mut self) -> Result<()> {
+        let lasts = self.layers.iter().filter_map(|layer| layer.last());
+        let is_own =
+            |placed: &Placed| Arc::strong_count(&placed.block) == 1 && !placed.block.is_mapped();
+        if lasts.into_iter().all(is_own) {
+            return Ok(());
+        }
+        let charge = self.charge()?;
+        let copy = |placed: &Placed| {
+            let block = PackedBlock::from_bytes(self.shape, placed.block.as_bytes())?;
+            let block = Arc::new(block);
+            Some(Placed { block, ..*placed })
+        };
+        let lasts = self.layers.iter().filter_map(|layer| layer.last());
+        let copies: Option<Vec<Placed>> = lasts.map(copy).collect();
+        let copies = copies.ok_or_else(|| self.refused("the machine has no memory for them"))?;
+        let lasts = self.layers.iter_mut().filter_map(|layer| layer.last_mut());
+        lasts.zip(copies).for_each(|(last, copy)| *last = copy);
+        if let Some(last) = self.charges.last_mut() {
+            *last = Some(charge);
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes of one block of every layer out of the budget, after spilling what must go.
+    fn charge(&mut self) -> Result<Arc<Charge>> {
+        loop {
+            if let Some(charge) = self.budget.charge(self.column_bytes()) {
+                return Ok(Arc::new(charge));
+            }
+            if !self.spill_oldest()? {
+                return Err(self.refused(&format!(
+                    "{} of the {} bytes allowed in memory are taken",
+                    self.budget.used_bytes(),
+                    self.budget.limit_bytes()
+                )));
+            }
+        }
+    }
+
+    fn refused(&self, why: &str) -> Error {
+        let (tokens, bytes) = (self.len(), self.column_bytes());
+        let message = format!(
+            "no room for keys and values of {tokens} tokens: {bytes} bytes more are needed, and {why}"
+        );
+        Error::new(Kind::TooLarge, message)
+    }
+
+    /// Puts the oldest full blocks in memory into a file → whether there were any. Blocks that a
+    /// fork shares stay: no memory would be gained.
+    fn spill_oldest(&mut self) -> Result<bool> {
+        let Some(spill) = self.spill.clone() else {
+            return Ok(false);
+        };
+        let can_go = |&index: &usize| {
+            let full = self.blocks(0)[index].len == BLOCK_TOKENS;
+            let charge = self.charges[index].as_ref();
+            full && charge.is_some_and(|charge| Arc::strong_count(charge) == 1)
+        };
+        let Some(index) = (0..self.charges.len()).find(can_go) else {
+            return Ok(false);
+        };
+        let column: Vec<&PackedBlock> = self
+            .layers
+            .iter()
+            .map(|layer| &*layer[index].block)
+            .collect();
+        let mapped = spill.put(&column)?;
+        for (layer, block) in self.layers.iter_mut().zip(mapped) {
+            layer[index].block = Arc::new(block);
+        }
+        self.charges[index] = None;
+        Ok(true)
+    }
+
+    /// Spills until the budget has room for `tokens` tokens more, where a directory was given.
+    ///
+    /// Blocks that forks share are not spilled: who forks a context whose budget is full makes
+    /// room first.
+    ///
+    /// # Errors
+    /// As [`KvCache::extend`].
+    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
+        let columns = tokens.div_ceil(BLOCK_TOKENS) + 1;
+        let room = (0..columns)
+            .map(|_| self.charge())
+            .collect::<Result<Vec<_>>>();
+        room.map(drop)
     }
 
     /// Writes keys and values `[n, kv_heads, d]` of `layer` for the tokens from `at` on.
@@ -224,9 +523,10 @@ impl KvCache {
         let blocks = self.layers.get_mut(layer).ok_or_else(no_room)?;
         let (mut at, mut keys, mut values) = (at, keys, values);
         while !keys.is_empty() {
-            let (index, slot) = (at / BLOCK_TOKENS, at % BLOCK_TOKENS);
+            let slot = at % BLOCK_TOKENS;
             let n = (keys.len() / width).min(BLOCK_TOKENS - slot);
-            let placed = blocks.get_mut(index).ok_or_else(no_room)?;
+            let index = index_of(blocks, at).ok_or_else(no_room)?;
+            let placed = &mut blocks[index];
             let (k, later_keys) = keys.split_at(n * width);
             let (v, later_values) = values.split_at(n * width);
             Arc::make_mut(&mut placed.block).write(slot, k, v);
@@ -241,16 +541,34 @@ impl KvCache {
     }
 }
 
+impl Drop for KvCache {
+    fn drop(&mut self) {
+        self.note(Event::Drop { id: self.id });
+    }
+}
+
+fn new_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Index of the block that holds `place`.
+fn index_of(blocks: &[Placed], place: usize) -> Option<usize> {
+    let behind = blocks.partition_point(|placed| placed.start <= place);
+    let index = behind.checked_sub(1)?;
+    blocks[index].places().contains(&place).then_some(index)
+}
+
 /// Copies the tokens at `places` to those from place 0 on; `None` when one is missing.
 fn copy_places(to: &mut [Placed], from: &[Placed], places: &Range<usize>) -> Option<()> {
     let mut at = places.start;
     while at < places.end {
-        let (index, slot) = (at / BLOCK_TOKENS, at % BLOCK_TOKENS);
+        let slot = at % BLOCK_TOKENS;
         let to_at = at - places.start;
         let to_slot = to_at % BLOCK_TOKENS;
         let n = (BLOCK_TOKENS - slot.max(to_slot)).min(places.end - at);
         let to = to.get_mut(to_at / BLOCK_TOKENS)?;
-        let from = &from.get(index)?.block;
+        let from = &from[index_of(from, at)?].block;
         Arc::make_mut(&mut to.block).copy_tokens(to_slot, from, slot..slot + n);
         at += n;
     }

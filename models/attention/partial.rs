@@ -64,6 +64,9 @@ impl Partial {
 
     /// out `[rows, d]`, lse `[rows]` of two results → the first becomes their merge.
     pub fn merge_into(out: &mut [f32], lse: &mut [f32], other_out: &[f32], other_lse: &[f32]) {
+        if other_lse.iter().all(|&lse| lse == EMPTY) {
+            return;
+        }
         let d = (out.len() / lse.len().max(1)).max(1);
         let rows = out.chunks_mut(d).zip(other_out.chunks(d));
         for ((a, b), (lse, &other)) in rows.zip(lse.iter_mut().zip(other_lse)) {

@@ -1,8 +1,10 @@
 //! The joint id space: text ids and vision ids overlap as numbers, so an id
 //! always travels with its modality.
 
+use serde::{Deserialize, Serialize};
+
 /// One position of the context.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Token {
     /// An id of the text vocabulary.
     Text(u32),

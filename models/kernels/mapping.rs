@@ -16,10 +16,14 @@ impl MappedBytes {
     /// end would raise SIGBUS. Model directories are written once and renamed
     /// into place, never edited.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        Self::of(&File::open(path)?)
+    }
+
+    /// Maps the whole of an open file, under the contract of [`MappedBytes::open`].
+    pub fn of(file: &File) -> io::Result<Self> {
         // SAFETY: the mapping is private and read-only; the contract above
         // rules out truncation by this program.
-        let map = unsafe { memmap2::Mmap::map(&file)? };
+        let map = unsafe { memmap2::Mmap::map(file)? };
         let range = 0..map.len();
         Ok(Self {
             map: Arc::new(map),

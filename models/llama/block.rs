@@ -1,6 +1,8 @@
 //! One decoder block: attention and the gated feed-forward layer, each behind
 //! a norm and added to the residual stream (`lwm/llama.py`, `FlaxLLaMABlock`).
 
+use std::ops::Range;
+
 use longreel_kernels::{rms_norm::rms_norm, swiglu::swiglu};
 
 use crate::{
@@ -9,6 +11,8 @@ use crate::{
         kv_cache::KvCache,
         mask::Mask,
         partial::Partial,
+        ring::{Ring, traveller},
+        shard::striped,
     },
     checkpoint::weights::Weights,
     error::{Error, Kind, Result},
@@ -58,10 +62,29 @@ pub struct Block {
     down: Linear,
 }
 
-/// The contexts that a ragged batch writes to: where each row's tokens begin in its cache.
+/// The contexts that a ragged batch writes to, and the ring over which they are shared.
 pub struct Contexts<'a> {
-    /// Per row: its cache, and the place of its first new token.
-    pub rows: Vec<(&'a mut KvCache, usize)>,
+    /// One per row.
+    pub rows: Vec<RowContext<'a>>,
+    /// The other ranks, where there are any.
+    pub ring: Option<&'a mut Ring>,
+}
+
+/// The context of one row, and which of its new tokens this rank computes.
+pub struct RowContext<'a> {
+    /// This rank's part of the context.
+    pub cache: &'a mut KvCache,
+    /// Places of the new tokens, those of other ranks included.
+    pub places: Range<usize>,
+    /// Places of this rank's new tokens.
+    pub own: Vec<Range<usize>>,
+}
+
+impl RowContext<'_> {
+    /// Number of this rank's new tokens.
+    pub fn own_tokens(&self) -> usize {
+        self.own.iter().map(ExactSizeIterator::len).sum()
+    }
 }
 
 impl Block {
@@ -115,24 +138,42 @@ impl Block {
         let q_width = self.heads.query * self.heads.d;
         let kv_width = self.heads.key_value * self.heads.d;
         let mut out = Vec::with_capacity(q.len());
-        for (cache, first) in &mut contexts.rows {
-            let (done, n) = (out.len() / q_width, cache.len() - *first);
-            let kv = done * kv_width..(done + n) * kv_width;
-            cache.write(self.index, *first, &k[kv.clone()], &v[kv])?;
-            let mask = Mask {
-                segments: cache.segments(),
-                ..Mask::CAUSAL
-            };
-            let places = *first..*first + n;
-            let queries = Queries {
-                q: &q[done * q_width..(done + n) * q_width],
-                runs: std::slice::from_ref(&places),
-            };
-            let result = attend(queries, self.heads, cache.blocks(self.index), &mask);
+        for row in &mut contexts.rows {
+            let mut done = out.len() / q_width;
+            let q = &q[out.len()..(done + row.own_tokens()) * q_width];
+            for run in &row.own {
+                let kv = done * kv_width..(done + run.len()) * kv_width;
+                row.cache
+                    .write(self.index, run.start, &k[kv.clone()], &v[kv])?;
+                done += run.len();
+            }
+            let result = self.attend(q, row, contexts.ring.as_deref_mut())?;
             self.check(&result)?;
             out.extend(result.out);
         }
         Ok(out)
+    }
+
+    /// q `[own tokens, heads, d]` of one row → their result over the whole context.
+    fn attend(&self, q: &[f32], row: &RowContext, ring: Option<&mut Ring>) -> Result<Partial> {
+        let mask = Mask {
+            segments: row.cache.segments(),
+            ..Mask::CAUSAL
+        };
+        let keys = row.cache.blocks(self.index);
+        let Some(ring) = ring else {
+            let queries = Queries { q, runs: &row.own };
+            return Ok(attend(queries, self.heads, keys, &mask));
+        };
+        let ranks = ring.ranks();
+        let runs: Vec<_> = (0..ranks)
+            .map(|rank| striped(row.places.clone(), rank, ranks))
+            .collect();
+        let most = |runs: &Vec<Range<usize>>| runs.iter().map(ExactSizeIterator::len).sum();
+        let queries = runs.iter().map(most).max().unwrap_or(0);
+        let shape = row.cache.shape();
+        let traveller = traveller(self.heads, shape, row.places.end, queries, ranks);
+        ring.attend(traveller, q, &runs, self.heads, keys, &mask)
     }
 
     /// Refuses a result that is no number: it would spread to everything that comes after.

@@ -8,7 +8,8 @@ use crate::{
     context::vocab::Token,
     error::{Context, Error, Kind, Result},
     llama::{
-        Decoder, Head, Row,
+        Head, Row,
+        group::Forward,
         sampler::{Draw, Sampler},
     },
 };
@@ -51,7 +52,7 @@ pub struct Prompted<'a> {
 /// # Errors
 /// `Interrupted` when `keep_going` says no, with the chunks so far in the cache.
 pub fn prefill(
-    decoder: &Decoder,
+    decoder: &dyn Forward,
     cache: &mut KvCache,
     tokens: &[Token],
     chunk: usize,
@@ -60,18 +61,16 @@ pub fn prefill(
 ) -> Result<Tensor> {
     check_room(decoder, cache, tokens.len())?;
     let mut last = None;
-    for tokens in tokens.chunks(chunk.max(1)) {
+    for tokens in tokens.chunks(chunk.max(decoder.smallest_chunk())) {
         go_on(keep_going)?;
         last = Some(append(decoder, cache, tokens)?);
         on_progress(tokens.len());
     }
-    let hidden =
-        last.ok_or_else(|| Error::new(Kind::Internal, "there are no tokens to prefill"))?;
-    Ok(hidden.narrow(0, hidden.dim(0)? - 1, 1)?)
+    last.ok_or_else(|| Error::new(Kind::Internal, "there are no tokens to prefill"))
 }
 
 /// Refuses before the first chunk what would not fit after the last.
-fn check_room(decoder: &Decoder, cache: &KvCache, n: usize) -> Result<()> {
+fn check_room(decoder: &dyn Forward, cache: &KvCache, n: usize) -> Result<()> {
     let limit = decoder.spec().max_position_embeddings;
     let end = (cache.next_position() as usize)
         .max(cache.len())
@@ -86,11 +85,11 @@ fn check_room(decoder: &Decoder, cache: &KvCache, n: usize) -> Result<()> {
     Ok(())
 }
 
-/// tokens `[n]` → hidden states `[n, hidden]`, at the positions after the context's last.
-fn append(decoder: &Decoder, cache: &mut KvCache, tokens: &[Token]) -> Result<Tensor> {
+/// tokens `[n]` → hidden state of the last, `[1, hidden]`, at the positions after the context's last.
+fn append(decoder: &dyn Forward, cache: &mut KvCache, tokens: &[Token]) -> Result<Tensor> {
     let first = cache.next_position();
     let positions: Vec<u32> = (0..tokens.len() as u32).map(|i| first + i).collect();
-    decoder.forward(&mut [Row {
+    decoder.last_hidden(&mut [Row {
         tokens,
         positions: &positions,
         segments: None,
@@ -102,7 +101,7 @@ fn append(decoder: &Decoder, cache: &mut KvCache, tokens: &[Token]) -> Result<Te
 ///
 /// → the ids, a stop id included. Every id but the last is in the cache afterwards.
 pub fn generate(
-    decoder: &Decoder,
+    decoder: &dyn Forward,
     cache: &mut KvCache,
     last: &Tensor,
     generation: &Generation,
@@ -122,7 +121,7 @@ pub fn generate(
 ///
 /// Where upstream fills finished rows with the pad id, their answers are just shorter here.
 pub fn generate_batch(
-    decoder: &Decoder,
+    decoder: &dyn Forward,
     rows: &mut [Prompted],
     generation: &Generation,
     keep_going: &KeepGoing,
@@ -156,7 +155,7 @@ pub fn generate_batch(
 }
 
 /// Appends one token to each of some contexts and renews their last hidden states.
-fn advance(decoder: &Decoder, rows: &mut [Prompted], drawn: &[(usize, Token)]) -> Result<()> {
+fn advance(decoder: &dyn Forward, rows: &mut [Prompted], drawn: &[(usize, Token)]) -> Result<()> {
     let mut tokens: Vec<Option<Token>> = vec![None; rows.len()];
     for &(row, token) in drawn {
         tokens[row] = Some(token);
@@ -173,7 +172,7 @@ fn advance(decoder: &Decoder, rows: &mut [Prompted], drawn: &[(usize, Token)]) -
             });
         }
     }
-    let hidden = decoder.forward(&mut batch)?;
+    let hidden = decoder.last_hidden(&mut batch)?;
     let moved = rows
         .iter_mut()
         .zip(&tokens)
@@ -206,7 +205,7 @@ pub struct VisionGeneration {
 /// The tokens beside each cache are prefilled first, at least one. Every id but
 /// the last is in the caches afterwards: a later call continues with it.
 pub fn generate_vision(
-    decoder: &Decoder,
+    decoder: &dyn Forward,
     conditional: (&mut KvCache, &[Token]),
     unconditional: (&mut KvCache, &[Token]),
     generation: &VisionGeneration,
@@ -262,7 +261,7 @@ pub fn generate_vision(
 /// Tokens per prefill step of a generation prompt, which is short.
 const PROMPT_CHUNK: usize = 512;
 
-fn guided_logits(decoder: &Decoder, rows: &[Prompted], guidance: f64) -> Result<Vec<f32>> {
+fn guided_logits(decoder: &dyn Forward, rows: &[Prompted], guidance: f64) -> Result<Vec<f32>> {
     let [conditional, unconditional] = rows else {
         return Err(Error::new(Kind::Internal, "guidance needs two contexts"));
     };
@@ -274,7 +273,7 @@ fn guided_logits(decoder: &Decoder, rows: &[Prompted], guidance: f64) -> Result<
     Ok(logits)
 }
 
-fn logits(decoder: &Decoder, last: &Tensor, head: Head) -> Result<Vec<f32>> {
+fn logits(decoder: &dyn Forward, last: &Tensor, head: Head) -> Result<Vec<f32>> {
     Ok(decoder.logits(last, head)?.flatten_all()?.to_vec1()?)
 }
 

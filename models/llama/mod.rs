@@ -8,19 +8,23 @@ pub mod block;
 
 pub mod sampler;
 
+pub mod group;
+
 pub mod generate;
 
 pub mod packed;
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 
 use crate::{
-    attention::kv_cache::KvCache,
+    attention::{kv_cache::KvCache, ring::Ring, shard::striped},
     checkpoint::weights::Weights,
     context::vocab::Token,
     error::{Context, Error, Kind, Result},
     llama::{
-        block::{Block, Contexts, Norm},
+        block::{Block, Contexts, Norm, RowContext},
         linear::Linear,
         rope::Rope,
     },
@@ -111,8 +115,27 @@ impl Decoder {
 
     /// [`Decoder::forward`] that shows `embedding`, `layers.N.attention`, `layers.N` and `norm` to `trace`.
     pub fn forward_traced(&self, rows: &mut [Row], trace: &mut Trace) -> Result<Tensor> {
+        self.forward_on(rows, None, trace)
+    }
+
+    /// [`Decoder::forward`] of this rank's share of the tokens: those whose blocks it owns.
+    ///
+    /// Every rank of the ring calls this with the same tokens and its own part of the contexts.
+    ///
+    /// # Errors
+    /// Also `Network` when another rank is lost.
+    pub fn forward_share(&self, rows: &mut [Row], ring: &mut Ring) -> Result<Tensor> {
+        self.forward_on(rows, Some(ring), &mut |_, _| {})
+    }
+
+    fn forward_on(
+        &self,
+        rows: &mut [Row],
+        ring: Option<&mut Ring>,
+        trace: &mut Trace,
+    ) -> Result<Tensor> {
         let before: Vec<usize> = rows.iter().map(|row| row.cache.len()).collect();
-        let result = self.forward_or_leave_marks(rows, trace);
+        let result = self.forward_or_leave_marks(rows, ring, trace);
         if result.is_err() {
             for (row, len) in rows.iter_mut().zip(before) {
                 row.cache.truncate(len);
@@ -121,13 +144,18 @@ impl Decoder {
         result
     }
 
-    fn forward_or_leave_marks(&self, rows: &mut [Row], trace: &mut Trace) -> Result<Tensor> {
+    fn forward_or_leave_marks(
+        &self,
+        rows: &mut [Row],
+        ring: Option<&mut Ring>,
+        trace: &mut Trace,
+    ) -> Result<Tensor> {
         rows.iter().try_for_each(|row| self.check(row))?;
-        let mut x = self.embed(rows)?;
+        let (tokens, positions) = own_tokens(rows);
+        let mut x = self.embed(&tokens)?;
         trace("embedding", &x);
-        let positions: Vec<u32> = rows.iter().flat_map(|row| row.positions).copied().collect();
         let turns = self.rope.turns(&positions);
-        let mut contexts = open(rows)?;
+        let mut contexts = open(rows, ring)?;
         for (index, block) in self.blocks.iter().enumerate() {
             block.attention(&mut x, &self.rope, &turns, &mut contexts)?;
             trace(&format!("layers.{index}.attention"), &x);
@@ -186,9 +214,19 @@ impl Decoder {
         Ok(())
     }
 
-    fn embed(&self, rows: &[Row]) -> Result<Vec<f32>> {
-        let tokens = rows.iter().flat_map(|row| row.tokens);
-        let mut x = Vec::with_capacity(tokens.clone().count() * self.spec.hidden_size);
+    /// Refuses an id outside its vocabulary.
+    fn check_ids(&self, tokens: &[Token]) -> Result<()> {
+        tokens.iter().try_for_each(|token| match token {
+            Token::Text(id) => in_vocabulary(*id, self.spec.vocab_size),
+            Token::Vision(id) => match self.spec.vision_vocab_size {
+                Some(n) => in_vocabulary(*id, n),
+                None => Err(no_vision("a vision vocabulary")),
+            },
+        })
+    }
+
+    fn embed(&self, tokens: &[Token]) -> Result<Vec<f32>> {
+        let mut x = Vec::with_capacity(tokens.len() * self.spec.hidden_size);
         for token in tokens {
             match (token, &self.vision_embedding) {
                 (&Token::Text(id), _) => {
@@ -205,15 +243,49 @@ impl Decoder {
     }
 }
 
-/// Makes room in every cache for its row's tokens.
-fn open<'a>(rows: &'a mut [Row]) -> Result<Contexts<'a>> {
-    let mut opened = Vec::with_capacity(rows.len());
+/// Places of this rank's tokens among the new ones of a row.
+fn own_places(row: &Row) -> Vec<Range<usize>> {
+    let (first, share) = (row.cache.len(), row.cache.share());
+    striped(first..first + row.tokens.len(), share.rank, share.ranks)
+}
+
+/// This rank's tokens of all rows, and their positions.
+fn own_tokens(rows: &[Row]) -> (Vec<Token>, Vec<u32>) {
+    let (mut tokens, mut positions) = (Vec::new(), Vec::new());
     for row in rows {
         let first = row.cache.len();
-        row.cache.extend(row.positions, row.segments)?;
-        opened.push((&mut *row.cache, first));
+        for run in own_places(row) {
+            let run = run.start - first..run.end - first;
+            tokens.extend_from_slice(row.tokens.get(run.clone()).unwrap_or_default());
+            positions.extend_from_slice(row.positions.get(run).unwrap_or_default());
+        }
     }
-    Ok(Contexts { rows: opened })
+    (tokens, positions)
+}
+
+/// Makes room in every cache for its row's tokens.
+fn open<'a>(rows: &'a mut [Row], ring: Option<&'a mut Ring>) -> Result<Contexts<'a>> {
+    let mut opened = Vec::with_capacity(rows.len());
+    for row in rows {
+        let (first, own) = (row.cache.len(), own_places(row));
+        row.cache.extend(row.positions, row.segments)?;
+        opened.push(RowContext {
+            places: first..row.cache.len(),
+            own,
+            cache: &mut *row.cache,
+        });
+    }
+    Ok(Contexts { rows: opened, ring })
+}
+
+fn in_vocabulary(id: u32, n: usize) -> Result<()> {
+    if (id as usize) < n {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::BadInput,
+        format!("token id {id} is outside the vocabulary of {n}"),
+    ))
 }
 
 fn no_vision(what: &str) -> Error {

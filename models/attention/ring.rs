@@ -1,0 +1,271 @@
+//! Exact attention over keys that several ranks hold: each attends what it can
+//! reach, and partial results are merged.
+//!
+//! Either the keys travel round the ring (RingAttention, arXiv 2310.01889), or the
+//! queries visit every rank and bring back partial results (pass-Q of arXiv
+//! 2411.01783); [`traveller`] chooses what is less to move. One query of a
+//! generation is a queries' ring with a single traveller.
+//!
+//! Results are merged in order of rank by [`Partial::merge_strided`], so that for a
+//! striped context they are those of one rank to the bit.
+
+use std::{ops::Range, time::Instant};
+
+use crate::{
+    attention::{
+        blockwise::{Heads, Queries, attend},
+        kv_cache::{BLOCK_TOKENS, KvShape, Placed},
+        link::{Link, Message},
+        mask::Mask,
+        partial::Partial,
+    },
+    error::{Error, Kind, Result},
+};
+
+/// What moves between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traveller {
+    /// Keys and values, round the ring.
+    Keys,
+    /// Queries to every rank, and partial results back.
+    Queries,
+}
+
+/// What one rank moved, and how long it waited for others.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Traffic {
+    /// Messages sent.
+    pub messages: u64,
+    /// Bytes sent.
+    pub bytes: u64,
+    /// Seconds of attention over keys at hand.
+    pub attending_s: f64,
+    /// Seconds in which this rank had nothing to do but wait for another's message.
+    pub waiting_s: f64,
+}
+
+/// The link of one rank, and what went over it.
+pub struct Ring {
+    link: Box<dyn Link>,
+    traffic: Traffic,
+}
+
+/// Who sends what to whom in a step of a keys' ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchange {
+    /// The rank whose keys are attended in this step.
+    pub source: usize,
+    /// Where the keys at hand go meanwhile; nowhere in the last step.
+    pub to: Option<usize>,
+    /// Whence the keys of the next step come.
+    pub from: Option<usize>,
+}
+
+/// The steps of `rank` in a keys' ring: its own keys first, then its predecessor's, and so on.
+pub fn schedule(rank: usize, ranks: usize) -> Vec<Exchange> {
+    let step = |s: usize| {
+        let is_last = s + 1 == ranks;
+        Exchange {
+            source: (rank + ranks - s) % ranks,
+            to: (!is_last).then_some((rank + 1) % ranks),
+            from: (!is_last).then_some((rank + ranks - 1) % ranks),
+        }
+    };
+    (0..ranks).map(step).collect()
+}
+
+/// What is less to move for `queries` queries (the most of any rank) over a context of `len` tokens.
+///
+/// Keys: each rank hands on `⌈blocks / ranks⌉` blocks, `ranks − 1` times. Queries: it sends its own to
+/// `ranks − 1` others and as many partial results (out and log-sum-exp, f32) come back.
+pub fn traveller(
+    heads: Heads,
+    shape: KvShape,
+    len: usize,
+    queries: usize,
+    ranks: usize,
+) -> Traveller {
+    let blocks = len.div_ceil(BLOCK_TOKENS).div_ceil(ranks);
+    let key_bytes = blocks * shape.block_bytes();
+    let query_bytes = 4 * queries * heads.query * (2 * heads.d + 1);
+    if key_bytes <= query_bytes {
+        Traveller::Keys
+    } else {
+        Traveller::Queries
+    }
+}
+
+impl Ring {
+    /// A ring over `link`.
+    pub fn new(link: Box<dyn Link>) -> Self {
+        Self {
+            link,
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// Which rank this is.
+    pub fn rank(&self) -> usize {
+        self.link.rank()
+    }
+
+    /// How many ranks there are.
+    pub fn ranks(&self) -> usize {
+        self.link.ranks()
+    }
+
+    /// What this rank moved so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// [`Link::send`], counted.
+    pub fn send(&mut self, to: usize, message: Message) -> Result<()> {
+        self.traffic.messages += 1;
+        self.traffic.bytes += message.bytes() as u64;
+        self.link.send(to, message)
+    }
+
+    /// [`Link::receive`], timed.
+    pub fn receive(&mut self, from: usize) -> Result<Message> {
+        let start = Instant::now();
+        let message = self.link.receive(from);
+        self.traffic.waiting_s += start.elapsed().as_secs_f64();
+        message
+    }
+
+    /// [`Link::wait`]: a pause between commands is no waiting.
+    pub fn wait(&mut self, from: usize) -> Result<Message> {
+        self.link.wait(from)
+    }
+
+    /// q `[n, heads, d]` of this rank, keys of this rank → out `[n, heads, d]`, lse `[n, heads]` over the keys of all.
+    ///
+    /// `runs` are the places of every rank's queries, those of this rank included; every rank calls this
+    /// with the same `traveller` and mask.
+    ///
+    /// # Errors
+    /// `Network` when another rank is lost; `Internal` when one sends something else.
+    pub fn attend(
+        &mut self,
+        traveller: Traveller,
+        q: &[f32],
+        runs: &[Vec<Range<usize>>],
+        heads: Heads,
+        keys: &[Placed],
+        mask: &Mask,
+    ) -> Result<Partial> {
+        let own = runs.get(self.rank()).ok_or_else(|| {
+            Error::new(Kind::Internal, format!("queries of {} ranks", runs.len()))
+        })?;
+        let queries = Queries { q, runs: own };
+        match traveller {
+            Traveller::Keys => self.pass_keys(queries, heads, keys, mask),
+            Traveller::Queries => self.pass_queries(queries, runs, heads, keys, mask),
+        }
+    }
+
+    /// Keys travel: the next exchange is posted before the keys at hand are attended.
+    fn pass_keys(
+        &mut self,
+        queries: Queries,
+        heads: Heads,
+        keys: &[Placed],
+        mask: &Mask,
+    ) -> Result<Partial> {
+        let n = queries.places();
+        let mut partials = vec![Partial::empty(n * heads.query, heads.d); self.ranks()];
+        let mut at_hand = keys.to_vec();
+        for exchange in schedule(self.rank(), self.ranks()) {
+            if let Some(to) = exchange.to {
+                let blocks = at_hand.clone();
+                self.send(
+                    to,
+                    Message {
+                        blocks,
+                        ..Message::default()
+                    },
+                )?;
+            }
+            partials[exchange.source] = self.attend_here(queries, heads, &at_hand, mask);
+            if let Some(from) = exchange.from {
+                at_hand = self.receive(from)?.blocks;
+            }
+        }
+        Ok(Partial::merge_strided(partials))
+    }
+
+    /// Queries travel: a rank first sends its own to all others, then serves theirs.
+    fn pass_queries(
+        &mut self,
+        queries: Queries,
+        runs: &[Vec<Range<usize>>],
+        heads: Heads,
+        keys: &[Placed],
+        mask: &Mask,
+    ) -> Result<Partial> {
+        let (rank, ranks) = (self.rank(), self.ranks());
+        let others = |s: usize| (rank + s) % ranks;
+        let asks = |rank: usize| runs.get(rank).is_some_and(|runs| !runs.is_empty());
+        for to in (1..ranks).map(others).filter(|_| asks(rank)) {
+            let numbers = queries.q.to_vec();
+            self.send(
+                to,
+                Message {
+                    numbers,
+                    ..Message::default()
+                },
+            )?;
+        }
+        let n = queries.places();
+        let mut partials = vec![Partial::empty(n * heads.query, heads.d); ranks];
+        partials[rank] = self.attend_here(queries, heads, keys, mask);
+        for from in (1..ranks).rev().map(others).filter(|&from| asks(from)) {
+            let q = self.receive(from)?.numbers;
+            let theirs = Queries {
+                q: &q,
+                runs: &runs[from],
+            };
+            expect_length(from, q.len(), theirs.places() * heads.query * heads.d)?;
+            let Partial { out, lse } = self.attend_here(theirs, heads, keys, mask);
+            let numbers = [out, lse].concat();
+            self.send(
+                from,
+                Message {
+                    numbers,
+                    ..Message::default()
+                },
+            )?;
+        }
+        for from in (1..ranks).rev().map(others).filter(|_| asks(rank)) {
+            let mut out = self.receive(from)?.numbers;
+            expect_length(from, out.len(), n * heads.query * (heads.d + 1))?;
+            let lse = out.split_off(n * heads.query * heads.d);
+            partials[from] = Partial { out, lse };
+        }
+        Ok(Partial::merge_strided(partials))
+    }
+
+    fn attend_here(
+        &mut self,
+        queries: Queries,
+        heads: Heads,
+        keys: &[Placed],
+        mask: &Mask,
+    ) -> Partial {
+        let start = Instant::now();
+        let result = attend(queries, heads, keys, mask);
+        self.traffic.attending_s += start.elapsed().as_secs_f64();
+        result
+    }
+}
+
+fn expect_length(from: usize, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Internal,
+        format!("rank {from} sent {found} numbers, expected {expected}"),
+    ))
+}

@@ -1,0 +1,377 @@
+//! Several ranks of one decoder: rank 0 leads, the others serve.
+//!
+//! All hold the weights and each its blocks of every context. The leader tells them what comes
+//! (tokens, positions, segments, and what happened to contexts since); then every rank runs
+//! [`Decoder::forward_share`] for the tokens whose blocks it owns, and the last hidden states
+//! come back to the leader, which alone draws tokens.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use candle_core::{Device, Tensor};
+use rayon::ThreadPool;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    attention::{
+        kv_cache::{Event, Journal, KvCache, KvDtype, Share},
+        link::{Link, Message},
+        ring::{Ring, Traffic},
+        shard::owner,
+    },
+    context::vocab::Token,
+    error::{Context, Error, Kind, Result},
+    llama::{Decoder, Head, Row},
+    spec::DecoderSpec,
+};
+
+/// What generation needs of a decoder, whether one rank runs it or several.
+pub trait Forward {
+    /// What the decoder is made of.
+    fn spec(&self) -> &DecoderSpec;
+
+    /// An empty context.
+    fn context(&self, dtype: KvDtype) -> KvCache;
+
+    /// Fewest tokens of a prefill chunk that keep every rank busy.
+    fn smallest_chunk(&self) -> usize;
+
+    /// Appends the rows' tokens to their contexts → hidden state of each row's last token, `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`], and `Network` when a rank is lost.
+    fn last_hidden(&self, rows: &mut [Row]) -> Result<Tensor>;
+
+    /// hidden `[n, hidden]` → logits `[n, vocabulary]` of one head.
+    ///
+    /// # Errors
+    /// As [`Decoder::logits`].
+    fn logits(&self, hidden: &Tensor, head: Head) -> Result<Tensor>;
+}
+
+impl Forward for Decoder {
+    fn spec(&self) -> &DecoderSpec {
+        Decoder::spec(self)
+    }
+
+    fn context(&self, dtype: KvDtype) -> KvCache {
+        KvCache::new(Decoder::spec(self), dtype)
+    }
+
+    fn smallest_chunk(&self) -> usize {
+        1
+    }
+
+    fn last_hidden(&self, rows: &mut [Row]) -> Result<Tensor> {
+        let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
+        let hidden = self.forward(rows)?;
+        let mut end = 0;
+        let mut last = Vec::with_capacity(lengths.len());
+        for n in lengths {
+            end += n;
+            last.push(hidden.narrow(0, end - 1, 1)?);
+        }
+        Ok(Tensor::cat(&last, 0)?)
+    }
+
+    fn logits(&self, hidden: &Tensor, head: Head) -> Result<Tensor> {
+        Decoder::logits(self, hidden, head)
+    }
+}
+
+/// What the leader tells the others.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Command {
+    /// Append tokens to contexts, after what happened to them.
+    Forward {
+        events: Vec<Event>,
+        rows: Vec<Appended>,
+    },
+    /// The work is done.
+    Stop,
+}
+
+/// New tokens of one context.
+#[derive(Serialize, Deserialize)]
+struct Appended {
+    context: u64,
+    kv_dtype: String,
+    /// Tokens that the context holds already.
+    first: usize,
+    tokens: Vec<Token>,
+    positions: Vec<u32>,
+    segments: Option<Vec<u32>>,
+}
+
+/// Rank 0 of a group.
+pub struct Leader<'a> {
+    decoder: &'a Decoder,
+    ring: Mutex<Ring>,
+    journal: Journal,
+    pool: Option<ThreadPool>,
+}
+
+impl<'a> Leader<'a> {
+    /// Leads the ranks at the other ends of `link`; computes on `pool`, or on the global one.
+    pub fn new(decoder: &'a Decoder, link: Box<dyn Link>, pool: Option<ThreadPool>) -> Self {
+        Self {
+            decoder,
+            ring: Mutex::new(Ring::new(link)),
+            journal: Arc::default(),
+            pool,
+        }
+    }
+
+    /// What this rank moved so far.
+    pub fn traffic(&self) -> Traffic {
+        self.ring().traffic()
+    }
+
+    /// Number of ranks.
+    pub fn ranks(&self) -> usize {
+        self.ring().ranks()
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lead(&self, rows: &mut [Row]) -> Result<Tensor> {
+        let mut ring = self.ring();
+        for row in &*rows {
+            self.decoder.check(row)?;
+            self.decoder.check_ids(row.tokens)?;
+        }
+        let ends: Vec<usize> = rows
+            .iter()
+            .map(|r| r.cache.len() + r.tokens.len())
+            .collect();
+        self.tell(&mut ring, &self.command(rows))?;
+        let hidden = self.decoder.forward_share(rows, &mut ring)?;
+        let mut own = last_rows(&hidden, rows, ring.rank(), ring.ranks())?.into_iter();
+        let mut last = Vec::new();
+        for end in ends {
+            match owner(end - 1, ring.ranks()) {
+                0 => last.extend(own.next().unwrap_or_default()),
+                rank => last.extend(ring.receive(rank)?.numbers),
+            }
+        }
+        let shape = (rows.len(), self.decoder.spec().hidden_size);
+        Ok(Tensor::from_vec(last, shape, &Device::Cpu)?)
+    }
+
+    fn command(&self, rows: &[Row]) -> Command {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let appended = |row: &Row| Appended {
+            context: row.cache.id(),
+            kv_dtype: row.cache.dtype().name().to_owned(),
+            first: row.cache.len(),
+            tokens: row.tokens.to_vec(),
+            positions: row.positions.to_vec(),
+            segments: row.segments.map(<[u32]>::to_vec),
+        };
+        Command::Forward {
+            events: std::mem::take(&mut *journal),
+            rows: rows.iter().map(appended).collect(),
+        }
+    }
+
+    fn tell(&self, ring: &mut Ring, command: &Command) -> Result<()> {
+        let header = serde_json::to_vec(command)
+            .map_err(|e| Error::with_source(Kind::Internal, "write a command for the ranks", e))?;
+        for rank in 1..ring.ranks() {
+            let header = header.clone();
+            ring.send(
+                rank,
+                Message {
+                    header,
+                    ..Message::default()
+                },
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Leader<'_> {
+    /// The others end; one that is gone already needs no telling.
+    fn drop(&mut self) {
+        let mut ring = self.ring();
+        if let Err(_gone) = self.tell(&mut ring, &Command::Stop) {}
+    }
+}
+
+impl Forward for Leader<'_> {
+    fn spec(&self) -> &DecoderSpec {
+        self.decoder.spec()
+    }
+
+    fn context(&self, dtype: KvDtype) -> KvCache {
+        let ring = self.ring();
+        let share = Share {
+            rank: ring.rank(),
+            ranks: ring.ranks(),
+        };
+        KvCache::shared(
+            self.decoder.spec(),
+            dtype,
+            share,
+            Some(self.journal.clone()),
+        )
+    }
+
+    fn smallest_chunk(&self) -> usize {
+        self.ranks() * crate::attention::kv_cache::BLOCK_TOKENS
+    }
+
+    fn last_hidden(&self, rows: &mut [Row]) -> Result<Tensor> {
+        match &self.pool {
+            Some(pool) => pool.install(|| self.lead(rows)),
+            None => self.lead(rows),
+        }
+    }
+
+    fn logits(&self, hidden: &Tensor, head: Head) -> Result<Tensor> {
+        match &self.pool {
+            Some(pool) => pool.install(|| self.decoder.logits(hidden, head)),
+            None => self.decoder.logits(hidden, head),
+        }
+    }
+}
+
+/// Does what the leader says until it says stop.
+///
+/// # Errors
+/// `Network` when a rank is lost, and whatever the decoder says.
+pub fn serve(decoder: &Decoder, link: Box<dyn Link>) -> Result<Traffic> {
+    let mut ring = Ring::new(link);
+    let mut contexts = HashMap::new();
+    loop {
+        let message = ring.wait(0)?;
+        let command = serde_json::from_slice(&message.header);
+        let command = command
+            .map_err(|e| Error::with_source(Kind::Internal, "read a command of rank 0", e))?;
+        match command {
+            Command::Stop => return Ok(ring.traffic()),
+            Command::Forward { events, rows } => {
+                events
+                    .into_iter()
+                    .for_each(|event| happen(event, &mut contexts));
+                follow(decoder, &mut ring, &mut contexts, &rows)
+                    .doing(|| format!("rank {} of {}", ring.rank(), ring.ranks()))?;
+            }
+        }
+    }
+}
+
+fn happen(event: Event, contexts: &mut HashMap<u64, KvCache>) {
+    match event {
+        Event::Fork { from, to } => {
+            if let Some(fork) = contexts.get(&from).map(KvCache::fork) {
+                contexts.insert(to, fork);
+            }
+        }
+        Event::Truncate { id, len } => {
+            if let Some(context) = contexts.get_mut(&id) {
+                context.truncate(len);
+            }
+        }
+        Event::DropFront {
+            id,
+            keep_sinks,
+            blocks,
+        } => {
+            if let Some(context) = contexts.get_mut(&id) {
+                context.drop_front(keep_sinks, blocks);
+            }
+        }
+        Event::Drop { id } => {
+            contexts.remove(&id);
+        }
+    }
+}
+
+/// Runs this rank's share of the leader's rows and sends it the last hidden states that it asked for.
+fn follow(
+    decoder: &Decoder,
+    ring: &mut Ring,
+    contexts: &mut HashMap<u64, KvCache>,
+    appended: &[Appended],
+) -> Result<()> {
+    let mut caches = Vec::with_capacity(appended.len());
+    for row in appended {
+        caches.push(take_context(decoder, ring, contexts, row)?);
+    }
+    let mut rows: Vec<Row> = appended
+        .iter()
+        .zip(&mut caches)
+        .map(|(row, cache)| Row {
+            tokens: &row.tokens,
+            positions: &row.positions,
+            segments: row.segments.as_deref(),
+            cache,
+        })
+        .collect();
+    let hidden = decoder.forward_share(&mut rows, ring)?;
+    for numbers in last_rows(&hidden, &rows, ring.rank(), ring.ranks())? {
+        ring.send(
+            0,
+            Message {
+                numbers,
+                ..Message::default()
+            },
+        )?;
+    }
+    let ids = appended.iter().map(|row| row.context);
+    contexts.extend(ids.zip(caches));
+    Ok(())
+}
+
+fn take_context(
+    decoder: &Decoder,
+    ring: &Ring,
+    contexts: &mut HashMap<u64, KvCache>,
+    row: &Appended,
+) -> Result<KvCache> {
+    let out_of_step = |found: &str| {
+        let expected = format!("a context of {} tokens", row.first);
+        Error::new(
+            Kind::Internal,
+            format!("rank 0 speaks of {expected}, found {found}"),
+        )
+    };
+    let cache = match contexts.remove(&row.context) {
+        Some(cache) => cache,
+        None => {
+            let dtype = KvDtype::named(&row.kv_dtype);
+            let share = Share {
+                rank: ring.rank(),
+                ranks: ring.ranks(),
+            };
+            let dtype = dtype.ok_or_else(|| out_of_step(&row.kv_dtype))?;
+            KvCache::shared(decoder.spec(), dtype, share, None)
+        }
+    };
+    if cache.len() != row.first {
+        return Err(out_of_step(&format!("one of {}", cache.len())));
+    }
+    Ok(cache)
+}
+
+/// hidden `[own tokens, hidden]` of rows that have been appended → those last states that are of this rank.
+fn last_rows(hidden: &Tensor, rows: &[Row], rank: usize, ranks: usize) -> Result<Vec<Vec<f32>>> {
+    let mut end = 0;
+    let mut last = Vec::new();
+    for row in rows {
+        let (len, n) = (row.cache.len(), row.tokens.len());
+        let own = crate::attention::shard::striped(len - n..len, rank, ranks);
+        end += own.iter().map(ExactSizeIterator::len).sum::<usize>();
+        if owner(len - 1, ranks) == rank {
+            last.push(hidden.get(end - 1)?.to_vec1()?);
+        }
+    }
+    Ok(last)
+}
