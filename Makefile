@@ -13,17 +13,17 @@ demo: build
 	.ci/demo $(LONGREEL) $(DEMO)
 
 test: deps
-	RUST_BACKTRACE=0 $(CARGO) test --release --locked --workspace
+	RUST_BACKTRACE=0 $(CARGO) test --release --locked --workspace --features mpi
 
 bench: deps
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --features mpi
 
 build: deps
-	$(CARGO) build --release --locked --bin longreel
+	$(CARGO) build --release --locked --features mpi --bin longreel
 
 lint: deps
 	$(CARGO) fmt --all --check
-	CLIPPY_CONF_DIR=.ci $(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	CLIPPY_CONF_DIR=.ci $(CARGO) clippy --release --locked --workspace --features mpi --all-targets -- -D warnings
 
 deps:
 	.ci/deps

@@ -7,12 +7,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What went wrong, as far as a program needs to know.
 ///
 /// The command line maps kinds to exit codes: `Usage`, `BadInput`, `NotFound` and
 /// `TooLarge` are 2, `Interrupted` is 130 (75 where SIGTERM stopped work that can
 /// go on), everything else is 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// The command line or a configuration value is wrong.
     Usage,

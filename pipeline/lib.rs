@@ -22,6 +22,8 @@ pub mod hub;
 
 pub mod model;
 
+pub mod ranks;
+
 pub mod stages;
 
 pub mod cli;

@@ -25,6 +25,8 @@ pub struct Demand {
     pub kv_dtype: KvDtype,
     /// Contexts that are kept side by side: two where generation is guided.
     pub contexts: u64,
+    /// Processes that share every context: each holds the weights and its part of the keys and values.
+    pub processes: u64,
     /// Bytes that the weights take in memory.
     pub weight_bytes: u64,
     /// Tokens that go through the decoder together.
@@ -54,7 +56,9 @@ pub struct Plan {
     pub kv_bytes_per_token: u64,
     /// Bytes of keys and values for the whole context.
     pub kv_bytes: u64,
-    /// Bytes of weights, keys, values and working memory.
+    /// Bytes of them in one process.
+    pub kv_bytes_per_process: u64,
+    /// Bytes of weights, keys, values and working memory in one process.
     pub total_bytes: u64,
     /// Bytes that this machine can give, where known.
     pub available_bytes: Option<u64>,
@@ -91,6 +95,9 @@ impl Plan {
         };
         let kv_bytes_per_token = kv_bytes_of(BLOCK_TOKENS as u64) / BLOCK_TOKENS as u64;
         let kv_bytes = kv_bytes_of(context_tokens);
+        let blocks = context_tokens.div_ceil(BLOCK_TOKENS as u64);
+        let own_blocks = blocks.div_ceil(demand.processes.max(1));
+        let kv_bytes_per_process = kv_bytes_of(own_blocks.saturating_mul(BLOCK_TOKENS as u64));
         Self {
             frames: demand.frames,
             tokens_per_frame,
@@ -102,9 +109,10 @@ impl Plan {
             weight_bytes: demand.weight_bytes,
             kv_bytes_per_token,
             kv_bytes,
+            kv_bytes_per_process,
             total_bytes: demand
                 .weight_bytes
-                .saturating_add(kv_bytes)
+                .saturating_add(kv_bytes_per_process)
                 .saturating_add(WORKING_BYTES + prefill_bytes(decoder, demand.prefill_chunk)),
             available_bytes,
             prefill_linear_flops: 2.0 * linear_weights(decoder) * prompt_tokens as f64,
@@ -136,7 +144,7 @@ impl Plan {
                     "this needs {} (weights {}, keys and values {}), the machine can give {}",
                     bytes(self.total_bytes),
                     bytes(self.weight_bytes),
-                    bytes(self.kv_bytes),
+                    bytes(self.kv_bytes_per_process),
                     bytes(available)
                 ),
             ));

@@ -11,11 +11,13 @@
 
 use std::{ops::Range, time::Instant};
 
+use serde::Serialize;
+
 use crate::{
     attention::{
         blockwise::{Heads, Queries, attend},
         kv_cache::{BLOCK_TOKENS, KvShape, Placed},
-        link::{Link, Message},
+        link::{Failure, Link, Message},
         mask::Mask,
         partial::Partial,
     },
@@ -32,8 +34,10 @@ pub enum Traveller {
 }
 
 /// What one rank moved, and how long it waited for others.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Traffic {
+    /// How many ranks there are.
+    pub ranks: usize,
     /// Messages sent.
     pub messages: u64,
     /// Bytes sent.
@@ -98,10 +102,11 @@ pub fn traveller(
 impl Ring {
     /// A ring over `link`.
     pub fn new(link: Box<dyn Link>) -> Self {
-        Self {
-            link,
-            traffic: Traffic::default(),
-        }
+        let traffic = Traffic {
+            ranks: link.ranks(),
+            ..Traffic::default()
+        };
+        Self { link, traffic }
     }
 
     /// Which rank this is.
@@ -120,23 +125,57 @@ impl Ring {
     }
 
     /// [`Link::send`], counted.
+    ///
+    /// # Errors
+    /// As [`Link::send`]; with the kind and the words of a rank that failed, where it left some.
     pub fn send(&mut self, to: usize, message: Message) -> Result<()> {
         self.traffic.messages += 1;
         self.traffic.bytes += message.bytes() as u64;
-        self.link.send(to, message)
+        let sent = self.link.send(to, message);
+        sent.map_err(|error| self.last_words(to).unwrap_or(error))
+    }
+
+    /// Why a rank that takes nothing more has failed, if it said so.
+    fn last_words(&mut self, rank: usize) -> Option<Error> {
+        while let Ok(message) = self.link.receive(rank) {
+            if let Some(failure) = message.failure {
+                return Some(self.failed(rank, failure));
+            }
+        }
+        None
+    }
+
+    fn failed(&self, rank: usize, failure: Failure) -> Error {
+        let rank = format!("rank {rank} of {}", self.ranks());
+        Error::new(failure.kind, failure.message).doing(rank)
     }
 
     /// [`Link::receive`], timed.
+    ///
+    /// # Errors
+    /// As [`Link::receive`], and with the kind and the words of a rank that failed.
     pub fn receive(&mut self, from: usize) -> Result<Message> {
         let start = Instant::now();
-        let message = self.link.receive(from);
+        let message = self.wait(from);
         self.traffic.waiting_s += start.elapsed().as_secs_f64();
         message
     }
 
-    /// [`Link::wait`]: a pause between commands is no waiting.
+    /// [`Ring::receive`], not timed: a pause between commands is no waiting.
     pub fn wait(&mut self, from: usize) -> Result<Message> {
-        self.link.wait(from)
+        let message = self.link.receive(from)?;
+        match message.failure {
+            Some(failure) => Err(self.failed(from, failure)),
+            None => Ok(message),
+        }
+    }
+
+    /// Tells all other ranks that this one can do no more; those that are gone need no telling.
+    pub fn fail(&mut self, error: &Error) {
+        let own = self.rank();
+        for rank in (0..self.ranks()).filter(|&rank| rank != own) {
+            if let Err(_gone) = self.send(rank, Message::failure(error)) {}
+        }
     }
 
     /// q `[n, heads, d]` of this rank, keys of this rank → out `[n, heads, d]`, lse `[n, heads]` over the keys of all.
@@ -179,13 +218,7 @@ impl Ring {
         for exchange in schedule(self.rank(), self.ranks()) {
             if let Some(to) = exchange.to {
                 let blocks = at_hand.clone();
-                self.send(
-                    to,
-                    Message {
-                        blocks,
-                        ..Message::default()
-                    },
-                )?;
+                self.send(to, Message::blocks(blocks))?;
             }
             partials[exchange.source] = self.attend_here(queries, heads, &at_hand, mask);
             if let Some(from) = exchange.from {
@@ -209,13 +242,7 @@ impl Ring {
         let asks = |rank: usize| runs.get(rank).is_some_and(|runs| !runs.is_empty());
         for to in (1..ranks).map(others).filter(|_| asks(rank)) {
             let numbers = queries.q.to_vec();
-            self.send(
-                to,
-                Message {
-                    numbers,
-                    ..Message::default()
-                },
-            )?;
+            self.send(to, Message::numbers(numbers))?;
         }
         let n = queries.places();
         let mut partials = vec![Partial::empty(n * heads.query, heads.d); ranks];
@@ -229,13 +256,7 @@ impl Ring {
             expect_length(from, q.len(), theirs.places() * heads.query * heads.d)?;
             let Partial { out, lse } = self.attend_here(theirs, heads, keys, mask);
             let numbers = [out, lse].concat();
-            self.send(
-                from,
-                Message {
-                    numbers,
-                    ..Message::default()
-                },
-            )?;
+            self.send(from, Message::numbers(numbers))?;
         }
         for from in (1..ranks).rev().map(others).filter(|_| asks(rank)) {
             let mut out = self.receive(from)?.numbers;

@@ -22,7 +22,7 @@ use crate::{
         shard::owner,
     },
     context::vocab::Token,
-    error::{Context, Error, Kind, Result},
+    error::{Error, Kind, Result},
     llama::{Decoder, Head, Row},
     spec::DecoderSpec,
 };
@@ -49,6 +49,11 @@ pub trait Forward {
     /// # Errors
     /// As [`Decoder::logits`].
     fn logits(&self, hidden: &Tensor, head: Head) -> Result<Tensor>;
+
+    /// What the leading rank moved so far; `None` where there is one rank.
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
 }
 
 impl Forward for Decoder {
@@ -125,11 +130,6 @@ impl<'a> Leader<'a> {
         }
     }
 
-    /// What this rank moved so far.
-    pub fn traffic(&self) -> Traffic {
-        self.ring().traffic()
-    }
-
     /// Number of ranks.
     pub fn ranks(&self) -> usize {
         self.ring().ranks()
@@ -145,12 +145,17 @@ impl<'a> Leader<'a> {
             self.decoder.check(row)?;
             self.decoder.check_ids(row.tokens)?;
         }
+        let led = self.lead_on(&mut ring, rows);
+        led.inspect_err(|error| ring.fail(error))
+    }
+
+    fn lead_on(&self, ring: &mut Ring, rows: &mut [Row]) -> Result<Tensor> {
         let ends: Vec<usize> = rows
             .iter()
             .map(|r| r.cache.len() + r.tokens.len())
             .collect();
-        self.tell(&mut ring, &self.command(rows))?;
-        let hidden = self.decoder.forward_share(rows, &mut ring)?;
+        self.tell(ring, &self.command(rows))?;
+        let hidden = self.decoder.forward_share(rows, ring)?;
         let mut own = last_rows(&hidden, rows, ring.rank(), ring.ranks())?.into_iter();
         let mut last = Vec::new();
         for end in ends {
@@ -180,17 +185,10 @@ impl<'a> Leader<'a> {
     }
 
     fn tell(&self, ring: &mut Ring, command: &Command) -> Result<()> {
-        let header = serde_json::to_vec(command)
+        let header = serde_json::to_string(command)
             .map_err(|e| Error::with_source(Kind::Internal, "write a command for the ranks", e))?;
         for rank in 1..ring.ranks() {
-            let header = header.clone();
-            ring.send(
-                rank,
-                Message {
-                    header,
-                    ..Message::default()
-                },
-            )?;
+            ring.send(rank, Message::words(header.clone()))?;
         }
         Ok(())
     }
@@ -240,28 +238,37 @@ impl Forward for Leader<'_> {
             None => self.decoder.logits(hidden, head),
         }
     }
+
+    fn traffic(&self) -> Option<Traffic> {
+        Some(self.ring().traffic())
+    }
 }
 
 /// Does what the leader says until it says stop.
 ///
 /// # Errors
-/// `Network` when a rank is lost, and whatever the decoder says.
+/// `Network` when a rank is lost, and whatever the decoder says; the other ranks are told.
 pub fn serve(decoder: &Decoder, link: Box<dyn Link>) -> Result<Traffic> {
     let mut ring = Ring::new(link);
+    let served = obey(decoder, &mut ring);
+    served.inspect_err(|error| ring.fail(error))?;
+    Ok(ring.traffic())
+}
+
+fn obey(decoder: &Decoder, ring: &mut Ring) -> Result<()> {
     let mut contexts = HashMap::new();
     loop {
         let message = ring.wait(0)?;
-        let command = serde_json::from_slice(&message.header);
+        let command = serde_json::from_str(&message.header);
         let command = command
             .map_err(|e| Error::with_source(Kind::Internal, "read a command of rank 0", e))?;
         match command {
-            Command::Stop => return Ok(ring.traffic()),
+            Command::Stop => return Ok(()),
             Command::Forward { events, rows } => {
                 events
                     .into_iter()
                     .for_each(|event| happen(event, &mut contexts));
-                follow(decoder, &mut ring, &mut contexts, &rows)
-                    .doing(|| format!("rank {} of {}", ring.rank(), ring.ranks()))?;
+                follow(decoder, ring, &mut contexts, &rows)?;
             }
         }
     }
@@ -317,13 +324,7 @@ fn follow(
         .collect();
     let hidden = decoder.forward_share(&mut rows, ring)?;
     for numbers in last_rows(&hidden, &rows, ring.rank(), ring.ranks())? {
-        ring.send(
-            0,
-            Message {
-                numbers,
-                ..Message::default()
-            },
-        )?;
+        ring.send(0, Message::numbers(numbers))?;
     }
     let ids = appended.iter().map(|row| row.context);
     contexts.extend(ids.zip(caches));

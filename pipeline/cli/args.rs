@@ -162,6 +162,15 @@ pub struct AskArgs {
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub prefill_chunk: usize,
 
+    /// Share the context among so many ranks, each with its part of the threads; under `mpirun` a
+    /// rank is a process.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub ring: Option<u16>,
+
+    /// Seconds of silence after which another process counts as lost.
+    #[arg(long, default_value_t = 30.0, value_name = "S")]
+    pub ring_timeout: f64,
+
     /// What follows a frame's codes; the model's configuration decides when absent.
     #[arg(long, value_enum)]
     pub frame_end: Option<FrameEndArg>,

@@ -8,6 +8,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use longreel_models::{
+    attention::ring::Traffic,
     context::{
         prompt::{ChatPrompt, FrameTerminators, follow_up, text_prompt},
         vocab::Token,
@@ -26,6 +27,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     model::{Model, ModelFiles},
     plan::{Demand, Plan, available_memory_bytes, peak_memory_bytes},
+    ranks::Ranks,
     stages::{
         self, QueueBounds, Viewing,
         answer::{Answer, AnswerOptions, Conversation, Finish},
@@ -44,8 +46,11 @@ struct AskJson<'a> {
     video: &'a [SourceSeen],
     tokens: Tokens,
     seconds: Seconds,
+    /// Keys and values in this process.
     kv_bytes: usize,
     peak_memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ring: Option<RingJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_ids: Option<Vec<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,6 +62,14 @@ struct AskJson<'a> {
     /// Why the follow-up questions ended early.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+/// What the leading rank moved.
+#[derive(Serialize)]
+struct RingJson {
+    link: &'static str,
+    #[serde(flatten)]
+    traffic: Traffic,
 }
 
 #[derive(Serialize)]
@@ -97,78 +110,180 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
     let (question, videos) = split_inputs(&args)?;
     let options = options(&args)?;
+    let ranks = resolve::ranks(args.ring, args.ring_timeout)?;
+    if ranks.follows() {
+        return follow_the_leader(&args, ranks, voice, cancel);
+    }
+    let prepared = prepare(&args, question, &videos, &options, &ranks, voice, cancel);
+    let prepared = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return Err(ranks.give_up(error)),
+    };
+    let Prepared {
+        sources,
+        prompt,
+        plan,
+        model,
+    } = prepared;
+    let asking = Asking {
+        args: &args,
+        question,
+        model: &model,
+        link: ranks.link(),
+        plan,
+        start,
+        loaded: start.elapsed().as_secs_f64(),
+        voice,
+        cancel,
+    };
+    ranks.lead(&model.decoder, |decoder| {
+        asking.ask(
+            Conversation::new(&model, decoder, options),
+            &prompt,
+            sources,
+        )
+    })
+}
+
+/// The part of a process that another one leads.
+fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let dir = resolve::model_dir(&args.model, voice, cancel);
+    match dir.and_then(|dir| ModelFiles::open(&dir)?.load()) {
+        Ok(model) => ranks.serve(&model.decoder),
+        Err(error) => Err(ranks.give_up(error)),
+    }
+}
+
+/// What must be there before the ranks begin.
+struct Prepared {
+    sources: Vec<Source>,
+    prompt: ChatPrompt,
+    plan: Plan,
+    model: Model,
+}
+
+fn prepare(
+    args: &AskArgs,
+    question: &str,
+    videos: &[PathBuf],
+    options: &AnswerOptions,
+    ranks: &Ranks,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<Prepared> {
     let selection = resolve::selection(&args.sampling)?;
-    let sources = resolve::sources(&videos, &selection, cancel)?;
+    let sources = resolve::sources(videos, &selection, cancel)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&dir)?;
     check_reels(&files, &sources)?;
     let prompt = prompt(&files, question, !sources.is_empty())?;
-    let plan = check_plan(&files, &prompt, &sources, &options)?;
+    let plan = check_plan(&files, &prompt, &sources, options, ranks.processes())?;
     let model = files.load()?;
-    let loaded = start.elapsed().as_secs_f64();
+    Ok(Prepared {
+        sources,
+        prompt,
+        plan,
+        model,
+    })
+}
 
-    let progress = Progress::default();
-    progress.frames_expected.add(plan.frames);
-    progress.tokens_expected.add(plan.prompt_tokens);
-    let mut conversation = Conversation::new(&model, options);
-    let viewing = viewing(&args, &model, &prompt, sources, &plan);
-    let bounds = QueueBounds::default();
-    let view = || {
-        stages::view(
-            viewing,
-            &model,
-            &mut conversation,
-            bounds,
-            &progress,
-            cancel,
-        )
-    };
-    let video = voice.show(&progress, view)?;
-    let asked = Asked {
-        prompt: conversation.tokens().to_vec(),
-        answer: first_answer(&args, voice, &mut conversation, &progress, cancel)?,
-        seconds: Seconds {
-            load: loaded,
-            decode: progress.decode_busy.get().as_secs_f64(),
-            encode: progress.encode_busy.get().as_secs_f64(),
-            prefill: progress.prefill_busy.get().as_secs_f64(),
-            generate: progress.generate_busy.get().as_secs_f64(),
-            total: start.elapsed().as_secs_f64(),
-        },
-    };
-    for source in &video {
-        voice.warn(&source.path, &source.warnings);
+/// A question, and what it is asked of.
+struct Asking<'a> {
+    args: &'a AskArgs,
+    question: &'a str,
+    model: &'a Model,
+    link: Option<&'static str>,
+    plan: Plan,
+    start: Instant,
+    loaded: f64,
+    voice: Voice,
+    cancel: &'a Cancel,
+}
+
+impl Asking<'_> {
+    fn ask(
+        &self,
+        mut conversation: Conversation<'_>,
+        prompt: &ChatPrompt,
+        sources: Vec<Source>,
+    ) -> Result<()> {
+        let (args, voice) = (self.args, self.voice);
+        let progress = Progress::default();
+        progress.frames_expected.add(self.plan.frames);
+        progress.tokens_expected.add(self.plan.prompt_tokens);
+        let viewing = viewing(args, self.model, prompt, sources, &self.plan);
+        let bounds = QueueBounds::default();
+        let view = || {
+            stages::view(
+                viewing,
+                self.model,
+                &mut conversation,
+                bounds,
+                &progress,
+                self.cancel,
+            )
+        };
+        let video = voice.show(&progress, view)?;
+        let asked = Asked {
+            prompt: conversation.tokens().to_vec(),
+            answer: first_answer(args, voice, &mut conversation, &progress, self.cancel)?,
+            seconds: Seconds {
+                load: self.loaded,
+                decode: progress.decode_busy.get().as_secs_f64(),
+                encode: progress.encode_busy.get().as_secs_f64(),
+                prefill: progress.prefill_busy.get().as_secs_f64(),
+                generate: progress.generate_busy.get().as_secs_f64(),
+                total: self.start.elapsed().as_secs_f64(),
+            },
+        };
+        for source in &video {
+            voice.warn(&source.path, &source.warnings);
+        }
+        if !voice.json {
+            finish_text(args, &asked.answer)?;
+        }
+        self.go_on(conversation, asked, &video)
     }
-    if !voice.json {
-        finish_text(&args, &asked.answer)?;
+
+    /// Follow-up questions, and the one JSON object; a follow-up that fails takes no earlier answer with it.
+    fn go_on(
+        &self,
+        mut conversation: Conversation<'_>,
+        asked: Asked,
+        video: &[SourceSeen],
+    ) -> Result<()> {
+        let (args, voice) = (self.args, self.voice);
+        let mut follow_ups = Vec::new();
+        let followed = if args.interactive {
+            follow(
+                args,
+                voice,
+                &mut conversation,
+                self.model,
+                &mut follow_ups,
+                self.cancel,
+            )
+        } else {
+            Ok(())
+        };
+        if voice.json {
+            let error = followed.as_ref().err().map(ToString::to_string);
+            let kv_bytes = conversation.kv_bytes();
+            let json = asked.into_json(args, self.model, video, kv_bytes, follow_ups, error);
+            let ring = self.link.zip(conversation.traffic());
+            let ring = ring.map(|(link, traffic)| RingJson { link, traffic });
+            let question = self.question;
+            voice.say(
+                &AskJson {
+                    question,
+                    ring,
+                    ..json
+                },
+                String::new,
+            )?;
+        }
+        followed
     }
-    // A follow-up that fails takes no earlier answer with it.
-    let mut follow_ups = Vec::new();
-    let followed = if args.interactive {
-        follow(
-            &args,
-            voice,
-            &mut conversation,
-            &model,
-            &mut follow_ups,
-            cancel,
-        )
-    } else {
-        Ok(())
-    };
-    if voice.json {
-        let error = followed.as_ref().err().map(ToString::to_string);
-        let json = asked.into_json(
-            &args,
-            &model,
-            &video,
-            conversation.kv_bytes(),
-            follow_ups,
-            error,
-        );
-        voice.say(&AskJson { question, ..json }, String::new)?;
-    }
-    followed
 }
 
 /// The first answer, with what it was drawn from.
@@ -201,6 +316,7 @@ impl Asked {
                 generated: self.answer.ids.len(),
             },
             kv_bytes,
+            ring: None,
             peak_memory_bytes: peak_memory_bytes(),
             prompt_ids: args.debug_ids.then(ids),
             prompt_vision_mask: args.debug_ids.then(vision),
@@ -297,6 +413,7 @@ fn check_plan(
     prompt: &ChatPrompt,
     sources: &[Source],
     options: &AnswerOptions,
+    processes: usize,
 ) -> Result<Plan> {
     let demand = Demand {
         // A video that cannot tell is counted as it comes, by the assemble stage.
@@ -305,6 +422,7 @@ fn check_plan(
         max_new_tokens: options.max_new_tokens as u64,
         kv_dtype: options.kv_dtype,
         contexts: 1,
+        processes: processes as u64,
         weight_bytes: model.weight_bytes(),
         prefill_chunk: options.prefill_chunk as u64,
     };

@@ -148,6 +148,7 @@ fn check_plan(model: &ModelFiles, prompt: &GenerationPrompt, n_frames: usize) ->
         max_new_tokens: 0,
         kv_dtype: KvDtype::F32,
         contexts: 2,
+        processes: 1,
         weight_bytes: model.weight_bytes(),
         prefill_chunk: prompt.conditional.len() as u64,
     };

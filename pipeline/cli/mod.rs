@@ -19,6 +19,7 @@ use std::{
 };
 
 use clap::Parser;
+use longreel_models::attention::link::mpi;
 
 use crate::{
     cli::{
@@ -31,13 +32,16 @@ use crate::{
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // Of several processes one speaks.
+    let follows = mpi::launched_as().is_some_and(|rank| rank > 0);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(error) if follows => return ExitCode::from(usage_code(&error)),
         Err(error) => return report_usage(&error),
     };
     let voice = Voice {
-        json: cli.json,
-        quiet: cli.quiet,
+        json: cli.json && !follows,
+        quiet: cli.quiet || follows,
     };
     let signals = match Signals::install() {
         Ok(signals) => signals,
@@ -60,9 +64,13 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn usage_code(error: &clap::Error) -> u8 {
+    u8::try_from(error.exit_code()).unwrap_or(2)
+}
+
 /// Help and version go to stdout with code 0, mistakes to stderr with code 2.
 fn report_usage(error: &clap::Error) -> ExitCode {
-    let code = u8::try_from(error.exit_code()).unwrap_or(2);
+    let code = usage_code(error);
     let _ = error.print();
     if error.use_stderr() && std::env::args().any(|a| a == "--json") {
         let message = error.to_string();
@@ -74,6 +82,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
 
 fn run(verb: Verb, voice: Voice, signals: &Signals) -> Result<()> {
     let cancel = signals.cancel();
+    check_launch(&verb)?;
     match verb {
         Verb::Ask(args) => ask::run(args, voice, cancel),
         Verb::Frames(args) => frames::run(args, voice, cancel),
@@ -83,6 +92,17 @@ fn run(verb: Verb, voice: Voice, signals: &Signals) -> Result<()> {
         Verb::Import(args) => import::run(args, voice, cancel),
         Verb::Models(verb) => models::run(verb, voice, cancel),
         Verb::Plan(args) => plan::run(args, voice, cancel),
+    }
+}
+
+/// Several processes share one question; any other work each would do again.
+fn check_launch(verb: &Verb) -> Result<()> {
+    match mpi::launched() {
+        Some(processes) if processes > 1 && !matches!(verb, Verb::Ask(_)) => Err(Error::new(
+            Kind::Usage,
+            format!("{processes} processes were started, only `ask` runs on several"),
+        )),
+        _ => Ok(()),
     }
 }
 

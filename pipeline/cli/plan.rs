@@ -72,6 +72,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         max_new_tokens: args.max_new_tokens as u64,
         kv_dtype: resolve::kv_dtype(args.kv_dtype),
         contexts: 1,
+        processes: 1,
         weight_bytes: facts.weight_bytes,
         prefill_chunk: 512,
     };

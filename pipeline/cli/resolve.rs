@@ -1,6 +1,9 @@
 //! From arguments as written to what the stages run on.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use longreel_models::{
     attention::kv_cache::KvDtype,
@@ -16,6 +19,7 @@ use crate::{
     },
     error::{Context, Error, Kind, Result},
     hub,
+    ranks::Ranks,
     reel::{self, ReelReader},
     sources::{
         file::FrameReader,
@@ -37,6 +41,16 @@ pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> 
         cancel,
     )
     .doing(|| format!("find the model {model}"))
+}
+
+/// Who computes, from `--ring` and `--ring-timeout`.
+pub fn ranks(ring: Option<u16>, timeout_s: f64) -> Result<Ranks> {
+    let deadline = Duration::try_from_secs_f64(timeout_s).ok();
+    let deadline = deadline.filter(|d| !d.is_zero()).ok_or_else(|| {
+        let message = format!("--ring-timeout is {timeout_s}, expected seconds above 0");
+        Error::new(Kind::Usage, message)
+    })?;
+    Ranks::join(ring.map(usize::from), deadline)
 }
 
 /// The model file (TOML) at `path`.

@@ -4,10 +4,14 @@
 use candle_core::Tensor;
 use crossbeam_channel::Receiver;
 use longreel_models::{
-    attention::kv_cache::{KvCache, KvDtype},
+    attention::{
+        kv_cache::{KvCache, KvDtype},
+        ring::Traffic,
+    },
     context::{streaming::StreamingDecoder, vocab::Token},
     llama::{
         generate::{Generation, Step, generate, prefill},
+        group::Forward,
         sampler::Draw,
     },
 };
@@ -61,6 +65,7 @@ pub struct Answer {
 /// A context under construction and the answers drawn from it.
 pub struct Conversation<'a> {
     model: &'a Model,
+    decoder: &'a dyn Forward,
     options: AnswerOptions,
     cache: KvCache,
     /// Prompt so far, as tokens.
@@ -72,13 +77,13 @@ pub struct Conversation<'a> {
 }
 
 impl<'a> Conversation<'a> {
-    /// An empty context for `model`.
-    pub fn new(model: &'a Model, options: AnswerOptions) -> Self {
-        let cache = KvCache::new(&model.spec.decoder, options.kv_dtype);
+    /// An empty context for `model`, whose decoder one rank runs or several.
+    pub fn new(model: &'a Model, decoder: &'a dyn Forward, options: AnswerOptions) -> Self {
         Self {
             model,
+            cache: decoder.context(options.kv_dtype),
+            decoder,
             options,
-            cache,
             prompt: Vec::new(),
             waiting: Vec::new(),
             last: None,
@@ -88,6 +93,11 @@ impl<'a> Conversation<'a> {
     /// Every token given to the context so far, answers included.
     pub fn tokens(&self) -> &[Token] {
         &self.prompt
+    }
+
+    /// What moved between ranks so far; `None` where there is one.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.decoder.traffic()
     }
 
     /// Bytes of keys and values held.
@@ -129,7 +139,7 @@ impl<'a> Conversation<'a> {
         let chunk = self.options.prefill_chunk;
         let hidden = progress.prefill_busy.measure(|| {
             prefill(
-                &self.model.decoder,
+                self.decoder,
                 &mut self.cache,
                 &tokens,
                 chunk,
@@ -164,7 +174,7 @@ impl<'a> Conversation<'a> {
         let keep_going = || !cancel.is_cancelled();
         let ids = progress.generate_busy.measure(|| {
             generate(
-                &self.model.decoder,
+                self.decoder,
                 &mut self.cache,
                 &last,
                 &generation,

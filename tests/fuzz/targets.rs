@@ -6,6 +6,7 @@ use longreel::{
     sources::sampler::{parse_rate, parse_time},
 };
 use longreel_models::{
+    attention::link::wire::Arriving,
     checkpoint::{msgpack, pickle, weights},
     context::tokenizer::{Tokenizer, TokenizerConfig},
     spec::ModelSpec,
@@ -15,13 +16,14 @@ use longreel_models::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("msgpack", msgpack_stream),
     ("pickle", pickle_file),
     ("safetensors_header", safetensors_header),
     ("tokenizer", tokenizer_round_trip),
     ("config", config),
     ("reel", reel_file),
+    ("envelope", envelope_of_a_message),
 ];
 
 /// LWM's streaming checkpoint, as a stream and as one document; ranges lie inside the file.
@@ -98,4 +100,13 @@ pub fn config(bytes: &[u8]) {
 /// A reel held in memory.
 pub fn reel_file(bytes: &[u8]) {
     let _ = reel::parse(bytes);
+}
+
+/// What another rank sends: an envelope, and whatever follows as its first block.
+pub fn envelope_of_a_message(bytes: &[u8]) {
+    if let Ok(Some(mut arriving)) = Arriving::open(bytes) {
+        let is_whole = arriving.is_whole();
+        let taken = arriving.take(bytes);
+        assert!(!is_whole || taken.is_err(), "a block too many was taken");
+    }
 }

@@ -63,6 +63,19 @@ pub fn longreel<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Run {
     Run::of(command().args(args).output().unwrap())
 }
 
+/// `program` as so many processes on this machine, not yet started; also where root runs the tests.
+#[cfg(feature = "mpi")]
+pub fn mpirun(ranks: usize, program: &Path) -> Command {
+    let mut command = Command::new("mpirun");
+    command
+        .args(["--allow-run-as-root", "--oversubscribe", "-n"])
+        .arg(ranks.to_string())
+        .arg(program)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(std::process::Stdio::null());
+    command
+}
+
 /// Runs an ffmpeg command line that makes `out`.
 pub fn ffmpeg(args: &str, out: &Path) {
     let output = Command::new("ffmpeg")

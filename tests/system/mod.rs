@@ -5,6 +5,7 @@ mod command_line;
 mod decode;
 mod fuzz_corpus;
 mod hub;
+mod ring;
 mod sampler;
 mod stages;
 mod tidy;

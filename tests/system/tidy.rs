@@ -6,9 +6,9 @@ use std::{
 };
 
 /// The pipeline's modules in the order in which they may import one another.
-const PIPELINE_ORDER: [&str; 12] = [
-    "error", "time", "cancel", "flow", "sources", "reel", "plan", "hub", "model", "stages", "cli",
-    "main",
+const PIPELINE_ORDER: [&str; 13] = [
+    "error", "time", "cancel", "flow", "sources", "reel", "plan", "hub", "model", "ranks",
+    "stages", "cli", "main",
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.

@@ -76,10 +76,4 @@ impl Link for InProcess {
             RecvTimeoutError::Disconnected => lost(),
         })
     }
-
-    fn wait(&mut self, from: usize) -> Result<Message> {
-        let lost = || gone(from, self.to.len());
-        let channel = self.from.get(from).and_then(Option::as_ref);
-        channel.ok_or_else(lost)?.recv().map_err(|_| lost())
-    }
 }

@@ -2,28 +2,78 @@
 
 pub mod in_process;
 
+pub mod wire;
+
+pub mod mpi;
+
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     attention::kv_cache::Placed,
     error::{Error, Kind, Result},
 };
 
-/// How long a rank may be silent before it counts as lost, unless the user says otherwise.
+/// How long another process may be silent before it counts as lost, unless the user says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What one rank sends to another.
 #[derive(Clone, Default)]
 pub struct Message {
-    /// A few bytes that say what this is.
-    pub header: Vec<u8>,
+    /// A few words that say what this is.
+    pub header: String,
     /// Queries, or partial results.
     pub numbers: Vec<f32>,
     /// Keys and values.
     pub blocks: Vec<Placed>,
+    /// Why the sender can do no more; nothing else comes with it.
+    pub failure: Option<Failure>,
+}
+
+/// The last words of a rank.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What went wrong there.
+    pub kind: Kind,
+    /// In a sentence.
+    pub message: String,
 }
 
 impl Message {
+    /// Nothing but words.
+    pub fn words(header: String) -> Self {
+        Self {
+            header,
+            ..Self::default()
+        }
+    }
+
+    /// Nothing but numbers.
+    pub fn numbers(numbers: Vec<f32>) -> Self {
+        Self {
+            numbers,
+            ..Self::default()
+        }
+    }
+
+    /// Nothing but keys and values.
+    pub fn blocks(blocks: Vec<Placed>) -> Self {
+        Self {
+            blocks,
+            ..Self::default()
+        }
+    }
+
+    /// The last words of a rank that met `error`.
+    pub fn failure(error: &Error) -> Self {
+        let (kind, message) = (error.kind(), error.to_string());
+        Self {
+            failure: Some(Failure { kind, message }),
+            ..Self::default()
+        }
+    }
+
     /// Bytes that travel, blocks in whole.
     pub fn bytes(&self) -> usize {
         let blocks = self.blocks.iter().map(|b| b.block.as_bytes().len());
@@ -45,17 +95,11 @@ pub trait Link: Send {
     /// `Network` when the rank is gone; the error names it.
     fn send(&mut self, to: usize, message: Message) -> Result<()>;
 
-    /// The next message of `from`, which is at work on it.
+    /// The next message of `from`; until it comes the rank must show signs of life.
     ///
     /// # Errors
     /// `Network` when the rank is gone or silent past the deadline; the error names it.
     fn receive(&mut self, from: usize) -> Result<Message>;
-
-    /// The next message of `from`, which may have nothing to say for long: a command.
-    ///
-    /// # Errors
-    /// `Network` when the rank is gone; the error names it.
-    fn wait(&mut self, from: usize) -> Result<Message>;
 }
 
 /// The error for a rank that is no longer there.

@@ -1,0 +1,412 @@
+//! MPI carries bytes; who is alive is found out here.
+//!
+//! A message that waits makes no progress while its rank computes, so that each peer has a
+//! thread that sends, and one thread receives from all. A sending thread that has nothing to
+//! send for a second sends a sign of life. The receiving thread looks, and sleeps: waiting
+//! inside MPI takes a whole core.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use mpi::{
+    environment::Universe,
+    point_to_point::{Message as Matched, Status},
+    topology::SimpleCommunicator,
+    traits::*,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    attention::link::{
+        Link, Message, gone, silent,
+        wire::{Arriving, envelope},
+    },
+    error::{Context, Error, Kind, Result},
+};
+
+/// The tag of all messages.
+const TAG: mpi::Tag = 1;
+
+/// Messages that may wait between two ranks, on either side.
+const BOUND: usize = 4;
+
+/// How often a rank that has nothing to say shows that it is there.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// How often a neighbour's process is looked for in the table of processes.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How long a rank that parts waits for what it still has to send.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The processes that were started together.
+pub struct Session(Option<Universe>);
+
+impl Session {
+    /// Parts from the other processes when the work is done: all of them must.
+    pub fn finish(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Session {
+    /// After a failure nobody waits for the others: that would have no end.
+    fn drop(&mut self) {
+        std::mem::forget(self.0.take());
+    }
+}
+
+/// Joins the processes that were started together; `deadline` is the longest silence.
+///
+/// # Errors
+/// `Network` when another process does not answer, or MPI cannot serve several threads.
+pub fn connect(deadline: Duration) -> Result<(Session, Box<dyn Link>)> {
+    let refused = |why: &str| Error::new(Kind::Network, format!("start MPI: {why}"));
+    let (universe, threading) = mpi::initialize_with_threading(mpi::Threading::Multiple)
+        .ok_or_else(|| refused("it runs already"))?;
+    let session = Session(Some(universe));
+    if threading != mpi::Threading::Multiple {
+        return Err(refused("it does not serve several threads at once"));
+    }
+    let mut link = Processes::start(deadline)?;
+    link.greet().doing(|| "join the other processes")?;
+    Ok((session, Box::new(link)))
+}
+
+/// Who a rank is, told to all others first.
+#[derive(Serialize, Deserialize)]
+struct Greeting {
+    version: String,
+    host: String,
+    pid: u32,
+}
+
+/// What is known of another rank.
+#[derive(Default)]
+struct Peer {
+    /// When something of it came last.
+    heard: Option<Instant>,
+    /// Its process, where that is on this host.
+    neighbour: Option<u32>,
+    /// Why nothing more can come.
+    lost: Option<String>,
+}
+
+type Peers = Arc<Mutex<Vec<Peer>>>;
+
+/// One process's connections.
+struct Processes {
+    rank: usize,
+    deadline: Duration,
+    peers: Peers,
+    /// To each rank; none to itself.
+    to: Vec<Option<Sender<Message>>>,
+    from: Vec<Receiver<Message>>,
+    senders: Vec<JoinHandle<()>>,
+    receiver: Option<JoinHandle<()>>,
+    /// Somebody waits: the receiving thread sleeps less.
+    wanted: Arc<AtomicBool>,
+    parting: Arc<AtomicBool>,
+}
+
+impl Processes {
+    fn start(deadline: Duration) -> Result<Self> {
+        let world = SimpleCommunicator::world();
+        let (rank, ranks) = (world.rank() as usize, world.size() as usize);
+        let mut link = Self {
+            rank,
+            deadline,
+            peers: Arc::new(Mutex::new((0..ranks).map(|_| Peer::default()).collect())),
+            to: Vec::new(),
+            from: Vec::new(),
+            senders: Vec::new(),
+            receiver: None,
+            wanted: Arc::default(),
+            parting: Arc::default(),
+        };
+        let mut arriving = Vec::new();
+        for peer in 0..ranks {
+            let (sender, receiver) = bounded(BOUND);
+            arriving.push(Inbox {
+                out: sender,
+                ready: None,
+                arriving: None,
+            });
+            link.from.push(receiver);
+            let to = (peer != rank).then(|| link.sender(peer)).transpose()?;
+            link.to.push(to);
+        }
+        let inboxes = Inboxes {
+            rank,
+            inboxes: arriving,
+            peers: link.peers.clone(),
+            wanted: link.wanted.clone(),
+            parting: link.parting.clone(),
+        };
+        let thread = thread::Builder::new().name("mpi receive".to_owned());
+        link.receiver = Some(thread.spawn(move || inboxes.run())?);
+        Ok(link)
+    }
+
+    fn sender(&mut self, peer: usize) -> Result<Sender<Message>> {
+        let (out, messages) = bounded(BOUND);
+        let thread = thread::Builder::new().name(format!("mpi send {peer}"));
+        self.senders
+            .push(thread.spawn(move || send_all(peer, &messages))?);
+        Ok(out)
+    }
+
+    /// Tells every rank who this is, and hears who they are.
+    fn greet(&mut self) -> Result<()> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let (host, pid) = (
+            mpi::environment::processor_name().unwrap_or_default(),
+            std::process::id(),
+        );
+        let greeting = Greeting { version, host, pid };
+        let words = serde_json::to_string(&greeting)
+            .map_err(|e| Error::with_source(Kind::Internal, "write a greeting", e))?;
+        let (rank, ranks) = (self.rank, self.ranks());
+        let others = (0..ranks).filter(|&peer| peer != rank);
+        for peer in others.clone() {
+            self.send(peer, Message::words(words.clone()))?;
+        }
+        for peer in others {
+            let words = self.receive(peer)?.header;
+            let theirs: Greeting = serde_json::from_str(&words).map_err(|e| {
+                Error::with_source(Kind::Network, format!("rank {peer} is no longreel"), e)
+            })?;
+            if theirs.version != greeting.version {
+                let (found, expected) = (theirs.version, &greeting.version);
+                let message = format!(
+                    "rank {peer} is longreel {found}, rank {} is {expected}",
+                    self.rank
+                );
+                return Err(Error::new(Kind::Network, message));
+            }
+            if theirs.host == greeting.host && Path::new("/proc/self").exists() {
+                lock(&self.peers)[peer].neighbour = Some(theirs.pid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why nothing comes from `peer` any more, if that is so; `since` somebody waits.
+    fn lost(&self, peer: usize, since: Instant) -> Option<Error> {
+        let peers = lock(&self.peers);
+        let state = peers.get(peer)?;
+        if let Some(why) = &state.lost {
+            return Some(Error::new(Kind::Network, why.clone()));
+        }
+        if state.neighbour.is_some_and(has_ended) {
+            return Some(gone(peer, self.ranks()));
+        }
+        let heard = state.heard.map_or(since, |heard| heard.max(since));
+        let is_silent = heard.elapsed() > self.deadline;
+        is_silent.then(|| silent(peer, self.ranks(), self.deadline))
+    }
+}
+
+/// Whether there is no process `pid` on this host, or only what is left of one.
+fn has_ended(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The state follows the name, which stands in brackets and may contain some.
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('Z' | 'X'))
+}
+
+fn lock(peers: &Peers) -> std::sync::MutexGuard<'_, Vec<Peer>> {
+    peers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link for Processes {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn ranks(&self) -> usize {
+        self.to.len()
+    }
+
+    fn send(&mut self, to: usize, mut message: Message) -> Result<()> {
+        let since = Instant::now();
+        let channel = self.to.get(to).and_then(Option::as_ref);
+        let channel = channel.ok_or_else(|| gone(to, self.ranks()))?;
+        loop {
+            message = match channel.send_timeout(message, LOOK) {
+                Ok(()) => return Ok(()),
+                Err(unsent) => unsent.into_inner(),
+            };
+            if let Some(error) = self.lost(to, since) {
+                return Err(error);
+            }
+        }
+    }
+
+    fn receive(&mut self, from: usize) -> Result<Message> {
+        let since = Instant::now();
+        let channel = self
+            .from
+            .get(from)
+            .ok_or_else(|| gone(from, self.ranks()))?;
+        self.wanted.store(true, Ordering::Relaxed);
+        let message = loop {
+            match channel.recv_timeout(LOOK) {
+                Ok(message) => break Ok(message),
+                Err(RecvTimeoutError::Disconnected) => break Err(gone(from, self.ranks())),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some(error) = self.lost(from, since) {
+                // Last words may be on their way.
+                break channel.recv_timeout(LOOK).map_err(|_| error);
+            }
+        };
+        self.wanted.store(false, Ordering::Relaxed);
+        message
+    }
+}
+
+impl Drop for Processes {
+    /// What was handed over is still sent, unless the others do not take it.
+    fn drop(&mut self) {
+        self.to.clear();
+        let until = Instant::now() + LAST_WORDS;
+        while Instant::now() < until && self.senders.iter().any(|sender| !sender.is_finished()) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.parting.store(true, Ordering::Relaxed);
+        if let Some(receiver) = self.receiver.take() {
+            while Instant::now() < until && !receiver.is_finished() {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// Sends what comes to `peer`, and signs of life in between.
+fn send_all(peer: usize, messages: &Receiver<Message>) {
+    let world = SimpleCommunicator::world();
+    let process = world.process_at_rank(peer as i32);
+    loop {
+        let message = match messages.recv_timeout(SIGN_OF_LIFE) {
+            Ok(message) => message,
+            Err(RecvTimeoutError::Timeout) => {
+                process.send_with_tag(&[0u8; 0][..], TAG);
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        // A message that cannot be written becomes the reason why.
+        let (bytes, blocks) = match envelope(&message) {
+            Ok(bytes) if bytes.len() <= i32::MAX as usize => (bytes, message.blocks),
+            Ok(bytes) => {
+                let why = format!(
+                    "a message of {} bytes is too long for MPI, take a shorter prefill chunk",
+                    bytes.len()
+                );
+                let failure = Message::failure(&Error::new(Kind::TooLarge, why));
+                (envelope(&failure).unwrap_or_default(), Vec::new())
+            }
+            Err(error) => (
+                envelope(&Message::failure(&error)).unwrap_or_default(),
+                Vec::new(),
+            ),
+        };
+        process.send_with_tag(&bytes[..], TAG);
+        for placed in &blocks {
+            process.send_with_tag(placed.block.as_bytes(), TAG);
+        }
+    }
+}
+
+/// What comes from one rank.
+struct Inbox {
+    out: Sender<Message>,
+    /// Whole, and not taken yet.
+    ready: Option<Message>,
+    /// Blocks are missing.
+    arriving: Option<Arriving>,
+}
+
+struct Inboxes {
+    rank: usize,
+    inboxes: Vec<Inbox>,
+    peers: Peers,
+    wanted: Arc<AtomicBool>,
+    parting: Arc<AtomicBool>,
+}
+
+impl Inboxes {
+    fn run(mut self) {
+        let world = SimpleCommunicator::world();
+        while !self.parting.load(Ordering::Relaxed) {
+            let mut came = false;
+            for peer in 0..self.inboxes.len() {
+                came |= peer != self.rank && self.look(&world, peer);
+            }
+            if !came {
+                let wanted = self.wanted.load(Ordering::Relaxed);
+                thread::sleep(Duration::from_micros(if wanted { 20 } else { 300 }));
+            }
+        }
+    }
+
+    /// Takes what `peer` has sent, at most one part → whether there was any.
+    fn look(&mut self, world: &SimpleCommunicator, peer: usize) -> bool {
+        let inbox = &mut self.inboxes[peer];
+        if !inbox.hand_over() {
+            return false;
+        }
+        let process = world.process_at_rank(peer as i32);
+        let Some((matched, status)) = process.immediate_matched_probe_with_tag(TAG) else {
+            return false;
+        };
+        let taken = inbox.take(matched, &status);
+        let state = &mut lock(&self.peers)[peer];
+        state.heard = Some(Instant::now());
+        if let Err(error) = taken {
+            state.lost = Some(format!("rank {peer} sent what is no message: {error}"));
+        }
+        true
+    }
+}
+
+impl Inbox {
+    /// Hands over what is ready → whether there is room for more.
+    fn hand_over(&mut self) -> bool {
+        let Some(message) = self.ready.take() else {
+            return true;
+        };
+        if let Err(TrySendError::Full(message)) = self.out.try_send(message) {
+            self.ready = Some(message);
+        }
+        self.ready.is_none()
+    }
+
+    fn take(&mut self, matched: Matched, status: &Status) -> Result<()> {
+        let mut bytes = vec![0u8; status.count(u8::equivalent_datatype()) as usize];
+        matched.matched_receive_into(&mut bytes[..]);
+        match &mut self.arriving {
+            // A sign of life does not come between the parts of a message.
+            Some(arriving) => arriving.take(&bytes)?,
+            None => self.arriving = Arriving::open(&bytes)?,
+        }
+        if let Some(whole) = self.arriving.take_if(|arriving| arriving.is_whole()) {
+            self.ready = Some(whole.into_message());
+            self.hand_over();
+        }
+        Ok(())
+    }
+}
