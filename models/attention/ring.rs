@@ -281,7 +281,9 @@ impl Ring {
     }
 }
 
-fn expect_length(from: usize, found: usize, expected: usize) -> Result<()> {
+/// # Errors
+/// `Internal` when rank `from` sent another number of numbers than it should have.
+pub(crate) fn expect_length(from: usize, found: usize, expected: usize) -> Result<()> {
     if found == expected {
         return Ok(());
     }

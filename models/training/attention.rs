@@ -20,7 +20,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     training::{
         batch_mask::BatchMask,
-        gradients::{Gradients, KeySide, QuerySide, add_gradients, cut, token_major},
+        gradients::{Gradients, KeySide, QuerySide, add_gradients, cut, delta, token_major},
         operands::{Sizes, numbers},
     },
 };
@@ -208,11 +208,4 @@ impl Attention {
             token_major(&dv, s, heads.key_value, heads.d),
         ])
     }
-}
-
-/// out, d_out `[n, d]` → delta `[n]`: sums of their products.
-fn delta(out: &[f32], d_out: &[f32], d: usize) -> Vec<f32> {
-    let rows = out.chunks_exact(d).zip(d_out.chunks_exact(d));
-    let dot = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| a * b).sum();
-    rows.map(dot).collect()
 }

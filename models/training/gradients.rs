@@ -249,6 +249,13 @@ fn part<'a>(numbers: &'a [f32], first: usize, block: &Block, width: usize) -> &'
     &numbers[tokens.start * width..tokens.end * width]
 }
 
+/// out, d_out `[n, d]` → delta `[n]`: sums of their products.
+pub fn delta(out: &[f32], d_out: &[f32], d: usize) -> Vec<f32> {
+    let rows = out.chunks_exact(d).zip(d_out.chunks_exact(d));
+    let dot = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| a * b).sum();
+    rows.map(dot).collect()
+}
+
 /// x `[rows, t, kv_heads, width]` → `[rows, kv_heads, t, width]`.
 pub fn head_major(x: &[f32], t: usize, kv_heads: usize, width: usize) -> Vec<f32> {
     exchange(x, t, kv_heads, width)

@@ -7,3 +7,7 @@ pub mod gradients;
 mod operands;
 
 pub mod attention;
+
+pub mod ring_gradients;
+
+pub mod ring_attention;

@@ -12,5 +12,6 @@ mod packing;
 mod preprocess;
 mod prompt;
 mod ring;
+mod ring_backward;
 mod tokenizer;
 mod vqgan;

@@ -1,0 +1,179 @@
+//! Attention over the tokens of several ranks as an operation that candle differentiates:
+//! each rank has its own graph, and the graphs meet in the ring.
+//!
+//! Every rank must call forward, and then backward, as often as the others and in the
+//! same order. A rank that cannot go on tells the others why, and the ring is spent.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Shape, Tensor};
+
+use crate::{
+    attention::{
+        blockwise::Heads,
+        partial::Partial,
+        ring::{Ring, Traveller},
+    },
+    error::{Context, Error, Kind, Result},
+    training::{
+        attention::{check_finite, pack},
+        operands::{Sizes, numbers},
+        ring_gradients::{Dealt, Kept, ring_gradients},
+    },
+};
+
+/// q `[b, n, heads, d]`, k, v `[b, n, kv_heads, d]` of this rank's tokens, f32 → out `[b, n, heads, d]` over
+/// the keys of all ranks.
+///
+/// Scores are divided by `√d`. A query that sees no key gives zeros, and neither receives
+/// nor passes on a gradient.
+///
+/// # Errors
+/// `BadInput` for other shapes or element types, `Compute` when an output is not finite, `Network` when
+/// another rank is lost, or as that rank failed.
+pub fn ring_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    ring: &Arc<Mutex<Ring>>,
+    dealt: &Arc<Dealt>,
+) -> Result<Tensor> {
+    let whole = together(ring, |ring| attend(ring, dealt, [q, k, v]));
+    let (sizes, whole) = whole.doing(|| "attention over a ring")?;
+    let op = RingAttention {
+        heads: sizes.heads,
+        ring: Arc::clone(ring),
+        dealt: Arc::clone(dealt),
+        lse: whole.lse,
+        out: Mutex::new(whole.out),
+    };
+    Ok(q.contiguous()?
+        .apply_op3(&k.contiguous()?, &v.contiguous()?, op)?)
+}
+
+/// Runs `work` on the ring; should it fail, the other ranks hear why.
+fn together<T>(ring: &Mutex<Ring>, work: impl FnOnce(&mut Ring) -> Result<T>) -> Result<T> {
+    let mut ring: MutexGuard<Ring> = ring.lock().unwrap_or_else(PoisonError::into_inner);
+    let done = work(&mut ring);
+    if let Err(error) = &done {
+        ring.fail(error);
+    }
+    done
+}
+
+/// q, k, v → their sizes, out `[rows, n, heads, d]` and lse `[rows, n, heads]`.
+fn attend(ring: &mut Ring, dealt: &Dealt, tensors: [&Tensor; 3]) -> Result<(Sizes, Partial)> {
+    let [q, k, v] = tensors;
+    let sizes = Sizes::of(q, k, v)?;
+    check_deal(ring, dealt, sizes)?;
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    let (q, k, v) = (numbers(&q), numbers(&k), numbers(&v));
+    let tensors = [q.as_slice()?, k.as_slice()?, v.as_slice()?];
+    Ok((sizes, forward(ring, dealt, sizes, tensors)?))
+}
+
+/// The operation as candle records it: what backward needs to know of forward.
+struct RingAttention {
+    heads: Heads,
+    ring: Arc<Mutex<Ring>>,
+    dealt: Arc<Dealt>,
+    /// `[rows, n, heads]`.
+    lse: Vec<f32>,
+    /// `[rows, n, heads, d]`, computed before candle is told, so that errors keep their kind.
+    out: Mutex<Vec<f32>>,
+}
+
+impl RingAttention {
+    /// q, k, v, out, d_out → dq, dk, dv, each shaped as what it is the gradient of.
+    fn backward(&self, ring: &mut Ring, tensors: [&Tensor; 5]) -> Result<[Vec<f32>; 3]> {
+        let held = tensors.map(numbers);
+        let [q, k, v, out, d_out] = &held;
+        let kept = Kept {
+            q: q.as_slice()?,
+            k: k.as_slice()?,
+            v: v.as_slice()?,
+            out: out.as_slice()?,
+            lse: &self.lse,
+            d_out: d_out.as_slice()?,
+        };
+        ring_gradients(ring, self.heads, &self.dealt, kept)
+    }
+}
+
+/// Whether the tokens are those that were dealt to this rank.
+fn check_deal(ring: &Ring, dealt: &Dealt, sizes: Sizes) -> Result<()> {
+    dealt.check_ranks(ring.ranks())?;
+    let rank = ring.rank();
+    let (rows, n) = (dealt.mask().rows(), dealt.tokens(rank));
+    if (sizes.rows, sizes.t, sizes.s) == (rows, n, n) {
+        return Ok(());
+    }
+    let message = format!(
+        "{} rows of {} queries and {} keys on rank {rank}, to which {rows} rows of {n} tokens were dealt",
+        sizes.rows, sizes.t, sizes.s
+    );
+    Err(Error::new(Kind::BadInput, message))
+}
+
+/// out `[rows, n, heads, d]`, lse `[rows, n, heads]`: one round of the ring for every row.
+fn forward(
+    ring: &mut Ring,
+    dealt: &Dealt,
+    sizes: Sizes,
+    [q, k, v]: [&[f32]; 3],
+) -> Result<Partial> {
+    let (of_q, of_k) = sizes.row_lengths();
+    let runs = &dealt.runs()[ring.rank()];
+    let mut whole = Partial::empty(0, 0);
+    for row in 0..sizes.rows {
+        let (queries, keys) = (row * of_q..(row + 1) * of_q, row * of_k..(row + 1) * of_k);
+        let placed = pack(sizes.heads, runs, &k[keys.clone()], &v[keys])?;
+        let part = ring.attend(
+            Traveller::Keys,
+            &q[queries],
+            dealt.runs(),
+            sizes.heads,
+            &placed,
+            &dealt.mask().of_row(row),
+        )?;
+        whole.out.extend(part.out);
+        whole.lse.extend(part.lse);
+    }
+    check_finite(&whole)?;
+    Ok(whole)
+}
+
+impl CustomOp3 for RingAttention {
+    fn name(&self) -> &'static str {
+        "attention over a ring"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        layout: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let out = std::mem::take(&mut *self.out.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        d_out: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let tensors = [q, k, v, out, &d_out.contiguous()?];
+        let [dq, dk, dv] = together(&self.ring, |ring| self.backward(ring, tensors))
+            .doing(|| "gradient of attention over a ring")
+            .map_err(candle_core::Error::wrap)?;
+        let tensor = |x, like: &Tensor| Tensor::from_vec(x, like.shape(), &Device::Cpu).map(Some);
+        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
+    }
+}
