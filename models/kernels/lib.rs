@@ -15,6 +15,7 @@ pub mod group_norm;
 mod lanes;
 pub mod linear;
 pub mod mapping;
+pub mod peak;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
