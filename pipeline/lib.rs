@@ -26,4 +26,6 @@ pub mod ranks;
 
 pub mod stages;
 
+pub mod bench;
+
 pub mod cli;

@@ -257,6 +257,11 @@ pub fn available_memory_bytes() -> Option<u64> {
     Some(control_group_bytes().map_or(machine, |group| group.min(machine)))
 }
 
+/// All memory of this machine (Linux).
+pub fn total_memory_bytes() -> Option<u64> {
+    kib_of(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+}
+
 /// What the control group leaves, with the file pages that it can drop; `None` without a limit.
 fn control_group_bytes() -> Option<u64> {
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();

@@ -3,7 +3,13 @@
 //! `LONGREEL_CPU=scalar|neon|avx2|avx512|avx512bf16` lowers the level, so that
 //! every body can be tested on one machine; it never raises it.
 
-use std::sync::OnceLock;
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
+
+/// The level in use, as one more than its number in [`Level::ALL`]; 0 until it is asked for.
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
 /// Instruction sets, each including the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,12 +44,30 @@ impl Level {
 
     /// The level that kernels use: what the processor has, lowered by `LONGREEL_CPU`.
     pub fn current() -> Self {
-        static CURRENT: OnceLock<Level> = OnceLock::new();
-        *CURRENT.get_or_init(|| {
+        let number = IN_USE.load(Ordering::Relaxed).wrapping_sub(1);
+        Self::ALL.get(number).copied().unwrap_or_else(|| {
+            let allowed = Self::allowed();
+            allowed.put_in_use();
+            allowed
+        })
+    }
+
+    /// What the processor has, lowered by `LONGREEL_CPU`.
+    pub fn allowed() -> Self {
+        static ALLOWED: OnceLock<Level> = OnceLock::new();
+        *ALLOWED.get_or_init(|| {
             let wanted = std::env::var("LONGREEL_CPU").ok();
             let wanted = wanted.as_deref().and_then(Self::named);
             wanted.map_or(Self::detected(), |level| level.min(Self::detected()))
         })
+    }
+
+    /// From now on every kernel of this process uses this level, or what is allowed of it: for
+    /// measurements, where nothing else is being computed.
+    pub fn put_in_use(self) {
+        let level = self.min(Self::allowed());
+        let number = Self::ALL.iter().position(|&l| l == level);
+        IN_USE.store(number.map_or(0, |n| n + 1), Ordering::Relaxed);
     }
 
     /// The level of a `LONGREEL_CPU` value; `None` for any other text.

@@ -29,8 +29,8 @@ pub struct Cli {
     pub quiet: bool,
 
     /// Threads for encoding and answering; all cores when absent.
-    #[arg(long, global = true, value_name = "N")]
-    pub threads: Option<usize>,
+    #[arg(long, global = true, value_name = "N", value_delimiter = ',')]
+    pub threads: Vec<usize>,
 }
 
 /// What to do.
@@ -56,6 +56,12 @@ pub enum Verb {
     Models(ModelsVerb),
     /// Count frames, tokens, bytes and operations before anything runs.
     Plan(PlanArgs),
+    /// Measure this machine and what the program makes of it.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  longreel bench kernels\n  longreel bench kernels --op attend --s 8192 --threads 1,2 --json"
+    )]
+    Bench(BenchVerb),
 }
 
 /// Which frames of a video are taken.
@@ -454,3 +460,91 @@ pub struct PlanArgs {
     #[arg(long, action = ArgAction::SetTrue)]
     pub measure: bool,
 }
+
+/// `longreel bench`
+#[derive(Debug, Subcommand)]
+pub enum BenchVerb {
+    /// Operations per second of every kernel, as a share of the machine's own ceilings.
+    Kernels(KernelsArgs),
+}
+
+/// `longreel bench kernels`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each row tells the median of its repeats and, in brackets, the least and the largest. The\n\
+                        ceilings are measured between the repeats: multiply-adds in registers, and reading a\n\
+                        buffer larger than the caches. Causal attention counts 2 S^2 d heads operations.\n\
+                        --threads takes several numbers here, as in 1,2.\n\n\
+                        Examples:\n  longreel bench kernels\n  \
+                        longreel bench kernels --op attend --s 8192,32768 --dtype f32,bf16 --threads 1,2 --out mine.jsonl\n  \
+                        longreel bench kernels --op decode --level avx2,avx512 --json\n  \
+                        longreel bench kernels --op attend --peer \"python3 benches/peers/torch_sdpa.py\""
+)]
+pub struct KernelsArgs {
+    /// Operations to measure; all when absent.
+    #[arg(long, value_name = "OP", value_delimiter = ',', value_parser = OP_NAMES)]
+    pub op: Vec<String>,
+
+    /// Element types of keys, values and weights [default: f32,bf16,int8].
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = DTYPE_NAMES)]
+    pub dtype: Vec<String>,
+
+    /// Lengths of the prompts of `attend` [default: 8192,32768].
+    #[arg(long, value_name = "S", value_delimiter = ',')]
+    pub s: Vec<usize>,
+
+    /// Tokens of the cache of `decode` [default: 131072].
+    #[arg(long, value_name = "N")]
+    pub cache: Option<usize>,
+
+    /// Channels of a head.
+    #[arg(long, default_value_t = 128, value_name = "D")]
+    pub d: usize,
+
+    /// Query heads.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub heads: usize,
+
+    /// Key and value heads; as many as query heads when absent.
+    #[arg(long, value_name = "N")]
+    pub kv_heads: Option<usize>,
+
+    /// Instructions, of those that this machine has; the widest when absent.
+    #[arg(long, value_name = "LEVEL", value_delimiter = ',', value_parser = LEVEL_NAMES)]
+    pub level: Vec<String>,
+
+    /// Timed repeats of each row; at least 5 and one second when absent.
+    #[arg(long, value_name = "N")]
+    pub repeats: Option<usize>,
+
+    /// Small shapes and short windows, to see that everything runs; no figure to quote.
+    #[arg(long)]
+    pub quick: bool,
+
+    /// A program that does the same operations, asked in turn (benches/README.md).
+    #[arg(long, value_name = "COMMAND")]
+    pub peer: Option<String>,
+
+    /// Append the rows to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub out: Option<PathBuf>,
+}
+
+/// Names of `longreel::bench::case::Op`.
+const OP_NAMES: [&str; 9] = [
+    "attend",
+    "decode",
+    "linear",
+    "linear-one",
+    "conv",
+    "group-norm",
+    "rms-norm",
+    "rope",
+    "swiglu",
+];
+
+/// Names of `longreel::bench::case::Dtype`.
+const DTYPE_NAMES: [&str; 4] = ["f32", "bf16", "int8", "int4"];
+
+/// Names of `longreel_kernels::cpu::Level`.
+const LEVEL_NAMES: [&str; 5] = ["scalar", "neon", "avx2", "avx512", "avx512bf16"];

@@ -2,6 +2,7 @@
 
 mod args;
 mod ask;
+mod bench;
 mod encode;
 mod frames;
 mod generate;
@@ -51,7 +52,13 @@ pub fn main() -> ExitCode {
         cli.verb,
         Verb::Encode(_) | Verb::Models(ModelsVerb::Pull { .. })
     );
-    let work = || start_threads(cli.threads).and_then(|()| run(cli.verb, voice, &signals));
+    let work = || {
+        // A bench has pools of its own, of every size that it is told.
+        if !matches!(cli.verb, Verb::Bench(_)) {
+            start_threads(&cli.threads)?;
+        }
+        run(cli.verb, &cli.threads, voice, &signals)
+    };
     // Nothing is used after a panic but the message that it left on stderr.
     let result = catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the program panicked")));
@@ -80,7 +87,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(verb: Verb, voice: Voice, signals: &Signals) -> Result<()> {
+fn run(verb: Verb, threads: &[usize], voice: Voice, signals: &Signals) -> Result<()> {
     let cancel = signals.cancel();
     check_launch(&verb)?;
     match verb {
@@ -92,6 +99,7 @@ fn run(verb: Verb, voice: Voice, signals: &Signals) -> Result<()> {
         Verb::Import(args) => import::run(args, voice, cancel),
         Verb::Models(verb) => models::run(verb, voice, cancel),
         Verb::Plan(args) => plan::run(args, voice, cancel),
+        Verb::Bench(verb) => bench::run(verb, threads, voice, cancel),
     }
 }
 
@@ -106,14 +114,15 @@ fn check_launch(verb: &Verb) -> Result<()> {
     }
 }
 
-fn start_threads(threads: Option<usize>) -> Result<()> {
-    let Some(n) = threads else { return Ok(()) };
-    if n == 0 || n > 1024 {
-        return Err(Error::new(
-            Kind::Usage,
-            format!("--threads is {n}, expected 1 to 1024"),
-        ));
-    }
+fn start_threads(threads: &[usize]) -> Result<()> {
+    let n = match *threads {
+        [] => return Ok(()),
+        [n] => resolve::within("--threads", n, 1..=1024)?,
+        _ => {
+            let message = "--threads takes one number, but for `bench`";
+            return Err(Error::new(Kind::Usage, message));
+        }
+    };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(n)
         .build_global();

@@ -1,6 +1,7 @@
 //! From arguments as written to what the stages run on.
 
 use std::{
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -51,6 +52,18 @@ pub fn ranks(ring: Option<u16>, timeout_s: f64) -> Result<Ranks> {
         Error::new(Kind::Usage, message)
     })?;
     Ranks::join(ring.map(usize::from), deadline)
+}
+
+/// `value` of `option`, which must lie in `range`.
+pub fn within(option: &str, value: usize, range: RangeInclusive<usize>) -> Result<usize> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let (start, end) = (range.start(), range.end());
+    Err(Error::new(
+        Kind::Usage,
+        format!("{option} is {value}, expected {start} to {end}"),
+    ))
 }
 
 /// The model file (TOML) at `path`.

@@ -1,0 +1,361 @@
+//! What is measured: operations, element types and shapes.
+
+use longreel_kernels::{attend::KvDtype, cpu::Level, peak::Multiply};
+use serde::Serialize;
+
+/// An operation of the kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Op {
+    /// Causal attention of a whole prompt to itself.
+    Attend,
+    /// Attention of one token to a long cache.
+    Decode,
+    /// 512 tokens times a weight matrix.
+    Linear,
+    /// One token times a weight matrix.
+    LinearOne,
+    /// A 3 × 3 convolution of the frame tokenizer.
+    Conv,
+    /// Group normalisation and SiLU of the frame tokenizer.
+    GroupNorm,
+    /// Root-mean-square normalisation.
+    RmsNorm,
+    /// Rotary position embedding.
+    Rope,
+    /// The decoder's gated activation.
+    Swiglu,
+}
+
+impl Op {
+    /// Every operation, in the order of the table.
+    pub const ALL: [Self; 9] = [
+        Self::Attend,
+        Self::Decode,
+        Self::Linear,
+        Self::LinearOne,
+        Self::Conv,
+        Self::GroupNorm,
+        Self::RmsNorm,
+        Self::Rope,
+        Self::Swiglu,
+    ];
+
+    /// The name on the command line and in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attend => "attend",
+            Self::Decode => "decode",
+            Self::Linear => "linear",
+            Self::LinearOne => "linear-one",
+            Self::Conv => "conv",
+            Self::GroupNorm => "group-norm",
+            Self::RmsNorm => "rms-norm",
+            Self::Rope => "rope",
+            Self::Swiglu => "swiglu",
+        }
+    }
+
+    /// Element types that it can be asked for: of keys and values, of weights, or f32 alone.
+    fn dtypes(self) -> &'static [Dtype] {
+        match self {
+            Self::Attend | Self::Decode => &Dtype::ALL,
+            Self::Linear | Self::LinearOne => &[Dtype::F32, Dtype::Bf16],
+            _ => &[Dtype::F32],
+        }
+    }
+}
+
+/// How keys and values, or weights, are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes.
+    Bf16,
+    /// 1 byte, with scales.
+    Int8,
+    /// Half a byte, with scales.
+    Int4,
+}
+
+impl Dtype {
+    /// Every type.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Int4];
+
+    /// The name on the command line and in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    /// The element type of a cache.
+    pub fn kv(self) -> KvDtype {
+        match self {
+            Self::F32 => KvDtype::F32,
+            Self::Bf16 => KvDtype::Bf16,
+            Self::Int8 => KvDtype::Int8,
+            Self::Int4 => KvDtype::Int4,
+        }
+    }
+}
+
+/// One operation on one shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct Case {
+    /// The operation.
+    pub op: Op,
+    /// How keys and values, or weights, are stored.
+    pub dtype: Dtype,
+    /// Its extents.
+    #[serde(flatten)]
+    pub shape: Shape,
+}
+
+/// The extents of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(untagged)]
+pub enum Shape {
+    /// Of attention.
+    Attention {
+        /// Tokens of the prompt, or of the cache.
+        s: usize,
+        /// Channels of one head.
+        d: usize,
+        /// Query heads.
+        heads: usize,
+        /// Key and value heads.
+        kv_heads: usize,
+    },
+    /// Of a weight matrix and what goes through it.
+    Matrix {
+        /// Tokens.
+        rows: usize,
+        /// Channels of one.
+        inputs: usize,
+        /// Channels of one behind it.
+        outputs: usize,
+    },
+    /// Of a picture.
+    Picture {
+        /// Rows and columns.
+        side: usize,
+        /// Channels, before and behind.
+        channels: usize,
+    },
+    /// Of tokens that are worked on one by one.
+    Tokens {
+        /// Tokens.
+        rows: usize,
+        /// Channels of one.
+        channels: usize,
+    },
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Attention {
+                s,
+                d,
+                heads,
+                kv_heads,
+            } if heads == kv_heads => {
+                write!(f, "S {s}, d {d}, {heads} heads")
+            }
+            Self::Attention {
+                s,
+                d,
+                heads,
+                kv_heads,
+            } => {
+                write!(f, "S {s}, d {d}, {heads}/{kv_heads} heads")
+            }
+            Self::Matrix {
+                rows,
+                inputs,
+                outputs,
+            } => write!(f, "{rows} x {inputs} -> {outputs}"),
+            Self::Picture { side, channels } => write!(f, "{side} x {side} x {channels}"),
+            Self::Tokens { rows, channels } => write!(f, "{rows} x {channels}"),
+        }
+    }
+}
+
+impl Case {
+    /// Operations, two per multiply-add; causal attention counts the pairs that are seen.
+    pub fn flops(&self) -> Option<f64> {
+        match (self.op, self.shape) {
+            (Op::Attend, Shape::Attention { s, d, heads, .. }) => {
+                Some(2.0 * product(&[s, s, d, heads]))
+            }
+            (Op::Decode, Shape::Attention { s, d, heads, .. }) => {
+                Some(4.0 * product(&[s, d, heads]))
+            }
+            (
+                Op::Linear | Op::LinearOne,
+                Shape::Matrix {
+                    rows,
+                    inputs,
+                    outputs,
+                },
+            ) => Some(2.0 * product(&[rows, inputs, outputs])),
+            (Op::Conv, Shape::Picture { side, channels }) => {
+                Some(2.0 * product(&[side, side, 9, channels, channels]))
+            }
+            _ => None,
+        }
+    }
+
+    /// Bytes of its inputs and results in memory, about.
+    pub fn bytes(&self) -> u64 {
+        let numbers = match self.shape {
+            Shape::Attention {
+                s,
+                d,
+                heads,
+                kv_heads,
+            } => {
+                let queries = if self.op == Op::Attend { 3 * s } else { 3 };
+                product(&[2 * s, kv_heads, d]) + product(&[queries, heads, d])
+            }
+            Shape::Matrix {
+                rows,
+                inputs,
+                outputs,
+            } => product(&[inputs, outputs]) + product(&[rows, inputs + outputs]),
+            Shape::Picture { side, channels } => product(&[2, side, side, channels]),
+            Shape::Tokens { rows, channels } => product(&[3, rows, channels]),
+        };
+        (4.0 * numbers) as u64
+    }
+
+    /// The ceiling of its multiply-adds at `level`: that of the instruction that does them.
+    pub fn multiply(&self, level: Level) -> Option<Multiply> {
+        self.flops()?;
+        let is_attention = matches!(self.op, Op::Attend | Op::Decode);
+        Some(match (self.dtype, level) {
+            (Dtype::Bf16 | Dtype::Int4, Level::Avx512Bf16) if is_attention => Multiply::Bf16,
+            (Dtype::Int8, Level::Avx512Bf16) if is_attention => Multiply::Int8,
+            _ => Multiply::F32,
+        })
+    }
+}
+
+/// The product of some extents.
+pub fn product(extents: &[usize]) -> f64 {
+    extents.iter().map(|&n| n as f64).product()
+}
+
+/// Which cases there are.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// Operations.
+    pub ops: Vec<Op>,
+    /// Element types, for the operations that have them.
+    pub dtypes: Vec<Dtype>,
+    /// Lengths of prompts.
+    pub lengths: Vec<usize>,
+    /// Tokens of the cache that one token attends to.
+    pub cache: usize,
+    /// Channels of a head.
+    pub d: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Divides the extents of all other operations.
+    pub smaller: usize,
+}
+
+impl Selection {
+    /// The table: every operation with every element type and shape that it is asked for.
+    pub fn cases(&self) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for &op in &self.ops {
+            let has = |dtype: &Dtype| op.dtypes().contains(dtype);
+            let asked: Vec<Dtype> = self.dtypes.iter().copied().filter(has).collect();
+            let is_f32_alone = op.dtypes().len() == 1;
+            let dtypes = if is_f32_alone {
+                vec![Dtype::F32]
+            } else {
+                asked
+            };
+            for shape in self.shapes(op) {
+                cases.extend(dtypes.iter().map(|&dtype| Case { op, dtype, shape }));
+            }
+        }
+        cases
+    }
+
+    fn shapes(&self, op: Op) -> Vec<Shape> {
+        let attention = |s: usize| Shape::Attention {
+            s,
+            d: self.d,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+        };
+        let n = |full: usize| full / self.smaller;
+        let one = match op {
+            Op::Attend => return self.lengths.iter().map(|&s| attention(s)).collect(),
+            Op::Decode => attention(self.cache),
+            Op::Linear | Op::LinearOne => Shape::Matrix {
+                rows: if op == Op::Linear { n(512) } else { 1 },
+                inputs: n(4096),
+                outputs: n(11008),
+            },
+            Op::Conv | Op::GroupNorm => Shape::Picture {
+                side: n(256),
+                channels: 128,
+            },
+            Op::RmsNorm | Op::Rope => Shape::Tokens {
+                rows: n(4096),
+                channels: 4096,
+            },
+            Op::Swiglu => Shape::Tokens {
+                rows: n(2048),
+                channels: 11008,
+            },
+        };
+        vec![one]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Dtype, Op, Selection};
+
+    fn all() -> Selection {
+        Selection {
+            ops: Op::ALL.to_vec(),
+            dtypes: Dtype::ALL.to_vec(),
+            lengths: vec![8192, 32768],
+            cache: 1024,
+            d: 128,
+            heads: 8,
+            kv_heads: 2,
+            smaller: 8,
+        }
+    }
+
+    #[test]
+    fn the_table_has_every_element_type_that_an_operation_has() {
+        let count = |op| all().cases().iter().filter(|c| c.op == op).count();
+        assert_eq!((count(Op::Attend), count(Op::Decode)), (8, 4));
+        assert_eq!((count(Op::Linear), count(Op::Conv)), (2, 1));
+    }
+
+    #[test]
+    fn causal_attention_counts_half_of_the_square() {
+        let cases = all().cases();
+        let of = |op| cases.iter().find(|c| c.op == op).and_then(|c| c.flops());
+        assert_eq!(of(Op::Attend), Some(2.0 * 8192.0 * 8192.0 * 128.0 * 8.0));
+        assert_eq!(of(Op::Decode), Some(4.0 * 1024.0 * 128.0 * 8.0));
+        assert_eq!(of(Op::Rope), None);
+    }
+}

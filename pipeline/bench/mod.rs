@@ -1,0 +1,15 @@
+//! What this machine can do and what the program makes of it, measured in the same run.
+
+pub mod spread;
+
+pub mod machine;
+
+pub mod ceilings;
+
+pub mod case;
+
+pub mod work;
+
+pub mod peer;
+
+pub mod kernels;

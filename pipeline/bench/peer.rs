@@ -1,0 +1,134 @@
+//! Another program that does the same operations, asked in turn with ours.
+//!
+//! It is started once. It reads one request a line on stdin, an object with the
+//! fields of [`Request`], and answers each with one line on stdout:
+//! `{"peer": "name and version", "seconds": 0.123}` for one run of it, or
+//! `{"skip": "why"}`.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    bench::{case::Case, spread::Spread},
+    error::{Context, Error, Kind, Result},
+};
+
+/// What the peer is asked for.
+#[derive(Serialize)]
+struct Request {
+    #[serde(flatten)]
+    case: Case,
+    threads: usize,
+    /// Runs in one answer, whose seconds are those of one.
+    runs: usize,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    peer: Option<String>,
+    seconds: Option<f64>,
+    skip: Option<String>,
+}
+
+/// What a peer took.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerRow {
+    /// Its name and version, as it says.
+    pub name: String,
+    /// Seconds of one run.
+    pub seconds: Spread,
+    /// How many times as fast as the peer ours is: its median time over ours.
+    pub ratio: f64,
+}
+
+/// A running peer.
+pub struct Peer {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    /// Starts `command`, a program and its arguments with spaces between.
+    ///
+    /// # Errors
+    /// `Usage` when it is empty, `NotFound` when it does not start.
+    pub fn start(command: &str) -> Result<Self> {
+        let mut words = command.split_whitespace();
+        let program = words
+            .next()
+            .ok_or_else(|| Error::new(Kind::Usage, "--peer is empty, expected a command"))?;
+        let mut child = Command::new(program)
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .doing(|| format!("start the peer {command}"))?;
+        let ends = child.stdin.take().zip(child.stdout.take());
+        let (stdin, stdout) =
+            ends.ok_or_else(|| Error::new(Kind::Internal, "the peer has no stdin or stdout"))?;
+        Ok(Self {
+            child,
+            stdin,
+            stdout: BufReader::new(stdout),
+        })
+    }
+
+    /// The peer's name and seconds of one run; `None` when it skips the case.
+    ///
+    /// # Errors
+    /// When it ended, or answers otherwise than agreed.
+    pub fn ask(
+        &mut self,
+        case: &Case,
+        threads: usize,
+        runs: usize,
+    ) -> Result<Option<(String, f64)>> {
+        let doing = || format!("ask the peer for {} {}", case.op.name(), case.dtype.name());
+        self.exchange(case, threads, runs).doing(doing)
+    }
+
+    fn exchange(
+        &mut self,
+        case: &Case,
+        threads: usize,
+        runs: usize,
+    ) -> Result<Option<(String, f64)>> {
+        let request = Request {
+            case: *case,
+            threads,
+            runs,
+        };
+        let wrong = |what: String| Error::new(Kind::BadInput, what);
+        let mut line = serde_json::to_string(&request).map_err(|e| wrong(e.to_string()))?;
+        line.push('\n');
+        self.stdin.write_all(line.as_bytes())?;
+        self.stdin.flush()?;
+        let mut answer = String::new();
+        if self.stdout.read_line(&mut answer)? == 0 {
+            return Err(wrong("the peer ended".to_owned()));
+        }
+        let unclear = |e| wrong(format!("the peer answered {:?} ({e})", answer.trim_end()));
+        match serde_json::from_str(&answer).map_err(unclear)? {
+            Answer { skip: Some(_), .. } => Ok(None),
+            Answer {
+                peer: Some(peer),
+                seconds: Some(seconds),
+                ..
+            } if seconds > 0.0 => Ok(Some((peer, seconds))),
+            _ => Err(wrong(format!("the peer answered {:?}", answer.trim_end()))),
+        }
+    }
+}
+
+impl Drop for Peer {
+    /// A peer that is asked no more is ended.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,63 @@
+//! Samples of one quantity: the middle one, and how far they lie apart.
+
+use serde::Serialize;
+
+/// Median, least and largest of some samples.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle sample; the mean of the middle two of an even number.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+    /// How many there are.
+    pub samples: usize,
+}
+
+impl Spread {
+    /// The spread of `samples`; `None` of no samples.
+    pub fn of(samples: &[f64]) -> Option<Self> {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (&min, &max) = (sorted.first()?, sorted.last()?);
+        let (low, high) = (
+            sorted.get((sorted.len() - 1) / 2)?,
+            sorted.get(sorted.len() / 2)?,
+        );
+        Some(Self {
+            median: (low + high) / 2.0,
+            min,
+            max,
+            samples: sorted.len(),
+        })
+    }
+
+    /// The spread of `amount` per sample, as of operations per second from seconds.
+    pub fn rate(amount: f64, seconds: &[f64]) -> Option<Self> {
+        let rates: Vec<f64> = seconds.iter().map(|s| amount / s).collect();
+        Self::of(&rates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Spread;
+
+    #[test]
+    fn an_even_number_of_samples_has_the_mean_of_the_middle_two() {
+        let spread = Spread::of(&[4.0, 1.0, 3.0, 10.0]).unwrap();
+        assert_eq!(
+            (spread.median, spread.min, spread.max, spread.samples),
+            (3.5, 1.0, 10.0, 4)
+        );
+        assert_eq!(Spread::of(&[2.0]).unwrap().median, 2.0);
+        assert_eq!(Spread::of(&[]), None);
+    }
+
+    #[test]
+    fn the_fastest_sample_has_the_largest_rate() {
+        let spread = Spread::rate(8.0, &[1.0, 2.0, 4.0]).unwrap();
+        assert_eq!((spread.median, spread.min, spread.max), (4.0, 2.0, 8.0));
+    }
+}
