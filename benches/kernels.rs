@@ -3,14 +3,15 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use longreel::bench::{
-    case::{Dtype, Op, Selection},
+    case::{Op, Selection},
     work::prepare,
 };
+use longreel_kernels::attend::KvDtype;
 
 fn kernels(c: &mut Criterion) {
     let selection = Selection {
         ops: Op::ALL.to_vec(),
-        dtypes: Dtype::ALL.to_vec(),
+        dtypes: KvDtype::ALL.to_vec(),
         lengths: vec![2048],
         cache: 16_384,
         d: 128,

@@ -65,17 +65,17 @@ impl Ranks {
         }
     }
 
-    /// Ranks that have memory of their own: processes may be on several hosts.
-    pub fn processes(&self) -> usize {
+    /// Which process this is, and how many there are, each with memory of its own.
+    pub fn place(&self) -> (usize, usize) {
         match self {
-            Self::Processes(process) => process.link.ranks(),
-            Self::One | Self::Threads(_) => 1,
+            Self::Processes(process) => (process.link.rank(), process.link.ranks()),
+            Self::One | Self::Threads(_) => (0, 1),
         }
     }
 
     /// Whether another process leads.
     pub fn follows(&self) -> bool {
-        matches!(self, Self::Processes(process) if process.link.rank() > 0)
+        self.place().0 > 0
     }
 
     /// Does what the leading process says, until it says that the work is done.

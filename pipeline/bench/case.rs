@@ -57,50 +57,11 @@ impl Op {
     }
 
     /// Element types that it can be asked for: of keys and values, of weights, or f32 alone.
-    fn dtypes(self) -> &'static [Dtype] {
+    fn dtypes(self) -> &'static [KvDtype] {
         match self {
-            Self::Attend | Self::Decode => &Dtype::ALL,
-            Self::Linear | Self::LinearOne => &[Dtype::F32, Dtype::Bf16],
-            _ => &[Dtype::F32],
-        }
-    }
-}
-
-/// How keys and values, or weights, are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 4 bytes.
-    F32,
-    /// 2 bytes.
-    Bf16,
-    /// 1 byte, with scales.
-    Int8,
-    /// Half a byte, with scales.
-    Int4,
-}
-
-impl Dtype {
-    /// Every type.
-    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Int4];
-
-    /// The name on the command line and in results.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-            Self::Int4 => "int4",
-        }
-    }
-
-    /// The element type of a cache.
-    pub fn kv(self) -> KvDtype {
-        match self {
-            Self::F32 => KvDtype::F32,
-            Self::Bf16 => KvDtype::Bf16,
-            Self::Int8 => KvDtype::Int8,
-            Self::Int4 => KvDtype::Int4,
+            Self::Attend | Self::Decode => &KvDtype::ALL,
+            Self::Linear | Self::LinearOne => &[KvDtype::F32, KvDtype::Bf16],
+            _ => &[KvDtype::F32],
         }
     }
 }
@@ -111,10 +72,15 @@ pub struct Case {
     /// The operation.
     pub op: Op,
     /// How keys and values, or weights, are stored.
-    pub dtype: Dtype,
+    #[serde(serialize_with = "name_of")]
+    pub dtype: KvDtype,
     /// Its extents.
     #[serde(flatten)]
     pub shape: Shape,
+}
+
+fn name_of<S: serde::Serializer>(dtype: &KvDtype, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_str(dtype.name())
 }
 
 /// The extents of an operation.
@@ -240,8 +206,8 @@ impl Case {
         self.flops()?;
         let is_attention = matches!(self.op, Op::Attend | Op::Decode);
         Some(match (self.dtype, level) {
-            (Dtype::Bf16 | Dtype::Int4, Level::Avx512Bf16) if is_attention => Multiply::Bf16,
-            (Dtype::Int8, Level::Avx512Bf16) if is_attention => Multiply::Int8,
+            (KvDtype::Bf16 | KvDtype::Int4, Level::Avx512Bf16) if is_attention => Multiply::Bf16,
+            (KvDtype::Int8, Level::Avx512Bf16) if is_attention => Multiply::Int8,
             _ => Multiply::F32,
         })
     }
@@ -258,7 +224,7 @@ pub struct Selection {
     /// Operations.
     pub ops: Vec<Op>,
     /// Element types, for the operations that have them.
-    pub dtypes: Vec<Dtype>,
+    pub dtypes: Vec<KvDtype>,
     /// Lengths of prompts.
     pub lengths: Vec<usize>,
     /// Tokens of the cache that one token attends to.
@@ -278,11 +244,11 @@ impl Selection {
     pub fn cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         for &op in &self.ops {
-            let has = |dtype: &Dtype| op.dtypes().contains(dtype);
-            let asked: Vec<Dtype> = self.dtypes.iter().copied().filter(has).collect();
+            let has = |dtype: &KvDtype| op.dtypes().contains(dtype);
+            let asked: Vec<KvDtype> = self.dtypes.iter().copied().filter(has).collect();
             let is_f32_alone = op.dtypes().len() == 1;
             let dtypes = if is_f32_alone {
-                vec![Dtype::F32]
+                vec![KvDtype::F32]
             } else {
                 asked
             };
@@ -328,12 +294,14 @@ impl Selection {
 
 #[cfg(test)]
 mod tests {
-    use super::{Dtype, Op, Selection};
+    use longreel_kernels::attend::KvDtype;
+
+    use super::{Op, Selection};
 
     fn all() -> Selection {
         Selection {
             ops: Op::ALL.to_vec(),
-            dtypes: Dtype::ALL.to_vec(),
+            dtypes: KvDtype::ALL.to_vec(),
             lengths: vec![8192, 32768],
             cache: 1024,
             d: 128,

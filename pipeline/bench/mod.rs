@@ -13,3 +13,7 @@ pub mod work;
 pub mod peer;
 
 pub mod kernels;
+
+pub mod random_weights;
+
+pub mod context;

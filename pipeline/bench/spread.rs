@@ -16,6 +16,14 @@ pub struct Spread {
 }
 
 impl Spread {
+    /// No samples at all.
+    pub const NONE: Self = Self {
+        median: f64::NAN,
+        min: f64::NAN,
+        max: f64::NAN,
+        samples: 0,
+    };
+
     /// The spread of `samples`; `None` of no samples.
     pub fn of(samples: &[f64]) -> Option<Self> {
         let mut sorted = samples.to_vec();

@@ -4,7 +4,7 @@ use std::{hint::black_box, sync::Arc};
 
 use half::bf16;
 use longreel_kernels::{
-    attend::{BLOCK_TOKENS, KvShape, PackedBlock},
+    attend::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock},
     conv::{Kernel, Sampling, Start, conv},
     group_norm::group_norm_silu,
     linear::{Element, linear},
@@ -20,7 +20,7 @@ use longreel_models::attention::{
 use rayon::prelude::*;
 
 use crate::{
-    bench::case::{Case, Dtype, Op, Shape},
+    bench::case::{Case, Op, Shape},
     error::{Error, Kind, Result},
 };
 
@@ -63,7 +63,7 @@ pub fn prepare(case: &Case) -> Result<Work> {
                 outputs,
             },
         ) => Ok(match case.dtype {
-            Dtype::Bf16 => matrix(
+            KvDtype::Bf16 => matrix(
                 [rows, inputs, outputs],
                 narrow(numbers(inputs * outputs, 2)),
             ),
@@ -98,11 +98,11 @@ fn narrow(numbers: Vec<f32>) -> Vec<bf16> {
 }
 
 /// The last `n` of `s` places attend to all before them.
-fn attention(heads: Heads, dtype: Dtype, n: usize, s: usize) -> Result<Work> {
+fn attention(heads: Heads, dtype: KvDtype, n: usize, s: usize) -> Result<Work> {
     let shape = KvShape {
         kv_heads: heads.key_value,
         d: heads.d,
-        dtype: dtype.kv(),
+        dtype,
     };
     let starts: Vec<usize> = (0..s).step_by(BLOCK_TOKENS).collect();
     let blocks = starts.into_par_iter().map(|start| block(shape, start, s));

@@ -466,6 +466,58 @@ pub struct PlanArgs {
 pub enum BenchVerb {
     /// Operations per second of every kernel, as a share of the machine's own ceilings.
     Kernels(KernelsArgs),
+    /// Seconds and memory of long contexts, on one rank or several.
+    Context(ContextArgs),
+}
+
+/// `longreel bench context`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A model file gives the shape, its weights are random then. Each length is prefilled, and\n\
+                        asked about on forks of the context; 'share' is a later question's cost against prefill\n\
+                        and first question, 'of bound' the peak memory against weights, keys and values of\n\
+                        this rank, two blocks a layer and 64 MiB. Ranks that are equal to the bit have the same\n\
+                        'logits'.\n\n\
+                        Examples:\n  longreel bench context --model configs/models/micro.toml --tokens 65536,131072\n  \
+                        longreel bench context --model lwm/ --tokens 32768 --kv-dtype bf16 --ring 2\n  \
+                        mpirun -n 2 longreel bench context --model lwm/ --tokens 32768 --threads 1 --json"
+)]
+pub struct ContextArgs {
+    /// A model directory, org/name on the hub, or a .toml model file.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+
+    /// Tokens of the context; several are measured one after another.
+    #[arg(long, value_name = "N", value_delimiter = ',', required = true)]
+    pub tokens: Vec<usize>,
+
+    /// Tokens of a question on it.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub question: usize,
+
+    /// Tokens of an answer.
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub answer: usize,
+
+    /// How keys and values are kept.
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::F32)]
+    pub kv_dtype: KvDtypeArg,
+
+    /// Tokens per prefill step.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub prefill_chunk: usize,
+
+    /// Share the context among so many ranks; under `mpirun` a rank is a process.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub ring: Option<u16>,
+
+    /// Seconds of silence after which another process counts as lost.
+    #[arg(long, default_value_t = 30.0, value_name = "S")]
+    pub ring_timeout: f64,
+
+    /// Append the rows to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub out: Option<PathBuf>,
 }
 
 /// `longreel bench kernels`

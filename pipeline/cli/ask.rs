@@ -177,7 +177,7 @@ fn prepare(
     let files = ModelFiles::open(&dir)?;
     check_reels(&files, &sources)?;
     let prompt = prompt(&files, question, !sources.is_empty())?;
-    let plan = check_plan(&files, &prompt, &sources, options, ranks.processes())?;
+    let plan = check_plan(&files, &prompt, &sources, options, ranks.place().1)?;
     let model = files.load()?;
     Ok(Prepared {
         sources,

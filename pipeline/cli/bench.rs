@@ -7,12 +7,12 @@ use std::{
     time::SystemTime,
 };
 
-use longreel_kernels::cpu::Level;
+use longreel_kernels::{attend::KvDtype, cpu::Level};
 use serde::Serialize;
 
 use crate::{
     bench::{
-        case::{Dtype, Op, Selection},
+        case::{Op, Selection},
         ceilings::{Ceiling, Ceilings},
         kernels::{self, Options, Row},
         machine::{Build, Machine, cores},
@@ -22,6 +22,7 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::{BenchVerb, KernelsArgs},
+        bench_context,
         output::{Voice, to_json},
         resolve::within,
     },
@@ -41,6 +42,7 @@ const QUICK_WINDOW_S: f64 = 0.001;
 pub fn run(verb: BenchVerb, threads: &[usize], voice: Voice, cancel: &Cancel) -> Result<()> {
     match verb {
         BenchVerb::Kernels(args) => run_kernels(&args, threads, voice, cancel),
+        BenchVerb::Context(args) => bench_context::run(&args, voice, cancel),
     }
 }
 
@@ -185,7 +187,12 @@ fn selection(args: &KernelsArgs) -> Result<Selection> {
         .unwrap_or(if args.quick { 2048 } else { 131_072 });
     Ok(Selection {
         ops: named(&args.op, &Op::ALL, &Op::ALL, Op::name),
-        dtypes: named(&args.dtype, &Dtype::ALL, &Dtype::ALL[..3], Dtype::name),
+        dtypes: named(
+            &args.dtype,
+            &KvDtype::ALL,
+            &KvDtype::ALL[..3],
+            KvDtype::name,
+        ),
         lengths: or(lengths, &[512], &[8192, 32_768]),
         cache: within("--cache", cache, 1..=1 << 28)?,
         d: within("--d", args.d, 1..=1024)?,

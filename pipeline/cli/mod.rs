@@ -3,6 +3,7 @@
 mod args;
 mod ask;
 mod bench;
+mod bench_context;
 mod encode;
 mod frames;
 mod generate;
@@ -24,7 +25,7 @@ use longreel_models::attention::link::mpi;
 
 use crate::{
     cli::{
-        args::{Cli, ModelsVerb, Verb},
+        args::{BenchVerb, Cli, ModelsVerb, Verb},
         output::Voice,
         signals::Signals,
     },
@@ -53,8 +54,8 @@ pub fn main() -> ExitCode {
         Verb::Encode(_) | Verb::Models(ModelsVerb::Pull { .. })
     );
     let work = || {
-        // A bench has pools of its own, of every size that it is told.
-        if !matches!(cli.verb, Verb::Bench(_)) {
+        // That bench has pools of its own, of every size that it is told.
+        if !matches!(cli.verb, Verb::Bench(BenchVerb::Kernels(_))) {
             start_threads(&cli.threads)?;
         }
         run(cli.verb, &cli.threads, voice, &signals)
@@ -106,12 +107,18 @@ fn run(verb: Verb, threads: &[usize], voice: Voice, signals: &Signals) -> Result
 /// Several processes share one question; any other work each would do again.
 fn check_launch(verb: &Verb) -> Result<()> {
     match mpi::launched() {
-        Some(processes) if processes > 1 && !matches!(verb, Verb::Ask(_)) => Err(Error::new(
+        Some(processes) if processes > 1 && !runs_on_several(verb) => Err(Error::new(
             Kind::Usage,
-            format!("{processes} processes were started, only `ask` runs on several"),
+            format!(
+                "{processes} processes were started, only `ask` and `bench context` run on several"
+            ),
         )),
         _ => Ok(()),
     }
+}
+
+fn runs_on_several(verb: &Verb) -> bool {
+    matches!(verb, Verb::Ask(_) | Verb::Bench(BenchVerb::Context(_)))
 }
 
 fn start_threads(threads: &[usize]) -> Result<()> {
@@ -119,7 +126,7 @@ fn start_threads(threads: &[usize]) -> Result<()> {
         [] => return Ok(()),
         [n] => resolve::within("--threads", n, 1..=1024)?,
         _ => {
-            let message = "--threads takes one number, but for `bench`";
+            let message = "--threads takes one number, but for `bench kernels`";
             return Err(Error::new(Kind::Usage, message));
         }
     };

@@ -156,7 +156,10 @@ mod processes {
         assert!(err.contains("open missing.mp4: "), "{err}");
         let (code, _, err) = run(2, &["models".to_owned(), "list".to_owned()]);
         assert_ne!(code, Some(0));
-        assert!(err.contains("only `ask` runs on several"), "{err}");
+        assert!(
+            err.contains("only `ask` and `bench context` run on several"),
+            "{err}"
+        );
     }
 
     /// A thousand frames, once per test run.
