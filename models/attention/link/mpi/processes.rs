@@ -3,7 +3,7 @@
 //! A message that waits makes no progress while its rank computes, so that each peer has a
 //! thread that sends, and one thread receives from all. A sending thread that has nothing to
 //! send for a second sends a sign of life. The receiving thread looks, and sleeps: waiting
-//! inside MPI takes a whole core.
+//! inside MPI takes a whole core, of which the attention is in need.
 
 use std::{
     path::Path,
@@ -43,6 +43,11 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// How often a neighbour's process is looked for in the table of processes.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// Sleep between two looks at what is being sent, at what may come, and at what somebody waits for.
+const SENDING: Duration = Duration::from_micros(50);
+const IDLE: Duration = Duration::from_micros(500);
+const AWAITED: Duration = Duration::from_micros(10);
 
 /// How long a rank that parts waits for what it still has to send.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -262,6 +267,9 @@ impl Link for Processes {
             .get(from)
             .ok_or_else(|| gone(from, self.ranks()))?;
         self.wanted.store(true, Ordering::Relaxed);
+        if let Some(receiver) = &self.receiver {
+            receiver.thread().unpark();
+        }
         let message = loop {
             match channel.recv_timeout(LOOK) {
                 Ok(message) => break Ok(message),
@@ -303,7 +311,7 @@ fn send_all(peer: usize, messages: &Receiver<Message>) {
         let message = match messages.recv_timeout(SIGN_OF_LIFE) {
             Ok(message) => message,
             Err(RecvTimeoutError::Timeout) => {
-                process.send_with_tag(&[0u8; 0][..], TAG);
+                send(&process, &[]);
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -324,11 +332,22 @@ fn send_all(peer: usize, messages: &Receiver<Message>) {
                 Vec::new(),
             ),
         };
-        process.send_with_tag(&bytes[..], TAG);
+        send(&process, &bytes);
         for placed in &blocks {
-            process.send_with_tag(placed.block.as_bytes(), TAG);
+            send(&process, placed.block.as_bytes());
         }
     }
+}
+
+/// Sends, and sleeps until the other side has taken it.
+fn send(process: &impl Destination, bytes: &[u8]) {
+    mpi::request::scope(|scope| {
+        let mut request = process.immediate_send_with_tag(scope, bytes, TAG);
+        while let Err(unfinished) = request.test() {
+            request = unfinished;
+            thread::sleep(SENDING);
+        }
+    });
 }
 
 /// What comes from one rank.
@@ -358,7 +377,7 @@ impl Inboxes {
             }
             if !came {
                 let wanted = self.wanted.load(Ordering::Relaxed);
-                thread::sleep(Duration::from_micros(if wanted { 20 } else { 300 }));
+                thread::park_timeout(if wanted { AWAITED } else { IDLE });
             }
         }
     }
