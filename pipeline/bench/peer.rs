@@ -106,8 +106,9 @@ impl Peer {
         let wrong = |what: String| Error::new(Kind::BadInput, what);
         let mut line = serde_json::to_string(&request).map_err(|e| wrong(e.to_string()))?;
         line.push('\n');
-        self.stdin.write_all(line.as_bytes())?;
-        self.stdin.flush()?;
+        let ended = |_| wrong("the peer ended".to_owned());
+        self.stdin.write_all(line.as_bytes()).map_err(ended)?;
+        self.stdin.flush().map_err(ended)?;
         let mut answer = String::new();
         if self.stdout.read_line(&mut answer)? == 0 {
             return Err(wrong("the peer ended".to_owned()));

@@ -1,6 +1,7 @@
 //! Does it behave: sources, sampling, stages, the command line, bad input.
 
 mod bad_input;
+mod bench;
 mod command_line;
 mod decode;
 mod fuzz_corpus;
