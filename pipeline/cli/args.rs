@@ -478,7 +478,7 @@ pub enum BenchVerb {
                         and first question, 'of bound' the peak memory against weights, keys and values of\n\
                         this rank, two blocks a layer and 64 MiB. Ranks that are equal to the bit have the same\n\
                         'logits'.\n\n\
-                        Examples:\n  longreel bench context --model configs/models/micro.toml --tokens 65536,131072\n  \
+                        Examples:\n  longreel bench context --model configs/measure/micro.toml --tokens 65536,131072\n  \
                         longreel bench context --model lwm/ --tokens 32768 --kv-dtype bf16 --ring 2\n  \
                         mpirun -n 2 longreel bench context --model lwm/ --tokens 32768 --threads 1 --json"
 )]
