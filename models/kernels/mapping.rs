@@ -1,4 +1,4 @@
-//! Files mapped read-only into memory.
+//! Files mapped read-only into memory, and memory that is asked of the system page by page.
 
 use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 
@@ -49,5 +49,26 @@ impl MappedBytes {
     /// The bytes as elements, or `None` when length or alignment do not fit `T`.
     pub fn as_elements<T: bytemuck::AnyBitPattern>(&self) -> Option<&[T]> {
         bytemuck::try_cast_slice(self.as_bytes()).ok()
+    }
+}
+
+/// Zeroed memory of its own pages, which goes back to the system at once when it is dropped:
+/// what lives long leaves no holes between what lives shortly.
+pub struct Pages(memmap2::MmapMut);
+
+impl Pages {
+    /// `n` bytes, all 0.
+    pub fn zeroed(n: usize) -> io::Result<Self> {
+        Ok(Self(memmap2::MmapMut::map_anon(n)?))
+    }
+
+    /// The bytes, at a place that is a multiple of the page size.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes for writing.
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 }

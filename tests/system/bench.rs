@@ -8,7 +8,9 @@ use crate::support::longreel::longreel;
 
 fn micro() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    root.join("configs/measure/micro.toml").display().to_string()
+    root.join("configs/measure/micro.toml")
+        .display()
+        .to_string()
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::mapping::MappedBytes;
+use crate::mapping::{MappedBytes, Pages};
 
 /// Tokens of one block.
 pub const BLOCK_TOKENS: usize = 256;
@@ -142,11 +142,37 @@ unsafe impl bytemuck::Zeroable for Line {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for Line {}
 
-#[derive(Clone)]
 enum Store {
     Owned(Vec<Line>),
+    Pages(Pages),
     Mapped(MappedBytes),
 }
+
+impl Clone for Store {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Owned(lines) => Self::Owned(lines.clone()),
+            Self::Mapped(bytes) => Self::Mapped(bytes.clone()),
+            Self::Pages(pages) => Self::of(pages.as_bytes()),
+        }
+    }
+}
+
+impl Store {
+    /// A copy of bytes whose number is a multiple of 64.
+    fn of(bytes: &[u8]) -> Self {
+        match Pages::zeroed(bytes.len()) {
+            Ok(mut pages) => {
+                pages.as_bytes_mut().copy_from_slice(bytes);
+                Self::Pages(pages)
+            }
+            Err(_full) => Self::Owned(bytemuck::pod_collect_to_vec(bytes)),
+        }
+    }
+}
+
+/// Bytes from which on a block has pages of its own.
+const OWN_PAGES: usize = 64 << 10;
 
 /// Keys and values of [`BLOCK_TOKENS`] tokens in one layer.
 #[derive(Clone)]
@@ -168,6 +194,10 @@ pub(super) struct HeadBytes<'a> {
 impl PackedBlock {
     /// A block of zeros; `None` when there is no memory for it.
     pub fn try_new(shape: KvShape) -> Option<Self> {
+        if shape.block_bytes() >= OWN_PAGES {
+            let store = Store::Pages(Pages::zeroed(shape.block_bytes()).ok()?);
+            return Some(Self { shape, store });
+        }
         let n = shape.block_bytes().div_ceil(64);
         let mut lines = Vec::new();
         lines.try_reserve_exact(n).ok()?;
@@ -210,6 +240,7 @@ impl PackedBlock {
     pub fn as_bytes(&self) -> &[u8] {
         match &self.store {
             Store::Owned(lines) => bytemuck::cast_slice(lines),
+            Store::Pages(pages) => pages.as_bytes(),
             Store::Mapped(bytes) => bytes.as_bytes(),
         }
     }
@@ -217,11 +248,11 @@ impl PackedBlock {
     /// The bytes for writing; a mapped block becomes one in memory first.
     fn bytes_mut(&mut self) -> &mut [u8] {
         if let Store::Mapped(bytes) = &self.store {
-            let lines = bytes.as_elements().unwrap_or_default();
-            self.store = Store::Owned(lines.to_vec());
+            self.store = Store::of(bytes.as_bytes());
         }
         match &mut self.store {
             Store::Owned(lines) => bytemuck::cast_slice_mut(lines),
+            Store::Pages(pages) => pages.as_bytes_mut(),
             Store::Mapped(_) => &mut [],
         }
     }
