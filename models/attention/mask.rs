@@ -47,18 +47,15 @@ impl Mask<'_> {
         if queries.is_empty() || keys.is_empty() {
             return Verdict::Skip;
         }
-        let parts = [
-            self.order(&queries, &keys),
-            self.allowed(&keys),
-            self.together(&queries, &keys),
-        ];
-        if parts.contains(&Verdict::Skip) {
-            Verdict::Skip
-        } else if parts.contains(&Verdict::Mixed) {
-            Verdict::Mixed
-        } else {
-            Verdict::Full
+        let mut verdict = Verdict::Full;
+        for part in [Self::order, Self::allowed, Self::together] {
+            match part(self, &queries, &keys) {
+                Verdict::Skip => return Verdict::Skip,
+                Verdict::Mixed => verdict = Verdict::Mixed,
+                Verdict::Full => {}
+            }
         }
+        verdict
     }
 
     /// Fills `bits`, one bit a key, with what the query sees of `keys`; bits behind the last key are zero.
@@ -93,7 +90,7 @@ impl Mask<'_> {
         }
     }
 
-    fn allowed(&self, keys: &Range<usize>) -> Verdict {
+    fn allowed(&self, _queries: &Range<usize>, keys: &Range<usize>) -> Verdict {
         let Some(keys) = self.keys.and_then(|all| all.get(keys.clone())) else {
             return Verdict::Full;
         };
