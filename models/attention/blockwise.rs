@@ -1,9 +1,11 @@
 //! Exact attention over the blocks of a context, one block after another:
 //! memory grows with queries plus keys, never with their product.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{cell::RefCell, ops::Range};
 
-use longreel_kernels::attend::{Accumulator, BLOCK_TOKENS, MASK_WORDS, PackedBlock, Visible};
+use longreel_kernels::attend::{
+    Accumulator, BLOCK_TOKENS, KvShape, MASK_WORDS, PackedBlock, Visible,
+};
 use rayon::prelude::*;
 
 use crate::attention::{
@@ -18,7 +20,7 @@ const MAX_LANES: usize = 16;
 /// Rows (queries times heads that share keys) of one task; a power of two, at most a block.
 const TASK_ROWS: usize = 256;
 
-/// Tasks of a call, at least, before lanes are worked on one after another.
+/// Tasks of a call, at least, before the lanes of each are worked on one after another.
 const MIN_TASKS: usize = 64;
 
 /// Query heads, key-value heads, and channels of each.
@@ -69,59 +71,79 @@ pub fn lanes(place: usize) -> usize {
     }
 }
 
-/// One task: neighbouring queries, for the heads that share one key-value head, over some lanes.
-struct Task {
+/// Neighbouring queries, for the heads that share one key-value head.
+struct Asked {
     kv_head: usize,
     /// Number of the first query among all of the call.
     first: usize,
     /// Their places.
     places: Range<usize>,
-    /// How many lanes there are, and which of them are summed here.
-    n_lanes: usize,
-    lanes: Range<usize>,
+}
+
+/// One task: what is asked, and where the results of each query belong: out `[group, d]`, lse `[group]`.
+struct Task<'a> {
+    asked: Asked,
+    results: Vec<(&'a mut [f32], &'a mut [f32])>,
+}
+
+/// What all tasks have in common.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    q: &'a [f32],
+    heads: Heads,
+    shape: KvShape,
+    keys: &'a [Placed],
+    mask: &'a Mask<'a>,
 }
 
 /// q `[n, heads, d]`, keys in order of place → out `[n, heads, d]`, lse `[n, heads]`.
 pub fn attend(queries: Queries, heads: Heads, keys: &[Placed], mask: &Mask) -> Partial {
-    let n = queries.places();
-    let tasks = tasks(queries.runs, n, heads);
-    let mut results: VecDeque<Partial> = tasks
-        .par_iter()
-        .map(|task| run(task, queries.q, heads, keys, mask))
-        .collect();
-    let mut whole = Partial::empty(n * heads.query, heads.d);
-    for task in tasks.iter().filter(|task| task.lanes.start == 0) {
-        let parts = task.n_lanes / task.lanes.len();
-        let merged = Partial::merge_strided(results.drain(..parts).collect());
-        place(task, &merged, heads, &mut whole);
-    }
+    let mut whole = Partial::empty(queries.places() * heads.query, heads.d);
+    let Some(placed) = keys.first() else {
+        return whole;
+    };
+    let call = Call {
+        q: queries.q,
+        heads,
+        shape: placed.block.shape(),
+        keys,
+        mask,
+    };
+    let tasks = tasks(queries.runs, heads, &mut whole);
+    let are_few = tasks.len() < MIN_TASKS;
+    // The last queries see the most keys: begun first, they leave small tasks for the end.
+    let largest_first = tasks.into_par_iter().rev().with_max_len(1);
+    largest_first.for_each(|task| task.run(call, are_few));
     whole
 }
 
-/// Query blocks of every key-value head; where they are few, every lane is a task of its own,
-/// lane after lane. Blocks of queries end at fixed places, whatever the runs.
-fn tasks(runs: &[Range<usize>], n: usize, heads: Heads) -> Vec<Task> {
-    let step = (TASK_ROWS / heads.group().next_power_of_two()).max(1);
-    let is_few = n.div_ceil(step) * heads.key_value < MIN_TASKS;
+/// Blocks of queries for every key-value head. They end at fixed places, whatever the runs.
+fn tasks<'a>(runs: &[Range<usize>], heads: Heads, whole: &'a mut Partial) -> Vec<Task<'a>> {
+    let group = heads.group();
+    let step = (TASK_ROWS / group.next_power_of_two()).max(1);
+    let out = whole.out.chunks_exact_mut(group * heads.d);
+    let mut results = out.zip(whole.lse.chunks_exact_mut(group));
     let mut tasks = Vec::new();
     let mut first = 0;
     for run in runs {
         let mut start = run.start;
         while start < run.end {
             let places = start..run.end.min((start / step + 1) * step);
-            let n_lanes = lanes(start);
-            let at_once = if is_few { 1 } else { n_lanes };
-            for kv_head in 0..heads.key_value {
-                for lane in (0..n_lanes).step_by(at_once) {
-                    tasks.push(Task {
-                        kv_head,
-                        first,
-                        places: places.clone(),
-                        n_lanes,
-                        lanes: lane..lane + at_once,
-                    });
-                }
+            let mut of_heads: Vec<Vec<_>> = (0..heads.key_value).map(|_| Vec::new()).collect();
+            for _ in places.clone() {
+                let of_query = of_heads.iter_mut().zip(&mut results);
+                of_query.for_each(|(of_head, result)| of_head.push(result));
             }
+            let task = |(kv_head, results)| {
+                let places = places.clone();
+                let asked = Asked {
+                    kv_head,
+                    first,
+                    places,
+                };
+                Task { asked, results }
+            };
+            tasks.extend(of_heads.into_iter().enumerate().map(task));
             first += places.len();
             start = places.end;
         }
@@ -129,21 +151,105 @@ fn tasks(runs: &[Range<usize>], n: usize, heads: Heads) -> Vec<Task> {
     tasks
 }
 
-/// out `[places, group, d]`, lse `[places, group]` of one task.
-fn run(task: &Task, q: &[f32], heads: Heads, keys: &[Placed], mask: &Mask) -> Partial {
-    let rows = gather(task, q, heads);
-    let empty = || Partial::empty(rows.len() / heads.d, heads.d);
-    let Some(placed) = keys.first() else {
-        return empty();
-    };
-    let mut state = Accumulator::new(&rows, placed.block.shape());
-    let partials = task.lanes.clone().map(|lane| {
-        let of_lane = |placed: &&Placed| placed.start / BLOCK_TOKENS % task.n_lanes == lane;
+impl Task<'_> {
+    /// Where tasks are few, their lanes are worked on by several threads.
+    fn run(self, call: Call, are_few: bool) {
+        let lanes = lanes(self.asked.places.start);
+        if are_few {
+            let of_lane =
+                |lane| WORKSPACE.with_borrow_mut(|work| work.sum(call, &self.asked, lane, lanes));
+            let partials = (0..lanes).into_par_iter().with_max_len(1).map(of_lane);
+            let merged = Partial::merge_strided(partials.collect());
+            self.put(&merged);
+        } else {
+            WORKSPACE.with_borrow_mut(|work| {
+                let merged = work.sum(call, &self.asked, 0, 1);
+                self.put(&merged);
+                work.spare.push(merged);
+            });
+        }
+    }
+
+    /// out `[places, group, d]`, lse `[places, group]` → where they belong.
+    fn put(self, merged: &Partial) {
+        let (mut out, mut lse) = (&*merged.out, &*merged.lse);
+        for (to_out, to_lse) in self.results {
+            let (of_query, later) = out.split_at(to_out.len());
+            to_out.copy_from_slice(of_query);
+            out = later;
+            let (of_query, later) = lse.split_at(to_lse.len());
+            to_lse.copy_from_slice(of_query);
+            lse = later;
+        }
+    }
+}
+
+/// What a thread keeps from one task to the next, so that memory is asked for once.
+#[derive(Default)]
+struct Workspace {
+    /// `[places, group, d]`.
+    rows: Vec<f32>,
+    state: Option<Accumulator>,
+    spare: Vec<Partial>,
+}
+
+thread_local! {
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
+}
+
+impl Workspace {
+    /// out `[places, group, d]`, lse `[places, group]` over the lanes `lane`, `lane + step`, and so on.
+    fn sum(&mut self, call: Call, asked: &Asked, lane: usize, step: usize) -> Partial {
+        gather(call, asked, &mut self.rows);
+        let begun = || Accumulator::new(&[], call.shape);
+        let state = self.state.get_or_insert_with(begun);
+        state.restart(&self.rows, call.shape);
+        let lanes = Lanes {
+            call,
+            asked,
+            n: lanes(asked.places.start),
+        };
+        lanes.sum(state, &mut self.spare, lane, step)
+    }
+}
+
+/// The parts that the keys of a task are summed in.
+struct Lanes<'a> {
+    call: Call<'a>,
+    asked: &'a Asked,
+    n: usize,
+}
+
+impl Lanes<'_> {
+    /// The merge of the lanes `lane`, `lane + step`, … as [`Partial::merge_strided`] does it, holding
+    /// no more results at a time than the tree is deep.
+    fn sum(
+        &self,
+        state: &mut Accumulator,
+        spare: &mut Vec<Partial>,
+        lane: usize,
+        step: usize,
+    ) -> Partial {
+        if step == self.n {
+            self.add_lane(state, lane);
+            let mut partial = spare.pop().unwrap_or_else(|| Partial::empty(0, 0));
+            state.take_into(&mut partial.out, &mut partial.lse);
+            return partial;
+        }
+        let mut lower = self.sum(state, spare, lane, 2 * step);
+        let upper = self.sum(state, spare, lane + step, 2 * step);
+        Partial::merge_into(&mut lower.out, &mut lower.lse, &upper.out, &upper.lse);
+        spare.push(upper);
+        lower
+    }
+
+    /// Adds the keys of one lane that the queries see, in order of place.
+    fn add_lane(&self, state: &mut Accumulator, lane: usize) {
+        let Call { keys, mask, .. } = self.call;
+        let of_lane = |placed: &&Placed| placed.start / BLOCK_TOKENS % self.n == lane;
         let verdict = |placed| {
-            (
-                placed,
-                mask.verdict(task.places.clone(), Placed::places(placed)),
-            )
+            let places = self.asked.places.clone();
+            (placed, mask.verdict(places, Placed::places(placed)))
         };
         let seen = |(_, verdict): &(&Placed, Verdict)| *verdict != Verdict::Skip;
         let mut seen = keys
@@ -152,65 +258,47 @@ fn run(task: &Task, q: &[f32], heads: Heads, keys: &[Placed], mask: &Mask) -> Pa
             .map(verdict)
             .filter(seen)
             .peekable();
-        if seen.peek().is_none() {
-            return empty();
-        }
         while let Some((placed, verdict)) = seen.next() {
             let next = seen.peek().map(|(next, _)| &*next.block);
-            add(&mut state, task, placed, verdict, heads, mask, next);
+            self.add(state, placed, verdict, next);
         }
-        let (out, lse) = state.take();
-        Partial { out, lse }
-    });
-    Partial::merge_strided(partials.collect())
-}
-
-fn add(
-    state: &mut Accumulator,
-    task: &Task,
-    placed: &Placed,
-    verdict: Verdict,
-    heads: Heads,
-    mask: &Mask,
-    next: Option<&PackedBlock>,
-) {
-    let mut bits = Vec::new();
-    let visible = (verdict == Verdict::Mixed).then(|| {
-        bits.resize(task.places.len() * MASK_WORDS, 0);
-        for (query, bits) in task.places.clone().zip(bits.chunks_mut(MASK_WORDS)) {
-            mask.bits(query, placed.places(), bits);
-        }
-        Visible {
-            bits: &bits,
-            rows_per_mask: heads.group(),
-        }
-    });
-    state.add(&placed.block, task.kv_head, placed.len, visible, next);
-}
-
-/// q `[n, heads, d]` → rows `[places, group, d]` of the task.
-fn gather(task: &Task, q: &[f32], heads: Heads) -> Vec<f32> {
-    let share =
-        task.kv_head * heads.group() * heads.d..(task.kv_head + 1) * heads.group() * heads.d;
-    let tokens = q
-        .chunks_exact(heads.query * heads.d)
-        .skip(task.first)
-        .take(task.places.len());
-    let mut rows = Vec::with_capacity(task.places.len() * share.len());
-    tokens.for_each(|token| rows.extend_from_slice(&token[share.clone()]));
-    rows
-}
-
-/// Puts the rows of a task where they belong in those of the whole call.
-fn place(task: &Task, result: &Partial, heads: Heads, whole: &mut Partial) {
-    let group = heads.group();
-    let rows = result
-        .out
-        .chunks_exact(group * heads.d)
-        .zip(result.lse.chunks_exact(group));
-    for (query, (out, lse)) in (task.first..).zip(rows) {
-        let row = query * heads.query + task.kv_head * group;
-        whole.out[row * heads.d..(row + group) * heads.d].copy_from_slice(out);
-        whole.lse[row..row + group].copy_from_slice(lse);
     }
+
+    fn add(
+        &self,
+        state: &mut Accumulator,
+        placed: &Placed,
+        verdict: Verdict,
+        next: Option<&PackedBlock>,
+    ) {
+        let Asked {
+            kv_head, places, ..
+        } = self.asked;
+        let mut bits = Vec::new();
+        let visible = (verdict == Verdict::Mixed).then(|| {
+            bits.resize(places.len() * MASK_WORDS, 0);
+            for (query, bits) in places.clone().zip(bits.chunks_mut(MASK_WORDS)) {
+                self.call.mask.bits(query, placed.places(), bits);
+            }
+            Visible {
+                bits: &bits,
+                rows_per_mask: self.call.heads.group(),
+            }
+        });
+        state.add(&placed.block, *kv_head, placed.len, visible, next);
+    }
+}
+
+/// q `[n, heads, d]` → rows `[places, group, d]`.
+fn gather(call: Call, asked: &Asked, rows: &mut Vec<f32>) {
+    let heads = call.heads;
+    let width = heads.group() * heads.d;
+    let share = asked.kv_head * width..(asked.kv_head + 1) * width;
+    let tokens = call
+        .q
+        .chunks_exact(heads.query * heads.d)
+        .skip(asked.first)
+        .take(asked.places.len());
+    rows.clear();
+    tokens.for_each(|token| rows.extend_from_slice(&token[share.clone()]));
 }

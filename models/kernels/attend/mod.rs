@@ -111,30 +111,44 @@ impl Accumulator {
     /// # Panics
     /// When the length is no multiple of `d`.
     pub fn at_level(level: Level, queries: &[f32], shape: KvShape) -> Self {
-        assert!(shape.d > 0 && queries.len().is_multiple_of(shape.d));
         let level = level.min(Level::detected());
-        let rows = queries.len() / shape.d;
-        let arithmetic = Arithmetic::of(level, shape.dtype);
-        let mut query_scales = vec![1.0; rows];
-        let mut units = vec![0; rows * shape.key_width() / arithmetic.interleave()];
-        query_units(
+        let mut new = Self {
             level,
-            arithmetic,
+            shape,
+            arithmetic: Arithmetic::of(level, shape.dtype),
+            queries: Vec::new(),
+            query_scales: Vec::new(),
+            out: Vec::new(),
+            max: Vec::new(),
+            sum: Vec::new(),
+        };
+        new.restart(queries, shape);
+        new
+    }
+
+    /// Begins anew with other queries `[rows, d]`, in the memory that is there.
+    ///
+    /// # Panics
+    /// When the length is no multiple of `d`.
+    pub fn restart(&mut self, queries: &[f32], shape: KvShape) {
+        assert!(shape.d > 0 && queries.len().is_multiple_of(shape.d));
+        let rows = queries.len() / shape.d;
+        self.shape = shape;
+        self.arithmetic = Arithmetic::of(self.level, shape.dtype);
+        let units = rows * shape.key_width() / self.arithmetic.interleave();
+        refill(&mut self.queries, units, 0);
+        refill(&mut self.query_scales, rows, 1.0);
+        refill(&mut self.out, rows * shape.value_width(), 0.0);
+        refill(&mut self.max, rows, f32::NEG_INFINITY);
+        refill(&mut self.sum, rows, 0.0);
+        query_units(
+            self.level,
+            self.arithmetic,
             shape,
             queries,
-            &mut query_scales,
-            &mut units,
+            &mut self.query_scales,
+            &mut self.queries,
         );
-        Self {
-            level,
-            shape,
-            arithmetic,
-            queries: units,
-            query_scales,
-            out: vec![0.0; rows * shape.value_width()],
-            max: vec![f32::NEG_INFINITY; rows],
-            sum: vec![0.0; rows],
-        }
     }
 
     /// Adds the first `tokens` keys and values of one head of a block; without `visible` every row sees them all.
@@ -181,6 +195,7 @@ impl Accumulator {
                 rows,
                 visible,
                 scratch: tile,
+                share: 0,
             };
             run(self.level, self.arithmetic, step);
         });
@@ -229,21 +244,34 @@ impl Accumulator {
     /// out `[rows, d]`, lse `[rows]` over the keys so far, which are then forgotten;
     /// a row that saw no key has zeros and −∞.
     pub fn take(&mut self) -> (Vec<f32>, Vec<f32>) {
+        let (mut out, mut lse) = (Vec::new(), Vec::new());
+        self.take_into(&mut out, &mut lse);
+        (out, lse)
+    }
+
+    /// [`Accumulator::take`], in place of what `out` and `lse` hold.
+    pub fn take_into(&mut self, out: &mut Vec<f32>, lse: &mut Vec<f32>) {
         let d = self.shape.d;
-        let mut out = Vec::with_capacity(self.max.len() * d);
+        out.clear();
+        out.reserve(self.max.len() * d);
         let rows = self.out.chunks_exact(self.shape.value_width());
         for (row, &sum) in rows.zip(&self.sum) {
             let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
             out.extend(row[..d].iter().map(|o| o * scale));
         }
-        let lse = self.max.iter().zip(&self.sum);
-        let lse = lse.map(|(max, sum)| (max + sum.log2()) * std::f32::consts::LN_2);
-        let lse = lse.collect();
+        let sums = self.max.iter().zip(&self.sum);
+        lse.clear();
+        lse.extend(sums.map(|(max, sum)| (max + sum.log2()) * std::f32::consts::LN_2));
         self.out.fill(0.0);
         self.max.fill(f32::NEG_INFINITY);
         self.sum.fill(0.0);
-        (out, lse)
     }
+}
+
+/// `n` times `x`, in the memory that is there.
+fn refill<T: Copy>(numbers: &mut Vec<T>, n: usize, x: T) {
+    numbers.clear();
+    numbers.resize(n, x);
 }
 
 per_level! {

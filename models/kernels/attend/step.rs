@@ -73,6 +73,8 @@ pub(super) struct Step<'a> {
     pub rows: RowsState<'a>,
     pub visible: Option<Visible<'a>>,
     pub scratch: &'a mut TileScratch,
+    /// Bytes of the next block that are asked for with each product.
+    pub share: usize,
 }
 
 impl Step<'_> {
@@ -82,20 +84,15 @@ impl Step<'_> {
     #[inline(always)]
     pub unsafe fn run<D: Dot, const R: usize, const C: usize>(&mut self) {
         let n = self.rows.max.len();
-        let tiles = n.div_ceil(R);
-        let share = self
+        let products = PANELS + self.block.value_width.div_ceil(C * D::Floats::N);
+        self.share = self
             .block
             .next
             .len()
-            .div_ceil(tiles.max(1))
+            .div_ceil(n.div_ceil(R) * products)
             .next_multiple_of(64);
         let mut row = 0;
         while row < n {
-            if n > 2 {
-                let (now, later) = self.block.next.split_at(share.min(self.block.next.len()));
-                prefetch(now);
-                self.block.next = later;
-            }
             // SAFETY: the caller's promise, and as many rows as the tile takes are left.
             row += unsafe {
                 match n - row {
@@ -136,6 +133,15 @@ impl Step<'_> {
         R
     }
 
+    /// Asks for more of the next block: a little at a time, or it would be waited for.
+    #[inline(always)]
+    fn fetch(&mut self) {
+        let next = self.block.next;
+        let (now, later) = next.split_at(self.share.min(next.len()));
+        now.chunks(64).for_each(|line| ask_for(line.as_ptr()));
+        self.block.next = later;
+    }
+
     /// Which keys the rows of a tile see.
     #[inline(always)]
     fn words<const R: usize>(&self, row: usize) -> [[u32; MASK_WORDS]; R] {
@@ -169,6 +175,9 @@ impl Step<'_> {
         panel: usize,
         words: &[[u32; MASK_WORDS]; R],
     ) {
+        if R > 2 {
+            self.fetch();
+        }
         let block = &self.block;
         let (units, wide) = (block.key_units, 2 * D::Floats::N);
         // SAFETY: the caller's promise: a panel holds `units · PANEL` units, a row `units`,
@@ -297,6 +306,9 @@ impl Step<'_> {
         kept: &[f32; R],
         added: &[f32; R],
     ) {
+        if R > 2 {
+            self.fetch();
+        }
         let width = self.block.value_width;
         let first = panels.start * PANEL / D::INTERLEAVE;
         let units = panels.len() * PANEL / D::INTERLEAVE;
@@ -325,12 +337,6 @@ impl Step<'_> {
             }
         }
     }
-}
-
-/// Asks for the bytes to be brought into the cache.
-#[inline(always)]
-fn prefetch(bytes: &[u8]) {
-    bytes.chunks(64).for_each(|line| ask_for(line.as_ptr()));
 }
 
 /// Asks for a line of memory to be brought into the cache; any address will do.
