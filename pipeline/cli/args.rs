@@ -595,7 +595,7 @@ const OP_NAMES: [&str; 9] = [
     "swiglu",
 ];
 
-/// Names of `longreel::bench::case::Dtype`.
+/// Names of `longreel_kernels::attend::KvDtype`.
 const DTYPE_NAMES: [&str; 4] = ["f32", "bf16", "int8", "int4"];
 
 /// Names of `longreel_kernels::cpu::Level`.

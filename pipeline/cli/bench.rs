@@ -253,24 +253,31 @@ fn check_memory(options: &Options) -> Result<()> {
 
 /// `attend bf16, S 8192, d 128, 8 heads, avx512bf16, 2 threads: 512 GFLOP/s, 71% of the peak`
 fn sentence(row: &Row) -> String {
-    let speed = match (&row.gflops, row.fraction_of_peak) {
-        (Some(gflops), Some(share)) => {
-            format!(
-                "{:.0} GFLOP/s, {:.0}% of the peak",
-                gflops.median,
-                100.0 * share
-            )
-        }
-        _ => format!("{:.1} GB/s", row.gb_per_s.median),
-    };
     format!(
-        "{} {}, {}, {}, {} threads: {speed}",
+        "{} {}, {}, {}, {} thread{}: {}",
         row.case.op.name(),
         row.case.dtype.name(),
         row.case.shape,
         row.level,
-        row.threads
+        row.threads,
+        if row.threads == 1 { "" } else { "s" },
+        speed(row)
     )
+}
+
+/// Against the ceiling that the row comes nearer to.
+fn speed(row: &Row) -> String {
+    match (&row.gflops, row.fraction_of_peak) {
+        (Some(gflops), Some(share)) if share >= row.fraction_of_read => {
+            let percent = 100.0 * share;
+            format!("{:.0} GFLOP/s, {percent:.0}% of the peak", gflops.median)
+        }
+        _ => {
+            let percent = 100.0 * row.fraction_of_read;
+            let speed = row.gb_per_s.median;
+            format!("{speed:.1} GB/s, {percent:.0}% of reading memory")
+        }
+    }
 }
 
 fn text(report: &Report) -> String {
@@ -292,7 +299,7 @@ fn text(report: &Report) -> String {
         String::new(),
         format!(
             "{:<24}{:<12}{:>7}  {}",
-            "ceiling", "level", "threads", "median (least to largest)"
+            "before the rows", "level", "threads", "ceiling, median (least to largest)"
         ),
     ];
     lines.extend(report.ceilings.iter().map(|c| {

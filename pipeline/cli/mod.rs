@@ -126,7 +126,7 @@ fn start_threads(threads: &[usize]) -> Result<()> {
         [] => return Ok(()),
         [n] => resolve::within("--threads", n, 1..=1024)?,
         _ => {
-            let message = "--threads takes one number, but for `bench kernels`";
+            let message = "--threads takes one number; several are for `bench kernels`";
             return Err(Error::new(Kind::Usage, message));
         }
     };

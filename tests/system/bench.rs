@@ -1,10 +1,18 @@
 //! Measuring runs, says where it ran, and refuses what cannot be measured.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
+use expect_test::expect;
+use longreel_kernels::cpu::Level;
 use serde_json::Value;
 
-use crate::support::longreel::longreel;
+use crate::support::longreel::{command, longreel};
 
 fn micro() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -51,6 +59,81 @@ fn kernels_are_told_as_shares_of_the_peaks_of_the_same_run() {
     assert_eq!(parsed[0]["op"], rows[0]["op"]);
 }
 
+#[test]
+fn every_operation_has_a_row_and_every_level_its_own() {
+    let rows = |more: &[&str]| {
+        let args = [&["bench", "kernels", "--quick", "--json"], more].concat();
+        let json = longreel(&args).json();
+        json["rows"].as_array().unwrap().clone()
+    };
+    let column = |rows: &[Value], name: &str| -> Vec<String> {
+        let text = |row: &Value| row[name].as_str().unwrap().to_owned();
+        rows.iter().map(text).collect()
+    };
+    let mut ops = column(&rows(&["--repeats", "1"]), "op");
+    ops.dedup();
+    assert_eq!(ops, longreel::bench::case::Op::ALL.map(|op| op.name()));
+    let levels: Vec<&str> = Level::available().map(Level::name).collect();
+    let of_levels = rows(&["--op", "rope", "--level", &levels.join(",")]);
+    assert_eq!(column(&of_levels, "level"), levels);
+}
+
+#[test]
+fn the_table_says_where_and_with_what_it_was_measured() {
+    let run = longreel(&["bench", "kernels", "--quick", "--op", "attend,rope"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for expected in [
+        "machine  ",
+        "program  longreel ",
+        ", commit ",
+        "memory read",
+    ] {
+        assert!(run.stdout.contains(expected), "{expected}: {}", run.stdout);
+    }
+    // Three element types and one.
+    assert!(
+        run.stderr.contains("longreel: 4/4 rope f32"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn ctrl_c_prints_what_was_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("rows.jsonl");
+    let lengths = vec!["512"; 2000].join(",");
+    let child = command()
+        .args(["bench", "kernels", "--quick", "--op", "attend", "--dtype"])
+        .args(["f32", "--json", "--quiet", "--s", &lengths, "--out"])
+        .arg(&out)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for _ in 0..600 {
+        if fs::metadata(&out).is_ok_and(|m| m.len() > 0) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["interrupted"], true);
+    let rows = json["rows"].as_array().unwrap().len();
+    assert!((1..2000).contains(&rows), "{rows}");
+    assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), rows);
+}
+
 /// A peer that says that every run took a second, and skips int8.
 const PEER: &str = "#!/bin/sh
 while read -r request; do
@@ -91,6 +174,51 @@ fn a_peer_that_ends_or_babbles_is_an_error() {
     let babbles = script(dir.path(), "#!/bin/sh\nread -r x; echo hello; read -r x\n");
     with_peer(&babbles, "f32").refused(2, "the peer answered \"hello\"");
     with_peer("/nowhere/at/all", "f32").refused(2, "start the peer /nowhere/at/all");
+    with_peer("", "f32").refused(2, "--peer is empty");
+}
+
+/// A peer that answers one request, keeps what it was asked, and ends.
+const ONE_ANSWER: &str = "#!/bin/sh
+read -r request
+echo \"$request\" > \"$1\"
+echo '{\"peer\": \"mortal\", \"seconds\": 0.5}'
+";
+
+#[test]
+fn rows_in_the_file_outlive_a_peer_that_dies() {
+    let dir = tempfile::tempdir().unwrap();
+    let [asked, out] = ["asked", "rows.jsonl"].map(|n| dir.path().join(n).display().to_string());
+    let peer = format!("{} {asked}", script(dir.path(), ONE_ANSWER));
+    let start = [
+        "bench",
+        "kernels",
+        "--quick",
+        "--op",
+        "attend",
+        "--repeats",
+        "1",
+    ];
+    let end = [
+        "--dtype",
+        "f32,bf16",
+        "--threads",
+        "1",
+        "--peer",
+        &peer,
+        "--out",
+        &out,
+    ];
+    longreel(&[start.as_slice(), &end].concat()).refused(2, "the peer ended");
+    let row: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!(
+        (&row["dtype"], &row["peer"]["name"]),
+        (&"f32".into(), &"mortal".into())
+    );
+    let mut asked: Value = serde_json::from_str(&fs::read_to_string(&asked).unwrap()).unwrap();
+    // How often it is to be run depends on how fast ours was.
+    assert!(asked["runs"].take().as_u64().unwrap() > 0);
+    expect![[r#"{"op":"attend","dtype":"f32","s":512,"d":128,"heads":8,"kv_heads":8,"threads":1,"runs":null}"#]]
+        .assert_eq(&asked.to_string());
 }
 
 #[test]
@@ -102,8 +230,15 @@ fn what_cannot_be_measured_is_refused_with_a_sentence() {
             "expected a multiple of --kv-heads 2",
         ),
         (&["--s", "0"], "--s is 0"),
-        (&["--s", "16000000"], "the machine can give"),
+        (
+            &["--s", "16000000", "--heads", "1024"],
+            "the machine can give",
+        ),
         (&["--threads", "0"], "--threads is 0"),
+        (&["--threads", "1,x"], "--threads"),
+        (&["--repeats", "0"], "--repeats is 0, expected 1 to"),
+        (&["--dtype", "f16"], "f16"),
+        (&["--out", "/proc/rows.jsonl"], "open /proc/rows.jsonl"),
     ] {
         let mut all = vec!["bench", "kernels", "--op", "attend"];
         all.extend(args);
@@ -112,6 +247,29 @@ fn what_cannot_be_measured_is_refused_with_a_sentence() {
         }
         longreel(&all).refused(2, expected);
     }
+}
+
+#[test]
+fn a_level_that_the_machine_lacks_is_refused_with_those_it_has() {
+    let lacking = if Level::available().any(|l| l == Level::Neon) {
+        "avx2"
+    } else {
+        "neon"
+    };
+    longreel(&["bench", "kernels", "--quick", "--level", lacking])
+        .refused(2, &format!("--level is {lacking}, this machine has scalar"));
+}
+
+#[test]
+fn several_numbers_of_threads_are_for_kernels_alone() {
+    let run = longreel(&["models", "list", "--threads", "1,2"]);
+    run.refused(2, "--threads takes one number");
+}
+
+#[test]
+fn the_help_tells_every_option() {
+    let run = longreel(&["bench", "kernels", "--help"]);
+    expect![[""]].assert_eq(&run.stdout);
 }
 
 #[test]

@@ -63,6 +63,7 @@ fn every_verb_has_help_with_an_example() {
         "import",
         "models",
         "plan",
+        "bench",
     ] {
         let run = longreel(&[verb, "--help"]);
         assert_eq!(run.code, 0, "{verb}");
