@@ -49,6 +49,10 @@ pub struct DecoderSpec {
     /// The text head is the embedding table.
     #[serde(default)]
     pub tie_word_embeddings: bool,
+    /// A token attends to itself and so many less one before it, as in Mistral 7B v0.1
+    /// (arXiv 2310.06825); to the whole context when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<usize>,
 }
 
 /// The VQGAN's shape (defaults of LWM, `lwm/vqgan.py`).
@@ -156,6 +160,7 @@ impl DecoderSpec {
             ("head_dim", self.head_dim()),
             ("max_position_embeddings", self.max_position_embeddings),
             ("vision_vocab_size", self.vision_vocab_size.unwrap_or(1)),
+            ("sliding_window", self.sliding_window.unwrap_or(1)),
         ];
         for (key, value) in positive {
             in_range(&format!("decoder.{key}"), value)?;

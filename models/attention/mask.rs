@@ -18,6 +18,8 @@ pub enum Verdict {
 pub struct Mask<'a> {
     /// A query sees no key after its own place.
     pub causal: bool,
+    /// A query sees its own place and so many less one before it; all of them where absent.
+    pub window: Option<usize>,
     /// Segment of every place, queries included; a query sees keys of its own segment only.
     pub segments: Option<&'a [u32]>,
     /// Whether the key at a place may be seen at all; `true` where absent.
@@ -28,6 +30,7 @@ impl Mask<'_> {
     /// Every earlier place and its own: a plain context.
     pub const CAUSAL: Self = Self {
         causal: true,
+        window: None,
         segments: None,
         keys: None,
     };
@@ -35,11 +38,12 @@ impl Mask<'_> {
     /// Whether the query at `query` sees the key at `key`.
     pub fn sees(&self, query: usize, key: usize) -> bool {
         let in_order = !self.causal || key <= query;
+        let near = key >= self.first_near(query);
         let allowed = self.keys.is_none_or(|keys| keys.get(key) == Some(&true));
         let together = self
             .segments
             .is_none_or(|segments| segments.get(query) == segments.get(key));
-        in_order && allowed && together
+        in_order && near && allowed && together
     }
 
     /// The verdict for a block: never `Skip` when a pair is visible, never `Full` when one is not.
@@ -48,7 +52,7 @@ impl Mask<'_> {
             return Verdict::Skip;
         }
         let mut verdict = Verdict::Full;
-        for part in [Self::order, Self::allowed, Self::together] {
+        for part in [Self::order, Self::near, Self::allowed, Self::together] {
             match part(self, &queries, &keys) {
                 Verdict::Skip => return Verdict::Skip,
                 Verdict::Mixed => verdict = Verdict::Mixed,
@@ -62,8 +66,10 @@ impl Mask<'_> {
     pub fn bits(&self, query: usize, keys: Range<usize>, bits: &mut [u32]) {
         let after = (query + 1).saturating_sub(keys.start).min(keys.len());
         let in_order = if self.causal { after } else { keys.len() };
+        let far = self.first_near(query).saturating_sub(keys.start);
         for (word, bits) in bits.iter_mut().enumerate() {
-            *bits = low_bits(in_order.saturating_sub(32 * word));
+            let [far, in_order] = [far, in_order].map(|n| low_bits(n.saturating_sub(32 * word)));
+            *bits = in_order & !far;
         }
         if let Some(allowed) = self.keys.and_then(|all| all.get(keys.clone())) {
             for (bits, allowed) in bits.iter_mut().zip(allowed.chunks(32)) {
@@ -84,6 +90,22 @@ impl Mask<'_> {
         if !self.causal || keys.end <= queries.start + 1 {
             Verdict::Full
         } else if keys.start >= queries.end {
+            Verdict::Skip
+        } else {
+            Verdict::Mixed
+        }
+    }
+
+    /// The first place inside the window of the query at `query`.
+    fn first_near(&self, query: usize) -> usize {
+        self.window
+            .map_or(0, |window| (query + 1).saturating_sub(window))
+    }
+
+    fn near(&self, queries: &Range<usize>, keys: &Range<usize>) -> Verdict {
+        if keys.start >= self.first_near(queries.end - 1) {
+            Verdict::Full
+        } else if keys.end <= self.first_near(queries.start) {
             Verdict::Skip
         } else {
             Verdict::Mixed

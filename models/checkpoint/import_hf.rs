@@ -87,7 +87,17 @@ fn decoder_of(config: &Value) -> Result<DecoderSpec> {
             "a truth value",
         )?
         .unwrap_or(false),
+        sliding_window: sliding_window(config)?,
     })
+}
+
+/// Only Mistral's code looks at the key.
+fn sliding_window(config: &Value) -> Result<Option<usize>> {
+    if config["model_type"] == "mistral" {
+        optional_size(config, "sliding_window")
+    } else {
+        Ok(None)
+    }
 }
 
 /// Everything in the configuration that would change the computation must have the value computed here.
@@ -97,10 +107,15 @@ fn check_supported(config: &Value) -> Result<()> {
         Some(v) if *v != value => Err(bad(format!("{key} is {v}, expected {value}"))),
         _ => Ok(()),
     };
-    if found("model_type").is_none() {
-        return Err(bad("model_type is missing, expected \"llama\"".into()));
+    match found("model_type").map(Value::as_str) {
+        None => return Err(bad("model_type is missing, expected \"llama\"".into())),
+        Some(Some("llama" | "mistral")) => {}
+        Some(_) => {
+            let found = &config["model_type"];
+            let message = format!("model_type is {found}, expected \"llama\" or \"mistral\"");
+            return Err(bad(message));
+        }
     }
-    expect("model_type", "llama".into())?;
     expect("hidden_act", "silu".into())?;
     expect("attention_bias", false.into())?;
     expect("mlp_bias", false.into())?;

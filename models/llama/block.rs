@@ -51,6 +51,8 @@ impl Norm {
 pub struct Block {
     index: usize,
     heads: Heads,
+    /// Tokens that one attends to, itself the last; the whole context when absent.
+    window: Option<usize>,
     input_norm: Norm,
     query: Linear,
     key: Linear,
@@ -102,6 +104,7 @@ impl Block {
         Ok(Self {
             index,
             heads,
+            window: spec.sliding_window,
             query: linear("self_attn.q_proj", q_width, hidden)?,
             key: linear("self_attn.k_proj", kv_width, hidden)?,
             value: linear("self_attn.v_proj", kv_width, hidden)?,
@@ -157,6 +160,7 @@ impl Block {
     /// q `[own tokens, heads, d]` of one row → their result over the whole context.
     fn attend(&self, q: &[f32], row: &RowContext, ring: Option<&mut Ring>) -> Result<Partial> {
         let mask = Mask {
+            window: self.window,
             segments: row.cache.segments(),
             ..Mask::CAUSAL
         };

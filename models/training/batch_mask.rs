@@ -70,6 +70,7 @@ impl BatchMask {
         let places = row * self.places..(row + 1) * self.places;
         Mask {
             causal: self.causal,
+            window: None,
             segments: self.segments.as_deref().map(|all| &all[places.clone()]),
             keys: self.keys.as_deref().map(|all| &all[places]),
         }

@@ -380,7 +380,7 @@ pub struct ImportArgs {
     )]
     pub tokenizer: Option<PathBuf>,
 
-    /// A Hugging Face LLaMA directory (safetensors or .bin).
+    /// A Hugging Face LLaMA or Mistral directory (safetensors or .bin).
     #[arg(long, value_name = "DIR", conflicts_with_all = ["spec", "params"])]
     pub hf: Option<PathBuf>,
 

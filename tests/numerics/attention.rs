@@ -38,6 +38,7 @@ fn spec(heads: Heads) -> DecoderSpec {
         rope_theta: 1e4,
         rope_pairs: RopePairs::Halves,
         tie_word_embeddings: false,
+        sliding_window: None,
     }
 }
 
@@ -178,13 +179,16 @@ fn blockwise_is_dense_for_every_mask() {
     for causal in [true, false] {
         for segments in [None, Some(sorted.as_slice()), Some(&mixed)] {
             for keys in [None, Some(keys.as_slice())] {
-                let mask = Mask {
-                    causal,
-                    segments,
-                    keys,
-                };
-                check(600, s, SHAPES[1], KvDtype::F32, &mask);
-                check(2, s, SHAPES[0], KvDtype::Bf16, &mask);
+                for window in [None, Some(1), Some(130)] {
+                    let mask = Mask {
+                        causal,
+                        window,
+                        segments,
+                        keys,
+                    };
+                    check(600, s, SHAPES[1], KvDtype::F32, &mask);
+                    check(2, s, SHAPES[0], KvDtype::Bf16, &mask);
+                }
             }
         }
     }
@@ -281,12 +285,13 @@ proptest! {
     #[test]
     fn the_verdict_of_a_block_agrees_with_every_pair(
         causal: bool,
+        window in prop::option::of(1..50usize),
         segments in prop::option::of(prop::collection::vec(0..3u32, 40)),
         keys in prop::option::of(prop::collection::vec(any::<bool>(), 40)),
         (q, n) in (0..40usize, 0..12usize),
         (k, m) in (0..40usize, 0..12usize),
     ) {
-        let mask = Mask { causal, segments: segments.as_deref(), keys: keys.as_deref() };
+        let mask = Mask { causal, window, segments: segments.as_deref(), keys: keys.as_deref() };
         let (queries, keys) = (q..(q + n).min(40), k..(k + m).min(40));
         let pairs: Vec<bool> = queries.clone().flat_map(|q| keys.clone().map(move |k| (q, k))).map(|(q, k)| mask.sees(q, k)).collect();
         match mask.verdict(queries.clone(), keys.clone()) {

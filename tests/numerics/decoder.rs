@@ -4,6 +4,7 @@
 use candle_core::Tensor;
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
+    checkpoint::{import_hf::spec_of_directory, weights::Weights},
     context::vocab::Token,
     error::Kind,
     llama::{Decoder, Head, Row, Unpadded, rope::Rope},
@@ -12,7 +13,7 @@ use longreel_models::{
 use safetensors::Dtype;
 
 use crate::support::{
-    golden::{Golden, assert_close},
+    golden::{self, Golden, assert_close},
     tiny_decoder::{Tiny, row, some_tokens},
 };
 
@@ -390,6 +391,44 @@ fn tied_embeddings_are_the_text_head() {
     .unwrap();
     let logits = |tiny: &Tiny| numbers(&tiny.load(Dtype::F32).logits(&hidden, Head::Text).unwrap());
     assert_eq!(logits(&tied), logits(&copied));
+}
+
+/// The Mistral of `tests/golden/mistral`, with another window.
+fn mistral(window: Option<usize>) -> Decoder {
+    let dir = golden::path("mistral");
+    let mut spec = spec_of_directory(&dir).unwrap().decoder;
+    assert_eq!(spec.sliding_window, Some(7), "what config.json says");
+    spec.sliding_window = window;
+    Decoder::load(&spec, &mut Weights::open(&dir).unwrap()).unwrap()
+}
+
+fn mistral_tokens() -> Vec<Token> {
+    let ids = Golden::open("mistral/cases.safetensors").i32("ids");
+    unsigned(ids).into_iter().map(Token::Text).collect()
+}
+
+#[test]
+fn a_sliding_window_gives_mistrals_logits_in_chunks_of_any_length() {
+    let (decoder, tokens) = (mistral(Some(7)), mistral_tokens());
+    let expected = Golden::open("mistral/cases.safetensors").f32("logits");
+    for chunk in [1, 5, 7, 40] {
+        let mut cache = new_cache(&decoder);
+        let hidden: Vec<f32> = tokens
+            .chunks(chunk)
+            .flat_map(|chunk| append(&decoder, &mut cache, chunk))
+            .collect();
+        let hidden = Tensor::from_vec(hidden, (40, 32), &candle_core::Device::Cpu).unwrap();
+        let got = numbers(&decoder.logits(&hidden, Head::Text).unwrap());
+        assert_close("logits", &got, &expected, LOGITS);
+    }
+}
+
+#[test]
+fn a_window_as_long_as_the_context_is_none() {
+    let tokens = mistral_tokens();
+    let without = whole(&mistral(None), &tokens);
+    assert_eq!(whole(&mistral(Some(40)), &tokens), without);
+    assert_ne!(whole(&mistral(Some(39)), &tokens), without);
 }
 
 #[test]

@@ -186,8 +186,8 @@ fn what_would_change_the_computation_is_refused_by_key() {
         ),
         (
             "model_type",
-            json!("mistral"),
-            "model_type is \"mistral\", expected \"llama\"",
+            json!("gemma"),
+            "model_type is \"gemma\", expected \"llama\" or \"mistral\"",
         ),
         (
             "hidden_act",

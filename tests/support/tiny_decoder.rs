@@ -76,6 +76,7 @@ impl Tiny {
             rope_theta: 5e7,
             rope_pairs: RopePairs::Adjacent,
             tie_word_embeddings: false,
+            sliding_window: None,
         };
         let mut tensors = BTreeMap::new();
         for (to, from) in [
