@@ -162,6 +162,25 @@ macro_rules! per_level {
 }
 pub(crate) use per_level;
 
+/// Asks for a line of memory to be brought into the cache; any address will do.
+#[inline(always)]
+pub(crate) fn ask_for<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction, and it never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// [`ask_for`] every line of `bytes`.
+#[inline(always)]
+pub(crate) fn ask_for_all(bytes: &[u8]) {
+    bytes.chunks(64).for_each(|line| ask_for(line.as_ptr()));
+}
+
 #[cfg(test)]
 mod tests {
     use super::Level;

@@ -208,7 +208,7 @@ impl Accumulator {
         tokens: usize,
         wide: &mut WideBlock,
         value_scales: &mut Vec<f32>,
-        next: &'a [u8],
+        mut next: &'a [u8],
     ) -> BlockUnits<'a> {
         let (mut keys, mut values) = (head.keys.as_ptr().cast(), head.values.as_ptr().cast());
         let target = match (self.arithmetic, self.shape.dtype) {
@@ -219,7 +219,8 @@ impl Accumulator {
             (Arithmetic::Bf16, _) => Some(Wide::Bf16),
         };
         if let Some(target) = target {
-            wide.fill(self.level, self.shape, head, tokens, target);
+            let next = std::mem::take(&mut next);
+            wide.fill(self.level, self.shape, head, tokens, target, next);
             (keys, values) = (wide.keys.as_ptr(), wide.values.as_ptr());
         }
         let largest_value_scale = if self.arithmetic == Arithmetic::Int8 {

@@ -191,6 +191,25 @@ pub(super) struct HeadBytes<'a> {
     pub key_sums: &'a [u8],
 }
 
+impl<'a> HeadBytes<'a> {
+    /// The bytes of 32 tokens.
+    pub fn panel(&self, panel: usize) -> Self {
+        const PANELS: usize = BLOCK_TOKENS / PANEL;
+        let cut = |bytes: &'a [u8]| {
+            let len = bytes.len() / PANELS;
+            &bytes[panel * len..(panel + 1) * len]
+        };
+        Self {
+            all: &[],
+            keys: cut(self.keys),
+            values: cut(self.values),
+            key_scales: cut(self.key_scales),
+            value_scales: cut(self.value_scales),
+            key_sums: cut(self.key_sums),
+        }
+    }
+}
+
 impl PackedBlock {
     /// A block of zeros; `None` when there is no memory for it.
     pub fn try_new(shape: KvShape) -> Option<Self> {

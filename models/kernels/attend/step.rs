@@ -6,7 +6,10 @@ use super::{
     dot::Dot,
     packed::{BLOCK_TOKENS, PANEL},
 };
-use crate::lanes::Lanes;
+use crate::{
+    cpu::{ask_for, ask_for_all},
+    lanes::Lanes,
+};
 
 /// Panels of one block.
 const PANELS: usize = BLOCK_TOKENS / PANEL;
@@ -138,7 +141,7 @@ impl Step<'_> {
     fn fetch(&mut self) {
         let next = self.block.next;
         let (now, later) = next.split_at(self.share.min(next.len()));
-        now.chunks(64).for_each(|line| ask_for(line.as_ptr()));
+        ask_for_all(now);
         self.block.next = later;
     }
 
@@ -337,19 +340,6 @@ impl Step<'_> {
             }
         }
     }
-}
-
-/// Asks for a line of memory to be brought into the cache; any address will do.
-#[inline(always)]
-fn ask_for<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has the instruction, and it never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// Where the vectors of a product's columns lie: pairs of neighbours, `pair` units from one to the next.

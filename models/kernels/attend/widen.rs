@@ -6,7 +6,7 @@
 use half::bf16;
 
 use super::packed::{BLOCK_TOKENS, GROUP, HeadBytes, KvDtype, KvShape, PANEL};
-use crate::cpu::{Level, per_level};
+use crate::cpu::{Level, ask_for_all, per_level};
 
 /// What elements become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,8 @@ pub(super) struct WideBlock {
 }
 
 impl WideBlock {
-    /// Widens the first `tokens` keys and values, and what stands together with them.
+    /// Widens the first `tokens` keys and values, and what stands together with them, panel by
+    /// panel; each asks for a share of `next`, the bytes that will be widened after these.
     pub fn fill(
         &mut self,
         level: Level,
@@ -35,88 +36,59 @@ impl WideBlock {
         head: &HeadBytes,
         tokens: usize,
         wide: Wide,
+        next: &[u8],
     ) {
         let elements_per_unit = if wide == Wide::F32 { 1 } else { 2 };
         let panels = tokens.div_ceil(PANEL);
-        let key_units = shape.key_width() / elements_per_unit;
-        let value_rows = panels * PANEL / elements_per_unit;
-        self.keys.resize(panels * key_units * PANEL, 0);
-        self.values.resize(value_rows * shape.value_width(), 0);
-        match (shape.dtype, wide) {
-            (KvDtype::Bf16, _) => {
-                pairs(level, cast(head.keys), PANEL, &mut self.keys);
-                pairs(
-                    level,
-                    cast(head.values),
-                    shape.value_width(),
-                    &mut self.values,
-                );
-            }
-            (KvDtype::Int8, _) => {
-                let scales = cast(head.key_scales);
-                byte_keys(
-                    level,
-                    cast(head.keys),
-                    scales,
-                    key_units / 4,
-                    &mut self.keys,
-                );
-                let scales = cast(head.value_scales);
-                byte_values(
-                    level,
-                    cast(head.values),
-                    scales,
-                    shape.value_width(),
-                    &mut self.values,
-                );
-            }
-            (KvDtype::Int4, _) => self.fill_nibbles(level, shape, head, wide),
-            (KvDtype::F32, _) => {}
+        let key_units = shape.key_width() / elements_per_unit * PANEL;
+        let value_units = PANEL / elements_per_unit * shape.value_width();
+        self.keys.resize(panels * key_units, 0);
+        self.values.resize(panels * value_units, 0);
+        let keys = self.keys.chunks_exact_mut(key_units);
+        let values = self.values.chunks_exact_mut(value_units);
+        let share = next.len().div_ceil(panels).max(1);
+        let mut shares = next.chunks(share);
+        for (panel, (keys, values)) in keys.zip(values).enumerate() {
+            ask_for_all(shares.next().unwrap_or_default());
+            fill_panel(level, shape, &head.panel(panel), wide, keys, values);
         }
     }
+}
 
-    fn fill_nibbles(&mut self, level: Level, shape: KvShape, head: &HeadBytes, wide: Wide) {
-        let (width, groups) = (shape.value_width(), shape.groups());
-        let (key_rows, key_scales) = (shape.key_width() / 2, cast(head.key_scales));
-        let value_scales = cast(head.value_scales);
-        match wide {
-            Wide::F32 => {
-                nibble_keys(
-                    level,
-                    head.keys,
-                    key_scales,
-                    key_rows,
-                    groups,
-                    &mut self.keys,
-                );
-                nibble_values(
-                    level,
-                    head.values,
-                    value_scales,
-                    width,
-                    groups,
-                    &mut self.values,
-                );
-            }
-            Wide::Bf16 => {
-                nibble_key_pairs(
-                    level,
-                    head.keys,
-                    key_scales,
-                    key_rows,
-                    groups,
-                    &mut self.keys,
-                );
-                nibble_value_pairs(
-                    level,
-                    head.values,
-                    value_scales,
-                    width,
-                    groups,
-                    &mut self.values,
-                );
-            }
+/// Keys `[key units, PANEL]` and values `[PANEL / interleave, value_width]` of one panel.
+fn fill_panel(
+    level: Level,
+    shape: KvShape,
+    panel: &HeadBytes,
+    wide: Wide,
+    keys: &mut [u32],
+    values: &mut [u32],
+) {
+    let (rows, width, groups) = (shape.key_width() / 2, shape.value_width(), shape.groups());
+    match (shape.dtype, wide) {
+        (KvDtype::Bf16, _) => {
+            pairs(level, cast(panel.keys), PANEL, keys);
+            pairs(level, cast(panel.values), width, values);
         }
+        (KvDtype::Int8, _) => {
+            let scales = cast(panel.key_scales);
+            byte_keys(level, cast(panel.keys), scales, rows / 2, keys);
+            let scales = cast(panel.value_scales);
+            byte_values(level, cast(panel.values), scales, width, values);
+        }
+        (KvDtype::Int4, Wide::F32) => {
+            let scales = cast(panel.key_scales);
+            nibble_keys(level, panel.keys, scales, rows, groups, keys);
+            let scales = cast(panel.value_scales);
+            nibble_values(level, panel.values, scales, width, groups, values);
+        }
+        (KvDtype::Int4, Wide::Bf16) => {
+            let scales = cast(panel.key_scales);
+            nibble_key_pairs(level, panel.keys, scales, rows, groups, keys);
+            let scales = cast(panel.value_scales);
+            nibble_value_pairs(level, panel.values, scales, width, groups, values);
+        }
+        (KvDtype::F32, _) => {}
     }
 }
 
