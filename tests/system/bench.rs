@@ -269,7 +269,45 @@ fn several_numbers_of_threads_are_for_kernels_alone() {
 #[test]
 fn the_help_tells_every_option() {
     let run = longreel(&["bench", "kernels", "--help"]);
-    expect![[""]].assert_eq(&run.stdout);
+    expect![[r#"
+        Operations per second of every kernel, as a share of the machine's own ceilings
+
+        Usage: longreel bench kernels [OPTIONS]
+
+        Options:
+              --op <OP>           Operations to measure; all when absent [possible values: attend, decode,
+                                  linear, linear-one, conv, group-norm, rms-norm, rope, swiglu]
+              --dtype <TYPE>      Element types of keys, values and weights [default: f32,bf16,int8]
+                                  [possible values: f32, bf16, int8, int4]
+              --s <S>             Lengths of the prompts of `attend` [default: 8192,32768]
+              --cache <N>         Tokens of the cache of `decode` [default: 131072]
+              --d <D>             Channels of a head [default: 128]
+              --heads <N>         Query heads [default: 8]
+              --kv-heads <N>      Key and value heads; as many as query heads when absent
+              --level <LEVEL>     Instructions, of those that this machine has; the widest when absent
+                                  [possible values: scalar, neon, avx2, avx512, avx512bf16]
+              --repeats <N>       Timed repeats of each row; at least 5 and one second when absent
+              --json              Print one JSON object on stdout and nothing else there
+              --quick             Small shapes and short windows, to see that everything runs; no figure to
+                                  quote
+              --peer <COMMAND>    A program that does the same operations, asked in turn (benches/README.md)
+          -q, --quiet             No progress on stderr
+              --out <FILE.jsonl>  Append the rows to this file, one JSON object a line
+              --threads <N>       Threads for encoding and answering; all cores when absent
+          -h, --help              Print help
+          -V, --version           Print version
+
+        Each row tells the median of its repeats and, in brackets, the least and the largest. The
+        ceilings are measured between the repeats: multiply-adds in registers, and reading a
+        buffer larger than the caches. Causal attention counts 2 S^2 d heads operations.
+        --threads takes several numbers here, as in 1,2.
+
+        Examples:
+          longreel bench kernels
+          longreel bench kernels --op attend --s 8192,32768 --dtype f32,bf16 --threads 1,2 --out mine.jsonl
+          longreel bench kernels --op decode --level avx2,avx512 --json
+          longreel bench kernels --op attend --peer "python3 benches/peers/torch_sdpa.py"
+    "#]].assert_eq(&run.stdout);
 }
 
 #[test]
