@@ -29,7 +29,7 @@ pub struct Demand {
     pub processes: u64,
     /// Bytes that the weights take in memory.
     pub weight_bytes: u64,
-    /// Tokens that go through the decoder together.
+    /// Tokens that go through the decoder of a process together.
     pub prefill_chunk: u64,
 }
 

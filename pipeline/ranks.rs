@@ -65,6 +65,14 @@ impl Ranks {
         }
     }
 
+    /// Ranks of this process.
+    pub fn here(&self) -> usize {
+        match self {
+            Self::Threads(n) => *n,
+            Self::One | Self::Processes(_) => 1,
+        }
+    }
+
     /// Which process this is, and how many there are, each with memory of its own.
     pub fn place(&self) -> (usize, usize) {
         match self {

@@ -45,7 +45,7 @@ pub struct Prompted<'a> {
     pub last: Tensor,
 }
 
-/// Appends `tokens` to the context in chunks; memory beside the cache is that of one chunk.
+/// Appends `tokens` to the context, `chunk` at a time on every rank; memory beside the cache is that of one chunk.
 ///
 /// → hidden state of the last token, `[1, hidden]`. `on_progress` is told the tokens of each chunk.
 ///
@@ -61,7 +61,7 @@ pub fn prefill(
 ) -> Result<Tensor> {
     check_room(decoder, cache, tokens.len())?;
     let mut last = None;
-    for tokens in tokens.chunks(chunk.max(decoder.smallest_chunk())) {
+    for tokens in tokens.chunks(decoder.step(chunk)) {
         go_on(keep_going)?;
         last = Some(append(decoder, cache, tokens)?);
         on_progress(tokens.len());

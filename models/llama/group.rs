@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     attention::{
-        kv_cache::{Event, Journal, KvCache, KvDtype, Share},
+        kv_cache::{BLOCK_TOKENS, Event, Journal, KvCache, KvDtype, Share},
         link::{Link, Message},
         ring::{Ring, Traffic},
         shard::owner,
@@ -35,8 +35,8 @@ pub trait Forward {
     /// An empty context.
     fn context(&self, dtype: KvDtype) -> KvCache;
 
-    /// Fewest tokens of a prefill chunk that keep every rank busy.
-    fn smallest_chunk(&self) -> usize;
+    /// Tokens of a step in which every rank works on `per_rank` of them, or on the fewest that keep it busy.
+    fn step(&self, per_rank: usize) -> usize;
 
     /// Appends the rows' tokens to their contexts → hidden state of each row's last token, `[rows, hidden]`.
     ///
@@ -65,8 +65,8 @@ impl Forward for Decoder {
         KvCache::new(Decoder::spec(self), dtype)
     }
 
-    fn smallest_chunk(&self) -> usize {
-        1
+    fn step(&self, per_rank: usize) -> usize {
+        per_rank.max(1)
     }
 
     fn last_hidden(&self, rows: &mut [Row]) -> Result<Tensor> {
@@ -221,8 +221,8 @@ impl Forward for Leader<'_> {
         )
     }
 
-    fn smallest_chunk(&self) -> usize {
-        self.ranks() * crate::attention::kv_cache::BLOCK_TOKENS
+    fn step(&self, per_rank: usize) -> usize {
+        self.ranks().saturating_mul(per_rank.max(BLOCK_TOKENS))
     }
 
     fn last_hidden(&self, rows: &mut [Row]) -> Result<Tensor> {

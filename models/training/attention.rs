@@ -3,13 +3,9 @@
 //! Forward is the blockwise pass of inference and keeps the log-sum-exp; backward
 //! computes the weights again, block by block (FlashAttention-2, arXiv 2307.08691).
 
-use std::{
-    ops::Range,
-    slice::from_ref,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{ops::Range, slice::from_ref, sync::Arc};
 
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Shape, Tensor};
+use candle_core::Tensor;
 
 use crate::{
     attention::{
@@ -22,6 +18,7 @@ use crate::{
         batch_mask::BatchMask,
         gradients::{Gradients, KeySide, QuerySide, add_gradients, cut, delta, token_major},
         operands::{Sizes, numbers},
+        recorded::{Backward, record},
     },
 };
 
@@ -47,9 +44,8 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Arc<BatchMask>) -> Result<T
         mask: Arc::clone(mask),
         query_run,
         lse: whole.lse,
-        out: Mutex::new(whole.out),
     };
-    Ok(q.apply_op3(&k, &v, op)?)
+    record([&q, &k, &v], whole.out, op)
 }
 
 /// out `[rows, t, heads, d]`, lse `[rows, t, heads]`.
@@ -123,54 +119,18 @@ pub(super) fn pack(
     Ok(placed)
 }
 
-/// The operation as candle records it: what backward needs to know of forward.
+/// What backward needs to know of forward.
 struct Attention {
     sizes: Sizes,
     mask: Arc<BatchMask>,
     query_run: Range<usize>,
     /// `[rows, t, heads]`.
     lse: Vec<f32>,
-    /// `[rows, t, heads, d]`, computed before candle is told, so that errors keep their kind.
-    out: Mutex<Vec<f32>>,
 }
 
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
+impl Backward for Attention {
+    const NAME: &'static str = "attention";
 
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        layout: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let out = std::mem::take(&mut *self.out.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        out: &Tensor,
-        d_out: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dq, dk, dv] = self
-            .backward([q, k, v, out, &d_out.contiguous()?])
-            .doing(|| "gradient of attention")
-            .map_err(candle_core::Error::wrap)?;
-        let tensor = |x, like: &Tensor| Tensor::from_vec(x, like.shape(), &Device::Cpu).map(Some);
-        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
-    }
-}
-
-impl Attention {
-    /// q, k, v, out, d_out → dq, dk, dv, each shaped as what it is the gradient of.
     fn backward(&self, tensors: [&Tensor; 5]) -> Result<[Vec<f32>; 3]> {
         let Sizes { t, s, heads, .. } = self.sizes;
         let held = tensors.map(numbers);

@@ -6,6 +6,8 @@ pub mod gradients;
 
 mod operands;
 
+mod recorded;
+
 pub mod attention;
 
 pub mod ring_gradients;

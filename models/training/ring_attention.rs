@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Shape, Tensor};
+use candle_core::Tensor;
 
 use crate::{
     attention::{
@@ -18,6 +18,7 @@ use crate::{
     training::{
         attention::{check_finite, pack},
         operands::{Sizes, numbers},
+        recorded::{Backward, record},
         ring_gradients::{Dealt, Kept, ring_gradients},
     },
 };
@@ -45,10 +46,8 @@ pub fn ring_attention(
         ring: Arc::clone(ring),
         dealt: Arc::clone(dealt),
         lse: whole.lse,
-        out: Mutex::new(whole.out),
     };
-    Ok(q.contiguous()?
-        .apply_op3(&k.contiguous()?, &v.contiguous()?, op)?)
+    record([q, k, v], whole.out, op)
 }
 
 /// Runs `work` on the ring; should it fail, the other ranks hear why.
@@ -72,20 +71,19 @@ fn attend(ring: &mut Ring, dealt: &Dealt, tensors: [&Tensor; 3]) -> Result<(Size
     Ok((sizes, forward(ring, dealt, sizes, tensors)?))
 }
 
-/// The operation as candle records it: what backward needs to know of forward.
+/// What backward needs to know of forward.
 struct RingAttention {
     heads: Heads,
     ring: Arc<Mutex<Ring>>,
     dealt: Arc<Dealt>,
     /// `[rows, n, heads]`.
     lse: Vec<f32>,
-    /// `[rows, n, heads, d]`, computed before candle is told, so that errors keep their kind.
-    out: Mutex<Vec<f32>>,
 }
 
-impl RingAttention {
-    /// q, k, v, out, d_out → dq, dk, dv, each shaped as what it is the gradient of.
-    fn backward(&self, ring: &mut Ring, tensors: [&Tensor; 5]) -> Result<[Vec<f32>; 3]> {
+impl Backward for RingAttention {
+    const NAME: &'static str = "attention over a ring";
+
+    fn backward(&self, tensors: [&Tensor; 5]) -> Result<[Vec<f32>; 3]> {
         let held = tensors.map(numbers);
         let [q, k, v, out, d_out] = &held;
         let kept = Kept {
@@ -96,7 +94,9 @@ impl RingAttention {
             lse: &self.lse,
             d_out: d_out.as_slice()?,
         };
-        ring_gradients(ring, self.heads, &self.dealt, kept)
+        together(&self.ring, |ring| {
+            ring_gradients(ring, self.heads, &self.dealt, kept)
+        })
     }
 }
 
@@ -141,39 +141,4 @@ fn forward(
     }
     check_finite(&whole)?;
     Ok(whole)
-}
-
-impl CustomOp3 for RingAttention {
-    fn name(&self) -> &'static str {
-        "attention over a ring"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        layout: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let out = std::mem::take(&mut *self.out.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        out: &Tensor,
-        d_out: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let tensors = [q, k, v, out, &d_out.contiguous()?];
-        let [dq, dk, dv] = together(&self.ring, |ring| self.backward(ring, tensors))
-            .doing(|| "gradient of attention over a ring")
-            .map_err(candle_core::Error::wrap)?;
-        let tensor = |x, like: &Tensor| Tensor::from_vec(x, like.shape(), &Device::Cpu).map(Some);
-        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
-    }
 }

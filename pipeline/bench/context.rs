@@ -33,7 +33,7 @@ pub struct ContextOptions {
     pub question: usize,
     /// Tokens of an answer.
     pub answer: usize,
-    /// Tokens per prefill step.
+    /// Tokens per prefill step and rank.
     pub prefill_chunk: usize,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,

@@ -164,7 +164,7 @@ pub struct AskArgs {
     #[arg(long, value_enum, default_value_t = KvDtypeArg::F32)]
     pub kv_dtype: KvDtypeArg,
 
-    /// Tokens per prefill step: more is faster, less takes less memory.
+    /// Tokens per prefill step and rank: more is faster, less takes less memory.
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub prefill_chunk: usize,
 
@@ -503,7 +503,7 @@ pub struct ContextArgs {
     #[arg(long, value_enum, default_value_t = KvDtypeArg::F32)]
     pub kv_dtype: KvDtypeArg,
 
-    /// Tokens per prefill step.
+    /// Tokens per prefill step and rank.
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub prefill_chunk: usize,
 

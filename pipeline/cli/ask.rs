@@ -177,7 +177,7 @@ fn prepare(
     let files = ModelFiles::open(&dir)?;
     check_reels(&files, &sources)?;
     let prompt = prompt(&files, question, !sources.is_empty())?;
-    let plan = check_plan(&files, &prompt, &sources, options, ranks.place().1)?;
+    let plan = check_plan(&files, &prompt, &sources, options, ranks)?;
     let model = files.load()?;
     Ok(Prepared {
         sources,
@@ -413,7 +413,7 @@ fn check_plan(
     prompt: &ChatPrompt,
     sources: &[Source],
     options: &AnswerOptions,
-    processes: usize,
+    ranks: &Ranks,
 ) -> Result<Plan> {
     let demand = Demand {
         // A video that cannot tell is counted as it comes, by the assemble stage.
@@ -422,9 +422,9 @@ fn check_plan(
         max_new_tokens: options.max_new_tokens as u64,
         kv_dtype: options.kv_dtype,
         contexts: 1,
-        processes: processes as u64,
+        processes: ranks.place().1 as u64,
         weight_bytes: model.weight_bytes(),
-        prefill_chunk: options.prefill_chunk as u64,
+        prefill_chunk: options.prefill_chunk.saturating_mul(ranks.here()) as u64,
     };
     let plan = Plan::new(&model.spec, demand, available_memory_bytes());
     plan.check("--frames", sources.iter().map(Source::n_videos).sum())?;

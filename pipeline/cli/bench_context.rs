@@ -163,7 +163,7 @@ fn check(
         contexts: 1,
         processes: ranks.place().1 as u64,
         weight_bytes,
-        prefill_chunk: args.prefill_chunk as u64,
+        prefill_chunk: args.prefill_chunk.saturating_mul(ranks.here()) as u64,
     };
     Plan::new(spec, demand, available_memory_bytes()).check("--frames", 0)
 }

@@ -33,7 +33,7 @@ pub struct AnswerOptions {
     pub draw: Draw,
     /// The answer ends before any of these texts.
     pub stop: Vec<String>,
-    /// Tokens per prefill step.
+    /// Tokens per prefill step and rank.
     pub prefill_chunk: usize,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,
@@ -117,8 +117,8 @@ impl<'a> Conversation<'a> {
             cancel.check()?;
             self.waiting.extend_from_slice(&piece);
             self.prompt.extend(piece);
-            let whole =
-                self.waiting.len() / self.options.prefill_chunk * self.options.prefill_chunk;
+            let step = self.decoder.step(self.options.prefill_chunk);
+            let whole = self.waiting.len() / step * step;
             self.prefill(whole, progress, cancel)?;
         }
         cancel.check()
