@@ -12,11 +12,17 @@ pub mod spec;
 
 pub mod checkpoint;
 
+pub mod layers;
+
 pub mod attention;
+
+pub mod encoder;
 
 pub mod vision;
 
 pub mod context;
+
+pub mod dual_encoder;
 
 pub mod llama;
 

@@ -1,6 +1,8 @@
 //! What a model is made of: as written (TOML in `configs/models/`, `config.json`
 //! in a model directory) and as run (validated, with the derived sizes).
 
+pub mod encoder;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};

@@ -1,17 +1,20 @@
 //! Exact attention over the blocks of a context, one block after another:
 //! memory grows with queries plus keys, never with their product.
 
-use std::{cell::RefCell, ops::Range};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
 use longreel_kernels::attend::{
-    Accumulator, BLOCK_TOKENS, KvShape, MASK_WORDS, PackedBlock, Visible,
+    Accumulator, BLOCK_TOKENS, KvDtype, KvShape, MASK_WORDS, PackedBlock, Visible,
 };
 use rayon::prelude::*;
 
-use crate::attention::{
-    kv_cache::Placed,
-    mask::{Mask, Verdict},
-    partial::Partial,
+use crate::{
+    attention::{
+        kv_cache::Placed,
+        mask::{Mask, Verdict},
+        partial::Partial,
+    },
+    error::{Error, Kind, Result},
 };
 
 /// Most parts that the keys of one query are summed in; a power of two.
@@ -115,6 +118,36 @@ pub fn attend(queries: Queries, heads: Heads, keys: &[Placed], mask: &Mask) -> P
     let largest_first = tasks.into_par_iter().rev().with_max_len(1);
     largest_first.for_each(|task| task.run(call, are_few));
     whole
+}
+
+/// keys, values `[n, kv_heads, d]` → blocks of f32 at the places from 0 on.
+///
+/// # Errors
+/// `TooLarge` when memory ends.
+pub fn place(heads: Heads, keys: &[f32], values: &[f32]) -> Result<Vec<Placed>> {
+    let shape = KvShape {
+        kv_heads: heads.key_value,
+        d: heads.d,
+        dtype: KvDtype::F32,
+    };
+    let width = heads.key_value * heads.d;
+    let no_memory = || Error::new(Kind::TooLarge, "no memory for keys and values");
+    let blocks = keys
+        .chunks(BLOCK_TOKENS * width)
+        .zip(values.chunks(BLOCK_TOKENS * width));
+    let placed = (0..)
+        .step_by(BLOCK_TOKENS)
+        .zip(blocks)
+        .map(|(start, (keys, values))| {
+            let mut block = PackedBlock::try_new(shape).ok_or_else(no_memory)?;
+            block.write(0, keys, values);
+            Ok(Placed {
+                start,
+                len: keys.len() / width,
+                block: Arc::new(block),
+            })
+        });
+    placed.collect()
 }
 
 /// Blocks of queries for every key-value head. They end at fixed places, whatever the runs.

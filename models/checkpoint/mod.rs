@@ -1,11 +1,13 @@
 //! Weights: read in place from a model directory ([`weights`]), and imported
 //! once from foreign formats.
 //!
-//! [`layout`] lists what a model has; [`foreign`] is a tensor where another
+//! [`architecture`] reads other people's configurations and tensor names by
+//! description; [`layout`] lists what a model has; [`foreign`] is a tensor where another
 //! program left it; [`msgpack`], [`pickle`] and [`torch`] find such tensors in
 //! untrusted bytes; [`writer`] writes the model directory; [`import_lwm`] and
 //! [`import_hf`] join them.
 
+pub mod architecture;
 pub mod foreign;
 pub mod import_hf;
 pub mod import_lwm;

@@ -16,7 +16,7 @@ use longreel_kernels::mapping::MappedBytes;
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
 use crate::{
-    checkpoint::foreign::element_count,
+    checkpoint::{architecture::KeyMap, foreign::element_count},
     error::{Context, Error, Kind, Result},
 };
 
@@ -115,9 +115,32 @@ impl Weights {
         Ok(())
     }
 
+    /// The same tensors under the names that `keys` gives them; those that it drops are left out.
+    ///
+    /// # Errors
+    /// `BadInput` when two tensors get one name.
+    pub fn renamed(mut self, keys: &KeyMap) -> Result<Self> {
+        let entries = std::mem::take(&mut self.entries);
+        for (name, entry) in entries {
+            let Some(renamed) = keys.rename(&name) else {
+                continue;
+            };
+            if self.entries.insert(renamed.clone(), entry).is_some() {
+                let message = format!("tensor {name} is another one that is called {renamed} here");
+                return Err(Error::new(Kind::BadInput, message));
+            }
+        }
+        Ok(self)
+    }
+
     /// Whether a tensor of this name exists.
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
+    }
+
+    /// The shape of the tensor `name`, if there is one.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.entries.get(name)?.shape)
     }
 
     /// Name, dtype and shape of every tensor, sorted by name.
@@ -203,6 +226,25 @@ impl Weights {
         let (dtype, bytes) = self.take(name, shape)?;
         let data = to_f32(dtype, bytes.as_bytes()).doing(|| format!("tensor {name}"))?;
         Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+    }
+
+    /// The tensor `name` of shape `[n]` as numbers.
+    pub fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
+        Ok(self.tensor(name, &[n])?.to_vec1()?)
+    }
+
+    /// The tensor `name` as numbers; axes of length 1 before those of `shape` do not count.
+    pub fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let stored = self.entries.get(name).map(|entry| entry.shape.clone());
+        let whole = match stored {
+            Some(stored) if stored.ends_with(shape) => {
+                let (before, _) = stored.split_at(stored.len() - shape.len());
+                before.iter().all(|&n| n == 1).then_some(stored)
+            }
+            _ => None,
+        };
+        let tensor = self.tensor(name, whole.as_deref().unwrap_or(shape))?;
+        Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
     /// The matrix `name` of shape `[out_features, in_features]`: bf16 stays mapped, the rest becomes f32.

@@ -4,5 +4,6 @@ pub mod packing;
 pub mod prompt;
 pub mod sentencepiece;
 pub mod streaming;
+pub mod text_encoder;
 pub mod tokenizer;
 pub mod vocab;

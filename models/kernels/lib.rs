@@ -4,6 +4,7 @@
 //! All buffers are row-major `f32` or `bf16` slices whose last axis is
 //! contiguous. Work is split over the global rayon pool.
 
+pub mod activation;
 pub mod attend;
 pub mod attend_backward;
 pub mod check;
@@ -13,6 +14,7 @@ pub mod cpu;
 mod exp;
 pub mod group_norm;
 mod lanes;
+pub mod layer_norm;
 pub mod linear;
 pub mod mapping;
 pub mod peak;

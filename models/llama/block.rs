@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use longreel_kernels::{rms_norm::rms_norm, swiglu::swiglu};
+use longreel_kernels::swiglu::swiglu;
 
 use crate::{
     attention::{
@@ -16,36 +16,10 @@ use crate::{
     },
     checkpoint::weights::Weights,
     error::{Error, Kind, Result},
-    llama::{
-        linear::Linear,
-        rope::{Rope, Turns},
-    },
+    layers::{linear::Linear, norm::RmsNorm},
+    llama::rope::{Rope, Turns},
     spec::DecoderSpec,
 };
-
-/// The weight of RMSNorm and what is added to the mean square.
-pub struct Norm {
-    weight: Vec<f32>,
-    eps: f32,
-}
-
-impl Norm {
-    /// Takes the weight `name`, `[hidden]`.
-    pub fn load(weights: &mut Weights, name: &str, spec: &DecoderSpec) -> Result<Self> {
-        let weight = weights.tensor(name, &[spec.hidden_size])?.to_vec1()?;
-        Ok(Self {
-            weight,
-            eps: spec.rms_norm_eps as f32,
-        })
-    }
-
-    /// x `[n, hidden]` → `[n, hidden]`.
-    pub fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; x.len()];
-        rms_norm(x, &self.weight, self.eps, &mut y);
-        y
-    }
-}
 
 /// The weights of one block.
 pub struct Block {
@@ -53,12 +27,12 @@ pub struct Block {
     heads: Heads,
     /// Tokens that one attends to, itself the last; the whole context when absent.
     window: Option<usize>,
-    input_norm: Norm,
+    input_norm: RmsNorm,
     query: Linear,
     key: Linear,
     value: Linear,
     output: Linear,
-    post_attention_norm: Norm,
+    post_attention_norm: RmsNorm,
     gate: Linear,
     up: Linear,
     down: Linear,
@@ -100,6 +74,9 @@ impl Block {
             d: spec.head_dim(),
         };
         let (q_width, kv_width) = (heads.query * heads.d, heads.key_value * heads.d);
+        let norm = |weights: &mut Weights, part| {
+            RmsNorm::load(weights, &name(part), hidden, spec.rms_norm_eps)
+        };
         let mut linear = |part: &str, out, inputs| Linear::load(weights, &name(part), out, inputs);
         Ok(Self {
             index,
@@ -112,8 +89,8 @@ impl Block {
             gate: linear("mlp.gate_proj", ffn, hidden)?,
             up: linear("mlp.up_proj", ffn, hidden)?,
             down: linear("mlp.down_proj", hidden, ffn)?,
-            input_norm: Norm::load(weights, &name("input_layernorm"), spec)?,
-            post_attention_norm: Norm::load(weights, &name("post_attention_layernorm"), spec)?,
+            input_norm: norm(weights, "input_layernorm")?,
+            post_attention_norm: norm(weights, "post_attention_layernorm")?,
         })
     }
 

@@ -1,7 +1,5 @@
 //! Context to answer: the decoder.
 
-pub mod linear;
-
 pub mod rope;
 
 pub mod block;
@@ -23,9 +21,9 @@ use crate::{
     checkpoint::weights::Weights,
     context::vocab::Token,
     error::{Context, Error, Kind, Result},
+    layers::{linear::Linear, norm::RmsNorm},
     llama::{
-        block::{Block, Contexts, Norm, RowContext},
-        linear::Linear,
+        block::{Block, Contexts, RowContext},
         rope::Rope,
     },
     spec::DecoderSpec,
@@ -47,7 +45,7 @@ pub struct Decoder {
     vision_embedding: Option<Linear>,
     rope: Rope,
     blocks: Vec<Block>,
-    norm: Norm,
+    norm: RmsNorm,
     /// Absent when the text head is the embedding table.
     text_head: Option<Linear>,
     vision_head: Option<Linear>,
@@ -93,7 +91,7 @@ impl Decoder {
             vision_embedding,
             rope: Rope::new(spec),
             blocks,
-            norm: Norm::load(weights, "model.norm.weight", spec)?,
+            norm: RmsNorm::load(weights, "model.norm.weight", hidden, spec.rms_norm_eps)?,
             text_head,
             vision_head,
         })

@@ -2,3 +2,7 @@
 
 pub mod image;
 pub mod vqgan;
+
+pub mod vit;
+
+pub mod classifier;

@@ -13,5 +13,6 @@ mod preprocess;
 mod prompt;
 mod ring;
 mod ring_backward;
+mod systems;
 mod tokenizer;
 mod vqgan;

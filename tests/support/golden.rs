@@ -74,6 +74,16 @@ impl Golden {
             .collect()
     }
 
+    pub fn i64(&self, name: &str) -> Vec<i64> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap();
+        assert_eq!(view.dtype(), Dtype::I64, "{name}");
+        view.data()
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    }
+
     pub fn u8(&self, name: &str) -> Vec<u8> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let view = file.tensor(name).unwrap();

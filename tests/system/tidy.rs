@@ -12,13 +12,16 @@ const PIPELINE_ORDER: [&str; 14] = [
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.
-const MODELS_ORDER: [&str; 8] = [
+const MODELS_ORDER: [&str; 11] = [
     "error",
     "spec",
     "checkpoint",
+    "layers",
     "attention",
+    "encoder",
     "vision",
     "context",
+    "dual_encoder",
     "llama",
     "training",
 ];

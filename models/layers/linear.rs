@@ -13,14 +13,57 @@ enum Store {
     MappedBf16(MappedBytes),
 }
 
-/// `y = x · wᵀ`, no bias.
+/// `y = x · wᵀ`, plus a bias where there is one.
 pub struct Linear {
     store: Store,
+    bias: Option<Vec<f32>>,
     in_features: usize,
     out_features: usize,
 }
 
 impl Linear {
+    /// Takes `{name}.weight` of shape `[out_features, in_features]`, and `{name}.bias` of `[out_features]`
+    /// if the layer is said to have one.
+    pub fn named(
+        weights: &mut Weights,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+        has_bias: bool,
+    ) -> Result<Self> {
+        let weight = Self::load(
+            weights,
+            &format!("{name}.weight"),
+            out_features,
+            in_features,
+        )?;
+        let bias = has_bias.then(|| weights.vector(&format!("{name}.bias"), out_features));
+        Ok(Self {
+            bias: bias.transpose()?,
+            ..weight
+        })
+    }
+
+    /// Takes the kernel `name` of a convolution whose steps are as long as it, `[out_features, ...shape]`, as the
+    /// matrix by which its flattened pieces are multiplied; and a bias.
+    pub fn of_patches(
+        weights: &mut Weights,
+        name: &str,
+        out_features: usize,
+        shape: &[usize],
+        has_bias: bool,
+    ) -> Result<Self> {
+        let whole = [&[out_features], shape].concat();
+        let kernel = weights.tensor(&format!("{name}.weight"), &whole)?;
+        let bias = has_bias.then(|| weights.vector(&format!("{name}.bias"), out_features));
+        Ok(Self {
+            store: Store::F32(kernel.flatten_all()?.to_vec1()?),
+            bias: bias.transpose()?,
+            in_features: shape.iter().product(),
+            out_features,
+        })
+    }
+
     /// Takes the weight `name` of shape `[out_features, in_features]`.
     pub fn load(
         weights: &mut Weights,
@@ -34,6 +77,7 @@ impl Linear {
         };
         Ok(Self {
             store,
+            bias: None,
             in_features,
             out_features,
         })
@@ -50,6 +94,9 @@ impl Linear {
         match &self.store {
             Store::F32(w) => linear(x, w, self.in_features, &mut y),
             Store::MappedBf16(bytes) => linear(x, elements(bytes), self.in_features, &mut y),
+        }
+        if let Some(bias) = &self.bias {
+            add_rows(&mut y, bias);
         }
         y
     }
@@ -82,4 +129,11 @@ impl Linear {
 /// The weights took the matrix only after seeing that it is aligned.
 fn elements(bytes: &MappedBytes) -> &[bf16] {
     bytes.as_elements().unwrap_or_default()
+}
+
+/// y `[n, d]`, row `[d]` → y plus the row, in place.
+pub fn add_rows(y: &mut [f32], row: &[f32]) {
+    for y in y.chunks_exact_mut(row.len()) {
+        y.iter_mut().zip(row).for_each(|(y, r)| *y += r);
+    }
 }

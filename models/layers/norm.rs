@@ -1,0 +1,52 @@
+//! Normalisation of rows, with the weights of a checkpoint.
+
+use longreel_kernels::{layer_norm::layer_norm, rms_norm::rms_norm};
+
+use crate::{checkpoint::weights::Weights, error::Result};
+
+/// RMSNorm: the weight, and what is added to the mean square.
+pub struct RmsNorm {
+    weight: Vec<f32>,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Takes the weight `name`, `[d]`.
+    pub fn load(weights: &mut Weights, name: &str, d: usize, eps: f64) -> Result<Self> {
+        let weight = weights.vector(name, d)?;
+        let eps = eps as f32;
+        Ok(Self { weight, eps })
+    }
+
+    /// x `[n, d]` → `[n, d]`.
+    pub fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        rms_norm(x, &self.weight, self.eps, &mut y);
+        y
+    }
+}
+
+/// LayerNorm: weight and bias, and what is added to the variance.
+pub struct LayerNorm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Takes `{name}.weight` and `{name}.bias`, `[d]`.
+    pub fn load(weights: &mut Weights, name: &str, d: usize, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: weights.vector(&format!("{name}.weight"), d)?,
+            bias: weights.vector(&format!("{name}.bias"), d)?,
+            eps: eps as f32,
+        })
+    }
+
+    /// x `[n, d]` → `[n, d]`.
+    pub fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        layer_norm(x, &self.weight, &self.bias, self.eps, &mut y);
+        y
+    }
+}
