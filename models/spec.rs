@@ -3,9 +3,14 @@
 
 pub mod encoder;
 
+pub mod rope_scaling;
+
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    spec::rope_scaling::RopeScaling,
+};
 
 /// Which channels of a head RoPE rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +60,29 @@ pub struct DecoderSpec {
     /// (arXiv 2310.06825); to the whole context when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<usize>,
+    /// Query, key and value have biases (Qwen2).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub qkv_bias: bool,
+    /// The matrix behind attention has a bias.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub attention_output_bias: bool,
+    /// The matrices of the feed-forward layer have biases.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mlp_bias: bool,
+    /// Each head's query and key go through RMSNorm before they turn (Qwen3).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub qk_norm: bool,
+    /// How RoPE's frequencies are changed for long contexts.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "rope_scaling::stated"
+    )]
+    pub rope_scaling: Option<RopeScaling>,
+}
+
+fn is_false(switch: &bool) -> bool {
+    !switch
 }
 
 /// The VQGAN's shape (defaults of LWM, `lwm/vqgan.py`).

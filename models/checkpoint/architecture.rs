@@ -10,7 +10,7 @@
 //! intermediate_size = { product = ["$hidden_size", "$mlp_ratio | 4"] }
 //! ```
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use regex::Regex;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -19,34 +19,34 @@ use toml::Value;
 
 use crate::error::{Context, Error, Kind, Result};
 
-/// The files of `configs/architectures`.
-const FILES: [(&str, &str); 4] = [
-    (
-        "clip.toml",
-        include_str!("../../configs/architectures/clip.toml"),
-    ),
-    (
-        "dinov2.toml",
-        include_str!("../../configs/architectures/dinov2.toml"),
-    ),
-    (
-        "siglip.toml",
-        include_str!("../../configs/architectures/siglip.toml"),
-    ),
-    (
-        "vit.toml",
-        include_str!("../../configs/architectures/vit.toml"),
-    ),
+/// The name and the text of every file of `configs/architectures`.
+macro_rules! files {
+    ($($name:literal),*) => {
+        [$((
+            concat!($name, ".toml"),
+            include_str!(concat!("../../configs/architectures/", $name, ".toml")),
+        )),*]
+    };
+}
+
+const FILES: &[(&str, &str)] = &files![
+    "clip", "dinov2", "llama", "mistral", "qwen2", "qwen3", "siglip", "vit"
 ];
 
 /// One architecture, as its file describes it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
-    /// Names in `architectures` of a `config.json`.
+    /// What `model_type` of a `config.json` says.
+    model_types: Vec<String>,
+    /// What `architectures` of it says, where one type has several.
+    #[serde(default)]
     architectures: Vec<String>,
     /// What kind of model it is.
     kind: ModelKind,
+    /// Keys of `config.json` whose other values would be another computation.
+    #[serde(default)]
+    expect: BTreeMap<String, Json>,
     /// The specification, with references to `config.json`.
     spec: Value,
     /// Patterns of tensor names and what they become, applied one after another; an empty name drops the tensor.
@@ -62,6 +62,8 @@ pub enum ModelKind {
     DualEncoder,
     /// [`crate::spec::encoder::VitSpec`].
     Classifier,
+    /// [`crate::spec::DecoderSpec`].
+    Decoder,
 }
 
 impl Architecture {
@@ -71,30 +73,44 @@ impl Architecture {
     /// `BadInput` for one that is not known; the error lists those that are.
     pub fn of_config(config: &Json) -> Result<Self> {
         let all = Self::all()?;
-        let named = config["architectures"].as_array();
-        let named: Vec<&str> = named
-            .into_iter()
-            .flatten()
-            .filter_map(Json::as_str)
-            .collect();
-        let is_named = |a: &Self| {
-            a.architectures
-                .iter()
-                .any(|name| named.contains(&name.as_str()))
-        };
-        if let Some(found) = all.iter().find(|a| is_named(a)) {
+        if let Some(found) = all.iter().find(|a| a.is_of(config)) {
+            found.check(config).doing(|| "read config.json")?;
             return Ok(found.clone());
         }
-        let known: Vec<&str> = all
+        let mut known: Vec<&str> = all
             .iter()
-            .flat_map(|a| a.architectures.iter().map(String::as_str))
+            .flat_map(|a| a.model_types.iter().map(String::as_str))
             .collect();
+        known.sort_unstable();
         let message = format!(
-            "architectures is {}, expected one of {}",
+            "model_type is {}, architectures {}: expected one of {}",
+            config["model_type"],
             config["architectures"],
             known.join(", ")
         );
         Err(Error::new(Kind::BadInput, message))
+    }
+
+    fn is_of(&self, config: &Json) -> bool {
+        let says = |names: &[String], said: &Json| names.iter().any(|name| said == name);
+        let mut named = config["architectures"].as_array().into_iter().flatten();
+        let is_named = self.architectures.is_empty() || named.any(|n| says(&self.architectures, n));
+        says(&self.model_types, &config["model_type"]) && is_named
+    }
+
+    /// # Errors
+    /// `BadInput` when a key says what is not computed here.
+    fn check(&self, config: &Json) -> Result<()> {
+        for (key, expected) in &self.expect {
+            match config.get(key).filter(|found| !found.is_null()) {
+                Some(found) if found != expected => {
+                    let message = format!("{key} is {found}, expected {expected}");
+                    return Err(Error::new(Kind::BadInput, message));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Every known architecture.
@@ -106,7 +122,7 @@ impl Architecture {
             let parsed = toml::from_str(text);
             parsed.map_err(|e| Error::with_source(Kind::Internal, format!("read {name}"), e))
         };
-        FILES.into_iter().map(read).collect()
+        FILES.iter().copied().map(read).collect()
     }
 
     /// Which of our specifications it has.
@@ -114,15 +130,22 @@ impl Architecture {
         self.kind
     }
 
-    /// The specification of the model whose `config.json` this is.
+    /// The specification of the model whose `config.json` this is, of the kind that `T` is.
     ///
     /// # Errors
-    /// `BadInput` when a key is missing, or says what no model of this kind has.
-    pub fn spec<T: DeserializeOwned>(&self, config: &Json) -> Result<T> {
+    /// `BadInput` when it is a model of another kind, when a key is missing, or says what no model of this kind has.
+    pub fn spec<T: DeserializeOwned>(&self, kind: ModelKind, config: &Json) -> Result<T> {
+        if self.kind != kind {
+            let message = format!(
+                "{} is a {:?}, expected a {kind:?}",
+                config["model_type"], self.kind
+            );
+            return Err(Error::new(Kind::BadInput, message));
+        }
         let resolved = resolve(&self.spec, config)?;
         let resolved =
             resolved.ok_or_else(|| Error::new(Kind::Internal, "an empty specification"))?;
-        let spec = serde_json::from_value(resolved);
+        let spec = serde_path_to_error::deserialize(resolved);
         spec.map_err(|e| Error::new(Kind::BadInput, e.to_string()))
             .doing(|| "read config.json")
     }
@@ -203,10 +226,14 @@ fn product(factors: &Value, config: &Json) -> Result<Option<Json>> {
     Ok(Some(product.into()))
 }
 
-/// The first of some alternatives that is there.
+/// The first of some alternatives that is there. A path that says null is none, and no literal takes its place.
 fn look_up(reference: &str, config: &Json) -> Result<Option<Json>> {
+    let mut is_none = false;
     for alternative in reference.split('|').map(str::trim) {
         let Some(path) = alternative.strip_prefix('$') else {
+            if is_none {
+                return Ok(None);
+            }
             let literal = serde_json::from_str(alternative);
             let doing = || format!("read {reference}");
             return literal
@@ -216,8 +243,10 @@ fn look_up(reference: &str, config: &Json) -> Result<Option<Json>> {
         let found = path
             .split('.')
             .try_fold(config, |config, key| config.get(key));
-        if let Some(found) = found.filter(|found| !found.is_null()) {
-            return Ok(Some(found.clone()));
+        match found {
+            Some(Json::Null) => is_none = true,
+            Some(found) => return Ok(Some(found.clone())),
+            None => {}
         }
     }
     Ok(None)
@@ -235,6 +264,7 @@ mod tests {
         let of = |reference| look_up(reference, &config).unwrap();
         assert_eq!(of("$text.width | 5"), Some(json!(3)));
         assert_eq!(of("$text.none | $text.width"), Some(json!(3)));
+        assert_eq!(of("$text.none | 4096"), None, "null is said, not absent");
         assert_eq!(of("$text.depth | \"gelu\""), Some(json!("gelu")));
         assert_eq!(of("$text.depth"), None);
         assert!(look_up("$a | gelu", &config).is_err());

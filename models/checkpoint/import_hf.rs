@@ -10,16 +10,14 @@ use serde_json::Value;
 
 use crate::{
     checkpoint::{
+        architecture::{Architecture, ModelKind},
         foreign::{Element, Piece, Storage, View},
         import_lwm::open,
         torch, weights,
         writer::{ImportOptions, Planned, Written, check_layout, write_model},
     },
     error::{Context, Error, Kind, Result},
-    spec::{
-        DecoderSpec, FrameEnd, ModelSpec, ModelType, RopePairs, default_end_of_frame_id,
-        default_end_of_vision_id,
-    },
+    spec::{FrameEnd, ModelSpec, ModelType, default_end_of_frame_id, default_end_of_vision_id},
 };
 
 /// The specification of a model directory: our `config.json`, or a Hugging Face LLaMA's.
@@ -43,13 +41,14 @@ pub fn spec_of_config(text: &str) -> Result<ModelSpec> {
     if config.get("decoder").is_some() {
         return ModelSpec::from_json(text);
     }
+    let architecture = Architecture::of_config(&config)?;
     let spec = ModelSpec {
         model_type: ModelType::Llama,
         description: config
             .get("_name_or_path")
             .and_then(Value::as_str)
             .map(str::to_owned),
-        decoder: decoder_of(&config)?,
+        decoder: architecture.spec(ModelKind::Decoder, &config)?,
         vqgan: None,
         frame_end: FrameEnd::Upstream,
         end_of_frame_id: default_end_of_frame_id(),
@@ -57,106 +56,6 @@ pub fn spec_of_config(text: &str) -> Result<ModelSpec> {
     };
     spec.validate()?;
     Ok(spec)
-}
-
-fn decoder_of(config: &Value) -> Result<DecoderSpec> {
-    check_supported(config)?;
-    let rope = config.get("rope_parameters").unwrap_or(&Value::Null);
-    let theta = optional(rope, "rope_theta", Value::as_f64, "a number")?;
-    Ok(DecoderSpec {
-        vocab_size: required_size(config, "vocab_size")?,
-        vision_vocab_size: None,
-        hidden_size: required_size(config, "hidden_size")?,
-        intermediate_size: required_size(config, "intermediate_size")?,
-        num_hidden_layers: required_size(config, "num_hidden_layers")?,
-        num_attention_heads: required_size(config, "num_attention_heads")?,
-        num_key_value_heads: optional_size(config, "num_key_value_heads")?,
-        head_dim: optional_size(config, "head_dim")?,
-        max_position_embeddings: required_size(config, "max_position_embeddings")?,
-        // What transformers' LlamaConfig assumes when the key is absent.
-        rms_norm_eps: optional(config, "rms_norm_eps", Value::as_f64, "a number")?.unwrap_or(1e-6),
-        rope_theta: match theta {
-            Some(theta) => theta,
-            None => optional(config, "rope_theta", Value::as_f64, "a number")?.unwrap_or(1e4),
-        },
-        rope_pairs: RopePairs::Halves,
-        tie_word_embeddings: optional(
-            config,
-            "tie_word_embeddings",
-            Value::as_bool,
-            "a truth value",
-        )?
-        .unwrap_or(false),
-        sliding_window: sliding_window(config)?,
-    })
-}
-
-/// Only Mistral's code looks at the key.
-fn sliding_window(config: &Value) -> Result<Option<usize>> {
-    if config["model_type"] == "mistral" {
-        optional_size(config, "sliding_window")
-    } else {
-        Ok(None)
-    }
-}
-
-/// Everything in the configuration that would change the computation must have the value computed here.
-fn check_supported(config: &Value) -> Result<()> {
-    let found = |key: &str| config.get(key).filter(|v| !v.is_null());
-    let expect = |key: &str, value: Value| match found(key) {
-        Some(v) if *v != value => Err(bad(format!("{key} is {v}, expected {value}"))),
-        _ => Ok(()),
-    };
-    match found("model_type").map(Value::as_str) {
-        None => return Err(bad("model_type is missing, expected \"llama\"".into())),
-        Some(Some("llama" | "mistral")) => {}
-        Some(_) => {
-            let found = &config["model_type"];
-            let message = format!("model_type is {found}, expected \"llama\" or \"mistral\"");
-            return Err(bad(message));
-        }
-    }
-    expect("hidden_act", "silu".into())?;
-    expect("attention_bias", false.into())?;
-    expect("mlp_bias", false.into())?;
-    if let Some(scaling) = found("rope_scaling") {
-        return Err(bad(format!(
-            "rope_scaling is {scaling}, which is not supported: expected null"
-        )));
-    }
-    match config
-        .pointer("/rope_parameters/rope_type")
-        .and_then(Value::as_str)
-    {
-        None | Some("default") => Ok(()),
-        Some(kind) => Err(bad(format!(
-            "rope_parameters.rope_type is {kind:?}, which is not supported: expected \"default\""
-        ))),
-    }
-}
-
-fn optional<T>(
-    config: &Value,
-    key: &str,
-    read: impl Fn(&Value) -> Option<T>,
-    expected: &str,
-) -> Result<Option<T>> {
-    match config.get(key).filter(|v| !v.is_null()) {
-        None => Ok(None),
-        Some(value) => match read(value) {
-            Some(value) => Ok(Some(value)),
-            None => Err(bad(format!("{key} is {value}, expected {expected}"))),
-        },
-    }
-}
-
-fn optional_size(config: &Value, key: &str) -> Result<Option<usize>> {
-    let read = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
-    optional(config, key, read, "a non-negative integer")
-}
-
-fn required_size(config: &Value, key: &str) -> Result<usize> {
-    optional_size(config, key)?.ok_or_else(|| bad(format!("{key} is missing")))
 }
 
 /// Imports the Hugging Face LLaMA directory `dir` to the model directory `out`.

@@ -45,7 +45,7 @@ pub fn layer_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
     let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
     let queries = spec.num_attention_heads * spec.head_dim();
     let keys = spec.n_kv_heads() * spec.head_dim();
-    vec![
+    let mut tensors = vec![
         named("input_layernorm.weight", &[hidden]),
         named("self_attn.q_proj.weight", &[queries, hidden]),
         named("self_attn.k_proj.weight", &[keys, hidden]),
@@ -55,7 +55,24 @@ pub fn layer_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
         named("mlp.gate_proj.weight", &[inner, hidden]),
         named("mlp.up_proj.weight", &[inner, hidden]),
         named("mlp.down_proj.weight", &[hidden, inner]),
-    ]
+    ];
+    let d = spec.head_dim();
+    for (is_there, name, n) in [
+        (spec.qkv_bias, "self_attn.q_proj.bias", queries),
+        (spec.qkv_bias, "self_attn.k_proj.bias", keys),
+        (spec.qkv_bias, "self_attn.v_proj.bias", keys),
+        (spec.attention_output_bias, "self_attn.o_proj.bias", hidden),
+        (spec.mlp_bias, "mlp.gate_proj.bias", inner),
+        (spec.mlp_bias, "mlp.up_proj.bias", inner),
+        (spec.mlp_bias, "mlp.down_proj.bias", hidden),
+        (spec.qk_norm, "self_attn.q_norm.weight", d),
+        (spec.qk_norm, "self_attn.k_norm.weight", d),
+    ] {
+        if is_there {
+            tensors.push(named(name, &[n]));
+        }
+    }
+    tensors
 }
 
 /// The VQGAN's tensors: `vqgan.` and the flax path, kernels as `[h, w, in, out]` (`lwm/vqgan.py`).

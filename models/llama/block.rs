@@ -28,6 +28,8 @@ pub struct Block {
     /// Tokens that one attends to, itself the last; the whole context when absent.
     window: Option<usize>,
     input_norm: RmsNorm,
+    /// Of each head's query and key.
+    head_norms: Option<[RmsNorm; 2]>,
     query: Linear,
     key: Linear,
     value: Linear,
@@ -66,7 +68,7 @@ impl RowContext<'_> {
 impl Block {
     /// Takes the weights of layer `index`.
     pub fn load(spec: &DecoderSpec, weights: &mut Weights, index: usize) -> Result<Self> {
-        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
+        let name = |part: &str| format!("model.layers.{index}.{part}");
         let (hidden, ffn) = (spec.hidden_size, spec.intermediate_size);
         let heads = Heads {
             query: spec.num_attention_heads,
@@ -74,23 +76,40 @@ impl Block {
             d: spec.head_dim(),
         };
         let (q_width, kv_width) = (heads.query * heads.d, heads.key_value * heads.d);
-        let norm = |weights: &mut Weights, part| {
-            RmsNorm::load(weights, &name(part), hidden, spec.rms_norm_eps)
+        let norm = |weights: &mut Weights, part, d| {
+            RmsNorm::load(weights, &(name(part) + ".weight"), d, spec.rms_norm_eps)
         };
-        let mut linear = |part: &str, out, inputs| Linear::load(weights, &name(part), out, inputs);
+        let head_norms = match spec.qk_norm {
+            true => Some([
+                norm(weights, "self_attn.q_norm", heads.d)?,
+                norm(weights, "self_attn.k_norm", heads.d)?,
+            ]),
+            false => None,
+        };
+        let input_norm = norm(weights, "input_layernorm", hidden)?;
+        let post_attention_norm = norm(weights, "post_attention_layernorm", hidden)?;
+        let mut linear = |part: &str, out, inputs, has_bias| {
+            Linear::named(weights, &name(part), out, inputs, has_bias)
+        };
         Ok(Self {
             index,
             heads,
             window: spec.sliding_window,
-            query: linear("self_attn.q_proj", q_width, hidden)?,
-            key: linear("self_attn.k_proj", kv_width, hidden)?,
-            value: linear("self_attn.v_proj", kv_width, hidden)?,
-            output: linear("self_attn.o_proj", hidden, q_width)?,
-            gate: linear("mlp.gate_proj", ffn, hidden)?,
-            up: linear("mlp.up_proj", ffn, hidden)?,
-            down: linear("mlp.down_proj", hidden, ffn)?,
-            input_norm: norm(weights, "input_layernorm")?,
-            post_attention_norm: norm(weights, "post_attention_layernorm")?,
+            head_norms,
+            query: linear("self_attn.q_proj", q_width, hidden, spec.qkv_bias)?,
+            key: linear("self_attn.k_proj", kv_width, hidden, spec.qkv_bias)?,
+            value: linear("self_attn.v_proj", kv_width, hidden, spec.qkv_bias)?,
+            output: linear(
+                "self_attn.o_proj",
+                hidden,
+                q_width,
+                spec.attention_output_bias,
+            )?,
+            gate: linear("mlp.gate_proj", ffn, hidden, spec.mlp_bias)?,
+            up: linear("mlp.up_proj", ffn, hidden, spec.mlp_bias)?,
+            down: linear("mlp.down_proj", hidden, ffn, spec.mlp_bias)?,
+            input_norm,
+            post_attention_norm,
         })
     }
 
@@ -106,6 +125,9 @@ impl Block {
         let mut q = self.query.forward(&normed);
         let mut k = self.key.forward(&normed);
         let v = self.value.forward(&normed);
+        if let Some([of_query, of_key]) = &self.head_norms {
+            (q, k) = (of_query.forward(&q), of_key.forward(&k));
+        }
         rope.apply(&mut q, self.heads.query, turns);
         rope.apply(&mut k, self.heads.key_value, turns);
         let mixed = self.mix(&q, &k, &v, contexts)?;

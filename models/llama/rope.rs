@@ -6,13 +6,17 @@
 //! There the f32 angle of the fastest channels has steps of 1/16 radian: a more
 //! exact table gives another model.
 
+use std::f64::consts::PI;
+
 use longreel_kernels::rope::{Pairs, rotate};
 
-use crate::spec::{DecoderSpec, RopePairs};
+use crate::spec::{DecoderSpec, RopePairs, rope_scaling::RopeScaling};
 
 /// Frequencies of one head and which of its channels turn together.
 pub struct Rope {
     frequencies: Vec<f64>,
+    /// What cosine and sine are multiplied by.
+    factor: f32,
     pairs: Pairs,
 }
 
@@ -31,8 +35,12 @@ impl Rope {
             RopePairs::Adjacent => Pairs::Adjacent,
             RopePairs::Halves => Pairs::Halves,
         };
+        let mut frequencies = frequencies(spec.rope_theta, spec.head_dim());
+        let scaling = spec.rope_scaling;
+        let factor = scaling.map_or(1.0, |s| stretch(s, spec.rope_theta, &mut frequencies));
         Self {
-            frequencies: frequencies(spec.rope_theta, spec.head_dim()),
+            frequencies,
+            factor: factor as f32,
             pairs,
         }
     }
@@ -44,7 +52,8 @@ impl Rope {
                 .iter()
                 .map(move |&f| (f64::from(position) * f) as f32)
         });
-        let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+        let turn = |angle: f32| (angle.cos() * self.factor, angle.sin() * self.factor);
+        let (cos, sin) = angles.map(turn).unzip();
         Turns { cos, sin }
     }
 
@@ -59,4 +68,56 @@ impl Rope {
 fn frequencies(theta: f64, d: usize) -> Vec<f64> {
     let exponent = |i: usize| (2 * i) as f64 / d as f64;
     (0..d / 2).map(|i| 1.0 / theta.powf(exponent(i))).collect()
+}
+
+/// frequencies `[d/2]` → those for a longer context, in place, and what cosine and sine are multiplied by.
+fn stretch(scaling: RopeScaling, theta: f64, frequencies: &mut [f64]) -> f64 {
+    match scaling {
+        RopeScaling::Linear { factor } => {
+            frequencies.iter_mut().for_each(|f| *f /= factor);
+            1.0
+        }
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_max_position_embeddings: context,
+        } => {
+            for f in frequencies {
+                let turns = context * *f / (2.0 * PI);
+                let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                *f *= kept + (1.0 - kept) / factor;
+            }
+            1.0
+        }
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings: context,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+        } => {
+            // The channel that turns so often in the first context.
+            let channel = |turns: f64| {
+                let d = 2.0 * frequencies.len() as f64;
+                d * (context / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln())
+            };
+            let last = 2.0 * frequencies.len() as f64 - 1.0;
+            let (low, high) = (channel(beta_fast).floor(), channel(beta_slow).ceil());
+            let (low, high) = (low.max(0.0), high.min(last));
+            let width = if low == high { 0.001 } else { high - low };
+            for (i, f) in frequencies.iter_mut().enumerate() {
+                let divided = ((i as f64 - low) / width).clamp(0.0, 1.0);
+                *f *= (1.0 - divided) + divided / factor;
+            }
+            let warmer = || {
+                if factor <= 1.0 {
+                    1.0
+                } else {
+                    0.1 * factor.ln() + 1.0
+                }
+            };
+            attention_factor.unwrap_or_else(warmer)
+        }
+    }
 }

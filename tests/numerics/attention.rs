@@ -39,6 +39,11 @@ fn spec(heads: Heads) -> DecoderSpec {
         rope_pairs: RopePairs::Halves,
         tie_word_embeddings: false,
         sliding_window: None,
+        qkv_bias: false,
+        attention_output_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        rope_scaling: None,
     }
 }
 

@@ -393,42 +393,56 @@ fn tied_embeddings_are_the_text_head() {
     assert_eq!(logits(&tied), logits(&copied));
 }
 
-/// The Mistral of `tests/golden/mistral`, with another window.
-fn mistral(window: Option<usize>) -> Decoder {
-    let dir = golden::path("mistral");
+/// A decoder of `tests/golden/decoders`, perhaps changed, and the ids of its case.
+fn descendant(name: &str, change: impl FnOnce(&mut DecoderSpec)) -> (Decoder, Vec<Token>) {
+    let dir = golden::path(&format!("decoders/{name}"));
     let mut spec = spec_of_directory(&dir).unwrap().decoder;
-    assert_eq!(spec.sliding_window, Some(7), "what config.json says");
-    spec.sliding_window = window;
-    Decoder::load(&spec, &mut Weights::open(&dir).unwrap()).unwrap()
+    change(&mut spec);
+    let mut weights = Weights::open(&dir.join("model.safetensors")).unwrap();
+    let decoder = Decoder::load(&spec, &mut weights).unwrap();
+    weights.finish().unwrap();
+    let ids = Golden::open(&format!("decoders/{name}/cases.safetensors")).i32("ids");
+    (
+        decoder,
+        unsigned(ids).into_iter().map(Token::Text).collect(),
+    )
 }
 
-fn mistral_tokens() -> Vec<Token> {
-    let ids = Golden::open("mistral/cases.safetensors").i32("ids");
-    unsigned(ids).into_iter().map(Token::Text).collect()
-}
-
+/// Windows, biases, norms of heads, tied embeddings, stretched positions.
 #[test]
-fn a_sliding_window_gives_mistrals_logits_in_chunks_of_any_length() {
-    let (decoder, tokens) = (mistral(Some(7)), mistral_tokens());
-    let expected = Golden::open("mistral/cases.safetensors").f32("logits");
-    for chunk in [1, 5, 7, 40] {
-        let mut cache = new_cache(&decoder);
-        let hidden: Vec<f32> = tokens
-            .chunks(chunk)
-            .flat_map(|chunk| append(&decoder, &mut cache, chunk))
-            .collect();
-        let hidden = Tensor::from_vec(hidden, (40, 32), &candle_core::Device::Cpu).unwrap();
-        let got = numbers(&decoder.logits(&hidden, Head::Text).unwrap());
-        assert_close("logits", &got, &expected, LOGITS);
+fn llamas_descendants_give_the_official_logits_in_chunks_of_any_length() {
+    for name in [
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "llama_biases",
+        "llama_linear",
+        "llama_llama3",
+        "llama_yarn",
+    ] {
+        let (decoder, tokens) = descendant(name, |_| {});
+        let expected = Golden::open(&format!("decoders/{name}/cases.safetensors")).f32("logits");
+        for chunk in [1, 5, 7, 40] {
+            let mut cache = new_cache(&decoder);
+            let hidden: Vec<f32> = tokens
+                .chunks(chunk)
+                .flat_map(|chunk| append(&decoder, &mut cache, chunk))
+                .collect();
+            let hidden = Tensor::from_vec(hidden, (40, 32), &candle_core::Device::Cpu).unwrap();
+            let got = numbers(&decoder.logits(&hidden, Head::Text).unwrap());
+            assert_close(name, &got, &expected, LOGITS);
+        }
     }
 }
 
 #[test]
 fn a_window_as_long_as_the_context_is_none() {
-    let tokens = mistral_tokens();
-    let without = whole(&mistral(None), &tokens);
-    assert_eq!(whole(&mistral(Some(40)), &tokens), without);
-    assert_ne!(whole(&mistral(Some(39)), &tokens), without);
+    let hidden = |window| {
+        let (decoder, tokens) = descendant("mistral", |spec| spec.sliding_window = window);
+        whole(&decoder, &tokens)
+    };
+    assert_eq!(hidden(Some(40)), hidden(None));
+    assert_ne!(hidden(Some(39)), hidden(None));
 }
 
 #[test]

@@ -77,6 +77,11 @@ impl Tiny {
             rope_pairs: RopePairs::Adjacent,
             tie_word_embeddings: false,
             sliding_window: None,
+            qkv_bias: false,
+            attention_output_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            rope_scaling: None,
         };
         let mut tensors = BTreeMap::new();
         for (to, from) in [
