@@ -29,7 +29,9 @@ pub struct Demand {
     pub processes: u64,
     /// Bytes that the weights take in memory.
     pub weight_bytes: u64,
-    /// Tokens that go through the decoder of a process together.
+    /// Ranks of all processes.
+    pub ranks: u64,
+    /// Tokens that go through the decoder of a rank together.
     pub prefill_chunk: u64,
 }
 
@@ -98,6 +100,7 @@ impl Plan {
         let blocks = context_tokens.div_ceil(BLOCK_TOKENS as u64);
         let own_blocks = blocks.div_ceil(demand.processes.max(1));
         let kv_bytes_per_process = kv_bytes_of(own_blocks.saturating_mul(BLOCK_TOKENS as u64));
+        let working = WORKING_BYTES.saturating_add(prefill_bytes(decoder, &demand, prompt_tokens));
         Self {
             frames: demand.frames,
             tokens_per_frame,
@@ -113,18 +116,23 @@ impl Plan {
             total_bytes: demand
                 .weight_bytes
                 .saturating_add(kv_bytes_per_process)
-                .saturating_add(WORKING_BYTES + prefill_bytes(decoder, demand.prefill_chunk)),
+                .saturating_add(working),
             available_bytes,
             prefill_linear_flops: 2.0 * linear_weights(decoder) * prompt_tokens as f64,
-            prefill_attention_flops: attention_flops(decoder, prompt_tokens as f64) / 2.0
-                * prompt_tokens as f64,
+            prefill_attention_flops: attention_flops(decoder, pairs(decoder, prompt_tokens)),
             decode_flops_per_token: 2.0 * (linear_weights(decoder) + head_weights(decoder))
-                + attention_flops(decoder, context_tokens as f64),
+                + attention_flops(decoder, seen(decoder, context_tokens) as f64),
             encode_flops: spec
                 .vqgan
                 .as_ref()
                 .map_or(0.0, |v| vqgan_encode_flops(v) * demand.frames as f64),
         }
+    }
+
+    /// Bytes that keys and values of this process may take before the memory ends; `None` where that is not known.
+    pub fn kv_room(&self) -> Option<u64> {
+        let others = self.total_bytes.saturating_sub(self.kv_bytes_per_process);
+        Some(self.available_bytes?.saturating_sub(others))
     }
 
     /// Refuses, with the numbers, a job that does not fit the context or the memory.
@@ -157,7 +165,7 @@ impl Plan {
         let text = self.context_tokens - self.vision_tokens;
         if self.frames == 0 {
             return format!(
-                "question and answer take {text} tokens, the model's context is {} tokens",
+                "text and answer take {text} tokens, the model's context is {} tokens",
                 self.context_limit
             );
         }
@@ -243,10 +251,19 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Bytes of activations while `chunk` tokens go through one block, in f32.
-fn prefill_bytes(d: &DecoderSpec, chunk: u64) -> u64 {
-    let width = 6 * d.hidden_size + 3 * d.intermediate_size;
-    chunk.saturating_mul(4 * width as u64)
+/// What the ranks of one process work with in a step: activations, and in a ring one partial result for the keys of each rank.
+fn prefill_bytes(d: &DecoderSpec, demand: &Demand, prompt_tokens: u64) -> u64 {
+    let ranks = demand.ranks.max(1);
+    let here = ranks / demand.processes.max(1);
+    let least = if ranks > 1 { BLOCK_TOKENS as u64 } else { 1 };
+    let chunk = demand.prefill_chunk.min(prompt_tokens).max(least);
+    let activations = 6 * d.hidden_size + 3 * d.intermediate_size;
+    let partial = d.num_attention_heads * (d.head_dim() + 1);
+    let partials = if ranks > 1 { ranks } else { 0 }.saturating_mul(partial as u64);
+    let of_token = partials
+        .saturating_add(activations as u64)
+        .saturating_mul(4);
+    chunk.saturating_mul(of_token).saturating_mul(here.max(1))
 }
 
 /// Bytes that this process may still take without swapping (Linux): what the
@@ -296,9 +313,21 @@ fn head_weights(d: &DecoderSpec) -> f64 {
     d.hidden_size as f64 * d.vocab_size as f64
 }
 
-/// Operations of one query against `keys` keys: scores and weighted values.
-fn attention_flops(d: &DecoderSpec, keys: f64) -> f64 {
-    4.0 * d.num_hidden_layers as f64 * d.num_attention_heads as f64 * d.head_dim() as f64 * keys
+/// Keys that the last of `tokens` queries sees.
+fn seen(d: &DecoderSpec, tokens: u64) -> u64 {
+    d.sliding_window
+        .map_or(tokens, |window| tokens.min(window as u64))
+}
+
+/// Pairs of a query and a key that it sees, among `tokens` tokens, half of those of a block on the diagonal counted.
+pub(crate) fn pairs(d: &DecoderSpec, tokens: u64) -> f64 {
+    let (all, seen) = (tokens as f64, seen(d, tokens) as f64);
+    seen * all - seen * seen / 2.0
+}
+
+/// Operations of so many pairs of a query and a key: scores and weighted values.
+pub(crate) fn attention_flops(d: &DecoderSpec, pairs: f64) -> f64 {
+    4.0 * d.num_hidden_layers as f64 * d.num_attention_heads as f64 * d.head_dim() as f64 * pairs
 }
 
 /// Operations of the VQGAN's encoder on one frame, by its convolutions.

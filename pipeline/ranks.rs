@@ -65,6 +65,19 @@ impl Ranks {
         }
     }
 
+    /// Ranks in all.
+    pub fn count(&self) -> usize {
+        self.here() * self.place().1
+    }
+
+    /// Processes on this host, which share its memory.
+    pub fn processes_here(&self) -> usize {
+        match self {
+            Self::One | Self::Threads(_) => 1,
+            Self::Processes(_) => mpi::launched_here().unwrap_or(1).max(1),
+        }
+    }
+
     /// Ranks of this process.
     pub fn here(&self) -> usize {
         match self {

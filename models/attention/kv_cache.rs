@@ -125,6 +125,8 @@ pub struct KvCache {
     segments: Vec<u32>,
     /// Whether two tokens differ in segment; a plain context never asks.
     is_packed: bool,
+    /// Places up to here were written once, and forgotten: what stands there is not to be seen again.
+    stale_until: usize,
 }
 
 impl KvCache {
@@ -153,6 +155,7 @@ impl KvCache {
             positions: Vec::new(),
             segments: Vec::new(),
             is_packed: false,
+            stale_until: 0,
         }
     }
 
@@ -245,12 +248,31 @@ impl KvCache {
             positions: self.positions.clone(),
             segments: self.segments.clone(),
             is_packed: self.is_packed,
+            stale_until: self.stale_until,
         };
         self.note(Event::Fork {
             from: self.id,
             to: fork.id,
         });
         fork
+    }
+
+    /// Zeros in the last blocks from place `before` on, where older tokens have left theirs: a weight of
+    /// zero does not hide what is no number, and int8 is scaled by the largest of a block.
+    fn forget(&mut self, before: usize) -> Result<()> {
+        let width = self.shape.kv_heads * self.shape.d;
+        for last in self.layers.iter_mut().filter_map(|layer| layer.last_mut()) {
+            let stale = before..self.stale_until.min(last.start + BLOCK_TOKENS);
+            if stale.is_empty() {
+                return Ok(());
+            }
+            let block = Arc::get_mut(&mut last.block).ok_or_else(|| {
+                Error::new(Kind::Internal, "the last block of a context is shared")
+            })?;
+            let zeros = vec![0.0; stale.len() * width];
+            block.write(before - last.start, &zeros, &zeros);
+        }
+        Ok(())
     }
 
     /// The name of the context among ranks.
@@ -281,6 +303,7 @@ impl KvCache {
             return;
         }
         self.note(Event::Truncate { id: self.id, len });
+        self.stale_until = self.stale_until.max(self.len());
         let behind = self.held.partition_point(|&start| start < len);
         self.held.truncate(behind);
         for layer in &mut self.layers {
@@ -354,6 +377,7 @@ impl KvCache {
             positions: Vec::new(),
             segments: Vec::new(),
             is_packed: false,
+            stale_until: 0,
         };
         part.extend(&positions, Some(&segments))?;
         for (to, from) in part.layers.iter_mut().zip(&self.layers) {
@@ -390,7 +414,9 @@ impl KvCache {
         let open = before / BLOCK_TOKENS * BLOCK_TOKENS;
         if before < len && open < before && self.share.owns(open) {
             self.own_last()?;
+            self.forget(before)?;
         }
+        self.stale_until = 0;
         let first = before.next_multiple_of(BLOCK_TOKENS);
         for start in (first..len).step_by(BLOCK_TOKENS) {
             self.held.push(start);

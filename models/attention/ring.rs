@@ -7,7 +7,8 @@
 //! generation is a queries' ring with a single traveller.
 //!
 //! Results are merged in order of rank by [`Partial::merge_strided`], so that for a
-//! striped context they are those of one rank to the bit.
+//! striped context they are those of one rank to the bit, if the ranks divide the lanes
+//! ([`super::blockwise::lanes`]).
 
 use std::{ops::Range, time::Instant};
 

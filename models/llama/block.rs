@@ -181,7 +181,9 @@ impl Block {
 
     /// Refuses a result that is no number: it would spread to everything that comes after.
     fn check(&self, result: &Partial) -> Result<()> {
-        let bad = result.lse.iter().position(|lse| lse.is_nan());
+        let of_values = result.out.chunks_exact(self.heads.d);
+        let mut rows = result.lse.iter().zip(of_values);
+        let bad = rows.position(|(lse, out)| lse.is_nan() || out.iter().any(|x| !x.is_finite()));
         bad.map_or(Ok(()), |row| {
             let (token, head) = (row / self.heads.query, row % self.heads.query);
             Err(Error::new(

@@ -198,7 +198,12 @@ impl Drop for Leader<'_> {
     /// The others end; one that is gone already needs no telling.
     fn drop(&mut self) {
         let mut ring = self.ring();
-        if let Err(_gone) = self.tell(&mut ring, &Command::Stop) {}
+        let Ok(stop) = serde_json::to_string(&Command::Stop) else {
+            return;
+        };
+        for rank in 1..ring.ranks() {
+            if let Err(_gone) = ring.send(rank, Message::words(stop.clone())) {}
+        }
     }
 }
 

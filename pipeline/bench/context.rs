@@ -20,7 +20,10 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    bench::spread::Spread, cancel::Cancel, error::Result, plan::peak_memory_bytes,
+    bench::spread::Spread,
+    cancel::Cancel,
+    error::Result,
+    plan::{attention_flops, pairs, peak_memory_bytes},
     stages::progress::Progress,
 };
 
@@ -35,6 +38,8 @@ pub struct ContextOptions {
     pub answer: usize,
     /// Tokens per prefill step and rank.
     pub prefill_chunk: usize,
+    /// Ranks of this process.
+    pub ranks_here: usize,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,
     /// Bytes of the weights in memory.
@@ -117,27 +122,32 @@ pub fn measure(
     for _ in 0..QUESTIONS {
         let (question_s, answer_s) = ask(decoder, &cache, options, cancel)?;
         asked.push(question_s + answer_s);
-        rates.push(options.answer as f64 / answer_s);
+        // The first token of an answer follows from the question's last.
+        rates.push(options.answer.saturating_sub(1) as f64 / answer_s);
     }
     let spec = decoder.spec();
     let first = asked.first().copied().unwrap_or(0.0);
     let spread = |samples: &[f64]| Spread::of(samples).unwrap_or(Spread::NONE);
     let question_s = spread(asked.get(1..).unwrap_or_default());
     let traffic = decoder.traffic();
+    // The parts of several ranks differ by a block at most.
+    let kv_bytes = cache.bytes() * options.ranks_here;
     Ok(ContextRow {
         tokens: options.tokens,
         ranks: traffic.map_or(1, |traffic| traffic.ranks),
         kv_dtype: options.kv_dtype.name(),
         prefill_s,
         tokens_per_s: options.tokens as f64 / prefill_s,
-        attention_gflops: attention_flops(spec, options.tokens) / prefill_s / 1e9,
+        attention_gflops: attention_flops(spec, pairs(spec, options.tokens as u64))
+            / prefill_s
+            / 1e9,
         question_share: question_s.median / (prefill_s + first),
         question_s,
         decode_tokens_per_s: spread(&rates),
-        kv_bytes: cache.bytes(),
+        kv_bytes,
         weight_bytes: options.weight_bytes,
         peak_memory_bytes: peak_memory_bytes(),
-        expected_bytes: expected_bytes(spec, options, cache.bytes()),
+        expected_bytes: expected_bytes(spec, options, kv_bytes),
         traffic,
         logits_sha256: digest(&logits),
     })
@@ -185,11 +195,6 @@ fn ask(
 fn tokens(n: usize, vocab_size: usize) -> Vec<Token> {
     let id = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 7) % vocab_size.max(1);
     (0..n).map(|i| Token::Text(id(i) as u32)).collect()
-}
-
-fn attention_flops(spec: &DecoderSpec, tokens: usize) -> f64 {
-    let width = spec.num_attention_heads * spec.head_dim() * spec.num_hidden_layers;
-    2.0 * (tokens as f64).powi(2) * width as f64
 }
 
 fn expected_bytes(spec: &DecoderSpec, options: &ContextOptions, kv_bytes: usize) -> u64 {

@@ -33,6 +33,12 @@ pub fn random_decoder(spec: &DecoderSpec) -> Result<(Decoder, u64)> {
     Ok((Decoder::load(spec, &mut weights)?, bytes))
 }
 
+/// Bytes of the weights of [`random_decoder`].
+pub fn random_bytes(spec: &DecoderSpec) -> u64 {
+    let elements = |(_, shape): &(String, Vec<usize>)| shape.iter().product::<usize>() as u64;
+    2 * decoder_tensors(spec).iter().map(elements).sum::<u64>()
+}
+
 fn write(spec: &DecoderSpec, path: &Path) -> Result<()> {
     let tensors = decoder_tensors(spec);
     let mut header = Map::new();
@@ -43,8 +49,10 @@ fn write(spec: &DecoderSpec, path: &Path) -> Result<()> {
         let entry = json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
         header.insert(name.clone(), entry);
     }
-    let header = serde_json::to_vec(&header)
+    let mut header = serde_json::to_vec(&header)
         .map_err(|e| Error::with_source(Kind::Internal, "write a header", e))?;
+    // What follows is aligned, and can be used where it is mapped.
+    header.resize(header.len().next_multiple_of(8), b' ');
     let mut out = BufWriter::new(File::create(path)?);
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;

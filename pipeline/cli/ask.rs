@@ -26,7 +26,7 @@ use crate::{
     },
     error::{Context, Error, Kind, Result},
     model::{Model, ModelFiles},
-    plan::{Demand, Plan, available_memory_bytes, peak_memory_bytes},
+    plan::{Demand, Plan, peak_memory_bytes},
     ranks::Ranks,
     stages::{
         self, QueueBounds, Viewing,
@@ -125,7 +125,14 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         plan,
         model,
     } = prepared;
+    // A video that cannot tell its length, and later questions, are not in the plan.
+    let kv_room = plan.kv_room().and_then(|bytes| usize::try_from(bytes).ok());
+    let options = AnswerOptions {
+        kv_limit_bytes: kv_room.map(|bytes| bytes / ranks.here()),
+        ..options
+    };
     let asking = Asking {
+        ranks_here: ranks.here(),
         args: &args,
         question,
         model: &model,
@@ -193,6 +200,7 @@ struct Asking<'a> {
     question: &'a str,
     model: &'a Model,
     link: Option<&'static str>,
+    ranks_here: usize,
     plan: Plan,
     start: Instant,
     loaded: f64,
@@ -268,7 +276,7 @@ impl Asking<'_> {
         };
         if voice.json {
             let error = followed.as_ref().err().map(ToString::to_string);
-            let kv_bytes = conversation.kv_bytes();
+            let kv_bytes = conversation.kv_bytes() * self.ranks_here;
             let json = asked.into_json(args, self.model, video, kv_bytes, follow_ups, error);
             let ring = self.link.zip(conversation.traffic());
             let ring = ring.map(|(link, traffic)| RingJson { link, traffic });
@@ -365,12 +373,7 @@ fn split_inputs(args: &AskArgs) -> Result<(&str, Vec<PathBuf>)> {
 }
 
 fn options(args: &AskArgs) -> Result<AnswerOptions> {
-    if args.prefill_chunk == 0 {
-        return Err(Error::new(
-            Kind::Usage,
-            "--prefill-chunk is 0, expected at least 1",
-        ));
-    }
+    resolve::within("--prefill-chunk", args.prefill_chunk, 1..=1 << 20)?;
     if args.max_new_tokens == 0 {
         return Err(Error::new(
             Kind::Usage,
@@ -383,6 +386,7 @@ fn options(args: &AskArgs) -> Result<AnswerOptions> {
         stop: args.stop.clone(),
         prefill_chunk: args.prefill_chunk,
         kv_dtype: resolve::kv_dtype(args.kv_dtype),
+        kv_limit_bytes: None,
     })
 }
 
@@ -424,9 +428,10 @@ fn check_plan(
         contexts: 1,
         processes: ranks.place().1 as u64,
         weight_bytes: model.weight_bytes(),
-        prefill_chunk: options.prefill_chunk.saturating_mul(ranks.here()) as u64,
+        ranks: ranks.count() as u64,
+        prefill_chunk: options.prefill_chunk as u64,
     };
-    let plan = Plan::new(&model.spec, demand, available_memory_bytes());
+    let plan = Plan::new(&model.spec, demand, resolve::memory_of(ranks));
     plan.check("--frames", sources.iter().map(Source::n_videos).sum())?;
     Ok(plan)
 }

@@ -9,7 +9,7 @@ use crate::{
     bench::{
         context::{ContextOptions, ContextRow, measure},
         machine::{Build, Machine},
-        random_weights::random_decoder,
+        random_weights::{random_bytes, random_decoder},
     },
     cancel::Cancel,
     cli::{
@@ -19,7 +19,7 @@ use crate::{
     },
     error::{Context, Error, Kind, Result},
     model::ModelFiles,
-    plan::{Demand, Plan, available_memory_bytes, bytes, peak_memory_bytes},
+    plan::{Demand, Plan, bytes, peak_memory_bytes},
     ranks::Ranks,
     stages::progress::Progress,
 };
@@ -53,7 +53,7 @@ struct Line<'a> {
 pub fn run(args: &ContextArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let tokens = lengths(args)?;
     within("--question", args.question, 1..=1 << 16)?;
-    within("--answer", args.answer, 1..=1 << 16)?;
+    within("--answer", args.answer, 2..=1 << 16)?;
     within("--prefill-chunk", args.prefill_chunk, 1..=1 << 20)?;
     let ranks = resolve::ranks(args.ring, args.ring_timeout)?;
     let follows = ranks.follows();
@@ -78,9 +78,13 @@ pub fn run(args: &ContextArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         interrupted: false,
         rows: Vec::new(),
     };
+    let ranks_here = ranks.here();
     let measured = ranks.lead(&decoder, |decoder| {
         for &tokens in &tokens {
-            let options = options(args, tokens, weight_bytes);
+            let options = ContextOptions {
+                ranks_here,
+                ..options(args, tokens, weight_bytes)
+            };
             let progress = Progress::default();
             progress.tokens_expected.add(tokens as u64);
             let work = || measure(decoder, &options, &progress, cancel);
@@ -114,6 +118,7 @@ fn options(args: &ContextArgs, tokens: usize, weight_bytes: u64) -> ContextOptio
         question: args.question,
         answer: args.answer,
         prefill_chunk: args.prefill_chunk,
+        ranks_here: 1,
         kv_dtype: resolve::kv_dtype(args.kv_dtype),
         weight_bytes,
     }
@@ -135,9 +140,8 @@ fn load(
         let longest = tokens.last().copied().unwrap_or(0) + args.question + args.answer;
         let limit = &mut spec.decoder.max_position_embeddings;
         *limit = longest.max(*limit);
-        let (decoder, weight_bytes) = random_decoder(&spec.decoder)?;
-        check(args, &spec, tokens, weight_bytes, ranks)?;
-        return Ok((decoder, weight_bytes));
+        check(args, &spec, tokens, random_bytes(&spec.decoder), ranks)?;
+        return random_decoder(&spec.decoder);
     }
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&dir)?;
@@ -163,9 +167,10 @@ fn check(
         contexts: 1,
         processes: ranks.place().1 as u64,
         weight_bytes,
-        prefill_chunk: args.prefill_chunk.saturating_mul(ranks.here()) as u64,
+        ranks: ranks.count() as u64,
+        prefill_chunk: args.prefill_chunk as u64,
     };
-    Plan::new(spec, demand, available_memory_bytes()).check("--frames", 0)
+    Plan::new(spec, demand, resolve::memory_of(ranks)).check("--frames", 0)
 }
 
 fn append(path: Option<&Path>, report: &Report, row: &ContextRow) -> Result<()> {

@@ -150,6 +150,7 @@ fn check_plan(model: &ModelFiles, prompt: &GenerationPrompt, n_frames: usize) ->
         contexts: 2,
         processes: 1,
         weight_bytes: model.weight_bytes(),
+        ranks: 1,
         prefill_chunk: prompt.conditional.len() as u64,
     };
     Plan::new(&model.spec, demand, available_memory_bytes()).check("--n-frames", 1)

@@ -74,6 +74,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         contexts: 1,
         processes: 1,
         weight_bytes: facts.weight_bytes,
+        ranks: 1,
         prefill_chunk: 512,
     };
     let plan = Plan::new(&facts.spec, demand, available(&args)?);

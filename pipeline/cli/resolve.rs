@@ -20,6 +20,7 @@ use crate::{
     },
     error::{Context, Error, Kind, Result},
     hub,
+    plan::available_memory_bytes,
     ranks::Ranks,
     reel::{self, ReelReader},
     sources::{
@@ -64,6 +65,11 @@ pub fn within(option: &str, value: usize, range: RangeInclusive<usize>) -> Resul
         Kind::Usage,
         format!("{option} is {value}, expected {start} to {end}"),
     ))
+}
+
+/// Bytes of memory that this process may take: those that the machine has left, dealt to the processes that share it.
+pub fn memory_of(ranks: &Ranks) -> Option<u64> {
+    Some(available_memory_bytes()? / ranks.processes_here() as u64)
 }
 
 /// The model file (TOML) at `path`.

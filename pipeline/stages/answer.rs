@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use crossbeam_channel::Receiver;
 use longreel_models::{
     attention::{
+        budget::Budget,
         kv_cache::{KvCache, KvDtype},
         ring::Traffic,
     },
@@ -37,6 +38,8 @@ pub struct AnswerOptions {
     pub prefill_chunk: usize,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,
+    /// Most bytes of the leading rank's part of it; no limit when absent.
+    pub kv_limit_bytes: Option<usize>,
 }
 
 /// Why an answer ended.
@@ -79,9 +82,11 @@ pub struct Conversation<'a> {
 impl<'a> Conversation<'a> {
     /// An empty context for `model`, whose decoder one rank runs or several.
     pub fn new(model: &'a Model, decoder: &'a dyn Forward, options: AnswerOptions) -> Self {
+        let limit = options.kv_limit_bytes.unwrap_or(usize::MAX);
+        let cache = decoder.context(options.kv_dtype);
         Self {
             model,
-            cache: decoder.context(options.kv_dtype),
+            cache: cache.within(Budget::new(limit)),
             decoder,
             options,
             prompt: Vec::new(),

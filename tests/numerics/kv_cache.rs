@@ -503,3 +503,41 @@ proptest! {
         prop_assert_eq!(budget.used_bytes(), 0);
     }
 }
+
+/// One token's keys and values in every layer, all of them `x`.
+fn write_all(cache: &mut KvCache, places: Range<usize>, x: f32) {
+    let width = heads().key_value * heads().d;
+    let numbers = vec![x; places.len() * width];
+    for layer in 0..spec().num_hidden_layers {
+        cache
+            .write(layer, places.start, &numbers, &numbers)
+            .unwrap();
+    }
+}
+
+#[test]
+fn what_was_forgotten_leaves_no_trace_even_where_it_was_huge_or_no_number() {
+    for dtype in KvDtype::ALL {
+        for forgotten in [1000.0, f32::NAN] {
+            let mut fresh = KvCache::new(&spec(), dtype);
+            add(&mut fresh, 0..100);
+            let mut cut = fresh.fork();
+            let positions: Vec<u32> = (100..300).collect();
+            cut.extend(&positions, None).unwrap();
+            write_all(&mut cut, 100..256, forgotten);
+            cut.truncate(100);
+            for cache in [&mut fresh, &mut cut] {
+                add(cache, 100..103);
+            }
+            let places = 102..103;
+            let queries = Queries {
+                q: &[0.1; 8],
+                runs: std::slice::from_ref(&places),
+            };
+            let seen = |cache: &KvCache| {
+                bits(&attend(queries, heads(), cache.blocks(1), &Mask::CAUSAL).out)
+            };
+            assert_eq!(seen(&cut), seen(&fresh), "{dtype:?} {forgotten}");
+        }
+    }
+}

@@ -505,6 +505,77 @@ mod tests {
         }
     }
 
+    /// out and lse of one query over 64 keys of which it sees the first 40, whatever the others hold.
+    fn over_the_first_forty(level: Level, dtype: KvDtype, hidden: f32) -> (Vec<f32>, Vec<f32>) {
+        let d = 16;
+        let shape = KvShape {
+            kv_heads: 1,
+            d,
+            dtype,
+        };
+        let mut v = numbers(64 * d, 3);
+        v[40 * d..].iter_mut().for_each(|v| *v *= hidden);
+        let mut block = PackedBlock::try_new(shape).unwrap();
+        block.write(0, &numbers(64 * d, 2), &v);
+        let mut bits = [0; MASK_WORDS];
+        (bits[0], bits[1]) = (u32::MAX, 0xff);
+        let visible = Visible {
+            bits: &bits,
+            rows_per_mask: 1,
+        };
+        let mut state = Accumulator::at_level(level, &numbers(d, 1), shape);
+        state.add(&block, 0, 64, Some(visible), None);
+        state.take()
+    }
+
+    #[test]
+    fn a_value_that_is_not_seen_does_not_decide_in_which_steps_others_count() {
+        for level in Level::available() {
+            for dtype in KvDtype::ALL {
+                let (plain, huge) = (
+                    over_the_first_forty(level, dtype, 1.0),
+                    over_the_first_forty(level, dtype, 1e4),
+                );
+                for (a, b) in plain.0.iter().zip(&huge.0) {
+                    assert!((a - b).abs() < 1e-2, "{level:?} {dtype:?}: {a} against {b}");
+                }
+                assert_eq!(plain.1, huge.1, "{level:?} {dtype:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_that_one_row_of_two_sees_leaves_the_other_as_it_is() {
+        let d = 16;
+        for level in Level::available() {
+            for dtype in KvDtype::ALL {
+                let shape = KvShape {
+                    kv_heads: 1,
+                    d,
+                    dtype,
+                };
+                // Scores of about −200 in powers of two, then a block for the second row alone.
+                let far = |sign: f32| vec![sign * 24.0; d];
+                let mut block = PackedBlock::try_new(shape).unwrap();
+                block.write(0, &far(-1.0), &vec![1.0; d]);
+                let mut state = Accumulator::at_level(level, &[far(1.0), far(1.0)].concat(), shape);
+                state.add(&block, 0, 1, None, None);
+                let mut bits = [0; 2 * MASK_WORDS];
+                bits[MASK_WORDS] = 1;
+                let visible = Visible {
+                    bits: &bits,
+                    rows_per_mask: 1,
+                };
+                state.add(&block, 0, 1, Some(visible), None);
+                let (out, _) = state.take();
+                assert!(
+                    out.iter().all(|o| (o - 1.0).abs() < 0.05),
+                    "{level:?} {dtype:?}: {out:?}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn a_row_that_sees_nothing_is_empty_and_not_nan() {
         check(6, 40, 16, 8, |i, j| i % 2 == 0 && (j / 8) % 2 == 1);

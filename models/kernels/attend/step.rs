@@ -41,6 +41,29 @@ pub(super) struct BlockUnits<'a> {
     pub next: &'a [u8],
 }
 
+impl BlockUnits<'_> {
+    /// The largest scale of a value that a row sees, as a share of the block's largest; `words` are of the panels from `first` on.
+    #[inline(always)]
+    unsafe fn largest_scale<D: Dot>(&self, words: &[u32], first: usize) -> f32 {
+        if words.len() == PANELS && words.iter().all(|&seen| seen == u32::MAX) {
+            return 1.0;
+        }
+        // SAFETY: the caller's promise.
+        let mut most = unsafe { D::Floats::splat(0.0) };
+        for (panel, &seen) in (first..).zip(words) {
+            for lane in (0..PANEL).step_by(D::Floats::N) {
+                // SAFETY: the caller's promise: there is a scale for every key of the block.
+                unsafe {
+                    let scales = self.value_scales.add(panel * PANEL + lane);
+                    most = most.max(D::Floats::load(scales).keep(seen >> lane));
+                }
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { most.largest() / 255.0 }
+    }
+}
+
 /// The running result of an accumulator's rows.
 pub(super) struct RowsState<'a> {
     /// `[rows, key_units]`.
@@ -130,7 +153,7 @@ impl Step<'_> {
             for panel in panel..=last {
                 self.scores::<D, R, 2>(row, panel, &words);
             }
-            let (kept, added) = self.weigh::<D, R>(row, first..last + 1);
+            let (kept, added) = self.weigh::<D, R>(row, first..last + 1, &words);
             self.values::<D, R, C>(row, first..last + 1, kept, added);
         }
         R
@@ -226,6 +249,7 @@ impl Step<'_> {
         &mut self,
         row: usize,
         panels: std::ops::Range<usize>,
+        words: &[[u32; MASK_WORDS]; R],
     ) -> ([f32; R], [f32; R]) {
         let (mut kept, mut added) = ([1.0; R], [1.0; R]);
         let keys = panels.start * PANEL..panels.end * PANEL;
@@ -245,6 +269,18 @@ impl Step<'_> {
                 let floor = |x: f32| if x == f32::NEG_INFINITY { 0.0 } else { x };
                 let base = floor(if D::WEIGHTS_BY_BLOCK { most[r] } else { new });
                 let minus = D::Floats::splat(-base);
+                // What a row does not see must not decide in which steps it counts.
+                let of_visible = if D::WEIGHTS_BY_BLOCK {
+                    self.block
+                        .largest_scale::<D>(&words[r][panels.clone()], panels.start)
+                } else {
+                    1.0
+                };
+                let boost = D::Floats::splat(if of_visible > 0.0 {
+                    of_visible.recip()
+                } else {
+                    0.0
+                });
                 let mut sums = [D::Floats::splat(0.0); 2];
                 for key in keys.clone().step_by(2 * D::Floats::N) {
                     for (c, sums) in sums.iter_mut().enumerate() {
@@ -252,6 +288,11 @@ impl Step<'_> {
                         let weights = D::Floats::load(scores.add(key)).add(minus).exp2(D::EXP2);
                         *sums = sums.add(weights);
                         let scales = self.block.value_scales.wrapping_add(key);
+                        let weights = if D::WEIGHTS_BY_BLOCK {
+                            weights.times(boost)
+                        } else {
+                            weights
+                        };
                         D::put_weights(weights, scales, units, key);
                     }
                 }
@@ -263,7 +304,10 @@ impl Step<'_> {
                 }
                 *sum = *sum * kept[r] + sums[0].add(sums[1]).sum() * added[r];
                 *max = new;
-                added[r] *= self.block.largest_value_scale;
+                added[r] *= self.block.largest_value_scale * of_visible;
+                if D::WEIGHTS_BY_BLOCK && most[r] == f32::NEG_INFINITY {
+                    added[r] = 0.0;
+                }
             }
         }
         (kept, added)

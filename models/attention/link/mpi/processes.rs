@@ -91,6 +91,8 @@ pub fn connect(deadline: Duration) -> Result<(Session, Box<dyn Link>)> {
 struct Greeting {
     version: String,
     host: String,
+    /// The process numbers of a container are its own.
+    namespace: String,
     pid: u32,
 }
 
@@ -176,7 +178,13 @@ impl Processes {
             mpi::environment::processor_name().unwrap_or_default(),
             std::process::id(),
         );
-        let greeting = Greeting { version, host, pid };
+        let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let greeting = Greeting {
+            version,
+            host,
+            namespace: namespace.display().to_string(),
+            pid,
+        };
         let words = serde_json::to_string(&greeting)
             .map_err(|e| Error::with_source(Kind::Internal, "write a greeting", e))?;
         let (rank, ranks) = (self.rank, self.ranks());
@@ -197,7 +205,8 @@ impl Processes {
                 );
                 return Err(Error::new(Kind::Network, message));
             }
-            if theirs.host == greeting.host && Path::new("/proc/self").exists() {
+            let is_near = theirs.host == greeting.host && theirs.namespace == greeting.namespace;
+            if is_near && Path::new("/proc/self").exists() {
                 lock(&self.peers)[peer].neighbour = Some(theirs.pid);
             }
         }
