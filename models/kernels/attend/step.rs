@@ -300,14 +300,16 @@ impl Step<'_> {
                     kept[r] = (*max - new).exp2();
                 }
                 if D::WEIGHTS_BY_BLOCK && base != floor(new) {
-                    added[r] = (base - floor(new)).exp2();
+                    let is_empty = most[r] == f32::NEG_INFINITY;
+                    added[r] = if is_empty {
+                        0.0
+                    } else {
+                        (base - floor(new)).exp2()
+                    };
                 }
                 *sum = *sum * kept[r] + sums[0].add(sums[1]).sum() * added[r];
                 *max = new;
                 added[r] *= self.block.largest_value_scale * of_visible;
-                if D::WEIGHTS_BY_BLOCK && most[r] == f32::NEG_INFINITY {
-                    added[r] = 0.0;
-                }
             }
         }
         (kept, added)
