@@ -169,6 +169,7 @@ impl Bench {
                         tokens,
                         positions: &positions[..tokens.len()],
                         segments: None,
+                        features: &[],
                         cache,
                     }
                 })

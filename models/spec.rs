@@ -3,6 +3,8 @@
 
 pub mod encoder;
 
+pub mod features;
+
 pub mod rope_scaling;
 
 use serde::{Deserialize, Serialize};

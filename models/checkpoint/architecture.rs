@@ -30,7 +30,7 @@ macro_rules! files {
 }
 
 const FILES: &[(&str, &str)] = &files![
-    "clip", "dinov2", "llama", "mistral", "qwen2", "qwen3", "siglip", "vit"
+    "clip", "dinov2", "llama", "llava", "mistral", "qwen2", "qwen3", "siglip", "vit"
 ];
 
 /// One architecture, as its file describes it.
@@ -64,6 +64,8 @@ pub enum ModelKind {
     Classifier,
     /// [`crate::spec::DecoderSpec`].
     Decoder,
+    /// [`crate::spec::features::VisionLanguageSpec`].
+    VisionLanguage,
 }
 
 impl Architecture {
@@ -102,7 +104,7 @@ impl Architecture {
     /// `BadInput` when a key says what is not computed here.
     fn check(&self, config: &Json) -> Result<()> {
         for (key, expected) in &self.expect {
-            match config.get(key).filter(|found| !found.is_null()) {
+            match at(config, key).filter(|found| !found.is_null()) {
                 Some(found) if found != expected => {
                     let message = format!("{key} is {found}, expected {expected}");
                     return Err(Error::new(Kind::BadInput, message));
@@ -198,6 +200,12 @@ fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
             }
             Ok(Some(Json::Object(resolved)))
         }
+        Value::Array(values) => {
+            let values = values
+                .iter()
+                .filter_map(|value| resolve(value, config).transpose());
+            Ok(Some(Json::Array(values.collect::<Result<_>>()?)))
+        }
         other => {
             let literal = serde_json::to_value(other);
             let literal = literal
@@ -205,6 +213,12 @@ fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
             Ok(Some(literal))
         }
     }
+}
+
+/// What stands at a path of keys with dots between them.
+fn at<'a>(config: &'a Json, path: &str) -> Option<&'a Json> {
+    path.split('.')
+        .try_fold(config, |config, key| config.get(key))
 }
 
 /// The product of whole numbers; `None` where one is not there.
@@ -240,10 +254,7 @@ fn look_up(reference: &str, config: &Json) -> Result<Option<Json>> {
                 .map(Some)
                 .map_err(|e| Error::with_source(Kind::Internal, doing(), e));
         };
-        let found = path
-            .split('.')
-            .try_fold(config, |config, key| config.get(key));
-        match found {
+        match at(config, path) {
             Some(Json::Null) => is_none = true,
             Some(found) => return Ok(Some(found.clone())),
             None => {}

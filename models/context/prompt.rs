@@ -263,7 +263,7 @@ fn word(tokenizer: &Tokenizer, token: Token) -> String {
         Token::Text(id) => tokenizer
             .piece(id, false)
             .unwrap_or_else(|| format!("#{id}")),
-        Token::Vision(id) => id.to_string(),
+        Token::Vision(id) | Token::Feature(id) => id.to_string(),
     }
 }
 

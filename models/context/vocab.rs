@@ -10,18 +10,25 @@ pub enum Token {
     Text(u32),
     /// An id of the vision vocabulary: a code of the codebook or a terminator.
     Vision(u32),
+    /// A place that a row of features takes instead of an embedding, with the text id that stands for it.
+    Feature(u32),
 }
 
 impl Token {
     /// The id without its modality.
     pub fn id(self) -> u32 {
         match self {
-            Self::Text(id) | Self::Vision(id) => id,
+            Self::Text(id) | Self::Vision(id) | Self::Feature(id) => id,
         }
     }
 
     /// Whether the id belongs to the vision vocabulary.
     pub fn is_vision(self) -> bool {
         matches!(self, Self::Vision(_))
+    }
+
+    /// Whether a row of features stands here.
+    pub fn is_feature(self) -> bool {
+        matches!(self, Self::Feature(_))
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     context::vocab::Token,
     error::{Context, Error, Kind, Result},
     llama::{
-        Head, Row,
+        Head, Input, Row,
         group::Forward,
         sampler::{Draw, Sampler},
     },
@@ -51,20 +51,22 @@ pub struct Prompted<'a> {
 ///
 /// # Errors
 /// `Interrupted` when `keep_going` says no, with the chunks so far in the cache.
-pub fn prefill(
+pub fn prefill<'a>(
     decoder: &dyn Forward,
     cache: &mut KvCache,
-    tokens: &[Token],
+    input: impl Into<Input<'a>>,
     chunk: usize,
     keep_going: &KeepGoing,
     on_progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor> {
-    check_room(decoder, cache, tokens.len())?;
+    let input = input.into();
+    check_room(decoder, cache, input.tokens.len())?;
     let mut last = None;
-    for tokens in tokens.chunks(decoder.step(chunk)) {
+    let width = decoder.spec().hidden_size;
+    for part in input.chunks(decoder.step(chunk), width) {
         go_on(keep_going)?;
-        last = Some(append(decoder, cache, tokens)?);
-        on_progress(tokens.len());
+        last = Some(append(decoder, cache, part)?);
+        on_progress(part.tokens.len());
     }
     last.ok_or_else(|| Error::new(Kind::Internal, "there are no tokens to prefill"))
 }
@@ -86,11 +88,12 @@ fn check_room(decoder: &dyn Forward, cache: &KvCache, n: usize) -> Result<()> {
 }
 
 /// tokens `[n]` → hidden state of the last, `[1, hidden]`, at the positions after the context's last.
-fn append(decoder: &dyn Forward, cache: &mut KvCache, tokens: &[Token]) -> Result<Tensor> {
+fn append(decoder: &dyn Forward, cache: &mut KvCache, input: Input) -> Result<Tensor> {
     let first = cache.next_position();
-    let positions: Vec<u32> = (0..tokens.len() as u32).map(|i| first + i).collect();
+    let positions: Vec<u32> = (0..input.tokens.len() as u32).map(|i| first + i).collect();
     decoder.last_hidden(&mut [Row {
-        tokens,
+        tokens: input.tokens,
+        features: input.features,
         positions: &positions,
         segments: None,
         cache,
@@ -168,6 +171,7 @@ fn advance(decoder: &dyn Forward, rows: &mut [Prompted], drawn: &[(usize, Token)
                 tokens: std::slice::from_ref(token),
                 positions: std::slice::from_ref(position),
                 segments: None,
+                features: &[],
                 cache: &mut *row.cache,
             });
         }

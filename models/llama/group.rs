@@ -154,7 +154,8 @@ impl<'a> Leader<'a> {
             .iter()
             .map(|r| r.cache.len() + r.tokens.len())
             .collect();
-        self.tell(ring, &self.command(rows))?;
+        let features = rows.iter().flat_map(|row| row.features).copied().collect();
+        self.tell(ring, &self.command(rows), features)?;
         let hidden = self.decoder.forward_share(rows, ring)?;
         let mut own = last_rows(&hidden, rows, ring.rank(), ring.ranks())?.into_iter();
         let mut last = Vec::new();
@@ -184,11 +185,16 @@ impl<'a> Leader<'a> {
         }
     }
 
-    fn tell(&self, ring: &mut Ring, command: &Command) -> Result<()> {
+    /// The command, and the features of its rows.
+    fn tell(&self, ring: &mut Ring, command: &Command, features: Vec<f32>) -> Result<()> {
         let header = serde_json::to_string(command)
             .map_err(|e| Error::with_source(Kind::Internal, "write a command for the ranks", e))?;
         for rank in 1..ring.ranks() {
-            ring.send(rank, Message::words(header.clone()))?;
+            let message = Message {
+                numbers: features.clone(),
+                ..Message::words(header.clone())
+            };
+            ring.send(rank, message)?;
         }
         Ok(())
     }
@@ -273,7 +279,7 @@ fn obey(decoder: &Decoder, ring: &mut Ring) -> Result<()> {
                 events
                     .into_iter()
                     .for_each(|event| happen(event, &mut contexts));
-                follow(decoder, ring, &mut contexts, &rows)?;
+                follow(decoder, ring, &mut contexts, &rows, &message.numbers)?;
             }
         }
     }
@@ -312,19 +318,28 @@ fn follow(
     ring: &mut Ring,
     contexts: &mut HashMap<u64, KvCache>,
     appended: &[Appended],
+    features: &[f32],
 ) -> Result<()> {
     let mut caches = Vec::with_capacity(appended.len());
     for row in appended {
         caches.push(take_context(decoder, ring, contexts, row)?);
     }
+    let mut features = features;
     let mut rows: Vec<Row> = appended
         .iter()
         .zip(&mut caches)
-        .map(|(row, cache)| Row {
-            tokens: &row.tokens,
-            positions: &row.positions,
-            segments: row.segments.as_deref(),
-            cache,
+        .map(|(row, cache)| {
+            let places = row.tokens.iter().filter(|token| token.is_feature()).count();
+            let own = places * decoder.spec().hidden_size;
+            let (own, others) = features.split_at(own.min(features.len()));
+            features = others;
+            Row {
+                tokens: &row.tokens,
+                positions: &row.positions,
+                segments: row.segments.as_deref(),
+                features: own,
+                cache,
+            }
         })
         .collect();
     let hidden = decoder.forward_share(&mut rows, ring)?;

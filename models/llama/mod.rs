@@ -59,8 +59,52 @@ pub struct Row<'a> {
     pub positions: &'a [u32],
     /// Segment of each; without it they go on in the context's last segment.
     pub segments: Option<&'a [u32]>,
+    /// What stands in place of an embedding at each `Token::Feature`, in order, `[features, hidden]`.
+    pub features: &'a [f32],
     /// What came before; the tokens are appended.
     pub cache: &'a mut KvCache,
+}
+
+/// What is given to a context: tokens, and the features that some of them stand for.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// The tokens.
+    pub tokens: &'a [Token],
+    /// As [`Row::features`].
+    pub features: &'a [f32],
+}
+
+impl<'a> Input<'a> {
+    /// In parts of `n` tokens, each with its own features of `width` numbers.
+    pub fn chunks(self, n: usize, width: usize) -> impl Iterator<Item = Self> {
+        let mut features = self.features;
+        self.tokens.chunks(n).map(move |tokens| {
+            let own = width * tokens.iter().filter(|token| token.is_feature()).count();
+            let (now, later) = features.split_at(own.min(features.len()));
+            features = later;
+            let features = now;
+            Input { tokens, features }
+        })
+    }
+}
+
+impl<'a> From<&'a [Token]> for Input<'a> {
+    fn from(tokens: &'a [Token]) -> Self {
+        let features = &[];
+        Self { tokens, features }
+    }
+}
+
+impl<'a> From<&'a Vec<Token>> for Input<'a> {
+    fn from(tokens: &'a Vec<Token>) -> Self {
+        Self::from(tokens.as_slice())
+    }
+}
+
+impl<'a, const N: usize> From<&'a [Token; N]> for Input<'a> {
+    fn from(tokens: &'a [Token; N]) -> Self {
+        Self::from(tokens.as_slice())
+    }
 }
 
 /// What [`Decoder::forward_traced`] shows: the name of a step and its output `[n, hidden]`.
@@ -149,8 +193,8 @@ impl Decoder {
         trace: &mut Trace,
     ) -> Result<Tensor> {
         rows.iter().try_for_each(|row| self.check(row))?;
-        let (tokens, positions) = own_tokens(rows);
-        let mut x = self.embed(&tokens)?;
+        let (tokens, positions, features) = own_tokens(rows, self.spec.hidden_size);
+        let mut x = self.embed(&tokens, features)?;
         trace("embedding", &x);
         let turns = self.rope.turns(&positions);
         let mut contexts = open(rows, ring)?;
@@ -196,6 +240,15 @@ impl Decoder {
             );
             return Err(Error::new(Kind::Internal, sizes));
         }
+        let features = row.tokens.iter().filter(|token| token.is_feature()).count();
+        if features * self.spec.hidden_size != row.features.len() {
+            let message = format!(
+                "{} numbers for {features} places of features, expected {} for each",
+                row.features.len(),
+                self.spec.hidden_size
+            );
+            return Err(Error::new(Kind::Internal, message));
+        }
         let limit = self.spec.max_position_embeddings;
         let total = row.cache.len() + n;
         let last = row.positions.iter().max().map_or(0, |&p| p as usize);
@@ -216,6 +269,7 @@ impl Decoder {
     fn check_ids(&self, tokens: &[Token]) -> Result<()> {
         tokens.iter().try_for_each(|token| match token {
             Token::Text(id) => in_vocabulary(*id, self.spec.vocab_size),
+            Token::Feature(_) => Ok(()),
             Token::Vision(id) => match self.spec.vision_vocab_size {
                 Some(n) => in_vocabulary(*id, n),
                 None => Err(no_vision("a vision vocabulary")),
@@ -223,10 +277,19 @@ impl Decoder {
         })
     }
 
-    fn embed(&self, tokens: &[Token]) -> Result<Vec<f32>> {
+    fn embed<'a>(
+        &self,
+        tokens: &[Token],
+        features: impl IntoIterator<Item = &'a [f32]>,
+    ) -> Result<Vec<f32>> {
         let mut x = Vec::with_capacity(tokens.len() * self.spec.hidden_size);
+        let mut features = features.into_iter();
         for token in tokens {
             match (token, &self.vision_embedding) {
+                (Token::Feature(_), _) => {
+                    x.extend_from_slice(features.next().unwrap_or_default());
+                    Ok(())
+                }
                 (&Token::Text(id), _) => {
                     self.text_embedding.append_row(id, &mut x).doing(|| "text")
                 }
@@ -247,18 +310,25 @@ fn own_places(row: &Row) -> Vec<Range<usize>> {
     striped(first..first + row.tokens.len(), share.rank, share.ranks)
 }
 
-/// This rank's tokens of all rows, and their positions.
-fn own_tokens(rows: &[Row]) -> (Vec<Token>, Vec<u32>) {
-    let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+/// This rank's tokens of all rows, their positions, and the features `[hidden]` among them.
+fn own_tokens<'a>(rows: &[Row<'a>], hidden: usize) -> (Vec<Token>, Vec<u32>, Vec<&'a [f32]>) {
+    let (mut tokens, mut positions, mut features) = (Vec::new(), Vec::new(), Vec::new());
     for row in rows {
         let first = row.cache.len();
+        let mut given = row.features.chunks_exact(hidden);
+        let mut seen = 0;
         for run in own_places(row) {
             let run = run.start - first..run.end - first;
-            tokens.extend_from_slice(row.tokens.get(run.clone()).unwrap_or_default());
+            let count = |tokens: &[Token]| tokens.iter().filter(|token| token.is_feature()).count();
+            let of = |run| row.tokens.get(run).unwrap_or_default();
+            let (skipped, own) = (count(of(seen..run.start)), count(of(run.clone())));
+            features.extend(given.by_ref().skip(skipped).take(own));
+            seen = run.end;
+            tokens.extend_from_slice(of(run.clone()));
             positions.extend_from_slice(row.positions.get(run).unwrap_or_default());
         }
     }
-    (tokens, positions)
+    (tokens, positions, features)
 }
 
 /// Makes room in every cache for its row's tokens.

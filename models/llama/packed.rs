@@ -92,6 +92,7 @@ fn prefill_row(
             tokens: &tokens[places.clone()],
             positions: &positions[places.clone()],
             segments: Some(&ids[places.clone()]),
+            features: &[],
             cache: &mut cache,
         }])?;
         while let Some(end) = ends.next_if(|end| places.contains(end)) {

@@ -6,3 +6,7 @@ pub mod vqgan;
 pub mod vit;
 
 pub mod classifier;
+
+pub mod connector;
+
+pub mod features;

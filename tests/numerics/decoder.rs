@@ -42,6 +42,7 @@ fn append(decoder: &Decoder, cache: &mut KvCache, tokens: &[Token]) -> Vec<f32> 
         tokens,
         positions: &positions,
         segments: None,
+        features: &[],
         cache,
     }];
     numbers(&decoder.forward(&mut rows).unwrap())
@@ -66,6 +67,7 @@ fn packed(decoder: &Decoder, case: &str, trace: &mut dyn FnMut(&str, &[f32])) ->
         tokens: &tokens,
         positions: &positions,
         segments: Some(&segments),
+        features: &[],
         cache: &mut cache,
     }];
     decoder.forward_traced(&mut rows, trace).unwrap()
@@ -106,6 +108,7 @@ fn a_left_padded_batch_gives_the_official_logits_without_computing_pads() {
             tokens: &row.tokens,
             positions: &row.positions,
             segments: None,
+            features: &[],
             cache,
         })
         .collect();
@@ -242,6 +245,7 @@ fn a_batch_is_its_rows_one_by_one() {
             tokens,
             positions,
             segments: None,
+            features: &[],
             cache,
         })
         .collect();
@@ -262,6 +266,7 @@ fn packed_segments_are_separate_contexts_and_the_last_goes_on_in_the_cache() {
         tokens: &tokens[..390],
         positions: &positions,
         segments: Some(&segments),
+        features: &[],
         cache: &mut cache,
     }];
     let got = numbers(&decoder.forward(&mut rows).unwrap());
@@ -493,6 +498,7 @@ fn refused(decoder: &Decoder, tokens: &[Token], positions: &[u32]) -> (Kind, Str
         tokens,
         positions,
         segments: None,
+        features: &[],
         cache: &mut cache,
     }];
     let error = decoder.forward(&mut rows).unwrap_err();
@@ -559,6 +565,7 @@ fn a_weight_that_is_no_number_is_named_by_the_layer_it_spoils() {
         tokens: &tokens,
         positions: &positions,
         segments: None,
+        features: &[],
         cache: &mut cache,
     }];
     let error = decoder.forward(&mut rows).unwrap_err();

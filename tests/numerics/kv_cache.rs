@@ -47,6 +47,7 @@ fn append(decoder: &Decoder, cache: &mut KvCache, tokens: &[Token]) -> Result<Ve
         tokens,
         positions: &positions,
         segments: None,
+        features: &[],
         cache,
     }];
     let hidden = decoder.forward(&mut rows)?;

@@ -3,14 +3,28 @@
 //! Each folder of `tests/golden/systems` is read twice: with the configuration as
 //! transformers 5 writes it, and as it stands on the hub.
 
+use std::{thread, time::Duration};
+
 use longreel_models::{
+    attention::{
+        kv_cache::{KvCache, KvDtype},
+        link::in_process::InProcess,
+    },
     checkpoint::{
         architecture::{Architecture, ModelKind},
         weights::Weights,
     },
+    context::vocab::Token,
     dual_encoder::DualEncoder,
     error::{Kind, Result},
-    vision::{classifier::Classifier, vit::Vit},
+    llama::{
+        Decoder, Head, Input, Row,
+        generate::{Generation, Step, generate, prefill},
+        group::{Forward, Leader, serve},
+        sampler::Draw,
+    },
+    spec::{DecoderSpec, features::VisionLanguageSpec},
+    vision::{classifier::Classifier, features::FeatureEncoder, vit::Vit},
 };
 use serde_json::Value;
 
@@ -165,6 +179,155 @@ fn an_unknown_architecture_is_refused_with_those_that_are_known() {
     assert!(
         message.contains(r#"model_type is "bloom""#)
             && message.contains("expected one of clip, dinov2, llama"),
+        "{message}"
+    );
+}
+
+/// A system that answers about pictures, and the golden prompt with its pictures' features.
+struct Answering {
+    decoder: Decoder,
+    tokens: Vec<Token>,
+    features: Vec<f32>,
+}
+
+impl Answering {
+    fn open(system: &System) -> Self {
+        let load = |spec: &VisionLanguageSpec, weights: &mut Weights| {
+            let encoder = FeatureEncoder::load(&spec.features, weights)?;
+            let decoder = Decoder::load(&spec.decoder, weights)?;
+            Ok((spec.image_token_id, encoder, decoder))
+        };
+        let (image, encoder, decoder) = system.load(ModelKind::VisionLanguage, load);
+        let file = system.expected();
+        let token = |id: i64| match u32::try_from(id).unwrap() {
+            id if id == image => Token::Feature(id),
+            id => Token::Text(id),
+        };
+        Self {
+            decoder,
+            tokens: file.i64("in.input_ids").into_iter().map(token).collect(),
+            features: encoder.forward(&file.f32("in.pixel_values")).unwrap(),
+        }
+    }
+
+    fn input(&self) -> Input<'_> {
+        Input {
+            tokens: &self.tokens,
+            features: &self.features,
+        }
+    }
+
+    /// Logits at every place of the prompt, prefilled in parts of `chunk` tokens.
+    fn logits(&self, chunk: usize) -> Vec<f32> {
+        let hidden = self.decoder.spec().hidden_size;
+        let mut cache = KvCache::new(self.decoder.spec(), KvDtype::F32);
+        let mut logits = Vec::new();
+        for part in self.input().chunks(chunk, hidden) {
+            let first = cache.next_position();
+            let positions: Vec<u32> = (first..first + part.tokens.len() as u32).collect();
+            let states = self.decoder.forward(&mut [Row {
+                tokens: part.tokens,
+                positions: &positions,
+                segments: None,
+                features: part.features,
+                cache: &mut cache,
+            }]);
+            let part = self.decoder.logits(&states.unwrap(), Head::Text).unwrap();
+            logits.extend(part.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        }
+        logits
+    }
+
+    /// The most likely ids after the prompt, by `decoder`, which runs on one rank or several.
+    fn greedy(&self, decoder: &dyn Forward, dtype: KvDtype, n: usize) -> Vec<u32> {
+        let mut cache = decoder.context(dtype);
+        let go_on = || true;
+        let last = prefill(decoder, &mut cache, self.input(), 5, &go_on, &mut |_| {}).unwrap();
+        let generation = Generation {
+            max_new_tokens: n,
+            draw: Draw::GREEDY,
+            stop_ids: Vec::new(),
+        };
+        let mut fork = cache.fork();
+        let mut keep = |_| Ok(Step::Continue);
+        generate(decoder, &mut fork, &last, &generation, &go_on, &mut keep).unwrap()
+    }
+}
+
+#[test]
+fn pictures_stand_in_the_context_and_the_official_logits_and_ids_follow() {
+    for system in System::both("llava15") {
+        let model = Answering::open(&system);
+        let file = system.expected();
+        system.check("mid.image_features", &model.features);
+        for chunk in [1, 7, 64] {
+            system.check("out.logits", &model.logits(chunk));
+        }
+        let ids: Vec<u32> = file
+            .i64("gen.tokens")
+            .into_iter()
+            .map(|id| id as u32)
+            .collect();
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            assert_eq!(
+                model.greedy(&model.decoder, dtype, ids.len()),
+                ids,
+                "{dtype:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn features_reach_every_rank_of_a_ring() {
+    let [system, _] = System::both("llava15");
+    let mut model = Answering::open(&system);
+    // As many pictures as fill blocks of several ranks.
+    let (tokens, features) = (model.tokens.clone(), model.features.clone());
+    for _ in 0..19 {
+        model.tokens.extend_from_slice(&tokens);
+        model.features.extend_from_slice(&features);
+    }
+    let roomy = DecoderSpec {
+        max_position_embeddings: 4096,
+        ..model.decoder.spec().clone()
+    };
+    let load = |spec: &VisionLanguageSpec, weights: &mut Weights| {
+        FeatureEncoder::load(&spec.features, weights)?;
+        Decoder::load(&roomy, weights)
+    };
+    model.decoder = system.load(ModelKind::VisionLanguage, load);
+    let alone = model.greedy(&model.decoder, KvDtype::F32, 8);
+    for ranks in [2, 3] {
+        let mut links = InProcess::connect(ranks, Duration::from_secs(60)).into_iter();
+        let leader = links.next().unwrap();
+        thread::scope(|scope| {
+            for link in links {
+                scope.spawn(|| serve(&model.decoder, Box::new(link)).unwrap());
+            }
+            let leader = Leader::new(&model.decoder, Box::new(leader), None);
+            assert_eq!(
+                model.greedy(&leader, KvDtype::F32, 8),
+                alone,
+                "{ranks} ranks"
+            );
+        });
+    }
+}
+
+#[test]
+fn features_that_do_not_fill_their_places_are_refused() {
+    let [system, _] = System::both("llava15");
+    let model = Answering::open(&system);
+    let short = Input {
+        tokens: &model.tokens,
+        features: &model.features[32..],
+    };
+    let mut cache = KvCache::new(model.decoder.spec(), KvDtype::F32);
+    let refused = prefill(&model.decoder, &mut cache, short, 64, &|| true, &mut |_| {});
+    let message = refused.unwrap_err().to_string();
+    assert!(
+        message.contains("992 numbers for 32 places of features"),
         "{message}"
     );
 }

@@ -1,0 +1,113 @@
+//! Systems that give a language model features of pictures in place of embeddings.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    DecoderSpec,
+    encoder::{HiddenAct, VitSpec},
+};
+use crate::error::{Error, Kind, Result};
+
+/// A vision encoder, a connector, and a decoder in whose context the features stand (LLaVA, arXiv 2310.03744).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionLanguageSpec {
+    /// The text id that stands for one row of features.
+    pub image_token_id: u32,
+    /// Pictures to features.
+    pub features: FeatureSpec,
+    /// What reads them.
+    pub decoder: DecoderSpec,
+}
+
+/// How a picture becomes rows of features.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeatureSpec {
+    /// The encoder.
+    pub vision: VitSpec,
+    /// Behind which block its tokens are taken; −1 is the last, 0 is before the first.
+    pub vision_feature_layer: i64,
+    /// Which of its tokens.
+    pub vision_feature_select_strategy: Select,
+    /// What is done with them then, step after step.
+    pub connector: Vec<ConnectorStep>,
+}
+
+/// Which tokens of an encoder are features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Select {
+    /// All but the first, which is the class token.
+    Default,
+    /// All.
+    Full,
+}
+
+/// One step between an encoder and a decoder; `name` is that of its tensors under `connector`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ConnectorStep {
+    /// A matrix.
+    Linear {
+        /// Of its tensors.
+        name: String,
+        /// Channels that come out.
+        out: usize,
+        /// Whether it has a bias.
+        bias: bool,
+    },
+    /// A function of each number.
+    Activation {
+        /// Which.
+        act: HiddenAct,
+    },
+    /// LayerNorm.
+    Norm {
+        /// Of its tensors.
+        name: String,
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// Squares of four patches become one row, their channels side by side.
+    Merge {
+        /// How the four and their squares are ordered.
+        order: MergeOrder,
+    },
+}
+
+/// How squares of 2×2 patches are merged; a grid of odd side gets zeros on the far sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MergeOrder {
+    /// Line by line, in the square and over the grid (VILA).
+    Rows,
+    /// Line by line in the square, column by column over the grid (VILA 1.5's first code).
+    Transposed,
+    /// Column by column in the square, line by line over the grid (InternVL's pixel shuffle).
+    Shuffled,
+}
+
+impl FeatureSpec {
+    /// Blocks of the encoder that are run.
+    ///
+    /// # Errors
+    /// `BadInput` when it has not so many.
+    pub fn blocks(&self) -> Result<usize> {
+        let all = self.vision.encoder.num_hidden_layers as i64;
+        let layer = self.vision_feature_layer;
+        let blocks = if layer < 0 { all + 1 + layer } else { layer };
+        if (0..=all).contains(&blocks) {
+            return Ok(blocks as usize);
+        }
+        let message = format!("vision_feature_layer is {layer}, the encoder has {all} blocks");
+        Err(Error::new(Kind::BadInput, message))
+    }
+
+    /// # Errors
+    /// `BadInput` for what the parts do not allow.
+    pub fn validate(&self) -> Result<()> {
+        self.vision.validate("vision")?;
+        self.blocks().map(drop)
+    }
+}
