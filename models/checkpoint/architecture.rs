@@ -30,7 +30,7 @@ macro_rules! files {
 }
 
 const FILES: &[(&str, &str)] = &files![
-    "clip", "dinov2", "llama", "llava", "mistral", "qwen2", "qwen3", "siglip", "vit"
+    "clip", "dinov2", "internvl", "llama", "llava", "mistral", "qwen2", "qwen3", "siglip", "vit"
 ];
 
 /// One architecture, as its file describes it.
@@ -215,10 +215,13 @@ fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
     }
 }
 
-/// What stands at a path of keys with dots between them.
+/// What stands at a path of keys, or places in a list, with dots between them.
 fn at<'a>(config: &'a Json, path: &str) -> Option<&'a Json> {
     path.split('.')
-        .try_fold(config, |config, key| config.get(key))
+        .try_fold(config, |config, key| match key.parse::<usize>() {
+            Ok(index) => config.get(index),
+            Err(_name) => config.get(key),
+        })
 }
 
 /// The product of whole numbers; `None` where one is not there.

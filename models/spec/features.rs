@@ -80,12 +80,10 @@ pub enum ConnectorStep {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MergeOrder {
-    /// Line by line, in the square and over the grid (VILA).
+    /// Line by line, in the square and over the grid (VILA, and InternVL's pixel shuffle).
     Rows,
     /// Line by line in the square, column by column over the grid (VILA 1.5's first code).
     Transposed,
-    /// Column by column in the square, line by line over the grid (InternVL's pixel shuffle).
-    Shuffled,
 }
 
 impl FeatureSpec {

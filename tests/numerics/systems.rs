@@ -23,8 +23,12 @@ use longreel_models::{
         group::{Forward, Leader, serve},
         sampler::Draw,
     },
-    spec::{DecoderSpec, features::VisionLanguageSpec},
-    vision::{classifier::Classifier, features::FeatureEncoder, vit::Vit},
+    spec::{
+        DecoderSpec,
+        encoder::HiddenAct,
+        features::{ConnectorStep, MergeOrder, VisionLanguageSpec},
+    },
+    vision::{classifier::Classifier, connector::Connector, features::FeatureEncoder, vit::Vit},
 };
 use serde_json::Value;
 
@@ -178,7 +182,7 @@ fn an_unknown_architecture_is_refused_with_those_that_are_known() {
     let message = error.to_string();
     assert!(
         message.contains(r#"model_type is "bloom""#)
-            && message.contains("expected one of clip, dinov2, llama"),
+            && message.contains("expected one of clip, dinov2, internvl, llama"),
         "{message}"
     );
 }
@@ -256,10 +260,12 @@ impl Answering {
 
 #[test]
 fn pictures_stand_in_the_context_and_the_official_logits_and_ids_follow() {
-    for system in System::both("llava15") {
+    for system in ["llava15", "internvl"].into_iter().flat_map(System::both) {
         let model = Answering::open(&system);
         let file = system.expected();
-        system.check("mid.image_features", &model.features);
+        if system.name == "llava15" {
+            system.check("mid.image_features", &model.features);
+        }
         for chunk in [1, 7, 64] {
             system.check("out.logits", &model.logits(chunk));
         }
@@ -269,12 +275,43 @@ fn pictures_stand_in_the_context_and_the_official_logits_and_ids_follow() {
             .map(|id| id as u32)
             .collect();
         for dtype in [KvDtype::F32, KvDtype::Bf16] {
-            assert_eq!(
-                model.greedy(&model.decoder, dtype, ids.len()),
-                ids,
-                "{dtype:?}"
-            );
+            let got = model.greedy(&model.decoder, dtype, ids.len());
+            assert_eq!(got, ids, "{} {dtype:?}", system.name);
         }
+    }
+}
+
+/// VILA's `mlp_downsample`: LayerNorm and two matrices behind squares of four patches.
+#[test]
+fn vilas_connector_merges_in_both_token_orders() {
+    let linear = |name: &str| ConnectorStep::Linear {
+        name: name.to_owned(),
+        out: 32,
+        bias: true,
+    };
+    let file = Golden::open("systems/x_vila_projector/expected.safetensors");
+    for (order, expected) in [
+        (MergeOrder::Rows, "out.tokens"),
+        (MergeOrder::Transposed, "out.tokens_transposed_legacy"),
+    ] {
+        let steps = [
+            ConnectorStep::Merge { order },
+            ConnectorStep::Norm {
+                name: "1".to_owned(),
+                eps: 1e-5,
+            },
+            linear("2"),
+            ConnectorStep::Activation {
+                act: HiddenAct::Gelu,
+            },
+            linear("4"),
+        ];
+        let model = golden::path("systems/x_vila_projector/model.safetensors");
+        let mut weights = Weights::open(&model).unwrap();
+        let connector = Connector::load(&steps, 12, &mut weights, "layers").unwrap();
+        weights.finish().unwrap();
+        let got = connector.forward(file.f32("in.vit_out"), 2, 12).unwrap();
+        assert_close(expected, &got, &file.f32(expected), TOLERANCE);
     }
 }
 
