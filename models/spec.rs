@@ -74,6 +74,9 @@ pub struct DecoderSpec {
     /// Each head's query and key go through RMSNorm before they turn (Qwen3).
     #[serde(default, skip_serializing_if = "is_false")]
     pub qk_norm: bool,
+    /// Several feed-forward layers, of which each token takes a few (Mixtral); one for all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertsSpec>,
     /// How RoPE's frequencies are changed for long contexts.
     #[serde(
         default,
@@ -81,6 +84,34 @@ pub struct DecoderSpec {
         deserialize_with = "rope_scaling::stated"
     )]
     pub rope_scaling: Option<RopeScaling>,
+}
+
+/// How many feed-forward layers a block has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertsSpec {
+    /// In all.
+    pub num_local_experts: usize,
+    /// For one token.
+    pub num_experts_per_tok: usize,
+}
+
+impl ExpertsSpec {
+    /// # Errors
+    /// `BadInput` when a token takes more than there are, or none.
+    fn validate(self) -> Result<()> {
+        let Self {
+            num_local_experts: all,
+            num_experts_per_tok: each,
+        } = self;
+        if (1..=all).contains(&each) && all <= MAX_LAYERS {
+            return Ok(());
+        }
+        let message = format!(
+            "decoder.experts.num_experts_per_tok is {each} of {all}, expected 1 to all of at most {MAX_LAYERS}"
+        );
+        Err(bad(message))
+    }
 }
 
 fn is_false(switch: &bool) -> bool {
@@ -197,6 +228,7 @@ impl DecoderSpec {
         for (key, value) in positive {
             in_range(&format!("decoder.{key}"), value)?;
         }
+        self.experts.map_or(Ok(()), ExpertsSpec::validate)?;
         if !self.num_attention_heads.is_multiple_of(self.n_kv_heads()) {
             return Err(bad(format!(
                 "decoder.num_attention_heads is {}, expected a multiple of num_key_value_heads = {}",

@@ -305,7 +305,12 @@ fn linear_weights(d: &DecoderSpec) -> f64 {
     let queries = d.num_attention_heads as f64 * head;
     let keys = d.n_kv_heads() as f64 * head;
     let attention = hidden * (2.0 * queries + 2.0 * keys);
-    d.num_hidden_layers as f64 * (attention + 3.0 * hidden * d.intermediate_size as f64)
+    let one = 3.0 * hidden * d.intermediate_size as f64;
+    let feed_forward = d.experts.map_or(one, |experts| {
+        let router = hidden * experts.num_local_experts as f64;
+        router + experts.num_experts_per_tok as f64 * one
+    });
+    d.num_hidden_layers as f64 * (attention + feed_forward)
 }
 
 /// Weights of the text head.

@@ -40,6 +40,31 @@ pub fn decoder_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
     tensors
 }
 
+/// The feed-forward layer's matrices, or those of all experts.
+fn feed_forward_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
+    let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+    let Some(experts) = spec.experts else {
+        return vec![
+            named("mlp.gate_proj.weight", &[inner, hidden]),
+            named("mlp.up_proj.weight", &[inner, hidden]),
+            named("mlp.down_proj.weight", &[hidden, inner]),
+        ];
+    };
+    let n = experts.num_local_experts;
+    let mut tensors = vec![named("block_sparse_moe.gate.weight", &[n, hidden])];
+    for expert in 0..n {
+        for (part, shape) in [
+            ("w1", [inner, hidden]),
+            ("w2", [hidden, inner]),
+            ("w3", [inner, hidden]),
+        ] {
+            let name = format!("block_sparse_moe.experts.{expert}.{part}.weight");
+            tensors.push(named(&name, &shape));
+        }
+    }
+    tensors
+}
+
 /// One decoder block's tensors, without the `model.layers.N.` in front.
 pub fn layer_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
     let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
@@ -52,10 +77,8 @@ pub fn layer_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
         named("self_attn.v_proj.weight", &[keys, hidden]),
         named("self_attn.o_proj.weight", &[hidden, queries]),
         named("post_attention_layernorm.weight", &[hidden]),
-        named("mlp.gate_proj.weight", &[inner, hidden]),
-        named("mlp.up_proj.weight", &[inner, hidden]),
-        named("mlp.down_proj.weight", &[hidden, inner]),
     ];
+    tensors.extend(feed_forward_tensors(spec));
     let d = spec.head_dim();
     for (is_there, name, n) in [
         (spec.qkv_bias, "self_attn.q_proj.bias", queries),

@@ -88,6 +88,11 @@ impl Linear {
         self.out_features
     }
 
+    /// Columns of the weight.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
     /// x `[n, in]` → y `[n, out]`.
     pub fn forward(&self, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; x.len() / self.in_features * self.out_features];

@@ -3,8 +3,6 @@
 
 use std::ops::Range;
 
-use longreel_kernels::swiglu::swiglu;
-
 use crate::{
     attention::{
         blockwise::{Heads, Queries, attend},
@@ -17,7 +15,10 @@ use crate::{
     checkpoint::weights::Weights,
     error::{Error, Kind, Result},
     layers::{linear::Linear, norm::RmsNorm},
-    llama::rope::{Rope, Turns},
+    llama::{
+        feed_forward::FeedForward,
+        rope::{Rope, Turns},
+    },
     spec::DecoderSpec,
 };
 
@@ -35,9 +36,7 @@ pub struct Block {
     value: Linear,
     output: Linear,
     post_attention_norm: RmsNorm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    feed_forward: FeedForward,
 }
 
 /// The contexts that a ragged batch writes to, and the ring over which they are shared.
@@ -69,7 +68,7 @@ impl Block {
     /// Takes the weights of layer `index`.
     pub fn load(spec: &DecoderSpec, weights: &mut Weights, index: usize) -> Result<Self> {
         let name = |part: &str| format!("model.layers.{index}.{part}");
-        let (hidden, ffn) = (spec.hidden_size, spec.intermediate_size);
+        let hidden = spec.hidden_size;
         let heads = Heads {
             query: spec.num_attention_heads,
             key_value: spec.n_kv_heads(),
@@ -88,6 +87,7 @@ impl Block {
         };
         let input_norm = norm(weights, "input_layernorm", hidden)?;
         let post_attention_norm = norm(weights, "post_attention_layernorm", hidden)?;
+        let feed_forward = FeedForward::load(spec, weights, &format!("model.layers.{index}"))?;
         let mut linear = |part: &str, out, inputs, has_bias| {
             Linear::named(weights, &name(part), out, inputs, has_bias)
         };
@@ -105,9 +105,7 @@ impl Block {
                 q_width,
                 spec.attention_output_bias,
             )?,
-            gate: linear("mlp.gate_proj", ffn, hidden, spec.mlp_bias)?,
-            up: linear("mlp.up_proj", ffn, hidden, spec.mlp_bias)?,
-            down: linear("mlp.down_proj", hidden, ffn, spec.mlp_bias)?,
+            feed_forward,
             input_norm,
             post_attention_norm,
         })
@@ -200,9 +198,7 @@ impl Block {
     /// x `[n, hidden]` → x plus the feed-forward layer, in place.
     pub fn feed_forward(&self, x: &mut [f32]) {
         let normed = self.post_attention_norm.forward(x);
-        let mut gate = self.gate.forward(&normed);
-        swiglu(&mut gate, &self.up.forward(&normed));
-        add(x, &self.down.forward(&gate));
+        add(x, &self.feed_forward.forward(&normed));
     }
 }
 

@@ -2,6 +2,8 @@
 
 pub mod rope;
 
+pub mod feed_forward;
+
 pub mod block;
 
 pub mod sampler;

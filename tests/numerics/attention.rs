@@ -43,6 +43,7 @@ fn spec(heads: Heads) -> DecoderSpec {
         attention_output_bias: false,
         mlp_bias: false,
         qk_norm: false,
+        experts: None,
         rope_scaling: None,
     }
 }

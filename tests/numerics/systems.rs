@@ -187,6 +187,30 @@ fn an_unknown_architecture_is_refused_with_those_that_are_known() {
     );
 }
 
+#[test]
+fn experts_give_mixtrals_logits() {
+    for system in System::both("mixtral") {
+        let decoder = system.load(ModelKind::Decoder, Decoder::load);
+        let file = system.expected();
+        let mut got = Vec::new();
+        for ids in file.i64("in.input_ids").chunks(13) {
+            let tokens: Vec<Token> = ids.iter().map(|&id| Token::Text(id as u32)).collect();
+            let positions: Vec<u32> = (0..13).collect();
+            let mut cache = KvCache::new(decoder.spec(), KvDtype::F32);
+            let states = decoder.forward(&mut [Row {
+                tokens: &tokens,
+                positions: &positions,
+                segments: None,
+                features: &[],
+                cache: &mut cache,
+            }]);
+            let logits = decoder.logits(&states.unwrap(), Head::Text).unwrap();
+            got.extend(logits.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        }
+        system.check("out.logits", &got);
+    }
+}
+
 /// A system that answers about pictures, and the golden prompt with its pictures' features.
 struct Answering {
     decoder: Decoder,

@@ -81,6 +81,7 @@ impl Tiny {
             attention_output_bias: false,
             mlp_bias: false,
             qk_norm: false,
+            experts: None,
             rope_scaling: None,
         };
         let mut tensors = BTreeMap::new();
