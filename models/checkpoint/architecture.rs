@@ -30,8 +30,18 @@ macro_rules! files {
 }
 
 const FILES: &[(&str, &str)] = &files![
-    "clip", "dinov2", "internvl", "llama", "llava", "mistral", "mixtral", "qwen2", "qwen3",
-    "siglip", "vit"
+    "clip",
+    "dinov2",
+    "internvl",
+    "llama",
+    "llava",
+    "llava_onevision",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "siglip",
+    "vit"
 ];
 
 /// One architecture, as its file describes it.

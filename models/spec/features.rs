@@ -12,8 +12,11 @@ use crate::error::{Error, Kind, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionLanguageSpec {
-    /// The text id that stands for one row of features.
+    /// The text id that stands for one row of a picture's features.
     pub image_token_id: u32,
+    /// The one for a video's, where it is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub video_token_id: Option<u32>,
     /// Pictures to features.
     pub features: FeatureSpec,
     /// What reads them.
@@ -32,6 +35,9 @@ pub struct FeatureSpec {
     pub vision_feature_select_strategy: Select,
     /// What is done with them then, step after step.
     pub connector: Vec<ConnectorStep>,
+    /// A learned row stands behind the last frame of a video (LLaVA-OneVision).
+    #[serde(default)]
+    pub video_newline: bool,
 }
 
 /// Which tokens of an encoder are features.
@@ -74,6 +80,8 @@ pub enum ConnectorStep {
         /// How the four and their squares are ordered.
         order: MergeOrder,
     },
+    /// Half as many patches along each side, rounded up, by bilinear interpolation.
+    Halve,
 }
 
 /// How squares of 2×2 patches are merged; a grid of odd side gets zeros on the far sides.

@@ -20,6 +20,7 @@ enum Step {
     Activation(HiddenAct),
     Norm(LayerNorm),
     Merge(MergeOrder),
+    Halve,
 }
 
 impl Connector {
@@ -51,6 +52,7 @@ impl Connector {
                     width *= 4;
                     Step::Merge(*order)
                 }
+                ConnectorStep::Halve => Step::Halve,
             })
         };
         let steps = steps.iter().map(step).collect::<Result<_>>()?;
@@ -72,25 +74,64 @@ impl Connector {
                 Step::Activation(act) => act.apply(&mut x),
                 Step::Norm(norm) => x = norm.forward(&x),
                 Step::Merge(order) => {
-                    let merge = |picture: &[f32]| merge(picture, width, *order);
-                    let pictures = x.chunks_exact(x.len() / pictures.max(1)).map(merge);
-                    x = pictures.collect::<Result<Vec<_>>>()?.concat();
+                    x = each(&x, pictures, |picture| merge(picture, width, *order))?;
                     width *= 4;
                 }
+                Step::Halve => x = each(&x, pictures, |picture| halve(picture, width))?,
             }
         }
         Ok(x)
     }
 }
 
+/// tokens of `pictures` pictures → what `change` makes of each, one after another.
+fn each(
+    tokens: &[f32],
+    pictures: usize,
+    change: impl Fn(&[f32]) -> Result<Vec<f32>>,
+) -> Result<Vec<f32>> {
+    let of_picture = (tokens.len() / pictures.max(1)).max(1);
+    let changed = tokens.chunks_exact(of_picture).map(change);
+    Ok(changed.collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// The side of the square grid that `n` tokens are.
+fn side(n: usize) -> Result<usize> {
+    let grid = n.isqrt();
+    if grid * grid == n {
+        return Ok(grid);
+    }
+    let message = format!("{n} tokens of a picture, expected a square grid");
+    Err(Error::new(Kind::Internal, message))
+}
+
+/// tokens `[grid, grid, width]` → `[half, half, width]`: PyTorch's bilinear interpolation with half-pixel centres.
+fn halve(tokens: &[f32], width: usize) -> Result<Vec<f32>> {
+    let grid = side(tokens.len() / width)?;
+    let half = grid.div_ceil(2);
+    let taps = |i: usize| {
+        let at = ((i as f32 + 0.5) * grid as f32 / half as f32 - 0.5).max(0.0);
+        let first = (at as usize).min(grid - 1);
+        (first, (first + 1).min(grid - 1), at - first as f32)
+    };
+    let token = |row: usize, column: usize| &tokens[(row * grid + column) * width..][..width];
+    let mut out = Vec::with_capacity(half * half * width);
+    for (row, column) in (0..half).flat_map(|r| (0..half).map(move |c| (r, c))) {
+        let ((up, down, y), (left, right, x)) = (taps(row), taps(column));
+        let corners = [
+            (token(up, left), (1.0 - y) * (1.0 - x)),
+            (token(up, right), (1.0 - y) * x),
+            (token(down, left), y * (1.0 - x)),
+            (token(down, right), y * x),
+        ];
+        out.extend((0..width).map(|c| corners.iter().map(|(t, w)| t[c] * w).sum::<f32>()));
+    }
+    Ok(out)
+}
+
 /// tokens `[grid, grid, width]` → `[merged, merged, 4 width]`.
 fn merge(tokens: &[f32], width: usize, order: MergeOrder) -> Result<Vec<f32>> {
-    let n = tokens.len() / width;
-    let grid = n.isqrt();
-    if grid * grid != n {
-        let message = format!("{n} tokens of a picture, expected a square grid");
-        return Err(Error::new(Kind::Internal, message));
-    }
+    let grid = side(tokens.len() / width)?;
     let merged = grid.div_ceil(2);
     let squares = (0..merged).flat_map(|a| (0..merged).map(move |b| (a, b)));
     let parts = (0..2).flat_map(|a| (0..2).map(move |b| (a, b)));
@@ -114,7 +155,7 @@ fn merge(tokens: &[f32], width: usize, order: MergeOrder) -> Result<Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MergeOrder, merge};
+    use super::{MergeOrder, halve, merge};
 
     /// Grid of 3×3, one channel, numbered 1 to 9.
     fn merged(order: MergeOrder) -> Vec<f32> {
@@ -133,5 +174,14 @@ mod tests {
         ];
         assert_eq!(merged(MergeOrder::Transposed), transposed);
         assert!(merge(&[0.0; 8], 1, MergeOrder::Rows).is_err());
+    }
+
+    #[test]
+    fn halving_takes_the_mean_of_even_squares_and_weighs_odd_ones() {
+        let tokens: Vec<f32> = (0..16).map(|i| i as f32).collect();
+        assert_eq!(halve(&tokens, 1).unwrap(), [2.5, 4.5, 10.5, 12.5]);
+        // Centres at 0.25 and 1.75 of a side of three.
+        let tokens: Vec<f32> = (0..9).map(|i| i as f32).collect();
+        assert_eq!(halve(&tokens, 1).unwrap(), [1.0, 2.5, 5.5, 7.0]);
     }
 }

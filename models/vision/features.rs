@@ -13,11 +13,13 @@ pub struct FeatureEncoder {
     blocks: usize,
     select: Select,
     connector: Connector,
+    /// `[hidden of the decoder]`.
+    newline: Option<Vec<f32>>,
 }
 
 impl FeatureEncoder {
-    /// Takes the tensors under `vision` and `connector`.
-    pub fn load(spec: &FeatureSpec, weights: &mut Weights) -> Result<Self> {
+    /// Takes the tensors under `vision` and `connector`, for a decoder of `hidden` channels.
+    pub fn load(spec: &FeatureSpec, hidden: usize, weights: &mut Weights) -> Result<Self> {
         spec.validate()?;
         let width = spec.vision.encoder.hidden_size;
         Ok(Self {
@@ -25,12 +27,26 @@ impl FeatureEncoder {
             blocks: spec.blocks()?,
             select: spec.vision_feature_select_strategy,
             connector: Connector::load(&spec.connector, width, weights, "connector")?,
+            newline: match spec.video_newline {
+                true => Some(weights.numbers("connector.newline", &[hidden])?),
+                false => None,
+            },
         })
     }
 
     /// The encoder.
     pub fn vision(&self) -> &Vit {
         &self.vision
+    }
+
+    /// pixels `[frames, 3, side, side]` of one video → its features `[rows, hidden of the decoder]`.
+    ///
+    /// # Errors
+    /// As [`Vit::hidden`].
+    pub fn video(&self, pixels: &[f32]) -> Result<Vec<f32>> {
+        let mut features = self.forward(pixels)?;
+        features.extend_from_slice(self.newline.as_deref().unwrap_or_default());
+        Ok(features)
     }
 
     /// pixels `[n, 3, side, side]` → features `[n, rows, hidden of the decoder]`.

@@ -221,20 +221,24 @@ struct Answering {
 impl Answering {
     fn open(system: &System) -> Self {
         let load = |spec: &VisionLanguageSpec, weights: &mut Weights| {
-            let encoder = FeatureEncoder::load(&spec.features, weights)?;
+            let encoder = FeatureEncoder::load(&spec.features, spec.decoder.hidden_size, weights)?;
             let decoder = Decoder::load(&spec.decoder, weights)?;
-            Ok((spec.image_token_id, encoder, decoder))
+            Ok(((spec.image_token_id, spec.video_token_id), encoder, decoder))
         };
-        let (image, encoder, decoder) = system.load(ModelKind::VisionLanguage, load);
+        let ((image, video), encoder, decoder) = system.load(ModelKind::VisionLanguage, load);
         let file = system.expected();
         let token = |id: i64| match u32::try_from(id).unwrap() {
-            id if id == image => Token::Feature(id),
+            id if id == image || Some(id) == video => Token::Feature(id),
             id => Token::Text(id),
         };
         Self {
             decoder,
             tokens: file.i64("in.input_ids").into_iter().map(token).collect(),
-            features: encoder.forward(&file.f32("in.pixel_values")).unwrap(),
+            features: if video.is_some() {
+                encoder.video(&file.f32("in.pixel_values_videos")).unwrap()
+            } else {
+                encoder.forward(&file.f32("in.pixel_values")).unwrap()
+            },
         }
     }
 
@@ -305,6 +309,16 @@ fn pictures_stand_in_the_context_and_the_official_logits_and_ids_follow() {
     }
 }
 
+#[test]
+fn a_video_stands_in_the_context_as_frames_of_half_the_side_and_a_newline() {
+    for system in System::both("llava_onevision") {
+        let model = Answering::open(&system);
+        for chunk in [1, 7, 64] {
+            system.check("out.logits", &model.logits(chunk));
+        }
+    }
+}
+
 /// VILA's `mlp_downsample`: LayerNorm and two matrices behind squares of four patches.
 #[test]
 fn vilas_connector_merges_in_both_token_orders() {
@@ -354,7 +368,7 @@ fn features_reach_every_rank_of_a_ring() {
         ..model.decoder.spec().clone()
     };
     let load = |spec: &VisionLanguageSpec, weights: &mut Weights| {
-        FeatureEncoder::load(&spec.features, weights)?;
+        FeatureEncoder::load(&spec.features, spec.decoder.hidden_size, weights)?;
         Decoder::load(&roomy, weights)
     };
     model.decoder = system.load(ModelKind::VisionLanguage, load);
