@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Kind, Result},
-    spec::rope_scaling::RopeScaling,
+    spec::{features::VisionSpec, rope_scaling::RopeScaling},
 };
 
 /// Which channels of a head RoPE rotates together.
@@ -154,16 +154,19 @@ pub enum FrameEnd {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    /// `lwm` (text and vision vocabulary) or `llama` (text only).
+    /// `lwm` (text and vision vocabulary), `vision_language` (features of frames), or `llama` (text only).
     pub model_type: ModelType,
     /// One line for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// The decoder.
     pub decoder: DecoderSpec,
-    /// The frame tokenizer; absent for a text model.
+    /// The frame tokenizer of LWM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vqgan: Option<VqganSpec>,
+    /// What turns frames into features, of a `vision_language` model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<VisionSpec>,
     /// What follows a frame's codes.
     #[serde(default)]
     pub frame_end: FrameEnd,
@@ -191,8 +194,10 @@ pub(crate) fn default_end_of_vision_id() -> u32 {
 pub enum ModelType {
     /// Large World Model: VideoLLaMA over a VQGAN.
     Lwm,
-    /// Plain LLaMA-2 text model (LWM-Text).
+    /// A text model: LLaMA and its relatives.
     Llama,
+    /// A text model that reads features of frames in place of embeddings (LLaVA and its relatives).
+    VisionLanguage,
 }
 
 impl DecoderSpec {
@@ -333,9 +338,15 @@ impl ModelSpec {
             .map_err(|e| Error::with_source(Kind::Internal, "serialise config.json", e))
     }
 
-    /// Positions one frame takes in the context: its codes and its terminator.
+    /// Whether the model looks at frames.
+    pub fn looks(&self) -> bool {
+        self.vqgan.is_some() || self.vision.is_some()
+    }
+
+    /// Positions one frame takes in the context: its codes and its terminator, or its features.
     pub fn tokens_per_frame(&self) -> Option<usize> {
-        self.vqgan.as_ref().map(|v| v.codes_per_frame() + 1)
+        let codes = self.vqgan.as_ref().map(|v| v.codes_per_frame() + 1);
+        codes.or_else(|| Some(self.vision.as_ref()?.features.rows()))
     }
 
     /// Checks every value and how the parts fit together.
@@ -356,7 +367,7 @@ impl ModelSpec {
                         )));
                     }
                 }
-                Ok(())
+                self.check_vision()
             }
             (ModelType::Lwm, None, _) => Err(bad(
                 "model_type is lwm but there is no [vqgan] section".into(),
@@ -364,11 +375,28 @@ impl ModelSpec {
             (ModelType::Lwm, _, None) => Err(bad(
                 "model_type is lwm but decoder.vision_vocab_size is absent".into(),
             )),
-            (ModelType::Llama, None, None) => Ok(()),
-            (ModelType::Llama, ..) => Err(bad(
-                "model_type is llama but a vision vocabulary or a [vqgan] section is present"
-                    .into(),
+            (ModelType::Llama, None, None) => self.check_vision(),
+            (ModelType::VisionLanguage, None, None) => self.check_vision(),
+            (ModelType::Llama | ModelType::VisionLanguage, ..) => Err(bad(format!(
+                "model_type is {:?} but a vision vocabulary or a [vqgan] section is present",
+                self.model_type
+            ))),
+        }
+    }
+
+    /// # Errors
+    /// `BadInput` where the section is there and should not be, or the other way round.
+    fn check_vision(&self) -> Result<()> {
+        match (self.model_type, &self.vision) {
+            (ModelType::VisionLanguage, Some(vision)) => vision.features.validate(),
+            (ModelType::VisionLanguage, None) => Err(bad(
+                "model_type is vision_language but there is no [vision] section".into(),
             )),
+            (_, Some(_)) => Err(bad(format!(
+                "model_type is {:?} but a [vision] section is present",
+                self.model_type
+            ))),
+            (_, None) => Ok(()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The four nouns that cross a stage boundary: frame, frame tokens, context, answer.
+//! The four nouns that cross a stage boundary: frame, encoded step, context, answer.
 
 use crate::time::Pts;
 
@@ -35,11 +35,50 @@ pub struct Frame {
     pub image: RgbImage,
 }
 
-/// One frame after the vision encoder.
-#[derive(Debug, Clone)]
-pub struct FrameTokens {
+/// A frame without its picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameMark {
     /// When it is shown.
     pub time: FrameTime,
+    /// Whether decoding could have started here.
+    pub key: bool,
+    /// Whether the decoder reported damage in it.
+    pub corrupt: bool,
+}
+
+impl From<&Frame> for FrameMark {
+    fn from(frame: &Frame) -> Self {
+        Self {
+            time: frame.time,
+            key: frame.key,
+            corrupt: frame.corrupt,
+        }
+    }
+}
+
+/// The frames that the vision encoder looked at together, one for most, and what it made of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncodedStep {
+    /// The frames, at least one.
+    pub frames: Vec<FrameMark>,
+    /// What they are in a context.
+    pub content: StepContent,
+}
+
+/// What frames are in a context.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepContent {
     /// Codebook ids, row-major over the grid; no terminator.
-    pub codes: Vec<u32>,
+    Codes(Vec<u32>),
+    /// Rows in place of embeddings.
+    Features(FeatureRows),
+}
+
+/// Features of one temporal step, `[rows, width]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureRows {
+    /// `rows × width` numbers.
+    pub rows: Vec<f32>,
+    /// Numbers of a row.
+    pub width: usize,
 }

@@ -20,6 +20,8 @@ pub mod plan;
 
 pub mod hub;
 
+pub mod encoder;
+
 pub mod model;
 
 pub mod ranks;

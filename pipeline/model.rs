@@ -1,16 +1,22 @@
-//! A model directory, opened: specification, tokenizer, frame tokenizer, decoder.
+//! A model directory, opened: specification, tokenizer, frame encoder, decoder.
 
 use std::path::{Path, PathBuf};
 
 use longreel_models::{
-    checkpoint::{import_hf::spec_of_directory, weights::Weights},
+    checkpoint::{
+        import_hf::{spec_of_directory, weights_of_directory},
+        weights::Weights,
+    },
     context::tokenizer::Tokenizer,
     llama::Decoder,
     spec::{ModelSpec, VqganSpec},
     vision::vqgan::Vqgan,
 };
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    encoder::{FrameEncoder, no_codes, no_vision},
+    error::{Context, Result},
+};
 
 /// Everything that answers: weights stay mapped where they are bf16.
 pub struct Model {
@@ -20,8 +26,8 @@ pub struct Model {
     pub spec: ModelSpec,
     /// Text to ids and back.
     pub tokenizer: Tokenizer,
-    /// Frames to codes; absent for a text model.
-    pub vqgan: Option<Vqgan>,
+    /// What looks at frames; absent for a text model.
+    pub frames: Option<FrameEncoder>,
     /// Context to answer.
     pub decoder: Decoder,
 }
@@ -45,7 +51,7 @@ impl ModelFiles {
             dir: dir.to_owned(),
             spec: spec_of_directory(dir).doing(doing)?,
             tokenizer: Tokenizer::open(dir).doing(doing)?,
-            weights: Weights::open(dir).doing(doing)?,
+            weights: weights_of_directory(dir).doing(doing)?,
         })
     }
 
@@ -54,12 +60,21 @@ impl ModelFiles {
         self.weights.total_bytes()
     }
 
-    /// Whether the model looks at frames.
-    ///
     /// # Errors
     /// `BadInput` for a text model.
-    pub fn check_vision(&self) -> Result<&VqganSpec> {
-        self.spec.vqgan.as_ref().ok_or_else(|| no_vision(&self.dir))
+    pub fn check_vision(&self) -> Result<()> {
+        match self.spec.looks() {
+            true => Ok(()),
+            false => Err(no_vision(&self.dir)),
+        }
+    }
+
+    /// The shape of the frame tokenizer.
+    ///
+    /// # Errors
+    /// `BadInput` for a model that makes no codes.
+    pub fn check_codes(&self) -> Result<&VqganSpec> {
+        self.spec.vqgan.as_ref().ok_or_else(|| no_codes(&self.dir))
     }
 
     /// Loads the weights; bf16 matrices stay in the mapped files.
@@ -71,16 +86,14 @@ impl ModelFiles {
             mut weights,
         } = self;
         let doing = || format!("load the model {}", dir.display());
-        let vqgan = spec.vqgan.as_ref();
-        let vqgan = vqgan.map(|v| Vqgan::load(v, &mut weights)).transpose();
-        let vqgan = vqgan.doing(doing)?;
+        let frames = FrameEncoder::load(&dir, &spec, &mut weights).doing(doing)?;
         let decoder = Decoder::load(&spec.decoder, &mut weights).doing(doing)?;
         weights.finish().doing(doing)?;
         Ok(Model {
             dir,
             spec,
             tokenizer,
-            vqgan,
+            frames,
             decoder,
         })
     }
@@ -90,49 +103,11 @@ impl Model {
     /// The frame tokenizer and its specification.
     ///
     /// # Errors
-    /// `BadInput` for a text model.
-    pub fn vision(&self) -> Result<(&Vqgan, &VqganSpec)> {
-        match (&self.vqgan, &self.spec.vqgan) {
-            (Some(vqgan), Some(spec)) => Ok((vqgan, spec)),
-            _ => Err(no_vision(&self.dir)),
+    /// `BadInput` for a model that makes no codes.
+    pub fn codes(&self) -> Result<(&Vqgan, &VqganSpec)> {
+        match &self.frames {
+            Some(FrameEncoder::Codes { vqgan, spec }) => Ok((vqgan, spec)),
+            _ => Err(no_codes(&self.dir)),
         }
     }
-}
-
-/// Only the frame tokenizer of a model directory: what `encode` and `reconstruct` need.
-pub struct FrameTokenizer {
-    /// Where it came from.
-    pub dir: PathBuf,
-    /// Its shape.
-    pub spec: VqganSpec,
-    /// Frames to codes.
-    pub vqgan: Vqgan,
-}
-
-impl FrameTokenizer {
-    /// Opens the VQGAN of the model directory `dir`; the decoder's weights are not touched.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let doing = || format!("open the model {}", dir.display());
-        let spec = spec_of_directory(dir)
-            .doing(doing)?
-            .vqgan
-            .ok_or_else(|| no_vision(dir))?;
-        let mut weights = Weights::open(dir).doing(doing)?;
-        let vqgan = Vqgan::load(&spec, &mut weights).doing(doing)?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            spec,
-            vqgan,
-        })
-    }
-}
-
-fn no_vision(dir: &Path) -> Error {
-    Error::new(
-        Kind::BadInput,
-        format!(
-            "the model {} is a text model, expected one with a frame tokenizer",
-            dir.display()
-        ),
-    )
 }

@@ -5,7 +5,10 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use longreel_models::{
     attention::kv_cache::{BLOCK_TOKENS, KvCache, KvDtype},
-    spec::{DecoderSpec, ModelSpec, VqganSpec},
+    spec::{
+        DecoderSpec, ModelSpec, VqganSpec,
+        features::{ConnectorStep, FeatureSpec},
+    },
 };
 use rayon::prelude::*;
 use serde::Serialize;
@@ -122,10 +125,7 @@ impl Plan {
             prefill_attention_flops: attention_flops(decoder, pairs(decoder, prompt_tokens)),
             decode_flops_per_token: 2.0 * (linear_weights(decoder) + head_weights(decoder))
                 + attention_flops(decoder, seen(decoder, context_tokens) as f64),
-            encode_flops: spec
-                .vqgan
-                .as_ref()
-                .map_or(0.0, |v| vqgan_encode_flops(v) * demand.frames as f64),
+            encode_flops: encode_flops(spec) * demand.frames as f64,
         }
     }
 
@@ -333,6 +333,36 @@ pub(crate) fn pairs(d: &DecoderSpec, tokens: u64) -> f64 {
 /// Operations of so many pairs of a query and a key: scores and weighted values.
 pub(crate) fn attention_flops(d: &DecoderSpec, pairs: f64) -> f64 {
     4.0 * d.num_hidden_layers as f64 * d.num_attention_heads as f64 * d.head_dim() as f64 * pairs
+}
+
+/// Operations of the vision encoder on one frame.
+fn encode_flops(spec: &ModelSpec) -> f64 {
+    let codes = spec.vqgan.as_ref().map(vqgan_encode_flops);
+    let features = || spec.vision.as_ref().map(|v| feature_flops(&v.features));
+    codes.or_else(features).unwrap_or(0.0)
+}
+
+/// Operations of a vision transformer's blocks and its connector on one frame.
+fn feature_flops(spec: &FeatureSpec) -> f64 {
+    let encoder = &spec.vision.encoder;
+    let blocks = spec.blocks().unwrap_or(0) as f64;
+    let [hidden, inner, tokens] = [
+        encoder.hidden_size,
+        encoder.intermediate_size,
+        spec.vision.tokens(),
+    ]
+    .map(|n| n as f64);
+    let matrices = 4.0 * hidden * hidden + 2.0 * hidden * inner;
+    let attention = 2.0 * tokens * hidden;
+    let (rows, mut width) = (spec.rows() as f64, hidden);
+    let mut connector = 0.0;
+    for step in &spec.connector {
+        if let ConnectorStep::Linear { out, .. } = step {
+            connector += rows * width * *out as f64;
+            width = *out as f64;
+        }
+    }
+    2.0 * (blocks * tokens * (matrices + attention) + connector)
 }
 
 /// Operations of the VQGAN's encoder on one frame, by its convolutions.

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    flow::{FrameTime, FrameTokens},
+    flow::{EncodedStep, FrameMark, FrameTime, StepContent},
     time::{Pts, TimeBase},
 };
 
@@ -91,11 +91,36 @@ pub struct ReelFrame {
 }
 
 impl ReelFrame {
+    /// The frame of `video` as the encode stage gives it.
+    ///
+    /// # Errors
+    /// `Usage` for a step of several frames, or one that is no codes.
+    pub fn of_step(video: usize, step: EncodedStep) -> Result<Self> {
+        match (step.frames.as_slice(), step.content) {
+            (&[frame], StepContent::Codes(codes)) => Ok(Self {
+                video,
+                time: frame.time,
+                key: frame.key,
+                corrupt: frame.corrupt,
+                codes,
+            }),
+            _ => {
+                let message = "the model makes no codes of single frames, expected one with a VQGAN";
+                Err(Error::new(Kind::Usage, message))
+            }
+        }
+    }
+
     /// The frame as the encode stage gives it.
-    pub fn into_tokens(self) -> FrameTokens {
-        FrameTokens {
+    pub fn into_step(self) -> EncodedStep {
+        let frame = FrameMark {
             time: self.time,
-            codes: self.codes,
+            key: self.key,
+            corrupt: self.corrupt,
+        };
+        EncodedStep {
+            frames: vec![frame],
+            content: StepContent::Codes(self.codes),
         }
     }
 }

@@ -13,11 +13,16 @@ use crate::{
         architecture::{Architecture, ModelKind},
         foreign::{Element, Piece, Storage, View},
         import_lwm::open,
-        torch, weights,
+        torch,
+        weights::{self, Weights},
         writer::{ImportOptions, Planned, Written, check_layout, write_model},
     },
     error::{Context, Error, Kind, Result},
-    spec::{FrameEnd, ModelSpec, ModelType, default_end_of_frame_id, default_end_of_vision_id},
+    spec::{
+        DecoderSpec, FrameEnd, ModelSpec, ModelType, default_end_of_frame_id,
+        default_end_of_vision_id,
+        features::{VisionLanguageSpec, VisionSpec},
+    },
 };
 
 /// The specification of a model directory: our `config.json`, or a Hugging Face LLaMA's.
@@ -31,31 +36,79 @@ pub fn spec_of_directory(dir: &Path) -> Result<ModelSpec> {
     spec_of_config(&text).doing(doing)
 }
 
+/// The weights of a model directory under the names that they have here.
+///
+/// # Errors
+/// As [`Weights::open`], [`Architecture::of_config`] and [`Weights::renamed`].
+pub fn weights_of_directory(dir: &Path) -> Result<Weights> {
+    let weights = Weights::open(dir)?;
+    let path = dir.join("config.json");
+    let doing = || format!("read {}", path.display());
+    let config = config_of(&std::fs::read_to_string(&path).doing(doing)?).doing(doing)?;
+    if is_ours(&config) {
+        return Ok(weights);
+    }
+    let architecture = Architecture::of_config(&config).doing(doing)?;
+    weights.renamed(&architecture.keys()?)
+}
+
+fn config_of(text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|e| Error::with_source(Kind::BadInput, "not JSON", e))
+}
+
+/// Whether a `config.json` was written by [`ModelSpec::to_json`].
+fn is_ours(config: &Value) -> bool {
+    config.get("decoder").is_some()
+}
+
 /// The specification that the text of a `config.json` gives.
 ///
 /// # Errors
 /// See [`spec_of_directory`].
 pub fn spec_of_config(text: &str) -> Result<ModelSpec> {
-    let config: Value = serde_json::from_str(text)
-        .map_err(|e| Error::with_source(Kind::BadInput, "not JSON", e))?;
-    if config.get("decoder").is_some() {
+    let config = config_of(text)?;
+    if is_ours(&config) {
         return ModelSpec::from_json(text);
     }
     let architecture = Architecture::of_config(&config)?;
+    let (model_type, decoder, vision) = parts(&architecture, &config)?;
     let spec = ModelSpec {
-        model_type: ModelType::Llama,
+        model_type,
         description: config
             .get("_name_or_path")
             .and_then(Value::as_str)
             .map(str::to_owned),
-        decoder: architecture.spec(ModelKind::Decoder, &config)?,
+        decoder,
         vqgan: None,
+        vision,
         frame_end: FrameEnd::Upstream,
         end_of_frame_id: default_end_of_frame_id(),
         end_of_vision_id: default_end_of_vision_id(),
     };
     spec.validate()?;
     Ok(spec)
+}
+
+/// The family, the decoder, and what it reads beside text.
+fn parts(
+    architecture: &Architecture,
+    config: &Value,
+) -> Result<(ModelType, DecoderSpec, Option<VisionSpec>)> {
+    match architecture.kind() {
+        ModelKind::VisionLanguage => {
+            let spec: VisionLanguageSpec = architecture.spec(ModelKind::VisionLanguage, config)?;
+            let (decoder, vision) = spec.into_parts();
+            Ok((ModelType::VisionLanguage, decoder, Some(vision)))
+        }
+        ModelKind::Decoder => {
+            let decoder = architecture.spec(ModelKind::Decoder, config)?;
+            Ok((ModelType::Llama, decoder, None))
+        }
+        kind => Err(bad(format!(
+            "{} is a {kind:?}, expected a model that answers in words",
+            config["model_type"]
+        ))),
+    }
 }
 
 /// Imports the Hugging Face LLaMA directory `dir` to the model directory `out`.

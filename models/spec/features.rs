@@ -23,6 +23,37 @@ pub struct VisionLanguageSpec {
     pub decoder: DecoderSpec,
 }
 
+/// What a decoder reads in place of embeddings, and at which ids.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionSpec {
+    /// As [`VisionLanguageSpec::image_token_id`].
+    pub image_token_id: u32,
+    /// As [`VisionLanguageSpec::video_token_id`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub video_token_id: Option<u32>,
+    /// Pictures to features.
+    pub features: FeatureSpec,
+}
+
+impl VisionLanguageSpec {
+    /// The decoder, and what it reads.
+    pub fn into_parts(self) -> (DecoderSpec, VisionSpec) {
+        let Self {
+            image_token_id,
+            video_token_id,
+            features,
+            decoder,
+        } = self;
+        let vision = VisionSpec {
+            image_token_id,
+            video_token_id,
+            features,
+        };
+        (decoder, vision)
+    }
+}
+
 /// How a picture becomes rows of features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +139,23 @@ impl FeatureSpec {
         }
         let message = format!("vision_feature_layer is {layer}, the encoder has {all} blocks");
         Err(Error::new(Kind::BadInput, message))
+    }
+
+    /// Rows of features of one picture.
+    pub fn rows(&self) -> usize {
+        let class = match self.vision_feature_select_strategy {
+            Select::Default => 1,
+            Select::Full => 0,
+        };
+        let tokens = self.vision.tokens().saturating_sub(class);
+        self.connector
+            .iter()
+            .fold(tokens, |tokens, step| match step {
+                ConnectorStep::Merge { .. } | ConnectorStep::Halve => {
+                    tokens.isqrt().div_ceil(2).pow(2)
+                }
+                _ => tokens,
+            })
     }
 
     /// # Errors

@@ -32,6 +32,7 @@ use crate::{
         self, QueueBounds, Viewing,
         answer::{Answer, AnswerOptions, Conversation, Finish},
         decode::Source,
+        layout::Layout,
         progress::Progress,
         seen::SourceSeen,
     },
@@ -121,7 +122,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     };
     let Prepared {
         sources,
-        prompt,
+        layout,
         plan,
         model,
     } = prepared;
@@ -146,7 +147,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     ranks.lead(&model.decoder, |decoder| {
         asking.ask(
             Conversation::new(&model, decoder, options),
-            &prompt,
+            layout,
             sources,
         )
     })
@@ -164,7 +165,7 @@ fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel
 /// What must be there before the ranks begin.
 struct Prepared {
     sources: Vec<Source>,
-    prompt: ChatPrompt,
+    layout: Layout,
     plan: Plan,
     model: Model,
 }
@@ -183,12 +184,12 @@ fn prepare(
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&dir)?;
     check_reels(&files, &sources)?;
-    let prompt = prompt(&files, question, !sources.is_empty())?;
-    let plan = check_plan(&files, &prompt, &sources, options, ranks)?;
+    let layout = layout(args, &files, question, !sources.is_empty())?;
+    let plan = check_plan(&files, &layout, &sources, options, ranks)?;
     let model = files.load()?;
     Ok(Prepared {
         sources,
-        prompt,
+        layout,
         plan,
         model,
     })
@@ -212,19 +213,25 @@ impl Asking<'_> {
     fn ask(
         &self,
         mut conversation: Conversation<'_>,
-        prompt: &ChatPrompt,
+        layout: Layout,
         sources: Vec<Source>,
     ) -> Result<()> {
         let (args, voice) = (self.args, self.voice);
         let progress = Progress::default();
         progress.frames_expected.add(self.plan.frames);
         progress.tokens_expected.add(self.plan.prompt_tokens);
-        let viewing = viewing(args, self.model, prompt, sources, &self.plan);
+        let limit = self.plan.context_limit;
+        let limit = limit.saturating_sub(args.max_new_tokens as u64);
+        let viewing = Viewing {
+            sources,
+            layout,
+            prompt_tokens_max: usize::try_from(limit).unwrap_or(usize::MAX),
+        };
         let bounds = QueueBounds::default();
         let view = || {
             stages::view(
                 viewing,
-                self.model,
+                self.model.frames.as_ref(),
                 &mut conversation,
                 bounds,
                 &progress,
@@ -390,14 +397,24 @@ fn options(args: &AskArgs) -> Result<AnswerOptions> {
     })
 }
 
-fn prompt(model: &ModelFiles, question: &str, has_video: bool) -> Result<ChatPrompt> {
+/// How the question and its videos will stand in the context.
+fn layout(args: &AskArgs, model: &ModelFiles, question: &str, has_video: bool) -> Result<Layout> {
     if has_video {
         model.check_vision()?;
     }
-    match model.spec.model_type {
+    let prompt = match model.spec.model_type {
         ModelType::Lwm if has_video => ChatPrompt::new(&model.tokenizer, question),
-        ModelType::Lwm | ModelType::Llama => text_prompt(&model.tokenizer, question),
-    }
+        _ => text_prompt(&model.tokenizer, question),
+    };
+    let end = args.frame_end.map(resolve::frame_end);
+    let terminators = FrameTerminators {
+        end: end.unwrap_or(model.spec.frame_end),
+        ..FrameTerminators::from(&model.spec)
+    };
+    Ok(Layout::Codes {
+        prompt: prompt?,
+        terminators,
+    })
 }
 
 /// Codes mean something only to the tokenizer that made them.
@@ -414,7 +431,7 @@ fn check_reels(model: &ModelFiles, sources: &[Source]) -> Result<()> {
 
 fn check_plan(
     model: &ModelFiles,
-    prompt: &ChatPrompt,
+    layout: &Layout,
     sources: &[Source],
     options: &AnswerOptions,
     ranks: &Ranks,
@@ -422,7 +439,7 @@ fn check_plan(
     let demand = Demand {
         // A video that cannot tell is counted as it comes, by the assemble stage.
         frames: stages::expected_frames(sources).unwrap_or(0),
-        text_tokens: prompt.n_text_tokens(sources.iter().map(Source::n_videos).sum()) as u64,
+        text_tokens: layout.n_text_tokens(sources.iter().map(Source::n_videos).sum()) as u64,
         max_new_tokens: options.max_new_tokens as u64,
         kv_dtype: options.kv_dtype,
         contexts: 1,
@@ -434,29 +451,6 @@ fn check_plan(
     let plan = Plan::new(&model.spec, demand, resolve::memory_of(ranks));
     plan.check("--frames", sources.iter().map(Source::n_videos).sum())?;
     Ok(plan)
-}
-
-fn viewing<'a>(
-    args: &AskArgs,
-    model: &Model,
-    prompt: &'a ChatPrompt,
-    sources: Vec<Source>,
-    plan: &Plan,
-) -> Viewing<'a> {
-    let limit = plan
-        .context_limit
-        .saturating_sub(args.max_new_tokens as u64);
-    Viewing {
-        sources,
-        prompt,
-        terminators: FrameTerminators {
-            end: args
-                .frame_end
-                .map_or(model.spec.frame_end, resolve::frame_end),
-            ..FrameTerminators::from(&model.spec)
-        },
-        prompt_tokens_max: usize::try_from(limit).unwrap_or(usize::MAX),
-    }
 }
 
 /// Prints the answer as it is made, where that was asked for.

@@ -8,7 +8,7 @@ use crate::{
     cancel::Cancel,
     cli::{args::EncodeArgs, output::Voice, resolve},
     error::{Context, Error, Kind, Result},
-    model::FrameTokenizer,
+    encoder::EncoderModel,
     plan,
     reel::{ReelHeader, ReelVideo, ReelWriter, partial_path},
     sources::file::FrameReader,
@@ -53,8 +53,8 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let selection = resolve::selection(&args.sampling)?;
     let sources = resolve::sources(&args.videos, &selection, cancel)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let tokenizer = FrameTokenizer::open(&dir)?;
-    let header = header(&tokenizer, &sources)?;
+    let model = EncoderModel::open(&dir)?;
+    let header = header(&model, &sources)?;
     let mut writer = ReelWriter::open(&args.out, header, args.force)?;
     let resumed = writer.n_frames();
     if resumed > 0 {
@@ -71,7 +71,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     );
     let video = voice
         .show(&progress, || {
-            stages::encode_to_reel(sources, &tokenizer, &mut writer, &progress, cancel)
+            stages::encode_to_reel(sources, &model, &mut writer, &progress, cancel)
         })
         .doing(|| format!("encode to {}", args.out.display()))?;
     for source in &video {
@@ -102,7 +102,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })
 }
 
-fn header(tokenizer: &FrameTokenizer, sources: &[Source]) -> Result<ReelHeader> {
+fn header(model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
     let mut videos = Vec::new();
     for source in sources {
         match source {
@@ -116,11 +116,12 @@ fn header(tokenizer: &FrameTokenizer, sources: &[Source]) -> Result<ReelHeader> 
             }
         }
     }
+    let (_, spec) = model.codes()?;
     Ok(ReelHeader {
-        model: absolute(&tokenizer.dir).display().to_string(),
-        model_modified_s: weights_modified_s(&tokenizer.dir),
-        grid: tokenizer.spec.grid(),
-        codebook: tokenizer.spec.num_embeddings,
+        model: absolute(&model.dir).display().to_string(),
+        model_modified_s: weights_modified_s(&model.dir),
+        grid: spec.grid(),
+        codebook: spec.num_embeddings,
         videos,
     })
 }

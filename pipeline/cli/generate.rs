@@ -46,7 +46,7 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&dir)?;
-    let mut out = PictureWriter::create(&args.out, files.check_vision()?.resolution, rate)?;
+    let mut out = PictureWriter::create(&args.out, files.check_codes()?.resolution, rate)?;
     let (medium, n_frames) = if out.is_video() {
         (Medium::Video, args.n_frames)
     } else {
@@ -55,7 +55,7 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let prompt = GenerationPrompt::new(&files.tokenizer, medium, &args.prompt)?;
     check_plan(&files, &prompt, n_frames)?;
     let model = files.load()?;
-    let (vqgan, spec) = model.vision()?;
+    let (vqgan, spec) = model.codes()?;
 
     let progress = Progress::default();
     progress.frames_expected.add(n_frames as u64);

@@ -59,7 +59,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let facts = facts(&args, voice, cancel)?;
     let selection = resolve::selection(&args.sampling)?;
     let sources = resolve::sources(&args.videos, &selection, cancel)?;
-    if facts.spec.vqgan.is_none() && (!sources.is_empty() || args.hours.is_some()) {
+    if !facts.spec.looks() && (!sources.is_empty() || args.hours.is_some()) {
         let message = format!(
             "the model {} is a text model, it sees no frames",
             args.model

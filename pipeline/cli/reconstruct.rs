@@ -8,7 +8,7 @@ use crate::{
     cancel::Cancel,
     cli::{args::ReconstructArgs, output::Voice, resolve},
     error::{Context, Result},
-    model::FrameTokenizer,
+    encoder::EncoderModel,
     reel::ReelReader,
     sources::sampler::{Rate, parse_rate},
     stages::{picture::PictureWriter, progress::Progress},
@@ -26,19 +26,19 @@ struct ReconstructJson<'a> {
 pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let tokenizer = FrameTokenizer::open(&dir)?;
+    let model = EncoderModel::open(&dir)?;
+    let (vqgan, spec) = model.codes()?;
     let mut reel = ReelReader::open(&args.reel)?;
     reel.header()
-        .check_codes(tokenizer.spec.grid(), tokenizer.spec.num_embeddings)
+        .check_codes(spec.grid(), spec.num_embeddings)
         .doing(|| format!("reconstruct {}", args.reel.display()))?;
-    let side = tokenizer.spec.resolution;
-    let mut out = PictureWriter::create(&args.out, side, rate)?;
+    let mut out = PictureWriter::create(&args.out, spec.resolution, rate)?;
     let progress = Progress::default();
     progress.frames_expected.add(reel.n_frames());
     let frames = voice.show(&progress, || -> Result<u64> {
         while let Some(frame) = reel.next_frame()? {
             cancel.check()?;
-            out.write_codes(&tokenizer.vqgan, &frame.codes)
+            out.write_codes(vqgan, &frame.codes)
                 .doing(|| format!("frame at {}", frame.time.pts))?;
             progress.frames_encoded.add(1);
         }

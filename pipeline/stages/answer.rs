@@ -22,7 +22,7 @@ use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
     model::Model,
-    stages::progress::Progress,
+    stages::{piece::Piece, progress::Progress},
 };
 
 /// How an answer is made.
@@ -73,8 +73,8 @@ pub struct Conversation<'a> {
     cache: KvCache,
     /// Prompt so far, as tokens.
     prompt: Vec<Token>,
-    /// Tokens that wait for a whole prefill chunk.
-    waiting: Vec<Token>,
+    /// What waits for a whole prefill chunk.
+    waiting: Piece,
     /// Hidden state of the last prefilled position, `[1, hidden]`.
     last: Option<Tensor>,
 }
@@ -90,7 +90,7 @@ impl<'a> Conversation<'a> {
             decoder,
             options,
             prompt: Vec::new(),
-            waiting: Vec::new(),
+            waiting: Piece::default(),
             last: None,
         }
     }
@@ -114,39 +114,39 @@ impl<'a> Conversation<'a> {
     /// not depend on how the prompt was cut into pieces.
     pub fn listen(
         &mut self,
-        pieces: Receiver<Vec<Token>>,
+        pieces: Receiver<Piece>,
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<()> {
         for piece in pieces {
             cancel.check()?;
-            self.waiting.extend_from_slice(&piece);
-            self.prompt.extend(piece);
+            self.prompt.extend_from_slice(&piece.tokens);
+            self.waiting.append(piece);
             let step = self.decoder.step(self.options.prefill_chunk);
-            let whole = self.waiting.len() / step * step;
+            let whole = self.waiting.tokens.len() / step * step;
             self.prefill(whole, progress, cancel)?;
         }
         cancel.check()
     }
 
-    /// Adds `tokens` to the context.
+    /// Adds text to the context.
     pub fn say(&mut self, tokens: &[Token]) {
-        self.waiting.extend_from_slice(tokens);
         self.prompt.extend_from_slice(tokens);
+        self.waiting.append(Piece::from(tokens.to_vec()));
     }
 
     fn prefill(&mut self, n: usize, progress: &Progress, cancel: &Cancel) -> Result<()> {
         if n == 0 {
             return Ok(());
         }
-        let tokens: Vec<Token> = self.waiting.drain(..n).collect();
+        let piece = self.waiting.take(n, self.decoder.spec().hidden_size);
         let keep_going = || !cancel.is_cancelled();
         let chunk = self.options.prefill_chunk;
         let hidden = progress.prefill_busy.measure(|| {
             prefill(
                 self.decoder,
                 &mut self.cache,
-                &tokens,
+                piece.input(),
                 chunk,
                 &keep_going,
                 &mut |n| {
@@ -165,7 +165,7 @@ impl<'a> Conversation<'a> {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Answer> {
-        self.prefill(self.waiting.len(), progress, cancel)?;
+        self.prefill(self.waiting.tokens.len(), progress, cancel)?;
         let last = self
             .last
             .take()
@@ -209,7 +209,8 @@ impl<'a> Conversation<'a> {
     fn remember(&mut self, ids: &[u32]) {
         self.prompt.extend(ids.iter().map(|&id| Token::Text(id)));
         let cached = self.cache.len();
-        self.waiting = self.prompt.get(cached..).unwrap_or_default().to_vec();
+        let rest = self.prompt.get(cached..).unwrap_or_default();
+        self.waiting = Piece::from(rest.to_vec());
     }
 }
 

@@ -1,27 +1,19 @@
-//! Third verb: frame tokens and question to context, piece by piece in order.
+//! Third verb: steps and question to context, piece by piece in order.
 
 use crossbeam_channel::{Receiver, Sender};
-use longreel_models::{
-    context::{
-        prompt::{ChatPrompt, FrameTerminators, frame_tokens},
-        vocab::Token,
-    },
-    error::{Error, Kind},
-};
+use longreel_models::error::{Error, Kind};
 
 use crate::{
     cancel::Cancel,
     error::Result,
-    flow::FrameTokens,
-    stages::{encode::Encoded, seen::SourceSeen},
+    flow::EncodedStep,
+    stages::{encode::Encoded, layout::Layout, piece::Piece, seen::SourceSeen},
 };
 
-/// What stands around the frames, and what ends them.
-pub struct Assembly<'a> {
-    /// The question, cut where frames go.
-    pub prompt: &'a ChatPrompt,
-    /// What follows a frame's codes.
-    pub terminators: FrameTerminators,
+/// What is made a prompt.
+pub struct Assembly {
+    /// Where what stands.
+    pub layout: Layout,
     /// Most tokens of the prompt, frames included.
     pub prompt_tokens_max: usize,
     /// One entry a source, still empty.
@@ -35,13 +27,12 @@ pub struct Assembly<'a> {
 /// `BadInput` when a source gave no frame, `TooLarge` when the prompt outgrows its limit.
 pub fn run(
     frames: Receiver<Encoded>,
-    assembly: Assembly<'_>,
-    out: Sender<Vec<Token>>,
+    assembly: Assembly,
+    out: Sender<Piece>,
     cancel: &Cancel,
 ) -> Result<Vec<SourceSeen>> {
     let Assembly {
-        prompt,
-        terminators,
+        mut layout,
         prompt_tokens_max,
         mut seen,
     } = assembly;
@@ -50,35 +41,30 @@ pub fn run(
         sent: 0,
         max: prompt_tokens_max,
     };
-    pieces.send(prompt.head.clone())?;
-    // A frame is held back until it is known whether another follows.
-    let mut held: Option<FrameTokens> = None;
+    pieces.send(layout.head())?;
+    // A step is held back until it is known whether another follows.
+    let mut held: Option<EncodedStep> = None;
     let n_sources = seen.len();
     while let Ok(message) = frames.recv() {
         cancel.check()?;
         match message {
-            Encoded::Frame { source, frame } => {
+            Encoded::Step { source, step } => {
                 if let Some(entry) = seen.get_mut(source) {
-                    entry.saw(frame.time);
+                    step.frames.iter().for_each(|frame| entry.saw(frame.time));
                 }
-                if let Some(before) = held.replace(frame.into_tokens()) {
-                    pieces.send(frame_tokens(&before.codes, false, terminators))?;
+                if let Some(before) = held.replace(step) {
+                    pieces.send(layout.step(before, false)?)?;
                 }
             }
             Encoded::End { source, report } => {
                 let Some(last) = held.take() else {
                     return Err(no_frame(&seen, source));
                 };
-                pieces.send(frame_tokens(&last.codes, true, terminators))?;
+                pieces.send(layout.step(last, true)?)?;
                 if let Some(entry) = seen.get_mut(source) {
                     entry.end(report);
                 }
-                let after = if source + 1 < n_sources {
-                    &prompt.between
-                } else {
-                    &prompt.tail
-                };
-                pieces.send(after.clone())?;
+                pieces.send(layout.after(source + 1 == n_sources))?;
             }
         }
     }
@@ -98,15 +84,15 @@ fn no_frame(seen: &[SourceSeen], source: usize) -> Error {
 
 /// The outgoing side, which counts.
 struct Pieces {
-    out: Sender<Vec<Token>>,
+    out: Sender<Piece>,
     sent: usize,
     max: usize,
 }
 
 impl Pieces {
     /// Sends one piece; a reader that went away is the reader's business.
-    fn send(&mut self, piece: Vec<Token>) -> Result<()> {
-        self.sent += piece.len();
+    fn send(&mut self, piece: Piece) -> Result<()> {
+        self.sent += piece.tokens.len();
         if self.sent > self.max {
             return Err(Error::new(
                 Kind::TooLarge,

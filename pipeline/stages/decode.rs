@@ -5,8 +5,8 @@ use crossbeam_channel::Sender;
 use crate::{
     cancel::Cancel,
     error::Result,
-    flow::Frame,
-    reel::{ReelFrame, ReelReader},
+    flow::{EncodedStep, Frame},
+    reel::ReelReader,
     sources::file::{DecodeReport, FrameReader},
     stages::progress::Progress,
 };
@@ -55,8 +55,8 @@ pub enum Decoded {
     Encoded {
         /// Index of the source.
         source: usize,
-        /// Its codes and time.
-        frame: ReelFrame,
+        /// Its content and time.
+        step: EncodedStep,
     },
     /// Nothing more comes from this source.
     End {
@@ -151,7 +151,8 @@ fn reel(
             video += 1;
         }
         let source = first + frame.video;
-        if out.send(Decoded::Encoded { source, frame }).is_err() {
+        let step = frame.into_step();
+        if out.send(Decoded::Encoded { source, step }).is_err() {
             return Ok(false);
         }
     }

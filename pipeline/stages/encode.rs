@@ -1,29 +1,24 @@
-//! Second verb: frames to frame tokens.
+//! Second verb: frames to what they are in a context.
 
-use candle_core::{Device, Tensor};
 use crossbeam_channel::{Receiver, Sender};
-use longreel_models::vision::{
-    image::{RgbView, lwm_frame, to_signed_unit},
-    vqgan::Vqgan,
-};
 
 use crate::{
     cancel::Cancel,
+    encoder::FrameEncoder,
     error::{Context, Error, Kind, Result},
-    flow::RgbImage,
-    reel::ReelFrame,
+    flow::{EncodedStep, Frame, FrameMark},
     sources::file::DecodeReport,
     stages::{decode::Decoded, progress::Progress},
 };
 
 /// What leaves the stage. `source` counts from 0 in the order given.
 pub enum Encoded {
-    /// One frame's codes and time.
-    Frame {
+    /// Frames that belong together.
+    Step {
         /// Index of the source.
         source: usize,
-        /// Codes, time and flags.
-        frame: ReelFrame,
+        /// Their times and content.
+        step: EncodedStep,
     },
     /// Nothing more comes from this source.
     End {
@@ -34,55 +29,88 @@ pub enum Encoded {
     },
 }
 
-/// Encodes frame by frame until the decode stage ends.
+/// Encodes step by step until the decode stage ends.
 ///
-/// `vqgan` comes with the side of its input; it may be absent when every source is a reel.
+/// `encoder` may be absent when every source is a reel.
 pub fn run(
     frames: Receiver<Decoded>,
-    vqgan: Option<(&Vqgan, usize)>,
+    encoder: Option<&FrameEncoder>,
     out: Sender<Encoded>,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<()> {
+    let mut waiting = Waiting {
+        encoder,
+        frames: Vec::new(),
+        progress,
+    };
     for message in frames {
         cancel.check()?;
-        let encoded = match message {
-            Decoded::End { source, report } => Encoded::End { source, report },
-            Decoded::Encoded { source, frame } => Encoded::Frame { source, frame },
-            Decoded::Frame { source, frame } => {
-                let codes = progress
-                    .encode_busy
-                    .measure(|| codes_of(vqgan, &frame.image));
-                let frame = ReelFrame {
-                    video: source,
-                    time: frame.time,
-                    key: frame.key,
-                    corrupt: frame.corrupt,
-                    codes: codes.doing(|| format!("encode frame at {}", frame.time.pts))?,
-                };
-                Encoded::Frame { source, frame }
+        let send = |source, step: Option<EncodedStep>| {
+            let Some(step) = step else { return true };
+            progress.frames_encoded.add(step.frames.len() as u64);
+            out.send(Encoded::Step { source, step }).is_ok()
+        };
+        let listened = match message {
+            Decoded::Encoded { source, step } => send(source, Some(step)),
+            Decoded::Frame { source, frame } => send(source, waiting.push(frame)?),
+            Decoded::End { source, report } => {
+                send(source, waiting.finish()?)
+                    && out.send(Encoded::End { source, report }).is_ok()
             }
         };
-        if matches!(encoded, Encoded::Frame { .. }) {
-            progress.frames_encoded.add(1);
-        }
-        if out.send(encoded).is_err() {
+        if !listened {
             return Ok(());
         }
     }
     Ok(())
 }
 
-/// One picture → `grid²` codes.
-fn codes_of(vqgan: Option<(&Vqgan, usize)>, image: &RgbImage) -> Result<Vec<u32>> {
-    let Some((vqgan, side)) = vqgan else {
-        return Err(Error::new(
-            Kind::BadInput,
-            "the model has no frame tokenizer, expected one to look at a video",
-        ));
-    };
-    let view = RgbView::new(image.width, image.height, &image.data)?;
-    let pixels = to_signed_unit(&lwm_frame(view, side)?);
-    let pixels = Tensor::from_vec(pixels, (1, side, side, 3), &Device::Cpu)?;
-    Ok(vqgan.encode(&pixels)?.into_iter().flatten().collect())
+/// Frames that wait for the others of their step.
+struct Waiting<'a> {
+    encoder: Option<&'a FrameEncoder>,
+    frames: Vec<Frame>,
+    progress: &'a Progress,
+}
+
+impl<'a> Waiting<'a> {
+    /// The step that this frame completes.
+    fn push(&mut self, frame: Frame) -> Result<Option<EncodedStep>> {
+        let encoder = self.encoder()?;
+        self.frames.push(frame);
+        if self.frames.len() < encoder.frames_per_step() {
+            return Ok(None);
+        }
+        self.encode(encoder).map(Some)
+    }
+
+    /// What is left at the end of a source: a step whose last frame stands for those that did not come.
+    fn finish(&mut self) -> Result<Option<EncodedStep>> {
+        if self.frames.is_empty() {
+            return Ok(None);
+        }
+        self.encode(self.encoder()?).map(Some)
+    }
+
+    fn encode(&mut self, encoder: &FrameEncoder) -> Result<EncodedStep> {
+        let frames: Vec<FrameMark> = self.frames.iter().map(FrameMark::from).collect();
+        let pictures: Vec<_> = self.frames.drain(..).map(|frame| frame.image).collect();
+        let content = self
+            .progress
+            .encode_busy
+            .measure(|| encoder.encode(&pictures));
+        let at = frames.first().map(|frame| frame.time.pts);
+        let doing = || at.map_or_else(String::new, |at| format!("encode frame at {at}"));
+        Ok(EncodedStep {
+            content: content.doing(doing)?,
+            frames,
+        })
+    }
+
+    fn encoder(&self) -> Result<&'a FrameEncoder> {
+        self.encoder.ok_or_else(|| {
+            let message = "the model is a text model, expected one that looks at frames";
+            Error::new(Kind::BadInput, message)
+        })
+    }
 }

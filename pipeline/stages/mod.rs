@@ -9,23 +9,24 @@ pub mod assemble;
 pub mod decode;
 pub mod encode;
 pub mod exit;
+pub mod layout;
 pub mod picture;
+pub mod piece;
 pub mod progress;
 pub mod seen;
 
 use std::thread;
 
 use crossbeam_channel::bounded;
-use longreel_models::context::prompt::{ChatPrompt, FrameTerminators};
 
 use crate::{
     cancel::Cancel,
     error::{Error, Kind, Result},
-    model::{FrameTokenizer, Model},
-    reel::{ReelReader, ReelWriter},
+    encoder::{EncoderModel, FrameEncoder},
+    reel::{ReelFrame, ReelReader, ReelWriter},
     stages::{
         answer::Conversation, assemble::Assembly, decode::Source, encode::Encoded,
-        exit::FirstFailure, progress::Progress, seen::SourceSeen,
+        exit::FirstFailure, layout::Layout, progress::Progress, seen::SourceSeen,
     },
 };
 
@@ -34,9 +35,9 @@ use crate::{
 pub struct QueueBounds {
     /// Decoded pictures: 6 MB each at 1080p.
     pub frames: usize,
-    /// Encoded frames: about 1 kB each.
-    pub frame_tokens: usize,
-    /// Pieces of the prompt: about 2 kB each.
+    /// Encoded steps: about 1 kB of codes each, or up to 10 MB of features.
+    pub steps: usize,
+    /// Pieces of the prompt, of the same size.
     pub pieces: usize,
 }
 
@@ -44,20 +45,18 @@ impl Default for QueueBounds {
     fn default() -> Self {
         Self {
             frames: 4,
-            frame_tokens: 64,
+            steps: 64,
             pieces: 64,
         }
     }
 }
 
 /// What a question about videos needs beside the model.
-pub struct Viewing<'a> {
+pub struct Viewing {
     /// Where frames come from.
     pub sources: Vec<Source>,
-    /// The question, cut where frames go.
-    pub prompt: &'a ChatPrompt,
-    /// What follows a frame's codes.
-    pub terminators: FrameTerminators,
+    /// The question, and where frames stand.
+    pub layout: Layout,
     /// Most tokens of the prompt, frames included.
     pub prompt_tokens_max: usize,
 }
@@ -66,8 +65,8 @@ pub struct Viewing<'a> {
 ///
 /// Returns what was seen of each source.
 pub fn view(
-    viewing: Viewing<'_>,
-    model: &Model,
+    viewing: Viewing,
+    encoder: Option<&FrameEncoder>,
     conversation: &mut Conversation<'_>,
     bounds: QueueBounds,
     progress: &Progress,
@@ -75,24 +74,18 @@ pub fn view(
 ) -> Result<Vec<SourceSeen>> {
     let Viewing {
         sources,
-        prompt,
-        terminators,
+        layout,
         prompt_tokens_max,
     } = viewing;
     let seen = sources.iter().flat_map(seen_of).collect();
     let assembly = Assembly {
-        prompt,
-        terminators,
+        layout,
         prompt_tokens_max,
         seen,
     };
-    let vqgan = model
-        .vision()
-        .ok()
-        .map(|(vqgan, spec)| (vqgan, spec.resolution));
 
     let (decoded_out, decoded_in) = bounded(bounds.frames);
-    let (encoded_out, encoded_in) = bounded(bounds.frame_tokens);
+    let (encoded_out, encoded_in) = bounded(bounds.steps);
     let (pieces_out, pieces_in) = bounded(bounds.pieces);
     let stop = cancel.child();
     let failure = FirstFailure::new(stop.clone());
@@ -105,7 +98,7 @@ pub fn view(
         });
         scope.spawn(|| {
             failure.run("encode", || {
-                encode::run(decoded_in, vqgan, encoded_out, progress, cancel)
+                encode::run(decoded_in, encoder, encoded_out, progress, cancel)
             })
         });
         let assembled = scope.spawn(|| {
@@ -126,19 +119,19 @@ pub fn view(
 /// Returns what was seen of each source, as counts.
 pub fn encode_to_reel(
     sources: Vec<Source>,
-    tokenizer: &FrameTokenizer,
+    model: &EncoderModel,
     writer: &mut ReelWriter,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Vec<SourceSeen>> {
     let mut seen: Vec<SourceSeen> = sources.iter().flat_map(seen_of).collect();
     count_resumed(writer, &mut seen)?;
-    let vqgan = Some((&tokenizer.vqgan, tokenizer.spec.resolution));
+    let encoder = Some(&model.encoder);
     let resumed = writer.n_frames();
     let bounds = QueueBounds::default();
 
     let (decoded_out, decoded_in) = bounded(bounds.frames);
-    let (encoded_out, encoded_in) = bounded(bounds.frame_tokens);
+    let (encoded_out, encoded_in) = bounded(bounds.steps);
     let stop = cancel.child();
     let failure = FirstFailure::new(stop.clone());
     let cancel = &stop;
@@ -150,7 +143,7 @@ pub fn encode_to_reel(
         });
         scope.spawn(|| {
             failure.run("encode", || {
-                encode::run(decoded_in, vqgan, encoded_out, progress, cancel)
+                encode::run(decoded_in, encoder, encoded_out, progress, cancel)
             })
         });
         failure.run("write", || write_reel(encoded_in, writer, &mut seen))
@@ -174,7 +167,8 @@ fn write_reel(
 ) -> Result<()> {
     for message in frames {
         match message {
-            Encoded::Frame { source, frame } => {
+            Encoded::Step { source, step } => {
+                let frame = ReelFrame::of_step(source, step)?;
                 writer.append(&frame)?;
                 if let Some(entry) = seen.get_mut(source) {
                     entry.count(frame.time);
