@@ -1,5 +1,4 @@
-//! What looks at frames: a VQGAN that gives codes, or a vision transformer with a
-//! connector that gives features.
+//! What looks at frames: a VQGAN that gives codes.
 
 use std::path::{Path, PathBuf};
 
@@ -11,16 +10,14 @@ use longreel_models::{
     },
     spec::{ModelSpec, VqganSpec},
     vision::{
-        features::FeatureEncoder,
         image::{RgbView, lwm_frame, to_signed_unit},
-        processor::PictureProcessor,
         vqgan::Vqgan,
     },
 };
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    flow::{FeatureRows, RgbImage, StepContent},
+    flow::{RgbImage, StepContent},
 };
 
 /// The part of a model that looks at frames.
@@ -32,40 +29,23 @@ pub enum FrameEncoder {
         /// Its shape.
         spec: VqganSpec,
     },
-    /// Frames to rows that stand in a context in place of embeddings.
-    Features {
-        /// The network.
-        encoder: Box<FeatureEncoder>,
-        /// Pictures to its input.
-        processor: PictureProcessor,
-        /// Channels of a row.
-        width: usize,
-    },
 }
 
 impl FrameEncoder {
-    /// The encoder of the model in `dir`, of `spec`; `None` for a text model.
-    pub fn load(dir: &Path, spec: &ModelSpec, weights: &mut Weights) -> Result<Option<Self>> {
+    /// The encoder of a model of `spec`; `None` for a text model.
+    pub fn load(spec: &ModelSpec, weights: &mut Weights) -> Result<Option<Self>> {
         if let Some(spec) = &spec.vqgan {
             let vqgan = Box::new(Vqgan::load(spec, weights)?);
             let spec = spec.clone();
             return Ok(Some(Self::Codes { vqgan, spec }));
         }
-        let Some(vision) = &spec.vision else {
-            return Ok(None);
-        };
-        let width = spec.decoder.hidden_size;
-        Ok(Some(Self::Features {
-            encoder: Box::new(FeatureEncoder::load(&vision.features, width, weights)?),
-            processor: PictureProcessor::of_directory(dir)?,
-            width,
-        }))
+        Ok(None)
     }
 
     /// Frames that are looked at together.
     pub fn frames_per_step(&self) -> usize {
         match self {
-            Self::Codes { .. } | Self::Features { .. } => 1,
+            Self::Codes { .. } => 1,
         }
     }
 
@@ -81,14 +61,6 @@ impl FrameEncoder {
         let view = RgbView::new(picture.width, picture.height, &picture.data)?;
         match self {
             Self::Codes { vqgan, spec } => codes_of(vqgan, spec.resolution, view),
-            Self::Features {
-                encoder,
-                processor,
-                width,
-            } => Ok(StepContent::Features(FeatureRows {
-                rows: encoder.forward(&processor.pixels(view)?)?,
-                width: *width,
-            })),
         }
     }
 }
@@ -118,7 +90,7 @@ impl EncoderModel {
         let doing = || format!("open the model {}", dir.display());
         let spec = spec_of_directory(dir).doing(doing)?;
         let mut weights = weights_of_directory(dir).doing(doing)?;
-        let encoder = FrameEncoder::load(dir, &spec, &mut weights).doing(doing)?;
+        let encoder = FrameEncoder::load(&spec, &mut weights).doing(doing)?;
         Ok(Self {
             dir: dir.to_owned(),
             encoder: encoder.ok_or_else(|| no_vision(dir))?,
@@ -130,10 +102,8 @@ impl EncoderModel {
     /// # Errors
     /// `BadInput` for an encoder that makes no codes.
     pub fn codes(&self) -> Result<(&Vqgan, &VqganSpec)> {
-        match &self.encoder {
-            FrameEncoder::Codes { vqgan, spec } => Ok((vqgan, spec)),
-            FrameEncoder::Features { .. } => Err(no_codes(&self.dir)),
-        }
+        let FrameEncoder::Codes { vqgan, spec } = &self.encoder;
+        Ok((vqgan, spec))
     }
 }
 

@@ -86,7 +86,7 @@ impl ModelFiles {
             mut weights,
         } = self;
         let doing = || format!("load the model {}", dir.display());
-        let frames = FrameEncoder::load(&dir, &spec, &mut weights).doing(doing)?;
+        let frames = FrameEncoder::load(&spec, &mut weights).doing(doing)?;
         let decoder = Decoder::load(&spec.decoder, &mut weights).doing(doing)?;
         weights.finish().doing(doing)?;
         Ok(Model {

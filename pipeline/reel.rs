@@ -105,7 +105,8 @@ impl ReelFrame {
                 codes,
             }),
             _ => {
-                let message = "the model makes no codes of single frames, expected one with a VQGAN";
+                let message =
+                    "the model makes no codes of single frames, expected one with a VQGAN";
                 Err(Error::new(Kind::Usage, message))
             }
         }

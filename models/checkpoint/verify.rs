@@ -9,8 +9,14 @@ use safetensors::Dtype;
 use serde::Serialize;
 
 use crate::{
-    checkpoint::{import_hf::spec_of_directory, layout, weights::Weights, writer::keep_going},
+    checkpoint::{
+        import_hf::{spec_of_directory, weights_of_directory},
+        layout,
+        weights::Weights,
+        writer::keep_going,
+    },
     error::Result,
+    spec::ModelSpec,
 };
 
 /// Bytes looked at between two questions whether to go on.
@@ -78,14 +84,19 @@ impl fmt::Display for Report {
     }
 }
 
-/// Reads every value of the model directory `dir`, asking `going` between blocks.
+/// Reads every value of the model directory `dir`, asking `going` between blocks; `vision` takes the
+/// weights of a vision-language model's encoder.
 ///
 /// # Errors
 /// What is wrong with the weights stands in the report; an error is a directory
 /// that cannot be read, or `Interrupted`.
-pub fn verify(dir: &Path, going: &dyn Fn() -> bool) -> Result<Report> {
+pub fn verify(
+    dir: &Path,
+    vision: &dyn Fn(&ModelSpec, &mut Weights) -> Result<()>,
+    going: &dyn Fn() -> bool,
+) -> Result<Report> {
     let spec = spec_of_directory(dir)?;
-    let weights = Weights::open(dir)?;
+    let mut weights = weights_of_directory(dir)?;
     let mut expected: BTreeMap<String, Vec<usize>> =
         layout::model_tensors(&spec).into_iter().collect();
     let mut report = Report {
@@ -97,9 +108,13 @@ pub fn verify(dir: &Path, going: &dyn Fn() -> bool) -> Result<Report> {
         misshapen: Vec::new(),
         not_finite: BTreeMap::new(),
     };
+    if let Some(Err(error)) = spec.vision.as_ref().map(|_| vision(&spec, &mut weights)) {
+        report.missing.push(error.to_string());
+    }
     for (name, dtype, shape) in weights.list() {
         *report.dtypes.entry(format!("{dtype:?}")).or_default() += 1;
         match expected.remove(name) {
+            None if weights.is_taken(name) => {}
             None => report.unknown.push(name.to_owned()),
             Some(s) if s != shape => report
                 .misshapen
@@ -116,7 +131,7 @@ pub fn verify(dir: &Path, going: &dyn Fn() -> bool) -> Result<Report> {
             }
         }
     }
-    report.missing = expected.into_keys().collect();
+    report.missing.extend(expected.into_keys());
     Ok(report)
 }
 

@@ -270,6 +270,11 @@ impl Weights {
         )?))
     }
 
+    /// Whether something took the tensor `name`.
+    pub fn is_taken(&self, name: &str) -> bool {
+        self.taken.contains(name)
+    }
+
     /// Fails naming the tensors that nothing took.
     pub fn finish(self) -> Result<()> {
         let unused: Vec<&str> = self

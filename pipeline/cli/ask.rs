@@ -145,11 +145,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         cancel,
     };
     ranks.lead(&model.decoder, |decoder| {
-        asking.ask(
-            Conversation::new(&model, decoder, options),
-            layout,
-            sources,
-        )
+        asking.ask(Conversation::new(&model, decoder, options), layout, sources)
     })
 }
 

@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{args::EncodeArgs, output::Voice, resolve},
-    error::{Context, Error, Kind, Result},
     encoder::EncoderModel,
+    error::{Context, Error, Kind, Result},
     plan,
     reel::{ReelHeader, ReelVideo, ReelWriter, partial_path},
     sources::file::FrameReader,

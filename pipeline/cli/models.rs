@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{args::ModelsVerb, output::Voice, resolve},
+    encoder::FrameEncoder,
     error::{Error, Kind, Result},
     hub, plan,
 };
@@ -117,7 +118,9 @@ fn show(dir: &Path, voice: Voice) -> Result<()> {
 }
 
 fn check(dir: &Path, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let report = verify::verify(dir, &|| !cancel.is_cancelled())?;
+    let vision =
+        |spec: &ModelSpec, weights: &mut Weights| FrameEncoder::load(spec, weights).map(drop);
+    let report = verify::verify(dir, &vision, &|| !cancel.is_cancelled())?;
     let sound = report.is_sound();
     voice.say(&report, || report.to_string())?;
     if sound {

@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{args::ReconstructArgs, output::Voice, resolve},
-    error::{Context, Result},
     encoder::EncoderModel,
+    error::{Context, Result},
     reel::ReelReader,
     sources::sampler::{Rate, parse_rate},
     stages::{picture::PictureWriter, progress::Progress},

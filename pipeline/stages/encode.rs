@@ -55,8 +55,7 @@ pub fn run(
             Decoded::Encoded { source, step } => send(source, Some(step)),
             Decoded::Frame { source, frame } => send(source, waiting.push(frame)?),
             Decoded::End { source, report } => {
-                send(source, waiting.finish()?)
-                    && out.send(Encoded::End { source, report }).is_ok()
+                send(source, waiting.finish()?) && out.send(Encoded::End { source, report }).is_ok()
             }
         };
         if !listened {

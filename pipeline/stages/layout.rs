@@ -1,9 +1,6 @@
 //! How a question and what its videos show stand in a context.
 
-use longreel_models::context::{
-    prompt::{ChatPrompt, FrameTerminators, frame_tokens},
-    vocab::Token,
-};
+use longreel_models::context::prompt::{ChatPrompt, FrameTerminators, frame_tokens};
 
 use crate::{
     error::{Error, Kind, Result},

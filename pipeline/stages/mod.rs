@@ -21,8 +21,8 @@ use crossbeam_channel::bounded;
 
 use crate::{
     cancel::Cancel,
-    error::{Error, Kind, Result},
     encoder::{EncoderModel, FrameEncoder},
+    error::{Error, Kind, Result},
     reel::{ReelFrame, ReelReader, ReelWriter},
     stages::{
         answer::Conversation, assemble::Assembly, decode::Source, encode::Encoded,

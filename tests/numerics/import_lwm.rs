@@ -162,7 +162,7 @@ fn every_golden_form_imports_to_the_same_weights() {
         let written = import(&format!("params::{}", golden_params(form)), &out).unwrap();
         check_golden(&out);
         assert_eq!(written.tensors, Weights::open(&out).unwrap().list().count());
-        assert!(verify(&out, &|| true).unwrap().is_sound());
+        assert!(verify(&out, &no_vision, &|| true).unwrap().is_sound());
     }
 }
 
@@ -790,7 +790,7 @@ fn verify_counts_what_is_missing_unknown_misshapen_or_not_a_number() {
         config.replace("\"vocab_size\": 320", "\"vocab_size\": 321"),
     )
     .unwrap();
-    let report = verify(&out, &|| true).unwrap();
+    let report = verify(&out, &no_vision, &|| true).unwrap();
     assert!(!report.is_sound());
     assert_eq!(report.not_finite.values().copied().collect::<Vec<_>>(), [2]);
     assert_eq!(report.misshapen.len(), 2, "{report}");
@@ -799,14 +799,14 @@ fn verify_counts_what_is_missing_unknown_misshapen_or_not_a_number() {
         config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"),
     )
     .unwrap();
-    assert_eq!(verify(&out, &|| true).unwrap().unknown.len(), 9);
+    assert_eq!(verify(&out, &no_vision, &|| true).unwrap().unknown.len(), 9);
     fs::write(
         out.join("config.json"),
         config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
     )
     .unwrap();
-    assert_eq!(verify(&out, &|| true).unwrap().missing.len(), 9);
-    let error = verify(&out, &|| false).unwrap_err();
+    assert_eq!(verify(&out, &no_vision, &|| true).unwrap().missing.len(), 9);
+    let error = verify(&out, &no_vision, &|| false).unwrap_err();
     assert_eq!(error.kind(), Kind::Interrupted);
 }
 
@@ -842,4 +842,9 @@ fn a_misspelt_key_is_named_with_the_keys_there_are() {
         error.to_string(),
         "read the model's configuration: TOML parse error at line 14, column 1    | 14 | rope_tetha = 5e7    | ^^^^^^^^^^ unknown field `rope_tetha`, expected one of `vocab_size`, `vision_vocab_size`, `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`, `max_position_embeddings`, `rms_norm_eps`, `rope_theta`, `rope_pairs`, `tie_word_embeddings`, `sliding_window`, `qkv_bias`, `attention_output_bias`, `mlp_bias`, `qk_norm`, `experts`, `rope_scaling`"
     );
+}
+
+/// The models here have no encoder beside their VQGAN.
+fn no_vision(_: &ModelSpec, _: &mut Weights) -> longreel_models::error::Result<()> {
+    Ok(())
 }
