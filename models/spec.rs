@@ -5,6 +5,8 @@ pub mod encoder;
 
 pub mod features;
 
+pub mod placement;
+
 pub mod rope_scaling;
 
 use serde::{Deserialize, Serialize};

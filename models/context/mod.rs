@@ -1,9 +1,11 @@
 //! Tokens to context: the vocabulary, the tokenizer, the prompt, packed prompts.
 
+pub mod chat_template;
 pub mod packing;
 pub mod prompt;
 pub mod sentencepiece;
 pub mod streaming;
 pub mod text_encoder;
 pub mod tokenizer;
+pub mod vision_prompt;
 pub mod vocab;

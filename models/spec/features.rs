@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     DecoderSpec,
     encoder::{HiddenAct, VitSpec},
+    placement::Placement,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -17,6 +18,9 @@ pub struct VisionLanguageSpec {
     /// The one for a video's, where it is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub video_token_id: Option<u32>,
+    /// Where the features of a video stand.
+    #[serde(default)]
+    pub placement: Placement,
     /// Pictures to features.
     pub features: FeatureSpec,
     /// What reads them.
@@ -32,6 +36,9 @@ pub struct VisionSpec {
     /// As [`VisionLanguageSpec::video_token_id`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub video_token_id: Option<u32>,
+    /// Where the features of a video stand.
+    #[serde(default)]
+    pub placement: Placement,
     /// Pictures to features.
     pub features: FeatureSpec,
 }
@@ -42,12 +49,14 @@ impl VisionLanguageSpec {
         let Self {
             image_token_id,
             video_token_id,
+            placement,
             features,
             decoder,
         } = self;
         let vision = VisionSpec {
             image_token_id,
             video_token_id,
+            placement,
             features,
         };
         (decoder, vision)

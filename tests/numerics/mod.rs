@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_backward;
+mod chat_template;
 mod decoder;
 mod end_to_end;
 mod generate;

@@ -1,0 +1,318 @@
+//! A conversation as the text that a model was trained on, by the template in its folder.
+//!
+//! Templates are Jinja as transformers runs it: blocks take their line with them, text is not
+//! escaped, strings and lists have Python's methods, `raise_exception` ends the rendering. There
+//! is no `strftime_now`: a prompt does not depend on the day, and templates that look
+//! for the function have a date of their own. A template is somebody else's program: its steps and the
+//! length of what it writes are bounded.
+
+use std::{io, path::Path};
+
+use minijinja::{
+    AutoEscape, Environment, ErrorKind, Value, context,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde},
+};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use regex::Regex;
+use serde::Serialize;
+use serde_json::{Value as Json, ser::Formatter};
+
+use crate::error::{Context, Error, Kind, Result};
+
+/// Steps that a template may take; those in use take a few hundred a message.
+const FUEL: u64 = 2_000_000;
+
+/// Most bytes that a template may write.
+const TEXT_BYTES_MAX: usize = 16 << 20;
+
+/// Largest file with a template that is read.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Sets the tone.
+    System,
+    /// Asks.
+    User,
+    /// Answers.
+    Assistant,
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: Content,
+}
+
+/// What is said in a turn.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// Words: what text models' templates expect.
+    Words(String),
+    /// Words and what is shown: what vision-language models' templates expect.
+    Parts(Vec<Part>),
+}
+
+/// A part of a turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Part {
+    /// A picture stands here.
+    Image,
+    /// A video stands here.
+    Video,
+    /// Words.
+    Text {
+        /// The words.
+        text: String,
+    },
+}
+
+/// A template, compiled.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    /// `bos_token` and its like, as the template writes them.
+    specials: Vec<(String, String)>,
+    /// Where it stands.
+    name: String,
+}
+
+impl ChatTemplate {
+    /// The template of the folder `dir`: `chat_template.jinja`, `chat_template.json`, the one in
+    /// `processor_config.json`, the one in `tokenizer_config.json`, whichever comes first; of several that named `default`.
+    ///
+    /// # Errors
+    /// `BadInput` for a file that is none of those, or a template that does not compile.
+    pub fn of_directory(dir: &Path) -> Result<Option<Self>> {
+        let specials = special_tokens(dir)?;
+        let jinja = dir.join("chat_template.jinja");
+        if let Some(source) = read(&jinja)? {
+            return Self::new(&jinja.display().to_string(), source, specials).map(Some);
+        }
+        for name in [
+            "chat_template.json",
+            "processor_config.json",
+            "tokenizer_config.json",
+        ] {
+            let path = dir.join(name);
+            let doing = || format!("read {}", path.display());
+            let found = json(&path)?.and_then(|file| file.get("chat_template").cloned());
+            if let Some(source) = found.as_ref().and_then(default_template) {
+                return Self::new(&path.display().to_string(), source, specials).map(Some);
+            }
+            match found {
+                None | Some(Json::Null) => {}
+                Some(_) => {
+                    let message =
+                        "chat_template is neither a text nor a list with one named default";
+                    return Err(Error::new(Kind::BadInput, message).doing(doing()));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A template from its text; `name` is told in errors, `specials` are names and texts of tokens.
+    ///
+    /// # Errors
+    /// `BadInput` when it does not compile.
+    pub fn new(name: &str, source: String, specials: Vec<(String, String)>) -> Result<Self> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(syntax.map_err(|e| failed(name, &e))?);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
+        environment.add_function("raise_exception", refuse);
+        environment.add_filter("tojson", to_json);
+        environment
+            .add_template_owned(name.to_owned(), without_generation_marks(&source)?)
+            .map_err(|e| failed(name, &e))?;
+        Ok(Self {
+            environment,
+            specials,
+            name: name.to_owned(),
+        })
+    }
+
+    /// The text of the conversation up to where the model answers.
+    ///
+    /// # Errors
+    /// `BadInput` when the template refuses it, fails, or does not come to an end.
+    pub fn render(&self, messages: &[Message]) -> Result<String> {
+        let specials = self.specials.iter().cloned();
+        let values = context! {
+            messages => Value::from(Serde(messages)),
+            add_generation_prompt => true,
+            ..Value::from_pairs(specials)
+        };
+        let mut text = Bounded(Vec::new());
+        self.environment
+            .get_template(&self.name)
+            .and_then(|template| template.render_captured_to(values, &mut text).map(drop))
+            .map_err(|e| failed(&self.name, &e))?;
+        String::from_utf8(text.0)
+            .map_err(|e| Error::with_source(Kind::Internal, format!("render {}", self.name), e))
+    }
+}
+
+/// Text that may not grow beyond its bound.
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > TEXT_BYTES_MAX {
+            let message = format!("the text is longer than {TEXT_BYTES_MAX} bytes");
+            return Err(io::Error::other(message));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `raise_exception` of templates.
+fn refuse(message: String) -> std::result::Result<String, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// `tojson` of templates: as Python's `json.dumps` writes it, letters beyond ASCII as they are.
+fn to_json(value: &Value, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
+    let failed = |e: serde_json::Error| {
+        minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(e)
+    };
+    let indent: Option<usize> = options.get("indent")?;
+    let mut text = Vec::new();
+    let written = match indent {
+        Some(indent) => {
+            let spaces = " ".repeat(indent.min(16));
+            let form = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, form))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut text, Python,
+        )),
+    };
+    written.map_err(failed)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A blank behind commas and colons.
+struct Python;
+
+impl Formatter for Python {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        out.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        out.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
+/// `{% generation %}` marks what is learned in training and changes no text.
+fn without_generation_marks(source: &str) -> Result<String> {
+    let mark = Regex::new(r"\{%-?\s*(end)?generation\s*-?%\}");
+    let mark = mark.map_err(|e| Error::with_source(Kind::Internal, "read a pattern", e))?;
+    let blank = |found: &regex::Captures| {
+        // What trims the text around it must go on doing so.
+        found[0]
+            .replace("endgeneration", "endif")
+            .replace("generation", "if true")
+    };
+    Ok(mark.replace_all(source, blank).into_owned())
+}
+
+/// A template, or the one named `default` among several.
+fn default_template(found: &Json) -> Option<String> {
+    let named = |list: &Vec<Json>| {
+        let default = list.iter().find(|t| t["name"] == "default")?;
+        default["template"].as_str().map(str::to_owned)
+    };
+    let text = found.as_str().map(str::to_owned);
+    text.or_else(|| found.as_array().and_then(named))
+}
+
+/// `bos_token`, `eos_token`, … of `tokenizer_config.json`.
+fn special_tokens(dir: &Path) -> Result<Vec<(String, String)>> {
+    let Some(Json::Object(config)) = json(&dir.join("tokenizer_config.json"))? else {
+        return Ok(Vec::new());
+    };
+    let text = |token: &Json| {
+        let text = token.as_str().or_else(|| token["content"].as_str());
+        text.map(str::to_owned)
+    };
+    let named = config.iter().filter(|(name, _)| name.ends_with("_token"));
+    Ok(named
+        .filter_map(|(name, token)| Some((name.clone(), text(token)?)))
+        .collect())
+}
+
+fn json(path: &Path) -> Result<Option<Json>> {
+    let Some(text) = read(path)? else {
+        return Ok(None);
+    };
+    let parsed = serde_json::from_str(&text);
+    let parsed = parsed.map_err(|e| Error::with_source(Kind::BadInput, "not JSON", e));
+    parsed
+        .map(Some)
+        .doing(|| format!("read {}", path.display()))
+}
+
+/// The file's text; `None` where there is no such file.
+fn read(path: &Path) -> Result<Option<String>> {
+    let doing = || format!("read {}", path.display());
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).doing(doing),
+        Ok(meta) if meta.len() > FILE_BYTES_MAX => {
+            let message = format!(
+                "the file has {} bytes, expected at most {FILE_BYTES_MAX}",
+                meta.len()
+            );
+            Err(Error::new(Kind::BadInput, message).doing(doing()))
+        }
+        Ok(_) => std::fs::read_to_string(path).doing(doing).map(Some),
+    }
+}
+
+/// The template's own words, and the line where it stopped.
+fn failed(name: &str, error: &minijinja::Error) -> Error {
+    let line = error.line().map(|line| format!(", line {line}"));
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    let mut message = format!("{error}{}", cause.unwrap_or_default());
+    if error.kind() == ErrorKind::OutOfFuel {
+        message = format!("it does not come to an end within {FUEL} steps");
+    }
+    let doing = format!(
+        "render the chat template {name}{}",
+        line.unwrap_or_default()
+    );
+    Error::new(Kind::BadInput, message).doing(doing)
+}
