@@ -7,6 +7,8 @@ pub mod features;
 
 pub mod placement;
 
+pub mod processor;
+
 pub mod rope_scaling;
 
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
-//! Pictures to the pixels that LWM saw, to the byte: Pillow 10.2's bicubic
-//! resize, the centre crop and the scaling of `lwm/vision_chat.py`.
+//! Pictures to pixels, to the byte: the resize of Pillow 10.2 and that of torchvision, which
+//! rounds its weights to 16 bits, and the centre crop and scaling of `lwm/vision_chat.py`.
 
 use std::ops::Range;
 
@@ -10,8 +10,8 @@ use crate::error::{Error, Kind, Result};
 /// Fraction bits of Pillow's 8-bit coefficients (`Resample.c`, `PRECISION_BITS`).
 const PRECISION_BITS: u32 = 22;
 
-/// Reach of the bicubic filter at scale 1.
-const SUPPORT: f64 = 2.0;
+/// Bits of torchvision's weights, the sign among them (`UpSampleKernel.cpp` of PyTorch).
+const TORCH_WEIGHT_BITS: u32 = 16;
 
 /// Output rows of one task.
 const TASK_ROWS: usize = 8;
@@ -60,10 +60,69 @@ impl<'a> RgbView<'a> {
     }
 }
 
+/// What a resized pixel is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// A cubic over four pixels a side at scale 1.
+    Bicubic,
+    /// A triangle over two pixels a side at scale 1.
+    Bilinear,
+}
+
+impl Filter {
+    /// Reach at scale 1.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bicubic => 2.0,
+            Self::Bilinear => 1.0,
+        }
+    }
+
+    fn weight(self, t: f64) -> f64 {
+        match self {
+            Self::Bicubic => bicubic(t),
+            Self::Bilinear => (1.0 - t.abs()).max(0.0),
+        }
+    }
+}
+
+/// How the weights of a filter are rounded: results differ by one level here and there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// 22 bits behind the point: Pillow, with which most encoders were trained.
+    Pillow,
+    /// As many bits as let the largest weight stay within 16: torchvision with antialias, which
+    /// transformers 5 uses.
+    Torchvision,
+}
+
+/// A way to resize.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resample {
+    /// The curve of the weights.
+    pub filter: Filter,
+    /// Their rounding.
+    pub rounding: Rounding,
+}
+
+impl Resample {
+    /// Pillow's default for RGB.
+    const PILLOW: Self = Self {
+        filter: Filter::Bicubic,
+        rounding: Rounding::Pillow,
+    };
+}
+
 /// What one output pixel of one pass sees: inputs from `first` on, with their weights.
-struct Taps {
+struct Taps<W> {
     first: usize,
-    weights: Vec<i32>,
+    weights: Vec<W>,
+}
+
+/// The taps of a run of output pixels, in fixed point with `bits` behind the point.
+struct Pass {
+    taps: Vec<Taps<i32>>,
+    bits: u32,
 }
 
 /// Pillow's cubic with `a = −0.5`.
@@ -80,90 +139,124 @@ fn bicubic(t: f64) -> f64 {
 }
 
 /// The taps of output pixel `i` when `from` pixels become `to` (`Resample.c`, `precompute_coeffs`).
-fn taps(i: usize, from: usize, to: usize) -> Taps {
+fn taps(filter: Filter, i: usize, from: usize, to: usize) -> Taps<f64> {
     let scale = from as f64 / to as f64;
     let filter_scale = scale.max(1.0);
-    let support = SUPPORT * filter_scale;
+    let support = filter.support() * filter_scale;
     let centre = (i as f64 + 0.5) * scale;
     // The casts truncate, and negative numbers become 0.
     let first = (centre - support + 0.5) as usize;
     let last = ((centre + support + 0.5) as usize).min(from);
     let step = 1.0 / filter_scale;
-    let raw: Vec<f64> = (first..last)
-        .map(|x| bicubic((x as f64 - centre + 0.5) * step))
+    let mut weights: Vec<f64> = (first..last)
+        .map(|x| filter.weight((x as f64 - centre + 0.5) * step))
         .collect();
-    let sum: f64 = raw.iter().sum();
-    let weights = raw
-        .iter()
-        .map(|w| if sum == 0.0 { *w } else { w / sum })
-        .map(fixed)
-        .collect();
+    let sum: f64 = weights.iter().sum();
+    if sum != 0.0 {
+        weights.iter_mut().for_each(|w| *w /= sum);
+    }
     Taps { first, weights }
 }
 
-/// Rounded to [`PRECISION_BITS`], halves away from zero.
-fn fixed(weight: f64) -> i32 {
+impl Pass {
+    /// The taps of output pixels `range` when `from` pixels become `to`.
+    fn new(resample: Resample, range: Range<usize>, from: usize, to: usize) -> Self {
+        let Resample { filter, rounding } = resample;
+        let bits = match rounding {
+            Rounding::Pillow => PRECISION_BITS,
+            Rounding::Torchvision => torch_bits(largest_weight(filter, from, to)),
+        };
+        let taps = range
+            .map(|i| {
+                let Taps { first, weights } = taps(filter, i, from, to);
+                let weights = weights.into_iter().map(|w| fixed(w, bits)).collect();
+                Taps { first, weights }
+            })
+            .collect();
+        Self { taps, bits }
+    }
+
+    /// Every input that some tap sees; `first` grows with the output.
+    fn reach(&self) -> Range<usize> {
+        let start = self.taps.first().map_or(0, |t| t.first);
+        let end = (self.taps.last()).map_or(0, |t| t.first + t.weights.len());
+        start..end
+    }
+
+    /// Starts every sum, so that the shift rounds.
+    fn half(&self) -> i32 {
+        1 << (self.bits - 1)
+    }
+
+    /// Back from fixed point, rounded and clamped.
+    fn unfixed(&self, sum: i32) -> u8 {
+        (sum >> self.bits).clamp(0, 255) as u8
+    }
+}
+
+/// The largest weight of any output pixel.
+fn largest_weight(filter: Filter, from: usize, to: usize) -> f64 {
+    (0..to)
+        .into_par_iter()
+        .map(|i| (taps(filter, i, from, to).weights.into_iter()).fold(0.0, f64::max))
+        .reduce(|| 0.0, f64::max)
+}
+
+/// Bits behind the point, for the largest weight to stay within 16 bits with its sign.
+fn torch_bits(largest: f64) -> u32 {
+    let limit = f64::from(1_u32 << (TORCH_WEIGHT_BITS - 1));
+    (1..PRECISION_BITS)
+        .find(|&bits| (0.5 + largest * f64::from(1_u32 << (bits + 1))).trunc() >= limit)
+        .unwrap_or(PRECISION_BITS)
+}
+
+/// Rounded to `bits` behind the point, halves away from zero.
+fn fixed(weight: f64, bits: u32) -> i32 {
     let half = if weight < 0.0 { -0.5 } else { 0.5 };
-    (half + weight * f64::from(1_u32 << PRECISION_BITS)) as i32
+    (half + weight * f64::from(1_u32 << bits)) as i32
 }
-
-/// Back from fixed point, rounded and clamped.
-fn unfixed(sum: i32) -> u8 {
-    (sum >> PRECISION_BITS).clamp(0, 255) as u8
-}
-
-/// Starts every sum, so that the shift rounds.
-const HALF: i32 = 1 << (PRECISION_BITS - 1);
 
 /// view `[h, w, 3]` → `[height, width, 3]`, the bytes of Pillow 10.2's `resize` with its default filter.
 pub fn resize_bicubic(view: RgbView<'_>, width: usize, height: usize) -> Vec<u8> {
-    resize_region(view, [width, height], 0..width, 0..height)
+    resize(view, [width, height], Resample::PILLOW)
+}
+
+/// view `[h, w, 3]` → `[height, width, 3]` for `size` = (width, height).
+pub fn resize(view: RgbView<'_>, size: [usize; 2], resample: Resample) -> Vec<u8> {
+    resize_region(view, size, 0..size[0], 0..size[1], resample)
 }
 
 /// The part `columns` × `rows` of view resized to `size` (width, height) → `[rows, columns, 3]`.
 ///
 /// Only the source rows that the part needs are touched, so a strip of a picture of
 /// extreme proportions costs no more than the strip.
-fn resize_region(
+pub(super) fn resize_region(
     view: RgbView<'_>,
     size: [usize; 2],
     columns: Range<usize>,
     rows: Range<usize>,
+    resample: Resample,
 ) -> Vec<u8> {
     let [width, height] = size;
     if columns.is_empty() || rows.is_empty() {
         return Vec::new();
     }
-    let vertical = (height != view.height).then(|| taps_of(rows.clone(), view.height, height));
+    let vertical =
+        (height != view.height).then(|| Pass::new(resample, rows.clone(), view.height, height));
     let needed = match &vertical {
-        Some(taps) => reach(taps),
+        Some(pass) => pass.reach(),
         None => rows,
     };
     let narrow = if width == view.width {
         crop(view, columns.clone(), needed.clone())
     } else {
-        horizontal_pass(
-            view,
-            needed.clone(),
-            &taps_of(columns.clone(), view.width, width),
-        )
+        let pass = Pass::new(resample, columns.clone(), view.width, width);
+        horizontal_pass(view, needed.clone(), &pass)
     };
     match vertical {
-        Some(taps) => vertical_pass(&narrow, columns.len() * 3, needed.start, &taps),
+        Some(pass) => vertical_pass(&narrow, columns.len() * 3, needed.start, &pass),
         None => narrow,
     }
-}
-
-/// The taps of each output pixel of `range`.
-fn taps_of(range: Range<usize>, from: usize, to: usize) -> Vec<Taps> {
-    range.map(|i| taps(i, from, to)).collect()
-}
-
-/// Every input that some tap sees; `first` grows with the output.
-fn reach(taps: &[Taps]) -> Range<usize> {
-    let start = taps.first().map_or(0, |t| t.first);
-    let end = taps.last().map_or(0, |t| t.first + t.weights.len());
-    start..end
 }
 
 /// view `[h, w, 3]` → its `rows` × `columns`, `[rows, columns, 3]`.
@@ -172,40 +265,41 @@ fn crop(view: RgbView<'_>, columns: Range<usize>, rows: Range<usize>) -> Vec<u8>
     rows.flat_map(|y| row_of(y).iter().copied()).collect()
 }
 
-/// view `[h, w, 3]` → its `rows`, resized to one pixel per element of `taps`: `[rows, taps, 3]`.
-fn horizontal_pass(view: RgbView<'_>, rows: Range<usize>, taps: &[Taps]) -> Vec<u8> {
-    let mut out = vec![0; rows.len() * taps.len() * 3];
+/// view `[h, w, 3]` → its `rows`, resized to one pixel per tap: `[rows, taps, 3]`.
+fn horizontal_pass(view: RgbView<'_>, rows: Range<usize>, pass: &Pass) -> Vec<u8> {
+    let width = pass.taps.len() * 3;
+    let mut out = vec![0; rows.len() * width];
     let source = &view.data[rows.start * view.width * 3..];
-    out.par_chunks_mut(TASK_ROWS * taps.len() * 3)
+    out.par_chunks_mut(TASK_ROWS * width)
         .zip(source.par_chunks(TASK_ROWS * view.width * 3))
         .for_each(|(out, source)| {
-            let out = out.chunks_exact_mut(taps.len() * 3);
+            let out = out.chunks_exact_mut(width);
             for (out, row) in out.zip(source.chunks_exact(view.width * 3)) {
-                horizontal_row(row, taps, out);
+                horizontal_row(row, pass, out);
             }
         });
     out
 }
 
-fn horizontal_row(row: &[u8], taps: &[Taps], out: &mut [u8]) {
-    for (out, taps) in out.chunks_exact_mut(3).zip(taps) {
-        let mut sums = [HALF; 3];
+fn horizontal_row(row: &[u8], pass: &Pass, out: &mut [u8]) {
+    for (out, taps) in out.chunks_exact_mut(3).zip(&pass.taps) {
+        let mut sums = [pass.half(); 3];
         for (pixel, &weight) in row[taps.first * 3..].chunks_exact(3).zip(&taps.weights) {
             for (sum, &value) in sums.iter_mut().zip(pixel) {
                 *sum += i32::from(value) * weight;
             }
         }
-        out.copy_from_slice(&sums.map(unfixed));
+        out.copy_from_slice(&sums.map(|sum| pass.unfixed(sum)));
     }
 }
 
 /// rows `[r, stride]`, of which the first is source row `first` → `[taps, stride]`.
-fn vertical_pass(rows: &[u8], stride: usize, first: usize, taps: &[Taps]) -> Vec<u8> {
-    let mut out = vec![0; taps.len() * stride];
+fn vertical_pass(rows: &[u8], stride: usize, first: usize, pass: &Pass) -> Vec<u8> {
+    let mut out = vec![0; pass.taps.len() * stride];
     out.par_chunks_mut(stride)
-        .zip(taps)
+        .zip(&pass.taps)
         .for_each(|(out, taps)| {
-            let mut sums = vec![HALF; stride];
+            let mut sums = vec![pass.half(); stride];
             let seen = rows[(taps.first - first) * stride..].chunks_exact(stride);
             for (row, &weight) in seen.zip(&taps.weights) {
                 for (sum, &value) in sums.iter_mut().zip(row) {
@@ -213,7 +307,7 @@ fn vertical_pass(rows: &[u8], stride: usize, first: usize, taps: &[Taps]) -> Vec
                 }
             }
             for (out, sum) in out.iter_mut().zip(sums) {
-                *out = unfixed(sum);
+                *out = pass.unfixed(sum);
             }
         });
     out
@@ -260,6 +354,7 @@ pub fn lwm_frame(view: RgbView<'_>, size: usize) -> Result<Vec<u8>> {
         [width, height],
         left..left + size,
         top..top + size,
+        Resample::PILLOW,
     ))
 }
 

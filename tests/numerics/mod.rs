@@ -11,6 +11,7 @@ mod import_lwm;
 mod kv_cache;
 mod packing;
 mod preprocess;
+mod processors;
 mod prompt;
 mod ring;
 mod ring_backward;

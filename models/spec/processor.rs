@@ -1,0 +1,501 @@
+//! What an encoder does to a picture before it looks at it, as `preprocessor_config.json` has it.
+//!
+//! Keys that a file leaves out have the value of its class in transformers 5; a folder without
+//! a file is read by the `model_type` of its `config.json`.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Context, Error, Kind, Result};
+
+/// Mean of OpenAI's CLIP, and its standard deviation.
+const CLIP: [[f64; 3]; 2] = [
+    [0.48145466, 0.4578275, 0.40821073],
+    [0.26862954, 0.26130258, 0.27577711],
+];
+/// Mean of ImageNet, and its standard deviation.
+const IMAGENET: [[f64; 3]; 2] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
+/// To [-1, 1].
+const HALF: [[f64; 3]; 2] = [[0.5; 3]; 2];
+
+/// `1 / 255` as the files write it.
+const RESCALE: f64 = 0.003_921_568_627_450_98;
+
+/// From this size on ConvNext's pictures are resized to the square and not cropped.
+const CONVNEXT_SQUARE: usize = 384;
+
+/// Largest side of a picture for an encoder.
+pub const SIDE_MAX: usize = 16_384;
+
+/// Largest JSON file that is read.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// The size a picture is brought to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resize {
+    /// It stays as it is.
+    None,
+    /// The shorter side becomes this, the longer one is truncated.
+    ShortestEdge(usize),
+    /// Height and width, whatever the picture's proportions.
+    Exact([usize; 2]),
+}
+
+/// The filter's name; `resample` 3 and 2 of Pillow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FilterName {
+    /// 3
+    Bicubic,
+    /// 2
+    Bilinear,
+}
+
+/// Which of its two media a folder's processor is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// Single pictures.
+    Picture,
+    /// The frames of a video: some folders have a file of their own for them.
+    Video,
+}
+
+/// What happens to a picture, in the order of the fields.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PictureSpec {
+    /// First padded to a square with the mean colour, the picture in the middle
+    /// (LLaVA-1.5's original `image_aspect_ratio: pad`).
+    pub pad_to_square: bool,
+    /// Then brought to this size.
+    pub resize: Resize,
+    /// With this filter.
+    pub filter: FilterName,
+    /// The middle, height and width, is cut out; what is missing is 0.
+    pub crop: Option<[usize; 2]>,
+    /// Each byte is multiplied by this.
+    pub rescale: Option<f64>,
+    /// Mean and standard deviation of each channel, after `rescale`, red first.
+    pub normalize: Option<[[f64; 3]; 2]>,
+    /// Blue comes first.
+    pub flip_channels: bool,
+}
+
+/// A processor's file, whatever its class.
+#[derive(Debug, Clone, Default, Deserialize)]
+struct File {
+    image_processor_type: Option<String>,
+    video_processor_type: Option<String>,
+    feature_extractor_type: Option<String>,
+    do_resize: Option<bool>,
+    size: Option<Size>,
+    resample: Option<u32>,
+    do_center_crop: Option<bool>,
+    crop_size: Option<Size>,
+    crop_pct: Option<f64>,
+    do_rescale: Option<bool>,
+    rescale_factor: Option<f64>,
+    do_normalize: Option<bool>,
+    image_mean: Option<Channels>,
+    image_std: Option<Channels>,
+    do_pad: Option<bool>,
+    do_flip_channel_order: Option<bool>,
+}
+
+/// A size is a number in old files and an object in new ones.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Number(usize),
+    Sides { height: usize, width: usize },
+    Edge { shortest_edge: usize },
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Channels {
+    One(f64),
+    Three([f64; 3]),
+}
+
+impl Channels {
+    fn three(self) -> [f64; 3] {
+        match self {
+            Self::One(value) => [value; 3],
+            Self::Three(values) => values,
+        }
+    }
+}
+
+/// What of a folder's `config.json` matters here.
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Model {
+    model_type: Option<String>,
+    vision_config: Option<VisionModel>,
+    image_size: Option<Value>,
+    /// Original LLaVA and VILA.
+    image_aspect_ratio: Option<String>,
+    mm_vision_tower: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct VisionModel {
+    image_size: Option<Value>,
+}
+
+impl PictureSpec {
+    /// The specification in the folder `dir`.
+    ///
+    /// As in transformers 5 the part of `processor_config.json` for the medium stands before
+    /// `video_preprocessor_config.json` (for a video), and that before `preprocessor_config.json`;
+    /// VILA has the last in `vision_tower/`.
+    ///
+    /// # Errors
+    /// When the folder has no such file and no `config.json` of a known model, and for what a
+    /// file asks and no encoder here needs.
+    pub fn of_directory(dir: &Path, medium: Medium) -> Result<Self> {
+        let model = model(dir)?;
+        let mut spec = match processor_json(dir, medium)? {
+            Some((name, json)) => Self::of_json(json, model.as_ref())
+                .doing(|| dir.join(name).display().to_string())?,
+            None => {
+                let model = model.as_ref().ok_or_else(|| none_there(dir))?;
+                Self::of_model(model).doing(|| dir.join("config.json").display().to_string())?
+            }
+        };
+        match model.and_then(|m| m.image_aspect_ratio).as_deref() {
+            Some("pad") => spec.pad_to_square = true,
+            Some("resize") => spec.make_square(),
+            _ => {}
+        }
+        Ok(spec)
+    }
+
+    /// The specification that the text of a `preprocessor_config.json` describes.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let json = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        Self::of_json(json, None).doing(|| "read preprocessor_config.json")
+    }
+
+    fn of_json(json: Value, model: Option<&Model>) -> Result<Self> {
+        let file: File = serde_path_to_error::deserialize(json).map_err(|e| bad(e.to_string()))?;
+        let class = file.class();
+        let spec = match (class, model) {
+            (Some(class), _) => Self::of_class(class)?,
+            (None, Some(model)) => Self::of_model(model)?,
+            (None, None) => Self::clip(224),
+        };
+        spec.with(&file, class)?.checked()
+    }
+
+    /// What a class of transformers 5 does where its file says nothing.
+    fn of_class(class: &str) -> Result<Self> {
+        Ok(match class {
+            "CLIP" | "Llava" | "Bit" | "LlavaNext" => Self::clip(224),
+            "Siglip" => Self::square(224, HALF),
+            "ViT" => Self {
+                filter: FilterName::Bilinear,
+                ..Self::square(224, HALF)
+            },
+            "DeiT" => Self {
+                crop: Some([224; 2]),
+                ..Self::square(256, HALF)
+            },
+            "Blip" | "LlavaOnevision" | "InternVL" | "GotOcr2" => Self::square(384, CLIP),
+            "ConvNext" => Self {
+                resize: Resize::ShortestEdge(CONVNEXT_SQUARE),
+                ..Self::square(CONVNEXT_SQUARE, HALF)
+            },
+            other => {
+                return Err(bad(format!(
+                    "pictures go through the class {other:?}, expected CLIP, Siglip, ViT, DeiT, Bit, Blip, ConvNext, \
+                     Llava, LlavaNext, LlavaOnevision, InternVL or GotOcr2"
+                )));
+            }
+        })
+    }
+
+    /// What the files of a model usually say; for a folder without one.
+    fn of_model(model: &Model) -> Result<Self> {
+        let side = |usual| model.side().unwrap_or(usual);
+        let spec = match model.model_type.as_deref().unwrap_or_default() {
+            "clip" | "clip_vision_model" => Self::clip(side(224)),
+            "siglip" | "siglip_vision_model" => Self::square(side(224), HALF),
+            "vit" => Self {
+                filter: FilterName::Bilinear,
+                ..Self::square(side(224), HALF)
+            },
+            // The picture sizes in DINOv2's configurations (518) are not those of its processor.
+            "dinov2" | "dinov2_with_registers" => Self {
+                resize: Resize::ShortestEdge(256),
+                normalize: Some(IMAGENET),
+                ..Self::clip(224)
+            },
+            "resnet" => Self {
+                resize: Resize::ShortestEdge(256),
+                normalize: Some(IMAGENET),
+                ..Self::clip(224)
+            },
+            "llava" | "llava_llama" | "vipllava" => Self::clip(side(336)),
+            "llava_onevision" => Self::square(side(384), HALF),
+            "internvl" => Self::square(side(448), IMAGENET),
+            other => {
+                return Err(bad(format!(
+                    "there is no preprocessor_config.json, and of model_type {other:?} none is known"
+                )));
+            }
+        };
+        spec.checked()
+    }
+
+    fn clip(side: usize) -> Self {
+        Self {
+            resize: Resize::ShortestEdge(side),
+            crop: Some([side; 2]),
+            ..Self::square(side, CLIP)
+        }
+    }
+
+    fn square(side: usize, normalize: [[f64; 3]; 2]) -> Self {
+        Self {
+            pad_to_square: false,
+            resize: Resize::Exact([side; 2]),
+            filter: FilterName::Bicubic,
+            crop: None,
+            rescale: Some(RESCALE),
+            normalize: Some(normalize),
+            flip_channels: false,
+        }
+    }
+
+    /// The class's values with those of the file in their place.
+    fn with(mut self, file: &File, class: Option<&str>) -> Result<Self> {
+        // A number is a square where the class has squares.
+        let square = matches!(self.resize, Resize::Exact(_)) && class != Some("Siglip");
+        match (file.do_resize, file.size) {
+            (Some(false), _) => self.resize = Resize::None,
+            (_, Some(size)) => self.resize = size.resize(square),
+            (_, None) => {}
+        }
+        match (file.do_center_crop, file.crop_size) {
+            (Some(false), _) => self.crop = None,
+            (Some(true), Some(size)) => self.crop = Some(size.sides()?),
+            (None, Some(size)) if self.crop.is_some() => self.crop = Some(size.sides()?),
+            (Some(true), None) if self.crop.is_none() => {
+                return Err(bad(
+                    "do_center_crop is true and there is no crop_size".into()
+                ));
+            }
+            _ => {}
+        }
+        if let Some(code) = file.resample {
+            self.filter = filter(code)?;
+        }
+        self.rescale = match file.do_rescale {
+            Some(false) => None,
+            _ => Some(file.rescale_factor.unwrap_or(RESCALE)),
+        };
+        self.normalize = match (file.do_normalize, self.normalize) {
+            (Some(false), _) | (_, None) => None,
+            (_, Some([mean, std])) => Some([
+                file.image_mean.map_or(mean, Channels::three),
+                file.image_std.map_or(std, Channels::three),
+            ]),
+        };
+        self.pad_to_square = file.do_pad == Some(true) && class == Some("Llava");
+        self.flip_channels = file.do_flip_channel_order == Some(true);
+        if class == Some("ConvNext") {
+            self.crop_as_convnext(file.crop_pct.unwrap_or(224.0 / 256.0));
+        }
+        Ok(self)
+    }
+
+    /// `size` is what is cropped, from a picture whose shorter side is larger (transformers,
+    /// `image_processing_convnext.py`).
+    fn crop_as_convnext(&mut self, crop_pct: f64) {
+        match self.resize {
+            Resize::ShortestEdge(side) if side < CONVNEXT_SQUARE => {
+                self.resize = Resize::ShortestEdge((side as f64 / crop_pct) as usize);
+                self.crop = Some([side; 2]);
+            }
+            Resize::ShortestEdge(side) => self.resize = Resize::Exact([side; 2]),
+            Resize::None | Resize::Exact(_) => {}
+        }
+    }
+
+    /// The same picture size without a crop (VILA's `image_aspect_ratio: resize`).
+    fn make_square(&mut self) {
+        match (self.crop.take(), self.resize) {
+            (Some(crop), _) => self.resize = Resize::Exact(crop),
+            (None, Resize::ShortestEdge(side)) => self.resize = Resize::Exact([side; 2]),
+            (None, Resize::None | Resize::Exact(_)) => {}
+        }
+    }
+
+    /// Height and width of what comes out, where it is the same for every picture.
+    pub fn shape(&self) -> Option<[usize; 2]> {
+        match (self.crop, self.resize) {
+            (Some(crop), _) => Some(crop),
+            (None, Resize::Exact(size)) => Some(size),
+            (None, Resize::ShortestEdge(side)) if self.pad_to_square => Some([side; 2]),
+            (None, Resize::None | Resize::ShortestEdge(_)) => None,
+        }
+    }
+
+    fn checked(self) -> Result<Self> {
+        let resize = match self.resize {
+            Resize::None => [1; 2],
+            Resize::ShortestEdge(side) => [side; 2],
+            Resize::Exact(size) => size,
+        };
+        let sides = resize.into_iter().chain(self.crop.unwrap_or([1; 2]));
+        for side in sides {
+            if !(1..=SIDE_MAX).contains(&side) {
+                return Err(bad(format!(
+                    "a side of the picture is {side} pixels, expected 1 to {SIDE_MAX}"
+                )));
+            }
+        }
+        let [mean, std] = self.normalize.unwrap_or(HALF);
+        if mean.iter().any(|m| !m.is_finite()) || std.iter().any(|s| !s.is_finite() || *s == 0.0) {
+            return Err(bad(format!(
+                "mean {mean:?} and standard deviation {std:?}, expected numbers and no division by 0"
+            )));
+        }
+        Ok(self)
+    }
+}
+
+impl File {
+    /// `CLIPImageProcessorFast` and `CLIPFeatureExtractor` are `CLIP`.
+    fn class(&self) -> Option<&str> {
+        let name = (self.video_processor_type.as_deref())
+            .or(self.image_processor_type.as_deref())
+            .or(self.feature_extractor_type.as_deref())?;
+        let name = name.trim_end_matches("Fast").trim_end_matches("Pil");
+        ["ImageProcessor", "VideoProcessor", "FeatureExtractor"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .or(Some(name))
+    }
+}
+
+impl Size {
+    fn resize(self, square: bool) -> Resize {
+        match self {
+            Self::Number(side) if square => Resize::Exact([side; 2]),
+            Self::Number(side)
+            | Self::Edge {
+                shortest_edge: side,
+            } => Resize::ShortestEdge(side),
+            Self::Sides { height, width } => Resize::Exact([height, width]),
+        }
+    }
+
+    fn sides(self) -> Result<[usize; 2]> {
+        match self {
+            Self::Number(side) => Ok([side; 2]),
+            Self::Sides { height, width } => Ok([height, width]),
+            Self::Edge { shortest_edge } => Err(bad(format!(
+                "crop_size has a shortest_edge of {shortest_edge}, expected height and width"
+            ))),
+        }
+    }
+}
+
+impl Model {
+    /// The side of the encoder's pictures, where the configuration tells it.
+    fn side(&self) -> Option<usize> {
+        let vision = self
+            .vision_config
+            .as_ref()
+            .and_then(|v| v.image_size.as_ref());
+        let size = vision
+            .or(self.image_size.as_ref())
+            .and_then(|size| match size {
+                Value::Array(sides) => sides.first().and_then(Value::as_u64),
+                other => other.as_u64(),
+            });
+        let tower = self.mm_vision_tower.as_deref();
+        size.and_then(|size| usize::try_from(size).ok())
+            .or_else(|| tower?.rsplit('-').next()?.parse().ok())
+    }
+}
+
+fn filter(code: u32) -> Result<FilterName> {
+    match code {
+        2 => Ok(FilterName::Bilinear),
+        3 => Ok(FilterName::Bicubic),
+        other => Err(bad(format!(
+            "resample is {other}, expected 2 (bilinear) or 3 (bicubic)"
+        ))),
+    }
+}
+
+/// The file of the folder that speaks of `medium`, and its name.
+pub(crate) fn processor_json(dir: &Path, medium: Medium) -> Result<Option<(&'static str, Value)>> {
+    const BOTH: &str = "processor_config.json";
+    let part = match medium {
+        Medium::Picture => "image_processor",
+        Medium::Video => "video_processor",
+    };
+    if let Some(mut json) = json(&dir.join(BOTH))?
+        && let Some(part) = json.get_mut(part)
+    {
+        return Ok(Some((BOTH, part.take())));
+    }
+    let own: &[&str] = match medium {
+        Medium::Picture => &[],
+        Medium::Video => &["video_preprocessor_config.json"],
+    };
+    let names = own.iter().chain(&[
+        "preprocessor_config.json",
+        "vision_tower/preprocessor_config.json",
+    ]);
+    for name in names {
+        if let Some(json) = json(&dir.join(name))? {
+            return Ok(Some((name, json)));
+        }
+    }
+    Ok(None)
+}
+
+fn model(dir: &Path) -> Result<Option<Model>> {
+    let path = dir.join("config.json");
+    let Some(json) = json(&path)? else {
+        return Ok(None);
+    };
+    serde_path_to_error::deserialize(json)
+        .map(Some)
+        .map_err(|e| bad(e.to_string()).doing(path.display().to_string()))
+}
+
+/// The JSON of a file, none where there is no such file.
+pub(crate) fn json(path: &Path) -> Result<Option<Value>> {
+    let read = || -> Result<Option<Value>> {
+        match std::fs::metadata(path) {
+            Ok(meta) if meta.len() > FILE_BYTES_MAX => Err(bad(format!(
+                "the file has {} bytes, expected at most {FILE_BYTES_MAX}",
+                meta.len()
+            ))),
+            Ok(_) => serde_json::from_slice(&std::fs::read(path)?)
+                .map(Some)
+                .map_err(|e| bad(e.to_string())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    };
+    read().doing(|| path.display().to_string())
+}
+
+fn none_there(dir: &Path) -> Error {
+    Error::new(
+        Kind::NotFound,
+        "no preprocessor_config.json and no config.json, expected one of them",
+    )
+    .doing(format!("look how {} prepares pictures", dir.display()))
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}

@@ -1,0 +1,263 @@
+//! A picture of any size to the numbers that an encoder was trained on, as transformers 5 makes them.
+//!
+//! Pictures are resized as torchvision does it (transformers' default since version 5), which
+//! differs from Pillow by at most one level of 255; [`PictureProcessor::with_rounding`] takes Pillow's.
+
+use std::path::Path;
+
+use super::image::{Filter, Resample, RgbView, Rounding, resize_region};
+use crate::{
+    error::{Error, Kind, Result},
+    spec::processor::{FilterName, Medium, PictureSpec, Resize, SIDE_MAX},
+};
+
+/// Most bytes of a picture that is padded to a square.
+const SQUARE_BYTES_MAX: usize = 1 << 30;
+
+/// Pictures to normalised pixels.
+#[derive(Debug, Clone)]
+pub struct PictureProcessor {
+    spec: PictureSpec,
+    rounding: Rounding,
+}
+
+/// Bytes `[height, width, 3]`.
+pub(super) struct Rgb {
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) data: Vec<u8>,
+}
+
+impl PictureProcessor {
+    /// The processor that `spec` describes.
+    pub fn new(spec: PictureSpec) -> Self {
+        Self {
+            spec,
+            rounding: Rounding::Torchvision,
+        }
+    }
+
+    /// The processor of a model's folder ([`PictureSpec::of_directory`]).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_directory(dir: &Path, medium: Medium) -> Result<Self> {
+        PictureSpec::of_directory(dir, medium).map(Self::new)
+    }
+
+    /// The same with pictures padded to squares with the mean colour, as LLaVA-1.5 was trained.
+    pub fn padded_to_square(mut self) -> Self {
+        self.spec.pad_to_square = true;
+        self
+    }
+
+    /// The same with weights rounded in another way.
+    pub fn with_rounding(self, rounding: Rounding) -> Self {
+        Self { rounding, ..self }
+    }
+
+    /// What is done.
+    pub fn spec(&self) -> &PictureSpec {
+        &self.spec
+    }
+
+    /// picture of any size → `[3, height, width]`, normalised.
+    ///
+    /// Height and width are [`PictureSpec::shape`] where that is fixed.
+    ///
+    /// # Errors
+    /// When the picture would become too large.
+    pub fn pixels(&self, picture: RgbView<'_>) -> Result<Vec<f32>> {
+        let rgb = self.bytes(picture)?;
+        Ok(planes(&self.spec, &rgb.data))
+    }
+
+    /// picture → bytes `[height, width, 3]`, resized and cropped.
+    fn bytes(&self, picture: RgbView<'_>) -> Result<Rgb> {
+        if !self.spec.pad_to_square || picture.width() == picture.height() {
+            return self.resized(picture);
+        }
+        let square = padded(picture, mean_colour(&self.spec))?;
+        self.resized(RgbView::new(square.width, square.height, &square.data)?)
+    }
+
+    fn resized(&self, picture: RgbView<'_>) -> Result<Rgb> {
+        let [height, width] = resized_shape(self.spec.resize, picture)?;
+        let [crop_height, crop_width] = self.spec.crop.unwrap_or([height, width]);
+        check_region(picture, [crop_width, crop_height])?;
+        let columns = Window::new(width, crop_width);
+        let rows = Window::new(height, crop_height);
+        let resample = resample(self.spec.filter, self.rounding);
+        let (x, y) = (columns.seen(), rows.seen());
+        let seen = resize_region(picture, [width, height], x.clone(), y, resample);
+        Ok(Rgb {
+            width: crop_width,
+            height: crop_height,
+            data: columns.frame(&rows, x.len() * 3, seen),
+        })
+    }
+}
+
+pub(super) fn resample(filter: FilterName, rounding: Rounding) -> Resample {
+    let filter = match filter {
+        FilterName::Bicubic => Filter::Bicubic,
+        FilterName::Bilinear => Filter::Bilinear,
+    };
+    Resample { filter, rounding }
+}
+
+/// Where the middle of an axis lies: `[start, start + len)` of `of` pixels, or the other way round
+/// where there are fewer than wanted.
+struct Window {
+    of: usize,
+    len: usize,
+}
+
+impl Window {
+    fn new(of: usize, len: usize) -> Self {
+        Self { of, len }
+    }
+
+    /// The pixels that are there.
+    fn seen(&self) -> std::ops::Range<usize> {
+        let start = self.of.saturating_sub(self.len) / 2;
+        start..start + self.len.min(self.of)
+    }
+
+    /// Empty pixels before them.
+    fn before(&self) -> usize {
+        self.len.saturating_sub(self.of) / 2
+    }
+
+    /// `seen` `[rows, stride]` in the middle of `[rows.len, self.len, 3]` zeros.
+    fn frame(&self, rows: &Self, stride: usize, seen: Vec<u8>) -> Vec<u8> {
+        if self.len <= self.of && rows.len <= rows.of {
+            return seen;
+        }
+        let mut out = vec![0; self.len * rows.len * 3];
+        let lines = out.chunks_exact_mut(self.len * 3).skip(rows.before());
+        for (out, row) in lines.zip(seen.chunks_exact(stride)) {
+            out[self.before() * 3..][..stride].copy_from_slice(row);
+        }
+        out
+    }
+}
+
+/// Height and width before the crop.
+fn resized_shape(resize: Resize, picture: RgbView<'_>) -> Result<[usize; 2]> {
+    let (height, width) = (picture.height(), picture.width());
+    let short = match resize {
+        Resize::None => return Ok([height, width]),
+        Resize::Exact(shape) => return Ok(shape),
+        Resize::ShortestEdge(short) => short,
+    };
+    let long = |long: usize, over: usize| {
+        let product = short.checked_mul(long).ok_or_else(|| too_large(picture))?;
+        // Python divides whole numbers exactly and rounds once; so does this below 2^53.
+        Ok::<_, Error>((product as f64 / over as f64) as usize)
+    };
+    Ok(if width <= height {
+        [long(height, width)?, short]
+    } else {
+        [short, long(width, height)?]
+    })
+}
+
+/// Fails where the cut-out `size` (width, height) is larger than any encoder's picture.
+fn check_region(picture: RgbView<'_>, size: [usize; 2]) -> Result<()> {
+    match size.iter().all(|&side| (1..=SIDE_MAX).contains(&side)) {
+        true => Ok(()),
+        false => Err(too_large(picture)),
+    }
+}
+
+fn too_large(picture: RgbView<'_>) -> Error {
+    let (width, height) = (picture.width(), picture.height());
+    Error::new(
+        Kind::TooLarge,
+        format!("a picture of {width}x{height} pixels would become longer than {SIDE_MAX} pixels"),
+    )
+}
+
+/// The mean as bytes, truncated.
+fn mean_colour(spec: &PictureSpec) -> [u8; 3] {
+    let [mean, _] = spec.normalize.unwrap_or([[0.0; 3]; 2]);
+    mean.map(|m| (m * 255.0) as u8)
+}
+
+/// picture in the middle of a square of `colour` (LLaVA, `expand2square`).
+fn padded(picture: RgbView<'_>, colour: [u8; 3]) -> Result<Rgb> {
+    let (width, height) = (picture.width(), picture.height());
+    let side = width.max(height);
+    let bytes = side.checked_mul(side).and_then(|n| n.checked_mul(3));
+    let Some(bytes) = bytes.filter(|&n| n <= SQUARE_BYTES_MAX) else {
+        return Err(Error::new(
+            Kind::TooLarge,
+            format!(
+                "a picture of {width}x{height} pixels would be padded to {side}x{side}, expected at most {SQUARE_BYTES_MAX} bytes"
+            ),
+        ));
+    };
+    let mut data = colour.repeat(bytes / 3);
+    let (left, top) = ((side - width) / 2, (side - height) / 2);
+    let rows = data.chunks_exact_mut(side * 3).skip(top);
+    for (out, row) in rows.zip(picture.data().chunks_exact(width * 3)) {
+        out[left * 3..][..width * 3].copy_from_slice(row);
+    }
+    Ok(Rgb {
+        width: side,
+        height: side,
+        data,
+    })
+}
+
+/// What a byte of one channel becomes.
+#[derive(Clone, Copy)]
+pub(super) struct Scale {
+    mean: f32,
+    std: f32,
+    factor: f32,
+}
+
+impl Scale {
+    /// The scale of each channel, red first; transformers folds the factor into mean and deviation.
+    pub(super) fn of(spec: &PictureSpec) -> [Self; 3] {
+        let scale = |mean: f64, std: f64| match (spec.rescale, spec.normalize) {
+            (Some(factor), Some(_)) => Self {
+                mean: mean as f32 * (1.0 / factor) as f32,
+                std: std as f32 * (1.0 / factor) as f32,
+                factor: 1.0,
+            },
+            (factor, _) => Self {
+                mean: mean as f32,
+                std: std as f32,
+                factor: factor.unwrap_or(1.0) as f32,
+            },
+        };
+        let [mean, std] = spec.normalize.unwrap_or([[0.0; 3], [1.0; 3]]);
+        std::array::from_fn(|c| scale(mean[c], std[c]))
+    }
+
+    pub(super) fn of_byte(self, byte: u8) -> f32 {
+        (f32::from(byte) * self.factor - self.mean) / self.std
+    }
+}
+
+/// The byte of an RGB pixel that is channel `c` of the result.
+pub(super) fn source_channel(spec: &PictureSpec, c: usize) -> usize {
+    if spec.flip_channels { 2 - c } else { c }
+}
+
+/// bytes `[n, 3]` → `[3, n]`.
+fn planes(spec: &PictureSpec, bytes: &[u8]) -> Vec<f32> {
+    let scales = Scale::of(spec);
+    (0..3)
+        .flat_map(|c| {
+            let source = source_channel(spec, c);
+            let scale = scales[c];
+            bytes
+                .chunks_exact(3)
+                .map(move |pixel| scale.of_byte(pixel[source]))
+        })
+        .collect()
+}
