@@ -291,6 +291,16 @@ impl PictureSpec {
         if let Some(code) = file.resample {
             self.filter = filter(code)?;
         }
+        for (key, value) in [
+            ("rescale_factor", file.rescale_factor),
+            ("crop_pct", file.crop_pct),
+        ] {
+            if value.is_some_and(|value| !(value.is_finite() && value > 0.0)) {
+                return Err(bad(format!(
+                    "{key} is {value:?}, expected a number above 0"
+                )));
+            }
+        }
         self.rescale = match file.do_rescale {
             Some(false) => None,
             _ => Some(file.rescale_factor.unwrap_or(RESCALE)),
