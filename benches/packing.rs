@@ -16,7 +16,7 @@ use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
     context::{packing::Packing, vocab::Token},
     llama::{
-        Decoder, Head, Row,
+        Decoder, Head, Positions, Row,
         generate::prefill,
         packed::{PackedPrefill, prefill_packed},
     },
@@ -167,7 +167,7 @@ impl Bench {
                     let tokens = &tokens[start..tokens.len().min(start + step)];
                     Row {
                         tokens,
-                        positions: &positions[..tokens.len()],
+                        positions: Positions::Line(&positions[..tokens.len()]),
                         segments: None,
                         features: &[],
                         cache,

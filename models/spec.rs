@@ -88,6 +88,56 @@ pub struct DecoderSpec {
         deserialize_with = "rope_scaling::stated"
     )]
     pub rope_scaling: Option<RopeScaling>,
+    /// Positions have three components, time, height and width, and each turns its own channels
+    /// (M-RoPE, arXiv 2409.12191); one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mrope: Option<MropeSpec>,
+    /// A row of features holds as many rows more, of which each is added behind one of the first layers
+    /// (DeepStack, arXiv 2406.04334).
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub deepstack_layers: usize,
+}
+
+/// Which channels of a head turn by which component of a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MropeSpec {
+    /// Pairs of channels for time, height and width.
+    pub section: [usize; 3],
+    /// The three take turns, from the fastest channel on (Qwen3-VL), and do not stand one after another (Qwen2-VL).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub interleaved: bool,
+}
+
+impl MropeSpec {
+    /// The component by which the pair `index` of channels turns.
+    pub fn component(self, index: usize) -> usize {
+        let [time, height, _] = self.section;
+        match index {
+            // What is left over when height or width have had their share is time's.
+            _ if self.interleaved => match index % 3 {
+                component if index < 3 * self.section[component] => component,
+                _ => 0,
+            },
+            _ if index < time => 0,
+            _ if index < time + height => 1,
+            _ => 2,
+        }
+    }
+
+    /// # Errors
+    /// `BadInput` when the sections are not those of `pairs` pairs of channels.
+    fn validate(self, pairs: usize) -> Result<()> {
+        let sum = self.section.into_iter().fold(0, usize::saturating_add);
+        let counted = |c| (0..pairs).filter(|&i| self.component(i) == c).count();
+        if sum == pairs && (0..3).all(|c| counted(c) == self.section[c]) {
+            return Ok(());
+        }
+        Err(bad(format!(
+            "decoder.mrope.section is {:?}, expected three parts of {pairs} pairs of channels",
+            self.section
+        )))
+    }
 }
 
 /// How many feed-forward layers a block has.
@@ -120,6 +170,10 @@ impl ExpertsSpec {
 
 fn is_false(switch: &bool) -> bool {
     !switch
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 /// The VQGAN's shape (defaults of LWM, `lwm/vqgan.py`).
@@ -216,12 +270,19 @@ impl DecoderSpec {
             .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
+    /// Numbers of one row of features: what stands in place of the embedding, and what deeper layers get.
+    pub fn feature_width(&self) -> usize {
+        self.hidden_size * (1 + self.deepstack_layers)
+    }
+
     /// Bytes of keys and values of one token over all layers, at `bytes_per_element`.
     pub fn kv_bytes_per_token(&self, bytes_per_element: usize) -> usize {
         2 * self.num_hidden_layers * self.n_kv_heads() * self.head_dim() * bytes_per_element
     }
 
-    fn validate(&self) -> Result<()> {
+    /// # Errors
+    /// `BadInput` for a value that no decoder has.
+    pub fn validate(&self) -> Result<()> {
         let positive = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -249,6 +310,14 @@ impl DecoderSpec {
             return Err(bad(format!(
                 "decoder.head_dim is {}, expected an even number (RoPE rotates pairs)",
                 self.head_dim()
+            )));
+        }
+        let pairs = self.head_dim() / 2;
+        self.mrope.map_or(Ok(()), |mrope| mrope.validate(pairs))?;
+        if self.deepstack_layers > self.num_hidden_layers {
+            return Err(bad(format!(
+                "decoder.deepstack_layers is {}, expected at most num_hidden_layers = {}",
+                self.deepstack_layers, self.num_hidden_layers
             )));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
@@ -350,7 +419,7 @@ impl ModelSpec {
     /// Positions one frame takes in the context: its codes and its terminator, or its features.
     pub fn tokens_per_frame(&self) -> Option<usize> {
         let codes = self.vqgan.as_ref().map(|v| v.codes_per_frame() + 1);
-        codes.or_else(|| Some(self.vision.as_ref()?.features.rows()))
+        codes.or_else(|| self.vision.as_ref()?.features.rows())
     }
 
     /// Checks every value and how the parts fit together.
@@ -392,7 +461,7 @@ impl ModelSpec {
     /// `BadInput` where the section is there and should not be, or the other way round.
     fn check_vision(&self) -> Result<()> {
         match (self.model_type, &self.vision) {
-            (ModelType::VisionLanguage, Some(vision)) => vision.features.validate(),
+            (ModelType::VisionLanguage, Some(vision)) => vision.validate(&self.decoder),
             (ModelType::VisionLanguage, None) => Err(bad(
                 "model_type is vision_language but there is no [vision] section".into(),
             )),

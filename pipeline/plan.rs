@@ -7,7 +7,7 @@ use longreel_models::{
     attention::kv_cache::{BLOCK_TOKENS, KvCache, KvDtype},
     spec::{
         DecoderSpec, ModelSpec, VqganSpec,
-        features::{ConnectorStep, FeatureSpec},
+        features::{ConnectorStep, FeatureSpec, SquareSpec},
     },
 };
 use rayon::prelude::*;
@@ -338,12 +338,16 @@ pub(crate) fn attention_flops(d: &DecoderSpec, pairs: f64) -> f64 {
 /// Operations of the vision encoder on one frame.
 fn encode_flops(spec: &ModelSpec) -> f64 {
     let codes = spec.vqgan.as_ref().map(vqgan_encode_flops);
-    let features = || spec.vision.as_ref().map(|v| feature_flops(&v.features));
+    let features = || match &spec.vision.as_ref()?.features {
+        FeatureSpec::Square(spec) => Some(feature_flops(spec)),
+        // They follow from the size of a frame.
+        FeatureSpec::Native(_) => None,
+    };
     codes.or_else(features).unwrap_or(0.0)
 }
 
 /// Operations of a vision transformer's blocks and its connector on one frame.
-fn feature_flops(spec: &FeatureSpec) -> f64 {
+fn feature_flops(spec: &SquareSpec) -> f64 {
     let encoder = &spec.vision.encoder;
     let blocks = spec.blocks().unwrap_or(0) as f64;
     let [hidden, inner, tokens] = [

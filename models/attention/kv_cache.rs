@@ -120,8 +120,9 @@ pub struct KvCache {
     charges: Vec<Option<Arc<Charge>>>,
     budget: Arc<Budget>,
     spill: Option<Arc<SpillDir>>,
-    /// Of every place, dropped ones included.
+    /// Of every place, dropped ones included: the highest position up to it, in its segment.
     positions: Vec<u32>,
+    /// Of every place, dropped ones included.
     segments: Vec<u32>,
     /// Whether two tokens differ in segment; a plain context never asks.
     is_packed: bool,
@@ -195,7 +196,7 @@ impl KvCache {
         self.shape.dtype
     }
 
-    /// The position that follows the last token's; 0 at the start.
+    /// The position that follows the highest of the last token's segment; 0 at the start.
     pub fn next_position(&self) -> u32 {
         self.positions.last().map_or(0, |p| p.saturating_add(1))
     }
@@ -207,7 +208,7 @@ impl KvCache {
         })
     }
 
-    /// Position of every token, `[len]`.
+    /// The highest position up to every token, in its segment, `[len]`: its own, where positions count up.
     pub fn positions(&self) -> &[u32] {
         &self.positions
     }
@@ -386,7 +387,8 @@ impl KvCache {
         Ok(part)
     }
 
-    /// Makes room for tokens at `positions`; without `segments` they go on in the last token's.
+    /// Makes room for tokens whose highest components of positions are `positions`; without `segments` they go on in
+    /// the last token's.
     ///
     /// # Errors
     /// `TooLarge` when budget or memory end, `Io` when blocks cannot be spilled; no token is
@@ -401,9 +403,13 @@ impl KvCache {
                 .segments
                 .resize(self.positions.len(), last.unwrap_or(0)),
         }
-        let from = before.saturating_sub(1);
-        let added = self.segments.get(from..).unwrap_or_default();
-        self.is_packed |= added.windows(2).any(|w| w[0] != w[1]);
+        for place in before.max(1)..self.len() {
+            if self.segments[place] == self.segments[place - 1] {
+                self.positions[place] = self.positions[place].max(self.positions[place - 1]);
+            } else {
+                self.is_packed = true;
+            }
+        }
         let allocated = self.allocate(before);
         allocated.inspect_err(|_| self.truncate(before))
     }

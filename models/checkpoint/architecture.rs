@@ -8,6 +8,7 @@
 //! hidden_size = "$vision_config.hidden_size | 768"   # a path, and what holds where it is absent
 //! head_dim = "$text_config.head_dim | $head_dim"     # another path; the key is left out where none is there
 //! intermediate_size = { product = ["$hidden_size", "$mlp_ratio | 4"] }
+//! deepstack_layers = { count = "$vision_config.deepstack_visual_indexes | [8, 16, 24]" }
 //! ```
 
 use std::{borrow::Cow, collections::BTreeMap};
@@ -39,7 +40,9 @@ const FILES: &[(&str, &str)] = &files![
     "mistral",
     "mixtral",
     "qwen2",
+    "qwen2_5_vl",
     "qwen3",
+    "qwen3_vl",
     "siglip",
     "vit"
 ];
@@ -202,6 +205,7 @@ fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
     match value {
         Value::String(text) if text.starts_with('$') => look_up(text, config),
         Value::Table(table) if table.contains_key("product") => product(&table["product"], config),
+        Value::Table(table) if table.contains_key("count") => count(&table["count"], config),
         Value::Table(table) => {
             let mut resolved = serde_json::Map::new();
             for (key, value) in table {
@@ -252,6 +256,18 @@ fn product(factors: &Value, config: &Json) -> Result<Option<Json>> {
         product = product.saturating_mul(number as u64);
     }
     Ok(Some(product.into()))
+}
+
+/// How many values a list has; `None` where it is not there.
+fn count(list: &Value, config: &Json) -> Result<Option<Json>> {
+    let Some(found) = resolve(list, config)? else {
+        return Ok(None);
+    };
+    let values = found.as_array().ok_or_else(|| {
+        let message = format!("{list} is {found}, expected a list");
+        Error::new(Kind::BadInput, message)
+    })?;
+    Ok(Some(values.len().into()))
 }
 
 /// The first of some alternatives that is there. A path that says null is none, and no literal takes its place.

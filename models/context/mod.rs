@@ -1,7 +1,8 @@
-//! Tokens to context: the vocabulary, the tokenizer, the prompt, packed prompts.
+//! Tokens to context: the vocabulary, the tokenizer, the prompt, packed prompts, positions.
 
 pub mod chat_template;
 pub mod packing;
+pub mod positions;
 pub mod prompt;
 pub mod sentencepiece;
 pub mod streaming;

@@ -1,6 +1,8 @@
 //! Transformer blocks that read a whole sequence at once: of patches, or of the
 //! tokens of a short text.
 
+use longreel_kernels::rope::Pairs;
+
 use crate::{
     attention::{
         blockwise::{Heads, Queries, attend, place},
@@ -8,7 +10,7 @@ use crate::{
     },
     checkpoint::weights::Weights,
     error::{Error, Kind, Result},
-    layers::{linear::Linear, norm::LayerNorm},
+    layers::{linear::Linear, norm::Norm, rotary::Turns},
     spec::encoder::EncoderSpec,
 };
 
@@ -21,16 +23,47 @@ pub struct Encoder {
 /// The weights of one block.
 struct Block {
     spec: EncoderSpec,
-    attention_norm: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    attention_norm: Norm,
+    inputs: Inputs,
     output: Linear,
-    feed_forward_norm: LayerNorm,
+    feed_forward_norm: Norm,
     up: Linear,
+    /// What `up` gives is multiplied by what this gives, activated.
+    gate: Option<Linear>,
     down: Linear,
     /// What the two layers add is multiplied by these, `[hidden]` each.
     layer_scale: Option<[Vec<f32>; 2]>,
+}
+
+/// The matrices of query, key and value.
+enum Inputs {
+    Each([Linear; 3]),
+    Fused(Linear),
+}
+
+/// What the tokens of a call see of one another.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// Tokens of one sequence, which sees itself only.
+    pub tokens: usize,
+    /// A token sees no later one.
+    pub causal: bool,
+    /// Segment of each token of a sequence: those of one segment see one another. All are in one when absent.
+    pub segments: Option<&'a [u32]>,
+    /// What turns the heads of queries and keys, if anything.
+    pub turns: Option<&'a Turns>,
+}
+
+impl View<'_> {
+    /// Every token of a sequence of `tokens` sees all.
+    pub fn of_all(tokens: usize) -> Self {
+        Self {
+            tokens,
+            causal: false,
+            segments: None,
+            turns: None,
+        }
+    }
 }
 
 impl Encoder {
@@ -65,11 +98,28 @@ impl Encoder {
         causal: bool,
         layers: usize,
     ) -> Result<Vec<f32>> {
-        for (index, block) in self.blocks.iter().enumerate().take(layers) {
-            block.attention(&mut x, self.heads, tokens, causal, index)?;
-            block.feed_forward(&mut x);
+        let view = View {
+            causal,
+            ..View::of_all(tokens)
+        };
+        for index in 0..layers.min(self.layers()) {
+            self.block(index, &mut x, view)?;
         }
         Ok(x)
+    }
+
+    /// x `[sequences, tokens, hidden]` → the same after block `index` alone, in place.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn block(&self, index: usize, x: &mut [f32], view: View) -> Result<()> {
+        let Some(block) = self.blocks.get(index) else {
+            let message = format!("block {index} of an encoder of {}", self.layers());
+            return Err(Error::new(Kind::Internal, message));
+        };
+        block.attention(x, self.heads, view, index)?;
+        block.feed_forward(x);
+        Ok(())
     }
 }
 
@@ -78,7 +128,13 @@ impl Block {
         let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
         let part = |part: &str| format!("{name}.{part}");
         let norm = |weights: &mut Weights, which: &str| {
-            LayerNorm::load(weights, &part(which), hidden, spec.layer_norm_eps)
+            Norm::load(
+                spec.norm,
+                weights,
+                &part(which),
+                hidden,
+                spec.layer_norm_eps,
+            )
         };
         let scale = |weights: &mut Weights, which: &str| weights.vector(&part(which), hidden);
         let layer_scale = match spec.layer_scale {
@@ -93,32 +149,40 @@ impl Block {
         let mut linear = |which: &str, out, inputs, has_bias| {
             Linear::named(weights, &part(which), out, inputs, has_bias)
         };
+        let inputs = if spec.fused_qkv {
+            Inputs::Fused(linear("self_attn.qkv", 3 * hidden, hidden, spec.qkv_bias)?)
+        } else {
+            Inputs::Each([
+                linear("self_attn.q_proj", hidden, hidden, spec.qkv_bias)?,
+                linear("self_attn.k_proj", hidden, hidden, spec.qkv_bias)?,
+                linear("self_attn.v_proj", hidden, hidden, spec.qkv_bias)?,
+            ])
+        };
         Ok(Self {
             spec: spec.clone(),
             attention_norm,
-            query: linear("self_attn.q_proj", hidden, hidden, spec.qkv_bias)?,
-            key: linear("self_attn.k_proj", hidden, hidden, spec.qkv_bias)?,
-            value: linear("self_attn.v_proj", hidden, hidden, spec.qkv_bias)?,
+            inputs,
             output: linear("self_attn.out_proj", hidden, hidden, true)?,
             feed_forward_norm,
             up: linear("mlp.fc1", inner, hidden, true)?,
+            gate: match spec.gated {
+                true => Some(linear("mlp.gate", inner, hidden, true)?),
+                false => None,
+            },
             down: linear("mlp.fc2", hidden, inner, true)?,
             layer_scale,
         })
     }
 
     /// x `[sequences, tokens, hidden]` → x plus attention, in place.
-    fn attention(
-        &self,
-        x: &mut [f32],
-        heads: Heads,
-        tokens: usize,
-        causal: bool,
-        index: usize,
-    ) -> Result<()> {
+    fn attention(&self, x: &mut [f32], heads: Heads, view: View, index: usize) -> Result<()> {
         let normed = self.attention_norm.forward(x);
-        let [q, k, v] = [&self.query, &self.key, &self.value].map(|layer| layer.forward(&normed));
-        let mixed = attend_each(&q, &k, &v, heads, tokens, causal)?;
+        let [mut q, mut k, v] = self.inputs.forward(&normed);
+        if let Some(turns) = view.turns {
+            turns.apply(&mut q, heads.query, heads.d, Pairs::Halves);
+            turns.apply(&mut k, heads.key_value, heads.d, Pairs::Halves);
+        }
+        let mixed = attend_each(&q, &k, &v, heads, view)?;
         if mixed.iter().any(|x| x.is_nan()) {
             let message = format!(
                 "attention of layer {index} gave no number: a weight or an input is NaN or infinite"
@@ -131,8 +195,13 @@ impl Block {
 
     /// x `[n, hidden]` → x plus the feed-forward layer, in place.
     fn feed_forward(&self, x: &mut [f32]) {
-        let mut inner = self.up.forward(&self.feed_forward_norm.forward(x));
+        let normed = self.feed_forward_norm.forward(x);
+        let mut inner = self.gate.as_ref().unwrap_or(&self.up).forward(&normed);
         self.spec.hidden_act.apply(&mut inner);
+        if self.gate.is_some() {
+            let up = self.up.forward(&normed);
+            inner.iter_mut().zip(up).for_each(|(x, y)| *x *= y);
+        }
         self.add(x, self.down.forward(&inner), 1);
     }
 
@@ -153,22 +222,34 @@ impl Block {
     }
 }
 
+impl Inputs {
+    /// x `[n, hidden]` → query, key, value `[n, hidden]`.
+    fn forward(&self, x: &[f32]) -> [Vec<f32>; 3] {
+        match self {
+            Self::Each(layers) => layers.each_ref().map(|layer| layer.forward(x)),
+            Self::Fused(layer) => {
+                let rows = layer.forward(x);
+                let hidden = layer.out_features() / 3;
+                [0, 1, 2].map(|part| {
+                    let parts = rows.chunks_exact(hidden).skip(part).step_by(3);
+                    parts.flatten().copied().collect()
+                })
+            }
+        }
+    }
+}
+
 /// q `[sequences, tokens, heads, d]`, k, v `[sequences, tokens, kv_heads, d]` → as q: each sequence attends to itself.
 ///
 /// # Errors
 /// `TooLarge` when memory ends.
-fn attend_each(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    heads: Heads,
-    tokens: usize,
-    causal: bool,
-) -> Result<Vec<f32>> {
+fn attend_each(q: &[f32], k: &[f32], v: &[f32], heads: Heads, view: View) -> Result<Vec<f32>> {
     let mask = Mask {
-        causal,
+        causal: view.causal,
+        segments: view.segments,
         ..Mask::CAUSAL
     };
+    let tokens = view.tokens;
     let places = 0..tokens;
     let (of_q, of_k) = (
         tokens * heads.query * heads.d,

@@ -5,3 +5,5 @@ pub mod linear;
 pub mod norm;
 
 pub mod activation;
+
+pub mod rotary;

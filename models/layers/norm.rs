@@ -2,7 +2,7 @@
 
 use longreel_kernels::{layer_norm::layer_norm, rms_norm::rms_norm};
 
-use crate::{checkpoint::weights::Weights, error::Result};
+use crate::{checkpoint::weights::Weights, error::Result, spec::encoder::NormKind};
 
 /// RMSNorm: the weight, and what is added to the mean square.
 pub struct RmsNorm {
@@ -48,5 +48,37 @@ impl LayerNorm {
         let mut y = vec![0.0; x.len()];
         layer_norm(x, &self.weight, &self.bias, self.eps, &mut y);
         y
+    }
+}
+
+/// Either of the two.
+pub enum Norm {
+    /// Mean and variance.
+    Layer(LayerNorm),
+    /// The mean square alone.
+    Rms(RmsNorm),
+}
+
+impl Norm {
+    /// Takes `{name}.weight`, `[d]`, and `{name}.bias` where the kind has one.
+    pub fn load(
+        kind: NormKind,
+        weights: &mut Weights,
+        name: &str,
+        d: usize,
+        eps: f64,
+    ) -> Result<Self> {
+        Ok(match kind {
+            NormKind::Layer => Self::Layer(LayerNorm::load(weights, name, d, eps)?),
+            NormKind::Rms => Self::Rms(RmsNorm::load(weights, &format!("{name}.weight"), d, eps)?),
+        })
+    }
+
+    /// x `[n, d]` → `[n, d]`.
+    pub fn forward(&self, x: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+        }
     }
 }

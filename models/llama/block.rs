@@ -14,11 +14,8 @@ use crate::{
     },
     checkpoint::weights::Weights,
     error::{Error, Kind, Result},
-    layers::{linear::Linear, norm::RmsNorm},
-    llama::{
-        feed_forward::FeedForward,
-        rope::{Rope, Turns},
-    },
+    layers::{linear::Linear, norm::RmsNorm, rotary::Turns},
+    llama::{feed_forward::FeedForward, rope::Rope},
     spec::DecoderSpec,
 };
 

@@ -8,7 +8,7 @@ use crate::{
     context::vocab::Token,
     error::{Context, Error, Kind, Result},
     llama::{
-        Head, Input, Row,
+        Head, Input, Positions, Row,
         group::Forward,
         sampler::{Draw, Sampler},
     },
@@ -60,9 +60,9 @@ pub fn prefill<'a>(
     on_progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor> {
     let input = input.into();
-    check_room(decoder, cache, input.tokens.len())?;
+    check_room(decoder, cache, input)?;
     let mut last = None;
-    let width = decoder.spec().hidden_size;
+    let width = decoder.spec().feature_width();
     for part in input.chunks(decoder.step(chunk), width) {
         go_on(keep_going)?;
         last = Some(append(decoder, cache, part)?);
@@ -72,13 +72,20 @@ pub fn prefill<'a>(
 }
 
 /// Refuses before the first chunk what would not fit after the last.
-fn check_room(decoder: &dyn Forward, cache: &KvCache, n: usize) -> Result<()> {
+fn check_room(decoder: &dyn Forward, cache: &KvCache, input: Input) -> Result<()> {
+    let n = input.tokens.len();
+    let given = input.positions.and_then(|all| Positions::Space(all).last());
+    let counted = (cache.next_position() as usize).saturating_add(n);
+    let end = given.map_or(counted, |last| last as usize + 1);
+    has_room(decoder, cache, n, end)
+}
+
+/// Refuses `n` tokens of which the highest position is `end − 1` where the model was not made for them.
+fn has_room(decoder: &dyn Forward, cache: &KvCache, n: usize, end: usize) -> Result<()> {
     let limit = decoder.spec().max_position_embeddings;
-    let end = (cache.next_position() as usize)
-        .max(cache.len())
-        .saturating_add(n);
+    let held = cache.len();
+    let end = end.max(held.saturating_add(n));
     if end > limit {
-        let held = cache.len();
         let message = format!(
             "the context holds {held} tokens and {n} more reach position {end}, the model was made for {limit}"
         );
@@ -87,14 +94,13 @@ fn check_room(decoder: &dyn Forward, cache: &KvCache, n: usize) -> Result<()> {
     Ok(())
 }
 
-/// tokens `[n]` → hidden state of the last, `[1, hidden]`, at the positions after the context's last.
+/// tokens `[n]` → hidden state of the last, `[1, hidden]`.
 fn append(decoder: &dyn Forward, cache: &mut KvCache, input: Input) -> Result<Tensor> {
-    let first = cache.next_position();
-    let positions: Vec<u32> = (0..input.tokens.len() as u32).map(|i| first + i).collect();
+    let mut counted = Vec::new();
     decoder.last_hidden(&mut [Row {
         tokens: input.tokens,
         features: input.features,
-        positions: &positions,
+        positions: input.positions_from(cache.next_position(), &mut counted),
         segments: None,
         cache,
     }])
@@ -169,7 +175,7 @@ fn advance(decoder: &dyn Forward, rows: &mut [Prompted], drawn: &[(usize, Token)
         if let Some(token) = token {
             batch.push(Row {
                 tokens: std::slice::from_ref(token),
-                positions: std::slice::from_ref(position),
+                positions: Positions::Line(std::slice::from_ref(position)),
                 segments: None,
                 features: &[],
                 cache: &mut *row.cache,
@@ -221,11 +227,9 @@ pub fn generate_vision(
         .saturating_mul(generation.tokens_per_frame);
     let mut rows = Vec::with_capacity(2);
     for (cache, tokens) in [conditional, unconditional] {
-        check_room(
-            decoder,
-            cache,
-            tokens.len().saturating_add(n.saturating_sub(1)),
-        )?;
+        let all = tokens.len().saturating_add(n.saturating_sub(1));
+        let end = (cache.next_position() as usize).saturating_add(all);
+        has_room(decoder, cache, all, end)?;
         let last = prefill(
             decoder,
             cache,

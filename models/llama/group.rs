@@ -23,7 +23,7 @@ use crate::{
     },
     context::vocab::Token,
     error::{Error, Kind, Result},
-    llama::{Decoder, Head, Row},
+    llama::{Decoder, Head, Positions, Row, input::count_features},
     spec::DecoderSpec,
 };
 
@@ -107,8 +107,34 @@ struct Appended {
     /// Tokens that the context holds already.
     first: usize,
     tokens: Vec<Token>,
-    positions: Vec<u32>,
+    positions: Told,
     segments: Option<Vec<u32>>,
+}
+
+/// [`Positions`] in a command.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Told {
+    Line(Vec<u32>),
+    Space(Vec<[u32; 3]>),
+}
+
+impl From<Positions<'_>> for Told {
+    fn from(positions: Positions) -> Self {
+        match positions {
+            Positions::Line(positions) => Self::Line(positions.to_vec()),
+            Positions::Space(positions) => Self::Space(positions.to_vec()),
+        }
+    }
+}
+
+impl Told {
+    fn positions(&self) -> Positions<'_> {
+        match self {
+            Self::Line(positions) => Positions::Line(positions),
+            Self::Space(positions) => Positions::Space(positions),
+        }
+    }
 }
 
 /// Rank 0 of a group.
@@ -176,7 +202,7 @@ impl<'a> Leader<'a> {
             kv_dtype: row.cache.dtype().name().to_owned(),
             first: row.cache.len(),
             tokens: row.tokens.to_vec(),
-            positions: row.positions.to_vec(),
+            positions: row.positions.into(),
             segments: row.segments.map(<[u32]>::to_vec),
         };
         Command::Forward {
@@ -329,13 +355,12 @@ fn follow(
         .iter()
         .zip(&mut caches)
         .map(|(row, cache)| {
-            let places = row.tokens.iter().filter(|token| token.is_feature()).count();
-            let own = places * decoder.spec().hidden_size;
+            let own = count_features(&row.tokens) * decoder.spec().feature_width();
             let (own, others) = features.split_at(own.min(features.len()));
             features = others;
             Row {
                 tokens: &row.tokens,
-                positions: &row.positions,
+                positions: row.positions.positions(),
                 segments: row.segments.as_deref(),
                 features: own,
                 cache,

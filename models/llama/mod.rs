@@ -1,5 +1,7 @@
 //! Context to answer: the decoder.
 
+pub mod input;
+
 pub mod rope;
 
 pub mod feed_forward;
@@ -18,14 +20,17 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
+pub use input::{Input, Positions, Row};
+
 use crate::{
-    attention::{kv_cache::KvCache, ring::Ring, shard::striped},
+    attention::{ring::Ring, shard::striped},
     checkpoint::weights::Weights,
     context::vocab::Token,
     error::{Context, Error, Kind, Result},
-    layers::{linear::Linear, norm::RmsNorm},
+    layers::{linear::Linear, norm::RmsNorm, rotary::Turns},
     llama::{
         block::{Block, Contexts, RowContext},
+        input::count_features,
         rope::Rope,
     },
     spec::DecoderSpec,
@@ -51,62 +56,6 @@ pub struct Decoder {
     /// Absent when the text head is the embedding table.
     text_head: Option<Linear>,
     vision_head: Option<Linear>,
-}
-
-/// New tokens of one context. Rows of a call may differ in length: nothing is padded.
-pub struct Row<'a> {
-    /// The tokens, at least one.
-    pub tokens: &'a [Token],
-    /// RoPE position of each.
-    pub positions: &'a [u32],
-    /// Segment of each; without it they go on in the context's last segment.
-    pub segments: Option<&'a [u32]>,
-    /// What stands in place of an embedding at each `Token::Feature`, in order, `[features, hidden]`.
-    pub features: &'a [f32],
-    /// What came before; the tokens are appended.
-    pub cache: &'a mut KvCache,
-}
-
-/// What is given to a context: tokens, and the features that some of them stand for.
-#[derive(Debug, Clone, Copy)]
-pub struct Input<'a> {
-    /// The tokens.
-    pub tokens: &'a [Token],
-    /// As [`Row::features`].
-    pub features: &'a [f32],
-}
-
-impl<'a> Input<'a> {
-    /// In parts of `n` tokens, each with its own features of `width` numbers.
-    pub fn chunks(self, n: usize, width: usize) -> impl Iterator<Item = Self> {
-        let mut features = self.features;
-        self.tokens.chunks(n).map(move |tokens| {
-            let own = width * tokens.iter().filter(|token| token.is_feature()).count();
-            let (now, later) = features.split_at(own.min(features.len()));
-            features = later;
-            let features = now;
-            Input { tokens, features }
-        })
-    }
-}
-
-impl<'a> From<&'a [Token]> for Input<'a> {
-    fn from(tokens: &'a [Token]) -> Self {
-        let features = &[];
-        Self { tokens, features }
-    }
-}
-
-impl<'a> From<&'a Vec<Token>> for Input<'a> {
-    fn from(tokens: &'a Vec<Token>) -> Self {
-        Self::from(tokens.as_slice())
-    }
-}
-
-impl<'a, const N: usize> From<&'a [Token; N]> for Input<'a> {
-    fn from(tokens: &'a [Token; N]) -> Self {
-        Self::from(tokens.as_slice())
-    }
 }
 
 /// What [`Decoder::forward_traced`] shows: the name of a step and its output `[n, hidden]`.
@@ -195,20 +144,24 @@ impl Decoder {
         trace: &mut Trace,
     ) -> Result<Tensor> {
         rows.iter().try_for_each(|row| self.check(row))?;
-        let (tokens, positions, features) = own_tokens(rows, self.spec.hidden_size);
-        let mut x = self.embed(&tokens, features)?;
+        let Own {
+            tokens,
+            turns,
+            features,
+        } = self.own_tokens(rows);
+        let mut x = self.embed(&tokens, &features)?;
         trace("embedding", &x);
-        let turns = self.rope.turns(&positions);
         let mut contexts = open(rows, ring)?;
         for (index, block) in self.blocks.iter().enumerate() {
             block.attention(&mut x, &self.rope, &turns, &mut contexts)?;
             trace(&format!("layers.{index}.attention"), &x);
             block.feed_forward(&mut x);
             trace(&format!("layers.{index}"), &x);
+            self.add_deeper(index, &mut x, &tokens, &features);
         }
         let x = self.norm.forward(&x);
         trace("norm", &x);
-        let shape = (positions.len(), self.spec.hidden_size);
+        let shape = (tokens.len(), self.spec.hidden_size);
         Ok(Tensor::from_vec(x, shape, &Device::Cpu)?)
     }
 
@@ -242,18 +195,21 @@ impl Decoder {
             );
             return Err(Error::new(Kind::Internal, sizes));
         }
-        let features = row.tokens.iter().filter(|token| token.is_feature()).count();
-        if features * self.spec.hidden_size != row.features.len() {
+        let (features, width) = (count_features(row.tokens), self.spec.feature_width());
+        if features * width != row.features.len() {
             let message = format!(
-                "{} numbers for {features} places of features, expected {} for each",
-                row.features.len(),
-                self.spec.hidden_size
+                "{} numbers for {features} places of features, expected {width} for each",
+                row.features.len()
             );
+            return Err(Error::new(Kind::Internal, message));
+        }
+        if self.spec.mrope.is_none() && matches!(row.positions, Positions::Space(_)) {
+            let message = "positions of three components, the decoder's have one";
             return Err(Error::new(Kind::Internal, message));
         }
         let limit = self.spec.max_position_embeddings;
         let total = row.cache.len() + n;
-        let last = row.positions.iter().max().map_or(0, |&p| p as usize);
+        let last = row.positions.last().map_or(0, |p| p as usize);
         if total > limit || last >= limit {
             let held = row.cache.len();
             return Err(Error::new(
@@ -279,17 +235,15 @@ impl Decoder {
         })
     }
 
-    fn embed<'a>(
-        &self,
-        tokens: &[Token],
-        features: impl IntoIterator<Item = &'a [f32]>,
-    ) -> Result<Vec<f32>> {
-        let mut x = Vec::with_capacity(tokens.len() * self.spec.hidden_size);
-        let mut features = features.into_iter();
+    fn embed(&self, tokens: &[Token], features: &[&[f32]]) -> Result<Vec<f32>> {
+        let hidden = self.spec.hidden_size;
+        let mut x = Vec::with_capacity(tokens.len() * hidden);
+        let mut features = features.iter();
         for token in tokens {
             match (token, &self.vision_embedding) {
                 (Token::Feature(_), _) => {
-                    x.extend_from_slice(features.next().unwrap_or_default());
+                    let row = features.next().and_then(|row| row.get(..hidden));
+                    x.extend_from_slice(row.unwrap_or_default());
                     Ok(())
                 }
                 (&Token::Text(id), _) => {
@@ -304,6 +258,52 @@ impl Decoder {
         }
         Ok(x)
     }
+
+    /// x `[n, hidden]` behind layer `index` → x plus what the features hold for that layer, in place.
+    fn add_deeper(&self, index: usize, x: &mut [f32], tokens: &[Token], features: &[&[f32]]) {
+        if index >= self.spec.deepstack_layers {
+            return;
+        }
+        let hidden = self.spec.hidden_size;
+        let rows = x.chunks_exact_mut(hidden).zip(tokens);
+        let places = rows.filter(|(_, token)| token.is_feature());
+        for ((x, _), feature) in places.zip(features) {
+            let deeper = feature.chunks_exact(hidden).nth(index + 1);
+            let deeper = deeper.unwrap_or_default();
+            x.iter_mut().zip(deeper).for_each(|(x, y)| *x += y);
+        }
+    }
+
+    /// This rank's tokens of all rows.
+    fn own_tokens<'a>(&self, rows: &[Row<'a>]) -> Own<'a> {
+        let width = self.spec.feature_width();
+        let mut own = Own::default();
+        for row in rows {
+            let first = row.cache.len();
+            let mut given = row.features.chunks_exact(width);
+            let mut seen = 0;
+            for run in own_places(row) {
+                let run = run.start - first..run.end - first;
+                let of = |run| row.tokens.get(run).unwrap_or_default();
+                let skipped = count_features(of(seen..run.start));
+                let tokens = of(run.clone());
+                let features = given.by_ref().skip(skipped).take(count_features(tokens));
+                own.features.extend(features);
+                seen = run.end;
+                own.tokens.extend_from_slice(tokens);
+                self.rope.append(row.positions.part(run), &mut own.turns);
+            }
+        }
+        own
+    }
+}
+
+/// A rank's tokens of all rows, how their heads turn, and the features `[feature_width]` among them.
+#[derive(Default)]
+struct Own<'a> {
+    tokens: Vec<Token>,
+    turns: Turns,
+    features: Vec<&'a [f32]>,
 }
 
 /// Places of this rank's tokens among the new ones of a row.
@@ -312,33 +312,12 @@ fn own_places(row: &Row) -> Vec<Range<usize>> {
     striped(first..first + row.tokens.len(), share.rank, share.ranks)
 }
 
-/// This rank's tokens of all rows, their positions, and the features `[hidden]` among them.
-fn own_tokens<'a>(rows: &[Row<'a>], hidden: usize) -> (Vec<Token>, Vec<u32>, Vec<&'a [f32]>) {
-    let (mut tokens, mut positions, mut features) = (Vec::new(), Vec::new(), Vec::new());
-    for row in rows {
-        let first = row.cache.len();
-        let mut given = row.features.chunks_exact(hidden);
-        let mut seen = 0;
-        for run in own_places(row) {
-            let run = run.start - first..run.end - first;
-            let count = |tokens: &[Token]| tokens.iter().filter(|token| token.is_feature()).count();
-            let of = |run| row.tokens.get(run).unwrap_or_default();
-            let (skipped, own) = (count(of(seen..run.start)), count(of(run.clone())));
-            features.extend(given.by_ref().skip(skipped).take(own));
-            seen = run.end;
-            tokens.extend_from_slice(of(run.clone()));
-            positions.extend_from_slice(row.positions.get(run).unwrap_or_default());
-        }
-    }
-    (tokens, positions, features)
-}
-
 /// Makes room in every cache for its row's tokens.
 fn open<'a>(rows: &'a mut [Row], ring: Option<&'a mut Ring>) -> Result<Contexts<'a>> {
     let mut opened = Vec::with_capacity(rows.len());
     for row in rows {
         let (first, own) = (row.cache.len(), own_places(row));
-        row.cache.extend(row.positions, row.segments)?;
+        row.cache.extend(&row.positions.highest(), row.segments)?;
         opened.push(RowContext {
             places: first..row.cache.len(),
             own,

@@ -10,7 +10,7 @@ use crate::{
         vocab::Token,
     },
     error::{Context, Error, Kind, Result},
-    llama::{Decoder, Row, generate::KeepGoing},
+    llama::{Decoder, Input, Positions, Row, generate::KeepGoing},
 };
 
 /// How prompts are packed and kept.
@@ -40,19 +40,27 @@ pub struct Prefilled {
 /// # Errors
 /// `TooLarge` for a prompt longer than `capacity`, `BadInput` for one without tokens,
 /// both before anything is computed; `Interrupted` when `keep_going` says no.
-pub fn prefill_packed(
+pub fn prefill_packed<'a>(
     decoder: &Decoder,
-    prompts: &[&[Token]],
+    prompts: &[impl Into<Input<'a>> + Copy],
     options: &PackedPrefill,
     keep_going: &KeepGoing,
     on_row: &mut dyn FnMut(usize, Prefilled) -> Result<()>,
 ) -> Result<Packing> {
-    let lengths: Vec<usize> = prompts.iter().map(|p| p.len()).collect();
+    let prompts: Vec<Input> = prompts.iter().map(|&prompt| prompt.into()).collect();
+    let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let packing = pack(&lengths, options.capacity)?;
     check_rows(&packing, decoder.spec().max_position_embeddings)?;
     for (number, row) in packing.rows.iter().enumerate() {
         let doing = || format!("prefill packed row {number}");
-        let (cache, last) = prefill_row(decoder, prompts, row, options, keep_going).doing(doing)?;
+        let (cache, last) = prefill_row(
+            decoder,
+            &Gathered::of(row, &prompts),
+            row,
+            options,
+            keep_going,
+        )
+        .doing(doing)?;
         for (segment, last) in row.segments.iter().zip(last) {
             let cache = cache.part(segment.places.clone()).doing(doing)?;
             on_row(segment.prompt, Prefilled { cache, last })?;
@@ -70,34 +78,75 @@ fn check_rows(packing: &Packing, limit: usize) -> Result<()> {
     Ok(())
 }
 
+/// What the prompts of one row are, side by side.
+struct Gathered {
+    tokens: Vec<Token>,
+    features: Vec<f32>,
+    counted: Vec<u32>,
+    /// Given for at least one prompt; those of the others count on.
+    given: Option<Vec<[u32; 3]>>,
+    segments: Vec<u32>,
+}
+
+impl Gathered {
+    fn of(row: &PackedRow, prompts: &[Input]) -> Self {
+        let tokens: Vec<&[Token]> = prompts.iter().map(|prompt| prompt.tokens).collect();
+        let own = || row.segments.iter().map(|segment| prompts[segment.prompt]);
+        let position = |prompt: Input<'_>| -> Vec<[u32; 3]> {
+            let counted = || (0..prompt.tokens.len() as u32).map(|i| [i; 3]).collect();
+            prompt.positions.map_or_else(counted, <[_]>::to_vec)
+        };
+        let is_given = own().any(|prompt| prompt.positions.is_some());
+        Self {
+            tokens: row.gather(&tokens),
+            features: own().flat_map(|prompt| prompt.features).copied().collect(),
+            counted: row.positions(),
+            given: is_given.then(|| own().flat_map(position).collect()),
+            segments: row.segment_ids(),
+        }
+    }
+
+    fn positions(&self) -> Positions<'_> {
+        match &self.given {
+            Some(positions) => Positions::Space(positions),
+            None => Positions::Line(&self.counted),
+        }
+    }
+}
+
 /// One row, chunk by chunk → its context, and the last hidden state of every segment.
 fn prefill_row(
     decoder: &Decoder,
-    prompts: &[&[Token]],
+    gathered: &Gathered,
     row: &PackedRow,
     options: &PackedPrefill,
     keep_going: &KeepGoing,
 ) -> Result<(KvCache, Vec<Tensor>)> {
     let mut cache = KvCache::new(decoder.spec(), options.kv_dtype);
-    let (tokens, positions, ids) = (row.gather(prompts), row.positions(), row.segment_ids());
     let mut ends = row.segments.iter().map(|s| s.places.end - 1).peekable();
     let mut last = Vec::with_capacity(row.segments.len());
-    let chunk = options.chunk.max(1);
-    for start in (0..tokens.len()).step_by(chunk) {
+    let input = Input {
+        tokens: &gathered.tokens,
+        features: &gathered.features,
+        positions: None,
+    };
+    let mut start = 0;
+    for part in input.chunks(options.chunk.max(1), decoder.spec().feature_width()) {
         if !keep_going() {
             return Err(Error::new(Kind::Interrupted, "stopped on request"));
         }
-        let places = start..tokens.len().min(start + chunk);
+        let places = start..start + part.tokens.len();
         let hidden = decoder.forward(&mut [Row {
-            tokens: &tokens[places.clone()],
-            positions: &positions[places.clone()],
-            segments: Some(&ids[places.clone()]),
-            features: &[],
+            tokens: part.tokens,
+            positions: gathered.positions().part(places.clone()),
+            segments: Some(&gathered.segments[places.clone()]),
+            features: part.features,
             cache: &mut cache,
         }])?;
         while let Some(end) = ends.next_if(|end| places.contains(end)) {
             last.push(row_of(&hidden, end - start)?);
         }
+        start = places.end;
     }
     Ok((cache, last))
 }

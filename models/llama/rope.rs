@@ -8,24 +8,22 @@
 
 use std::f64::consts::PI;
 
-use longreel_kernels::rope::{Pairs, rotate};
+use longreel_kernels::rope::Pairs;
 
-use crate::spec::{DecoderSpec, RopePairs, rope_scaling::RopeScaling};
+use crate::{
+    layers::rotary::{Turns, angle, frequencies},
+    llama::input::Positions,
+    spec::{DecoderSpec, MropeSpec, RopePairs, rope_scaling::RopeScaling},
+};
 
 /// Frequencies of one head and which of its channels turn together.
 pub struct Rope {
     frequencies: Vec<f64>,
+    /// By which component of a position each of them turns, `[d/2]`; empty where positions have one.
+    components: Vec<usize>,
     /// What cosine and sine are multiplied by.
     factor: f32,
     pairs: Pairs,
-}
-
-/// Cosine and sine of some positions, `[n, d/2]` each.
-pub struct Turns {
-    /// `[n, d/2]`.
-    pub cos: Vec<f32>,
-    /// `[n, d/2]`.
-    pub sin: Vec<f32>,
 }
 
 impl Rope {
@@ -37,42 +35,66 @@ impl Rope {
         };
         let mut frequencies = frequencies(spec.rope_theta, spec.head_dim());
         let scaling = spec.rope_scaling;
-        let factor = scaling.map_or(1.0, |s| stretch(s, spec.rope_theta, &mut frequencies));
+        let factor = scaling.map_or(1.0, |s| stretch(s, spec, &mut frequencies));
+        let component =
+            |mrope: MropeSpec| (0..spec.head_dim() / 2).map(move |i| mrope.component(i));
         Self {
             frequencies,
+            components: spec.mrope.into_iter().flat_map(component).collect(),
             factor: factor as f32,
             pairs,
         }
     }
 
     /// positions `[n]` → cosine and sine `[n, d/2]`.
-    pub fn turns(&self, positions: &[u32]) -> Turns {
-        let angles = positions.iter().flat_map(|&position| {
-            self.frequencies
-                .iter()
-                .map(move |&f| (f64::from(position) * f) as f32)
-        });
-        let turn = |angle: f32| (angle.cos() * self.factor, angle.sin() * self.factor);
-        let (cos, sin) = angles.map(turn).unzip();
-        Turns { cos, sin }
+    pub fn turns(&self, positions: Positions) -> Turns {
+        let mut turns = Turns::default();
+        self.append(positions, &mut turns);
+        turns
+    }
+
+    /// positions `[n]` → cosine and sine `[n, d/2]`, behind those of other tokens.
+    pub fn append(&self, positions: Positions, turns: &mut Turns) {
+        match positions {
+            Positions::Line(positions) => {
+                for &position in positions {
+                    let angles = self.frequencies.iter().map(|&f| angle(position, f));
+                    turns.extend(angles, self.factor);
+                }
+            }
+            Positions::Space(positions) => {
+                for position in positions {
+                    let parts = self.frequencies.iter().zip(&self.components);
+                    let angles = parts.map(|(&f, &component)| angle(position[component], f));
+                    turns.extend(angles, self.factor);
+                }
+            }
+        }
     }
 
     /// x `[n, heads, d]`, turns of n positions → x turned in place.
     pub fn apply(&self, x: &mut [f32], heads: usize, turns: &Turns) {
-        let half = self.frequencies.len();
-        rotate(x, heads, &turns.cos, &turns.sin, half, self.pairs);
+        turns.apply(x, heads, 2 * self.frequencies.len(), self.pairs);
     }
 }
 
-/// `1 / theta^(2i/d)`, `[d/2]`.
-fn frequencies(theta: f64, d: usize) -> Vec<f64> {
-    let exponent = |i: usize| (2 * i) as f64 / d as f64;
-    (0..d / 2).map(|i| 1.0 / theta.powf(exponent(i))).collect()
-}
-
 /// frequencies `[d/2]` → those for a longer context, in place, and what cosine and sine are multiplied by.
-fn stretch(scaling: RopeScaling, theta: f64, frequencies: &mut [f64]) -> f64 {
+fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) -> f64 {
+    let theta = spec.rope_theta;
     match scaling {
+        RopeScaling::Ntk { factor } => {
+            raise_base(factor, frequencies);
+            1.0
+        }
+        RopeScaling::Dynamic {
+            factor,
+            original_max_position_embeddings: context,
+        } => {
+            let longest = spec.max_position_embeddings as f64;
+            let longer = longest / context.unwrap_or(longest).min(longest);
+            raise_base(factor * longer - (factor - 1.0), frequencies);
+            1.0
+        }
         RopeScaling::Linear { factor } => {
             frequencies.iter_mut().for_each(|f| *f /= factor);
             1.0
@@ -119,5 +141,14 @@ fn stretch(scaling: RopeScaling, theta: f64, frequencies: &mut [f64]) -> f64 {
             };
             attention_factor.unwrap_or_else(warmer)
         }
+    }
+}
+
+/// frequencies `[d/2]` → those of a base `factor^(d / (d − 2))` times as large, in place: the slowest is divided by
+/// `factor`, the fastest stays.
+fn raise_base(factor: f64, frequencies: &mut [f64]) {
+    let last = frequencies.len().saturating_sub(1).max(1) as f64;
+    for (i, f) in frequencies.iter_mut().enumerate() {
+        *f /= factor.powf(i as f64 / last);
     }
 }

@@ -23,6 +23,17 @@ pub enum HiddenAct {
     Silu,
 }
 
+/// How rows are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// LayerNorm: mean and variance (arXiv 1607.06450).
+    #[default]
+    Layer,
+    /// RMSNorm: the mean square alone (arXiv 1910.07467).
+    Rms,
+}
+
 /// A stack of transformer blocks, each norm before its layer ("pre-norm").
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,10 +48,20 @@ pub struct EncoderSpec {
     pub num_attention_heads: usize,
     /// Between the two matrices of the feed-forward layer.
     pub hidden_act: HiddenAct,
-    /// Added to the variance in LayerNorm.
+    /// Which norm stands before each layer.
+    #[serde(default)]
+    pub norm: NormKind,
+    /// Added to the variance, or to the mean square.
     pub layer_norm_eps: f64,
     /// Query, key and value have biases.
     pub qkv_bias: bool,
+    /// Query, key and value are one matrix.
+    #[serde(default)]
+    pub fused_qkv: bool,
+    /// The feed-forward layer has a third matrix, by whose activated rows those of the first are multiplied
+    /// (arXiv 2002.05202).
+    #[serde(default)]
+    pub gated: bool,
     /// What a layer adds is multiplied, channel by channel (CaiT, arXiv 2103.17239).
     #[serde(default)]
     pub layer_scale: bool,
@@ -80,6 +101,38 @@ pub struct VitSpec {
     pub pool: Option<VisionPool>,
     /// The blocks.
     pub encoder: EncoderSpec,
+}
+
+/// A vision transformer over pictures, or pairs of frames, of any size: rotary positions in two dimensions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NativeVitSpec {
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Frames of a patch.
+    pub temporal_patch_size: usize,
+    /// The patches' matrix has a bias.
+    pub patch_bias: bool,
+    /// RoPE base of the patches' lines and columns.
+    pub rope_theta: f64,
+    /// Learned positions of a square grid, interpolated to that of the picture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_position_embeddings: Option<usize>,
+    /// Most blocks attend within windows; all of them to the whole picture when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<WindowsSpec>,
+    /// The blocks.
+    pub encoder: EncoderSpec,
+}
+
+/// Attention within square windows of a picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowsSpec {
+    /// Side of a window in pixels.
+    pub window_size: usize,
+    /// Blocks that attend to the whole picture, by number.
+    pub full_attention_blocks: Vec<usize>,
 }
 
 /// Where a text's vector is taken from.
@@ -184,6 +237,46 @@ impl VitSpec {
             return Err(bad(format!(
                 "{name}.pool takes the class token, which {name}.class_token says is not there"
             )));
+        }
+        Ok(())
+    }
+}
+
+impl NativeVitSpec {
+    /// Numbers of one patch.
+    pub fn patch_len(&self) -> usize {
+        3 * self.temporal_patch_size * self.patch_size * self.patch_size
+    }
+
+    /// Side of a window, in squares of 2×2 patches.
+    pub fn window_side(&self) -> Option<usize> {
+        let windows = self.windows.as_ref()?;
+        Some(windows.window_size / (2 * self.patch_size.max(1)))
+    }
+
+    /// # Errors
+    /// `BadInput` for sizes that are none, or heads whose channels are not two for each of a line and a column.
+    pub fn validate(&self, name: &str) -> Result<()> {
+        self.encoder.validate(&format!("{name}.encoder"))?;
+        super::in_range(&format!("{name}.patch_size"), self.patch_size)?;
+        let frames = self.temporal_patch_size;
+        super::in_range(&format!("{name}.temporal_patch_size"), frames)?;
+        let d = self.encoder.hidden_size / self.encoder.num_attention_heads;
+        if !d.is_multiple_of(4) {
+            let message = format!("{name} has heads of {d} channels, expected a multiple of 4");
+            return Err(bad(message));
+        }
+        if self.window_side() == Some(0) {
+            let least = 2 * self.patch_size;
+            let message = format!("{name}.windows.window_size is below {least}: two patches");
+            return Err(bad(message));
+        }
+        let positions = self.num_position_embeddings.unwrap_or(1);
+        if positions == 0 || positions.isqrt().pow(2) != positions {
+            let message = format!(
+                "{name}.num_position_embeddings is {positions}, expected the square of a side"
+            );
+            return Err(bad(message));
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     DecoderSpec,
-    encoder::{HiddenAct, VitSpec},
+    encoder::{HiddenAct, NativeVitSpec, NormKind, VitSpec},
     placement::Placement,
 };
 use crate::error::{Error, Kind, Result};
@@ -23,6 +23,9 @@ pub struct VisionLanguageSpec {
     pub placement: Placement,
     /// Pictures to features.
     pub features: FeatureSpec,
+    /// Where tokens stand for a decoder whose positions have three components.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positions: Option<PositionRule>,
     /// What reads them.
     pub decoder: DecoderSpec,
 }
@@ -41,6 +44,9 @@ pub struct VisionSpec {
     pub placement: Placement,
     /// Pictures to features.
     pub features: FeatureSpec,
+    /// As [`VisionLanguageSpec::positions`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positions: Option<PositionRule>,
 }
 
 impl VisionLanguageSpec {
@@ -51,6 +57,7 @@ impl VisionLanguageSpec {
             video_token_id,
             placement,
             features,
+            positions,
             decoder,
         } = self;
         let vision = VisionSpec {
@@ -58,15 +65,77 @@ impl VisionLanguageSpec {
             video_token_id,
             placement,
             features,
+            positions,
         };
         (decoder, vision)
     }
 }
 
-/// How a picture becomes rows of features.
+/// Time, height and width of what stands in a context. Text has one number for all three; a picture's are its
+/// line and its column, from where the text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PositionRule {
+    /// Steps of a video stand at their time (Qwen2.5-VL, arXiv 2502.13923).
+    Timed {
+        /// Positions of one second.
+        tokens_per_second: u32,
+        /// Where the text goes on.
+        #[serde(default)]
+        after_video: AfterVideo,
+    },
+    /// Every step of a video is a picture; text between them says when it was (Qwen3-VL).
+    Steps,
+}
+
+/// Where text goes on behind a video.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterVideo {
+    /// Behind its highest component: transformers 4.49, which the model came with.
+    #[default]
+    Highest,
+    /// Behind the longer side of its grid, inside its time where it is longer: transformers 5.
+    Side,
+}
+
+/// How pictures become rows of features.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "tower", rename_all = "snake_case")]
+pub enum FeatureSpec {
+    /// Square pictures of one size.
+    Square(SquareSpec),
+    /// Pictures, or pairs of frames, of any size.
+    Native(NativeSpec),
+}
+
+/// How a picture, or a pair of frames, of any size becomes rows of features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FeatureSpec {
+pub struct NativeSpec {
+    /// The encoder.
+    pub vision: NativeVitSpec,
+    /// What is done with its tokens, which come in squares of four.
+    pub connector: Vec<ConnectorStep>,
+    /// What deeper layers of the decoder get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deepstack: Option<DeepstackSpec>,
+}
+
+/// Features for the first layers of a decoder (DeepStack, arXiv 2406.04334).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeepstackSpec {
+    /// Behind which blocks of the encoder they are taken, by number, in order.
+    pub blocks: Vec<usize>,
+    /// What is done with each, under `deepstack.N`.
+    pub connector: Vec<ConnectorStep>,
+}
+
+/// How a square picture becomes rows of features.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SquareSpec {
     /// The encoder.
     pub vision: VitSpec,
     /// Behind which block its tokens are taken; −1 is the last, 0 is before the first.
@@ -108,11 +177,14 @@ pub enum ConnectorStep {
         /// Which.
         act: HiddenAct,
     },
-    /// LayerNorm.
+    /// A norm.
     Norm {
         /// Of its tensors.
         name: String,
-        /// Added to the variance.
+        /// Which.
+        #[serde(default)]
+        kind: NormKind,
+        /// Added to the variance, or to the mean square.
         eps: f64,
     },
     /// Squares of four patches become one row, their channels side by side.
@@ -132,9 +204,74 @@ pub enum MergeOrder {
     Rows,
     /// Line by line in the square, column by column over the grid (VILA 1.5's first code).
     Transposed,
+    /// As they come: four rows that follow one another become one (Qwen2-VL).
+    Given,
+}
+
+impl VisionSpec {
+    /// # Errors
+    /// `BadInput` for what the parts do not allow, or parts that do not fit the decoder.
+    pub fn validate(&self, decoder: &DecoderSpec) -> Result<()> {
+        self.features.validate()?;
+        let (given, read) = (self.features.rows_deep(), 1 + decoder.deepstack_layers);
+        if given != read {
+            let message =
+                format!("the encoder gives {given} rows a place, the decoder reads {read}");
+            return Err(Error::new(Kind::BadInput, message));
+        }
+        if self.positions.is_some() != decoder.mrope.is_some() {
+            let message = "positions and decoder.mrope: one is stated, expected both or none";
+            return Err(Error::new(Kind::BadInput, message));
+        }
+        Ok(())
+    }
 }
 
 impl FeatureSpec {
+    /// Rows that stand side by side at one place of the context: one, and those of deeper layers.
+    pub fn rows_deep(&self) -> usize {
+        match self {
+            Self::Square(_) => 1,
+            Self::Native(spec) => 1 + spec.deepstack.as_ref().map_or(0, |deep| deep.blocks.len()),
+        }
+    }
+
+    /// Rows of features of one picture; `None` where they follow from its size.
+    pub fn rows(&self) -> Option<usize> {
+        match self {
+            Self::Square(spec) => Some(spec.rows()),
+            Self::Native(_) => None,
+        }
+    }
+
+    /// # Errors
+    /// `BadInput` for what the parts do not allow.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Self::Square(spec) => spec.validate(),
+            Self::Native(spec) => spec.validate(),
+        }
+    }
+}
+
+impl NativeSpec {
+    /// # Errors
+    /// `BadInput` for what the parts do not allow.
+    pub fn validate(&self) -> Result<()> {
+        self.vision.validate("vision")?;
+        let all = self.vision.encoder.num_hidden_layers;
+        let Some(DeepstackSpec { blocks, .. }) = &self.deepstack else {
+            return Ok(());
+        };
+        if blocks.is_sorted_by(|a, b| a < b) && blocks.iter().all(|&block| block < all) {
+            return Ok(());
+        }
+        let message = format!("deepstack.blocks is {blocks:?}, expected blocks of {all}, in order");
+        Err(Error::new(Kind::BadInput, message))
+    }
+}
+
+impl SquareSpec {
     /// Blocks of the encoder that are run.
     ///
     /// # Errors

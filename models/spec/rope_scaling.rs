@@ -12,6 +12,22 @@ pub enum RopeScaling {
         /// By this.
         factor: f64,
     },
+    /// A larger base, by which the slowest frequency is divided by the factor and the fastest kept ("NTK-aware").
+    Ntk {
+        /// What the slowest is divided by.
+        factor: f64,
+    },
+    /// The same with a factor that grows with the context: `factor · longest / first − (factor − 1)`.
+    ///
+    /// Keys in a context cannot turn again, so that the longest context which the model allows is the one
+    /// that counts, from the first token on: what a reference gives for one pass over so many tokens.
+    Dynamic {
+        /// How fast it grows.
+        factor: f64,
+        /// The context of the first training; the longest one when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        original_max_position_embeddings: Option<f64>,
+    },
     /// Slow frequencies divided, fast ones kept, those between mixed (LLaMA 3.1).
     Llama3 {
         /// What slow frequencies are divided by.
@@ -69,7 +85,11 @@ pub fn stated<'de, D: Deserializer<'de>>(from: D) -> Result<Option<RopeScaling>,
     let before = stated.remove("type");
     let kind = stated.get("rope_type").cloned().or(before);
     let kind = kind.unwrap_or_else(|| "default".into());
-    if kind == "default" {
+    if stated.contains_key("mrope_section") {
+        let message = "rope_scaling.mrope_section: the architecture has positions of one component";
+        return Err(D::Error::custom(message));
+    }
+    if kind == "default" || kind == "mrope" {
         return Ok(None);
     }
     stated.remove("rope_theta");

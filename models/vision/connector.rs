@@ -3,7 +3,7 @@
 use crate::{
     checkpoint::weights::Weights,
     error::{Error, Kind, Result},
-    layers::{linear::Linear, norm::LayerNorm},
+    layers::{linear::Linear, norm::Norm},
     spec::{
         encoder::HiddenAct,
         features::{ConnectorStep, MergeOrder},
@@ -18,7 +18,7 @@ pub struct Connector {
 enum Step {
     Linear(Linear),
     Activation(HiddenAct),
-    Norm(LayerNorm),
+    Norm(Norm),
     Merge(MergeOrder),
     Halve,
 }
@@ -44,9 +44,13 @@ impl Connector {
                     Step::Linear(Linear::named(weights, &of, *out, inputs, *bias)?)
                 }
                 ConnectorStep::Activation { act } => Step::Activation(*act),
-                ConnectorStep::Norm { name: of, eps } => {
+                ConnectorStep::Norm {
+                    name: of,
+                    kind,
+                    eps,
+                } => {
                     let of = format!("{name}.{of}");
-                    Step::Norm(LayerNorm::load(weights, &of, width, *eps)?)
+                    Step::Norm(Norm::load(*kind, weights, &of, width, *eps)?)
                 }
                 ConnectorStep::Merge { order } => {
                     width *= 4;
@@ -131,6 +135,9 @@ fn halve(tokens: &[f32], width: usize) -> Result<Vec<f32>> {
 
 /// tokens `[grid, grid, width]` → `[merged, merged, 4 width]`.
 fn merge(tokens: &[f32], width: usize, order: MergeOrder) -> Result<Vec<f32>> {
+    if order == MergeOrder::Given {
+        return Ok(tokens.to_vec());
+    }
     let grid = side(tokens.len() / width)?;
     let merged = grid.div_ceil(2);
     let squares = (0..merged).flat_map(|a| (0..merged).map(move |b| (a, b)));
@@ -139,7 +146,7 @@ fn merge(tokens: &[f32], width: usize, order: MergeOrder) -> Result<Vec<f32>> {
     for (a, b) in squares {
         let (row, column) = match order {
             MergeOrder::Transposed => (b, a),
-            MergeOrder::Rows => (a, b),
+            _ => (a, b),
         };
         for (down, right) in parts.clone() {
             let (row, column) = (2 * row + down, 2 * column + right);

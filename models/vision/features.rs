@@ -3,12 +3,34 @@
 use crate::{
     checkpoint::weights::Weights,
     error::Result,
-    spec::features::{FeatureSpec, Select},
-    vision::{connector::Connector, vit::Vit},
+    spec::features::{FeatureSpec, Select, SquareSpec},
+    vision::{connector::Connector, native::NativeEncoder, vit::Vit},
 };
 
 /// An encoder and its connector.
-pub struct FeatureEncoder {
+pub enum FeatureEncoder {
+    /// Of square pictures of one size.
+    Square(Box<SquareEncoder>),
+    /// Of pictures, or pairs of frames, of any size.
+    Native(Box<NativeEncoder>),
+}
+
+impl FeatureEncoder {
+    /// Takes the tensors under `vision` and `connector`, for a decoder of `hidden` channels.
+    pub fn load(spec: &FeatureSpec, hidden: usize, weights: &mut Weights) -> Result<Self> {
+        Ok(match spec {
+            FeatureSpec::Square(spec) => {
+                Self::Square(Box::new(SquareEncoder::load(spec, hidden, weights)?))
+            }
+            FeatureSpec::Native(spec) => {
+                Self::Native(Box::new(NativeEncoder::load(spec, weights)?))
+            }
+        })
+    }
+}
+
+/// An encoder of square pictures and its connector.
+pub struct SquareEncoder {
     vision: Vit,
     blocks: usize,
     select: Select,
@@ -17,9 +39,9 @@ pub struct FeatureEncoder {
     newline: Option<Vec<f32>>,
 }
 
-impl FeatureEncoder {
+impl SquareEncoder {
     /// Takes the tensors under `vision` and `connector`, for a decoder of `hidden` channels.
-    pub fn load(spec: &FeatureSpec, hidden: usize, weights: &mut Weights) -> Result<Self> {
+    pub fn load(spec: &SquareSpec, hidden: usize, weights: &mut Weights) -> Result<Self> {
         spec.validate()?;
         let width = spec.vision.encoder.hidden_size;
         Ok(Self {

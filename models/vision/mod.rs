@@ -10,4 +10,6 @@ pub mod classifier;
 
 pub mod connector;
 
+pub mod native;
+
 pub mod features;

@@ -38,6 +38,7 @@ impl Piece {
         Input {
             tokens: &self.tokens,
             features: &self.features,
+            positions: None,
         }
     }
 }

@@ -6,6 +6,7 @@ Writes config.json, model.safetensors and cases.safetensors to tests/golden/deco
 Made with transformers 5.23.0 and torch 2.15.0 on a CPU.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -35,10 +36,18 @@ SIZES = dict(
 )
 
 
-def scaled(kind, **more):
+def scaled(kind, sizes={}, **more):
     """LLaMA with positions stretched by 4."""
     scaling = dict(rope_type=kind, factor=4.0, rope_theta=10000.0, **more)
-    return LlamaForCausalLM, LlamaConfig(**SIZES, rope_parameters=scaling)
+    return LlamaForCausalLM, LlamaConfig(**(SIZES | sizes), rope_parameters=scaling)
+
+
+def say_how_long(path):
+    """What transformers stretches to the ids that it is given, we stretch to the longest context, which must be said."""
+    config = json.loads(path.read_text())
+    config["rope_parameters"]["original_max_position_embeddings"] = config["max_position_embeddings"]
+    config["max_position_embeddings"] = 40
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 CASES = {
@@ -51,6 +60,8 @@ CASES = {
         "llama3", low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
     ),
     "llama_yarn": scaled("yarn", original_max_position_embeddings=128),
+    # Made for 20 ids and given 40 at once.
+    "llama_dynamic": scaled("dynamic", sizes=dict(max_position_embeddings=20)),
 }
 
 for seed, (name, (kind, config)) in enumerate(CASES.items()):
@@ -63,6 +74,8 @@ for seed, (name, (kind, config)) in enumerate(CASES.items()):
                 tensor.add_(torch.randn_like(tensor) * 0.2)
     model.save_pretrained(out)
     (out / "generation_config.json").unlink()
+    if name == "llama_dynamic":
+        say_how_long(out / "config.json")
     ids = torch.randint(0, 48, (1, 40))
     with torch.no_grad():
         logits = model(ids).logits

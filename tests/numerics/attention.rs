@@ -45,6 +45,8 @@ fn spec(heads: Heads) -> DecoderSpec {
         qk_norm: false,
         experts: None,
         rope_scaling: None,
+        mrope: None,
+        deepstack_layers: 0,
     }
 }
 

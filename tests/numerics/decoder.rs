@@ -7,8 +7,8 @@ use longreel_models::{
     checkpoint::{import_hf::spec_of_directory, weights::Weights},
     context::vocab::Token,
     error::Kind,
-    llama::{Decoder, Head, Row, Unpadded, rope::Rope},
-    spec::{DecoderSpec, RopePairs},
+    llama::{Decoder, Head, Positions, Row, Unpadded, rope::Rope},
+    spec::{DecoderSpec, RopePairs, rope_scaling::RopeScaling},
 };
 use safetensors::Dtype;
 
@@ -40,7 +40,7 @@ fn append(decoder: &Decoder, cache: &mut KvCache, tokens: &[Token]) -> Vec<f32> 
     let positions: Vec<u32> = (0..tokens.len() as u32).map(|i| first + i).collect();
     let mut rows = [Row {
         tokens,
-        positions: &positions,
+        positions: Positions::Line(&positions),
         segments: None,
         features: &[],
         cache,
@@ -65,7 +65,7 @@ fn packed(decoder: &Decoder, case: &str, trace: &mut dyn FnMut(&str, &[f32])) ->
     let mut cache = new_cache(decoder);
     let mut rows = [Row {
         tokens: &tokens,
-        positions: &positions,
+        positions: Positions::Line(&positions),
         segments: Some(&segments),
         features: &[],
         cache: &mut cache,
@@ -106,7 +106,7 @@ fn a_left_padded_batch_gives_the_official_logits_without_computing_pads() {
         .zip(&mut caches)
         .map(|(row, cache)| Row {
             tokens: &row.tokens,
-            positions: &row.positions,
+            positions: Positions::Line(&row.positions),
             segments: None,
             features: &[],
             cache,
@@ -243,7 +243,7 @@ fn a_batch_is_its_rows_one_by_one() {
         .zip(&mut caches)
         .map(|((tokens, positions), cache)| Row {
             tokens,
-            positions,
+            positions: Positions::Line(positions),
             segments: None,
             features: &[],
             cache,
@@ -264,7 +264,7 @@ fn packed_segments_are_separate_contexts_and_the_last_goes_on_in_the_cache() {
     let mut cache = new_cache(&decoder);
     let mut rows = [Row {
         tokens: &tokens[..390],
-        positions: &positions,
+        positions: Positions::Line(&positions),
         segments: Some(&segments),
         features: &[],
         cache: &mut cache,
@@ -424,6 +424,7 @@ fn llamas_descendants_give_the_official_logits_in_chunks_of_any_length() {
         "llama_linear",
         "llama_llama3",
         "llama_yarn",
+        "llama_dynamic",
     ] {
         let (decoder, tokens) = descendant(name, |_| {});
         let expected = Golden::open(&format!("decoders/{name}/cases.safetensors")).f32("logits");
@@ -438,6 +439,35 @@ fn llamas_descendants_give_the_official_logits_in_chunks_of_any_length() {
             assert_close(name, &got, &expected, LOGITS);
         }
     }
+}
+
+#[test]
+fn a_larger_base_divides_the_slowest_frequency_by_its_factor_and_keeps_the_fastest() {
+    let turns = |rope_scaling| {
+        let spec = DecoderSpec {
+            max_position_embeddings: 40,
+            rope_scaling,
+            ..Tiny::golden().spec
+        };
+        Rope::new(&spec).turns(Positions::Line(&[15])).sin
+    };
+    let (plain, ntk) = (turns(None), turns(Some(RopeScaling::Ntk { factor: 5.0 })));
+    let last = plain.len() - 1;
+    assert_eq!(plain[0], ntk[0]);
+    assert!((plain[last] / ntk[last] - 5.0).abs() < 1e-3);
+    let dynamic = |original| {
+        turns(Some(RopeScaling::Dynamic {
+            factor: 4.0,
+            original_max_position_embeddings: original,
+        }))
+    };
+    assert_eq!(dynamic(Some(20.0)), ntk, "4 · 40/20 − 3 = 5");
+    assert_eq!(dynamic(None), plain);
+    assert_eq!(
+        dynamic(Some(80.0)),
+        plain,
+        "a context that is not long enough"
+    );
 }
 
 #[test]
@@ -475,7 +505,9 @@ fn rope_angles_are_rounded_as_lwm_rounds_them() {
             ..Tiny::golden().spec
         };
         let file = cases();
-        let turns = Rope::new(&spec).turns(&unsigned(file.i32(&format!("rope.{theta}.positions"))));
+        let turns = Rope::new(&spec).turns(Positions::Line(&unsigned(
+            file.i32(&format!("rope.{theta}.positions")),
+        )));
         assert_close(
             "cos",
             &turns.cos,
@@ -496,7 +528,7 @@ fn refused(decoder: &Decoder, tokens: &[Token], positions: &[u32]) -> (Kind, Str
     let mut cache = new_cache(decoder);
     let mut rows = [Row {
         tokens,
-        positions,
+        positions: Positions::Line(positions),
         segments: None,
         features: &[],
         cache: &mut cache,
@@ -563,7 +595,7 @@ fn a_weight_that_is_no_number_is_named_by_the_layer_it_spoils() {
     let positions: Vec<u32> = (0..20).collect();
     let mut rows = [Row {
         tokens: &tokens,
-        positions: &positions,
+        positions: Positions::Line(&positions),
         segments: None,
         features: &[],
         cache: &mut cache,

@@ -176,8 +176,13 @@ fn what_would_change_the_computation_is_refused_by_key() {
     let cases = [
         (
             "rope_scaling",
-            json!({ "type": "dynamic", "factor": 4.0 }),
-            "rope_scaling: unknown variant `dynamic`, expected one of `linear`, `llama3`, `yarn`",
+            json!({ "type": "longrope", "factor": 4.0 }),
+            "rope_scaling: unknown variant `longrope`, expected one of `linear`, `ntk`, `dynamic`, `llama3`, `yarn`",
+        ),
+        (
+            "rope_scaling",
+            json!({ "type": "mrope", "mrope_section": [2, 1, 1] }),
+            "mrope_section: the architecture has positions of one component",
         ),
         (
             "rope_parameters",

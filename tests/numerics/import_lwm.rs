@@ -840,7 +840,7 @@ fn a_misspelt_key_is_named_with_the_keys_there_are() {
     let error = ModelSpec::from_toml(&SPEC.replace("rope_theta", "rope_tetha")).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "read the model's configuration: TOML parse error at line 14, column 1    | 14 | rope_tetha = 5e7    | ^^^^^^^^^^ unknown field `rope_tetha`, expected one of `vocab_size`, `vision_vocab_size`, `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`, `max_position_embeddings`, `rms_norm_eps`, `rope_theta`, `rope_pairs`, `tie_word_embeddings`, `sliding_window`, `qkv_bias`, `attention_output_bias`, `mlp_bias`, `qk_norm`, `experts`, `rope_scaling`"
+        "read the model's configuration: TOML parse error at line 14, column 1    | 14 | rope_tetha = 5e7    | ^^^^^^^^^^ unknown field `rope_tetha`, expected one of `vocab_size`, `vision_vocab_size`, `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`, `max_position_embeddings`, `rms_norm_eps`, `rope_theta`, `rope_pairs`, `tie_word_embeddings`, `sliding_window`, `qkv_bias`, `attention_output_bias`, `mlp_bias`, `qk_norm`, `experts`, `rope_scaling`, `mrope`, `deepstack_layers`"
     );
 }
 

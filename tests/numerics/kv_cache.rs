@@ -13,7 +13,7 @@ use longreel_models::{
     },
     context::vocab::Token,
     error::{Error, Kind},
-    llama::{Decoder, Row},
+    llama::{Decoder, Positions, Row},
     spec::DecoderSpec,
 };
 use proptest::prelude::*;
@@ -45,7 +45,7 @@ fn append(decoder: &Decoder, cache: &mut KvCache, tokens: &[Token]) -> Result<Ve
     let positions: Vec<u32> = (first..first + tokens.len() as u32).collect();
     let mut rows = [Row {
         tokens,
-        positions: &positions,
+        positions: Positions::Line(&positions),
         segments: None,
         features: &[],
         cache,

@@ -5,6 +5,7 @@
 
 use std::{thread, time::Duration};
 
+use candle_core::Tensor;
 use longreel_models::{
     attention::{
         kv_cache::{KvCache, KvDtype},
@@ -14,21 +15,31 @@ use longreel_models::{
         architecture::{Architecture, ModelKind},
         weights::Weights,
     },
-    context::vocab::Token,
+    context::{
+        positions::{PositionBuilder, Seconds},
+        vocab::Token,
+    },
     dual_encoder::DualEncoder,
     error::{Kind, Result},
     llama::{
-        Decoder, Head, Input, Row,
+        Decoder, Head, Input, Positions, Row, Trace,
         generate::{Generation, Step, generate, prefill},
         group::{Forward, Leader, serve},
+        packed::{PackedPrefill, Prefilled, prefill_packed},
         sampler::Draw,
     },
     spec::{
         DecoderSpec,
-        encoder::HiddenAct,
-        features::{ConnectorStep, MergeOrder, VisionLanguageSpec},
+        encoder::{HiddenAct, NormKind},
+        features::{AfterVideo, ConnectorStep, MergeOrder, PositionRule, VisionLanguageSpec},
     },
-    vision::{classifier::Classifier, connector::Connector, features::FeatureEncoder, vit::Vit},
+    vision::{
+        classifier::Classifier,
+        connector::Connector,
+        features::FeatureEncoder,
+        native::{Grid, NativeEncoder},
+        vit::Vit,
+    },
 };
 use serde_json::Value;
 
@@ -199,7 +210,7 @@ fn experts_give_mixtrals_logits() {
             let mut cache = KvCache::new(decoder.spec(), KvDtype::F32);
             let states = decoder.forward(&mut [Row {
                 tokens: &tokens,
-                positions: &positions,
+                positions: Positions::Line(&positions),
                 segments: None,
                 features: &[],
                 cache: &mut cache,
@@ -213,32 +224,43 @@ fn experts_give_mixtrals_logits() {
 
 /// A system that answers about pictures, and the golden prompt with its pictures' features.
 struct Answering {
+    spec: VisionLanguageSpec,
     decoder: Decoder,
     tokens: Vec<Token>,
     features: Vec<f32>,
+    positions: Option<Vec<[u32; 3]>>,
 }
 
 impl Answering {
     fn open(system: &System) -> Self {
-        let load = |spec: &VisionLanguageSpec, weights: &mut Weights| {
-            let encoder = FeatureEncoder::load(&spec.features, spec.decoder.hidden_size, weights)?;
-            let decoder = Decoder::load(&spec.decoder, weights)?;
-            Ok(((spec.image_token_id, spec.video_token_id), encoder, decoder))
-        };
-        let ((image, video), encoder, decoder) = system.load(ModelKind::VisionLanguage, load);
+        let (spec, encoder, decoder) = system.load(ModelKind::VisionLanguage, parts);
+        let (decoder_spec, vision) = spec.clone().into_parts();
+        vision.validate(&decoder_spec).unwrap();
         let file = system.expected();
         let token = |id: i64| match u32::try_from(id).unwrap() {
-            id if id == image || Some(id) == video => Token::Feature(id),
+            id if id == spec.image_token_id || Some(id) == spec.video_token_id => {
+                Token::Feature(id)
+            }
             id => Token::Text(id),
         };
-        Self {
-            decoder,
-            tokens: file.i64("in.input_ids").into_iter().map(token).collect(),
-            features: if video.is_some() {
+        let tokens: Vec<Token> = file.i64("in.input_ids").into_iter().map(token).collect();
+        let features = match &encoder {
+            FeatureEncoder::Native(encoder) => native_features(&file, encoder),
+            FeatureEncoder::Square(encoder) if spec.video_token_id.is_some() => {
                 encoder.video(&file.f32("in.pixel_values_videos")).unwrap()
-            } else {
+            }
+            FeatureEncoder::Square(encoder) => {
                 encoder.forward(&file.f32("in.pixel_values")).unwrap()
-            },
+            }
+        };
+        Self {
+            positions: spec
+                .positions
+                .map(|rule| numbered(&file, &spec, &tokens, rule)),
+            spec,
+            decoder,
+            tokens,
+            features,
         }
     }
 
@@ -246,43 +268,157 @@ impl Answering {
         Input {
             tokens: &self.tokens,
             features: &self.features,
+            positions: self.positions.as_deref(),
         }
     }
 
     /// Logits at every place of the prompt, prefilled in parts of `chunk` tokens.
     fn logits(&self, chunk: usize) -> Vec<f32> {
-        let hidden = self.decoder.spec().hidden_size;
+        self.traced(chunk, &mut |_, _| {})
+    }
+
+    fn traced(&self, chunk: usize, trace: &mut Trace) -> Vec<f32> {
+        let width = self.spec.decoder.feature_width();
         let mut cache = KvCache::new(self.decoder.spec(), KvDtype::F32);
         let mut logits = Vec::new();
-        for part in self.input().chunks(chunk, hidden) {
-            let first = cache.next_position();
-            let positions: Vec<u32> = (first..first + part.tokens.len() as u32).collect();
-            let states = self.decoder.forward(&mut [Row {
+        for part in self.input().chunks(chunk, width) {
+            let mut counted = Vec::new();
+            let mut rows = [Row {
                 tokens: part.tokens,
-                positions: &positions,
+                positions: part.positions_from(cache.next_position(), &mut counted),
                 segments: None,
                 features: part.features,
                 cache: &mut cache,
-            }]);
-            let part = self.decoder.logits(&states.unwrap(), Head::Text).unwrap();
+            }];
+            let states = self.decoder.forward_traced(&mut rows, trace).unwrap();
+            let part = self.decoder.logits(&states, Head::Text).unwrap();
             logits.extend(part.flatten_all().unwrap().to_vec1::<f32>().unwrap());
         }
         logits
     }
 
-    /// The most likely ids after the prompt, by `decoder`, which runs on one rank or several.
-    fn greedy(&self, decoder: &dyn Forward, dtype: KvDtype, n: usize) -> Vec<u32> {
+    /// The context and its last hidden state, by `decoder`, which runs on one rank or several.
+    fn prefill(&self, decoder: &dyn Forward, dtype: KvDtype, chunk: usize) -> (KvCache, Tensor) {
         let mut cache = decoder.context(dtype);
-        let go_on = || true;
-        let last = prefill(decoder, &mut cache, self.input(), 5, &go_on, &mut |_| {}).unwrap();
-        let generation = Generation {
-            max_new_tokens: n,
-            draw: Draw::GREEDY,
-            stop_ids: Vec::new(),
+        let (go_on, input) = (|| true, self.input());
+        let last = prefill(decoder, &mut cache, input, chunk, &go_on, &mut |_| {}).unwrap();
+        (cache, last)
+    }
+
+    /// The most likely ids after the prompt.
+    fn greedy(&self, dtype: KvDtype, n: usize) -> Vec<u32> {
+        let (cache, last) = self.prefill(&self.decoder, dtype, 5);
+        greedy_behind(&self.decoder, &cache, &last, n)
+    }
+
+    /// The prompt `times` times over, for a decoder that is said to have been made for as much.
+    fn repeated(self, system: &System, times: u32) -> Self {
+        let spec = VisionLanguageSpec {
+            decoder: DecoderSpec {
+                max_position_embeddings: 4096,
+                ..self.spec.decoder.clone()
+            },
+            ..self.spec.clone()
         };
-        let mut fork = cache.fork();
-        let mut keep = |_| Ok(Step::Continue);
-        generate(decoder, &mut fork, &last, &generation, &go_on, &mut keep).unwrap()
+        let load = |_: &VisionLanguageSpec, weights: &mut Weights| parts(&spec, weights);
+        let (spec, _, decoder) = system.load(ModelKind::VisionLanguage, load);
+        let n = times as usize;
+        let long = self.positions.as_ref().map(|positions| {
+            let reach = 1 + positions.iter().flatten().max().unwrap();
+            let moved = |time: u32| positions.iter().map(move |p| p.map(|p| p + time * reach));
+            (0..times).flat_map(moved).collect()
+        });
+        Self {
+            spec,
+            decoder,
+            tokens: self.tokens.repeat(n),
+            features: self.features.repeat(n),
+            positions: long,
+        }
+    }
+}
+
+type Parts = (VisionLanguageSpec, FeatureEncoder, Decoder);
+
+fn parts(spec: &VisionLanguageSpec, weights: &mut Weights) -> Result<Parts> {
+    let encoder = FeatureEncoder::load(&spec.features, spec.decoder.hidden_size, weights)?;
+    let decoder = Decoder::load(&spec.decoder, weights)?;
+    Ok((spec.clone(), encoder, decoder))
+}
+
+/// The most likely ids behind a fork of `cache`.
+fn greedy_behind(decoder: &dyn Forward, cache: &KvCache, last: &Tensor, n: usize) -> Vec<u32> {
+    let generation = Generation {
+        max_new_tokens: n,
+        draw: Draw::GREEDY,
+        stop_ids: Vec::new(),
+    };
+    let mut fork = cache.fork();
+    let mut keep = |_| Ok(Step::Continue);
+    generate(decoder, &mut fork, last, &generation, &|| true, &mut keep).unwrap()
+}
+
+/// Steps, lines and columns of patches.
+fn grid_of(file: &Golden, tensor: &str) -> (usize, Grid) {
+    let sizes: Vec<usize> = file.i64(tensor).into_iter().map(|n| n as usize).collect();
+    let (rows, columns) = (sizes[1], sizes[2]);
+    (sizes[0], Grid { rows, columns })
+}
+
+/// Features of the golden picture and, step by step, of the golden video behind it.
+fn native_features(file: &Golden, encoder: &NativeEncoder) -> Vec<f32> {
+    let of = |pixels: &str, grid: &str| {
+        let (steps, grid) = grid_of(file, grid);
+        let pixels = file.f32(pixels);
+        let steps = pixels.chunks_exact(pixels.len() / steps);
+        steps
+            .flat_map(|patches| encoder.step(patches, grid).unwrap())
+            .collect::<Vec<f32>>()
+    };
+    let picture = of("in.pixel_values", "in.image_grid_thw");
+    let video = of("in.pixel_values_videos", "in.video_grid_thw");
+    [picture, video].concat()
+}
+
+/// Positions of the golden prompt: every run of places that a step or a picture takes is found in the tokens.
+fn numbered(
+    file: &Golden,
+    spec: &VisionLanguageSpec,
+    tokens: &[Token],
+    rule: PositionRule,
+) -> Vec<[u32; 3]> {
+    let (_, video) = grid_of(file, "in.video_grid_thw");
+    let (_, picture) = grid_of(file, "in.image_grid_thw");
+    let has_times = file
+        .names()
+        .iter()
+        .any(|name| name == "in.second_per_grid_ts");
+    let mut builder = PositionBuilder::new(rule);
+    let mut positions = Vec::new();
+    let mut ticks = 0;
+    while positions.len() < tokens.len() {
+        let token = tokens[positions.len()];
+        if !token.is_feature() {
+            builder.text(1, &mut positions);
+        } else if token.id() == spec.image_token_id {
+            builder.picture(picture.rows / 2, picture.columns / 2, &mut positions);
+        } else {
+            let time = has_times.then(|| quarters(file, ticks));
+            builder.step(video.rows / 2, video.columns / 2, time, &mut positions);
+            ticks += 1;
+        }
+    }
+    positions
+}
+
+/// The time of a step: golden steps take a whole number of quarters of a second.
+fn quarters(file: &Golden, step: u64) -> Seconds {
+    let of_step = file.f32("in.second_per_grid_ts")[0] * 4.0;
+    assert_eq!(of_step.fract(), 0.0);
+    Seconds {
+        ticks: step * of_step as u64,
+        num: 1,
+        den: 4,
     }
 }
 
@@ -303,7 +439,7 @@ fn pictures_stand_in_the_context_and_the_official_logits_and_ids_follow() {
             .map(|id| id as u32)
             .collect();
         for dtype in [KvDtype::F32, KvDtype::Bf16] {
-            let got = model.greedy(&model.decoder, dtype, ids.len());
+            let got = model.greedy(dtype, ids.len());
             assert_eq!(got, ids, "{} {dtype:?}", system.name);
         }
     }
@@ -336,6 +472,7 @@ fn vilas_connector_merges_in_both_token_orders() {
             ConnectorStep::Merge { order },
             ConnectorStep::Norm {
                 name: "1".to_owned(),
+                kind: NormKind::Layer,
                 eps: 1e-5,
             },
             linear("2"),
@@ -353,40 +490,328 @@ fn vilas_connector_merges_in_both_token_orders() {
     }
 }
 
+const NATIVE: [&str; 2] = ["qwen2_5_vl", "qwen3_vl"];
+
 #[test]
-fn features_reach_every_rank_of_a_ring() {
-    let [system, _] = System::both("llava15");
-    let mut model = Answering::open(&system);
-    // As many pictures as fill blocks of several ranks.
-    let (tokens, features) = (model.tokens.clone(), model.features.clone());
-    for _ in 0..19 {
-        model.tokens.extend_from_slice(&tokens);
-        model.features.extend_from_slice(&features);
+fn native_towers_give_the_official_features_step_by_step() {
+    for system in NATIVE.into_iter().flat_map(System::both) {
+        let (spec, encoder, _) = system.load(ModelKind::VisionLanguage, parts);
+        let FeatureEncoder::Native(encoder) = encoder else {
+            panic!("{} has no native tower", system.name);
+        };
+        let file = system.expected();
+        let hidden = spec.decoder.hidden_size;
+        let deep = spec.features.rows_deep();
+        let (_, grid) = grid_of(&file, "in.image_grid_thw");
+        let features = native_features(&file, &encoder);
+        let (picture, video) = features.split_at(grid.squares() * hidden * deep);
+        let of = |rows: &[f32], layer: usize| -> Vec<f32> {
+            let parts = rows.chunks_exact(hidden).skip(layer).step_by(deep);
+            parts.flatten().copied().collect()
+        };
+        system.check("mid.video_embeds", &of(video, 0));
+        if system.name == "qwen2_5_vl" {
+            system.check("mid.image_embeds", &of(picture, 0));
+        } else {
+            system.check("mid.deepstack0", &of(video, 1));
+            system.check("mid.deepstack1", &of(video, 2));
+        }
     }
-    let roomy = DecoderSpec {
-        max_position_embeddings: 4096,
-        ..model.decoder.spec().clone()
-    };
-    let load = |spec: &VisionLanguageSpec, weights: &mut Weights| {
-        FeatureEncoder::load(&spec.features, spec.decoder.hidden_size, weights)?;
-        Decoder::load(&roomy, weights)
-    };
-    model.decoder = system.load(ModelKind::VisionLanguage, load);
-    let alone = model.greedy(&model.decoder, KvDtype::F32, 8);
-    for ranks in [2, 3] {
-        let mut links = InProcess::connect(ranks, Duration::from_secs(60)).into_iter();
-        let leader = links.next().unwrap();
-        thread::scope(|scope| {
-            for link in links {
-                scope.spawn(|| serve(&model.decoder, Box::new(link)).unwrap());
+}
+
+#[test]
+fn positions_of_three_components_are_the_official_ones() {
+    for system in NATIVE.into_iter().flat_map(System::both) {
+        let (spec, ..) = system.load(ModelKind::VisionLanguage, parts);
+        let (file, model) = (system.expected(), Answering::open(&system));
+        let official = |tensor: &str| -> Vec<[u32; 3]> {
+            let numbers = file.i64(tensor);
+            let n = numbers.len() / 3;
+            (0..n)
+                .map(|i| [0, 1, 2].map(|c| numbers[c * n + i] as u32))
+                .collect()
+        };
+        assert_eq!(
+            model.positions.as_ref(),
+            Some(&official("out.position_ids"))
+        );
+        if let Some(PositionRule::Timed {
+            tokens_per_second, ..
+        }) = spec.positions
+        {
+            let side = PositionRule::Timed {
+                tokens_per_second,
+                after_video: AfterVideo::Side,
+            };
+            let got = numbered(&file, &spec, &model.tokens, side);
+            assert_eq!(got, official("alt.position_ids_transformers5"));
+        }
+    }
+}
+
+#[test]
+fn a_decoder_with_positions_of_three_components_gives_the_official_logits() {
+    for system in NATIVE.into_iter().flat_map(System::both) {
+        let model = Answering::open(&system);
+        let mut first = Vec::new();
+        let mut trace = |name: &str, x: &[f32]| {
+            if name == "layers.0" {
+                first.extend_from_slice(x);
             }
-            let leader = Leader::new(&model.decoder, Box::new(leader), None);
-            assert_eq!(
-                model.greedy(&leader, KvDtype::F32, 8),
-                alone,
-                "{ranks} ranks"
+        };
+        system.check("out.logits", &model.traced(64, &mut trace));
+        system.check("mid.layer0", &first);
+        for chunk in [1, 7] {
+            system.check("out.logits", &model.logits(chunk));
+        }
+        let answers = format!("systems/{}/answer.safetensors", system.name);
+        let ids: Vec<u32> = Golden::open(&answers)
+            .i64("gen.tokens")
+            .into_iter()
+            .map(|id| id as u32)
+            .collect();
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let got = model.greedy(dtype, ids.len());
+            assert_eq!(got, ids, "{} {dtype:?}", system.name);
+        }
+    }
+}
+
+#[test]
+fn yarn_stretches_positions_of_three_components() {
+    for mut system in NATIVE.into_iter().flat_map(System::both) {
+        let text = &mut system.config["text_config"];
+        for key in ["rope_parameters", "rope_scaling"] {
+            if text[key].is_object() {
+                text[key]["rope_type"] = "yarn".into();
+                text[key]["factor"] = 4.0.into();
+                text[key]["original_max_position_embeddings"] = 32.into();
+            }
+        }
+        let got = Answering::open(&system).logits(64);
+        let answers = format!("systems/{}/answer.safetensors", system.name);
+        let expected = Golden::open(&answers).f32("yarn.logits");
+        assert_close(system.name, &got, &expected, 2.0 * TOLERANCE);
+    }
+}
+
+/// On the hub the decoder's keys of Qwen2.5-VL stand beside those of the whole.
+#[test]
+fn a_flat_configuration_is_the_nested_one() {
+    let [_, system] = System::both("qwen2_5_vl");
+    let mut flat = system.config.clone();
+    let text = flat["text_config"].take();
+    flat.as_object_mut().unwrap().remove("text_config");
+    for (key, value) in text.as_object().unwrap() {
+        if key != "model_type" {
+            flat[key] = value.clone();
+        }
+    }
+    flat["rope_scaling"]
+        .as_object_mut()
+        .unwrap()
+        .remove("rope_type");
+    let spec = |config: &Value| -> VisionLanguageSpec {
+        let architecture = Architecture::of_config(config).unwrap();
+        architecture
+            .spec(ModelKind::VisionLanguage, config)
+            .unwrap()
+    };
+    assert_eq!(spec(&flat), spec(&system.config));
+}
+
+#[test]
+fn what_a_native_system_does_not_compute_is_refused() {
+    for (name, path, value, expected) in [
+        (
+            "qwen2_5_vl",
+            "/vision_config/spatial_merge_size",
+            3.into(),
+            "spatial_merge_size is 3",
+        ),
+        (
+            "qwen2_5_vl",
+            "/text_config/use_sliding_window",
+            true.into(),
+            "expected false",
+        ),
+        (
+            "qwen2_5_vl",
+            "/vision_config/window_size",
+            4.into(),
+            "window_size is below 8",
+        ),
+        (
+            "qwen2_5_vl",
+            "/text_config/rope_parameters/mrope_section",
+            vec![2, 2, 1].into(),
+            "section is [2, 2, 1], expected three parts of 4 pairs",
+        ),
+        (
+            "qwen3_vl",
+            "/text_config/rope_parameters/mrope_interleaved",
+            false.into(),
+            "mrope_interleaved is false",
+        ),
+        (
+            "qwen3_vl",
+            "/vision_config/num_position_embeddings",
+            63.into(),
+            "expected the square",
+        ),
+        (
+            "qwen3_vl",
+            "/vision_config/deepstack_visual_indexes",
+            vec![2, 0].into(),
+            "expected blocks of 3, in order",
+        ),
+        (
+            "qwen3_vl",
+            "/text_config/rope_parameters/rope_type",
+            "longrope".into(),
+            "unknown variant `longrope`",
+        ),
+    ] {
+        let [mut system, _] = System::both(name);
+        *system.config.pointer_mut(path).unwrap() = value;
+        let read = |config: &Value| {
+            let architecture = Architecture::of_config(config)?;
+            let spec: VisionLanguageSpec = architecture.spec(ModelKind::VisionLanguage, config)?;
+            let (decoder, vision) = spec.into_parts();
+            decoder.validate()?;
+            vision.validate(&decoder)
+        };
+        let error = read(&system.config).unwrap_err();
+        assert_eq!(error.kind(), Kind::BadInput, "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn patches_that_are_not_of_the_grid_are_refused() {
+    let [system, _] = System::both("qwen2_5_vl");
+    let (_, encoder, _) = system.load(ModelKind::VisionLanguage, parts);
+    let FeatureEncoder::Native(encoder) = encoder else {
+        panic!("no native tower");
+    };
+    for (numbers, rows, columns) in [(96 * 12, 3, 4), (96 * 15, 4, 4), (0, 0, 4)] {
+        let refused = encoder.step(&vec![0.0; numbers], Grid { rows, columns });
+        let message = refused.unwrap_err().to_string();
+        assert!(
+            message.contains("expected 96 for each of an even number"),
+            "{message}"
+        );
+    }
+}
+
+/// Sums of f32 in another order, of states of about 4.
+const REORDERED: f32 = 2e-5;
+
+/// The systems whose features, positions and deeper features take every way that a context has.
+fn long_systems() -> impl Iterator<Item = Answering> {
+    ["llava15", "qwen2_5_vl", "qwen3_vl"]
+        .into_iter()
+        .map(|name| {
+            let [system, _] = System::both(name);
+            // Blocks of 256 for each of three ranks.
+            Answering::open(&system).repeated(&system, 22)
+        })
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn features_and_positions_reach_every_rank_of_a_ring_in_chunks_and_on_forks() {
+    for model in long_systems() {
+        let (cache, whole) = model.prefill(&model.decoder, KvDtype::F32, 4096);
+        let ids = greedy_behind(&model.decoder, &cache, &whole, 8);
+        let (_, chunked) = model.prefill(&model.decoder, KvDtype::F32, 7);
+        assert_close(
+            "chunks of 7",
+            &numbers(&chunked),
+            &numbers(&whole),
+            REORDERED,
+        );
+        for ranks in [2, 3] {
+            let mut links = InProcess::connect(ranks, Duration::from_secs(60)).into_iter();
+            let leader = links.next().unwrap();
+            thread::scope(|scope| {
+                for link in links {
+                    scope.spawn(|| serve(&model.decoder, Box::new(link)).unwrap());
+                }
+                let leader = Leader::new(&model.decoder, Box::new(leader), None);
+                let (cache, last) = model.prefill(&leader, KvDtype::F32, 100);
+                let what = format!("{ranks} ranks");
+                assert_close(&what, &numbers(&last), &numbers(&whole), REORDERED);
+                for fork in [cache.fork(), cache.fork()] {
+                    assert_eq!(greedy_behind(&leader, &fork, &last, 8), ids, "{what}");
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn packed_prompts_with_features_and_positions_are_the_prompts_alone() {
+    for model in long_systems() {
+        let prompts = [
+            model.input(),
+            Input::from(&model.tokens[..3]),
+            model
+                .input()
+                .chunks(37, model.spec.decoder.feature_width())
+                .next()
+                .unwrap(),
+        ];
+        let options = PackedPrefill {
+            capacity: 1024,
+            chunk: 300,
+            kv_dtype: KvDtype::F32,
+        };
+        let mut seen = 0;
+        let mut compare = |prompt: usize, packed: Prefilled| {
+            let input = prompts[prompt];
+            let mut cache = model.decoder.context(KvDtype::F32);
+            let alone = prefill(
+                &model.decoder,
+                &mut cache,
+                input,
+                4096,
+                &|| true,
+                &mut |_| {},
+            )
+            .unwrap();
+            assert_close(
+                "packed",
+                &numbers(&packed.last),
+                &numbers(&alone),
+                REORDERED,
             );
-        });
+            assert_eq!(packed.cache.next_position(), cache.next_position());
+            let ids = greedy_behind(&model.decoder, &cache, &alone, 4);
+            assert_eq!(
+                greedy_behind(&model.decoder, &packed.cache, &packed.last, 4),
+                ids
+            );
+            seen += 1;
+            Ok(())
+        };
+        let go_on = || true;
+        prefill_packed(&model.decoder, &prompts, &options, &go_on, &mut compare).unwrap();
+        assert_eq!(seen, 3);
+    }
+}
+
+#[test]
+fn a_context_of_fewer_bits_differs_by_its_rounding_only() {
+    for model in long_systems() {
+        let (_, exact) = model.prefill(&model.decoder, KvDtype::F32, 100);
+        for (dtype, tolerance) in [(KvDtype::Bf16, 0.05), (KvDtype::Int8, 0.2)] {
+            let (_, rounded) = model.prefill(&model.decoder, dtype, 100);
+            assert_close("rounded", &numbers(&rounded), &numbers(&exact), tolerance);
+        }
     }
 }
 
@@ -395,8 +820,8 @@ fn features_that_do_not_fill_their_places_are_refused() {
     let [system, _] = System::both("llava15");
     let model = Answering::open(&system);
     let short = Input {
-        tokens: &model.tokens,
         features: &model.features[32..],
+        ..model.input()
     };
     let mut cache = KvCache::new(model.decoder.spec(), KvDtype::F32);
     let refused = prefill(&model.decoder, &mut cache, short, 64, &|| true, &mut |_| {});

@@ -83,6 +83,8 @@ impl Tiny {
             qk_norm: false,
             experts: None,
             rope_scaling: None,
+            mrope: None,
+            deepstack_layers: 0,
         };
         let mut tensors = BTreeMap::new();
         for (to, from) in [
