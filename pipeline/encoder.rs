@@ -1,4 +1,5 @@
-//! What looks at frames: a VQGAN that gives codes.
+//! What looks at frames: a VQGAN that gives codes, or a vision transformer with a
+//! connector that gives features.
 
 use std::path::{Path, PathBuf};
 
@@ -8,16 +9,18 @@ use longreel_models::{
         import_hf::{spec_of_directory, weights_of_directory},
         weights::Weights,
     },
-    spec::{ModelSpec, VqganSpec},
+    spec::{ModelSpec, VqganSpec, processor::Medium},
     vision::{
+        features::FeatureEncoder,
         image::{RgbView, lwm_frame, to_signed_unit},
+        processor::PictureProcessor,
         vqgan::Vqgan,
     },
 };
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    flow::{RgbImage, StepContent},
+    flow::{FeatureRows, RgbImage, StepContent},
 };
 
 /// The part of a model that looks at frames.
@@ -29,23 +32,48 @@ pub enum FrameEncoder {
         /// Its shape.
         spec: VqganSpec,
     },
+    /// Frames to rows that stand in a context in place of embeddings.
+    Features {
+        /// The network.
+        encoder: Box<FeatureEncoder>,
+        /// Pictures to its input.
+        processor: PictureProcessor,
+        /// Channels of a row.
+        width: usize,
+    },
 }
 
 impl FrameEncoder {
-    /// The encoder of a model of `spec`; `None` for a text model.
-    pub fn load(spec: &ModelSpec, weights: &mut Weights) -> Result<Option<Self>> {
+    /// The encoder of the model in `dir`, of `spec`; `None` for a text model.
+    pub fn load(dir: &Path, spec: &ModelSpec, weights: &mut Weights) -> Result<Option<Self>> {
         if let Some(spec) = &spec.vqgan {
             let vqgan = Box::new(Vqgan::load(spec, weights)?);
             let spec = spec.clone();
             return Ok(Some(Self::Codes { vqgan, spec }));
         }
-        Ok(None)
+        let Some(vision) = &spec.vision else {
+            return Ok(None);
+        };
+        let width = spec.decoder.hidden_size;
+        Ok(Some(Self::Features {
+            encoder: Box::new(FeatureEncoder::load(&vision.features, width, weights)?),
+            processor: PictureProcessor::of_directory(dir, Medium::Video)?,
+            width,
+        }))
     }
 
     /// Frames that are looked at together.
     pub fn frames_per_step(&self) -> usize {
         match self {
-            Self::Codes { .. } => 1,
+            Self::Codes { .. } | Self::Features { .. } => 1,
+        }
+    }
+
+    /// The row that stands behind a video; empty where there is none.
+    pub fn newline(&self) -> Vec<f32> {
+        match self {
+            Self::Codes { .. } => Vec::new(),
+            Self::Features { encoder, .. } => encoder.newline().to_vec(),
         }
     }
 
@@ -61,6 +89,14 @@ impl FrameEncoder {
         let view = RgbView::new(picture.width, picture.height, &picture.data)?;
         match self {
             Self::Codes { vqgan, spec } => codes_of(vqgan, spec.resolution, view),
+            Self::Features {
+                encoder,
+                processor,
+                width,
+            } => Ok(StepContent::Features(FeatureRows {
+                rows: encoder.forward(&processor.pixels(view)?)?,
+                width: *width,
+            })),
         }
     }
 }
@@ -90,7 +126,7 @@ impl EncoderModel {
         let doing = || format!("open the model {}", dir.display());
         let spec = spec_of_directory(dir).doing(doing)?;
         let mut weights = weights_of_directory(dir).doing(doing)?;
-        let encoder = FrameEncoder::load(&spec, &mut weights).doing(doing)?;
+        let encoder = FrameEncoder::load(dir, &spec, &mut weights).doing(doing)?;
         Ok(Self {
             dir: dir.to_owned(),
             encoder: encoder.ok_or_else(|| no_vision(dir))?,
@@ -102,8 +138,10 @@ impl EncoderModel {
     /// # Errors
     /// `BadInput` for an encoder that makes no codes.
     pub fn codes(&self) -> Result<(&Vqgan, &VqganSpec)> {
-        let FrameEncoder::Codes { vqgan, spec } = &self.encoder;
-        Ok((vqgan, spec))
+        match &self.encoder {
+            FrameEncoder::Codes { vqgan, spec } => Ok((vqgan, spec)),
+            FrameEncoder::Features { .. } => Err(no_codes(&self.dir)),
+        }
     }
 }
 

@@ -1,13 +1,16 @@
 //! A model directory, opened: specification, tokenizer, frame encoder, decoder.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use longreel_models::{
     checkpoint::{
         import_hf::{spec_of_directory, weights_of_directory},
         weights::Weights,
     },
-    context::tokenizer::Tokenizer,
+    context::{chat_template::ChatTemplate, tokenizer::Tokenizer},
     llama::Decoder,
     spec::{ModelSpec, VqganSpec},
     vision::vqgan::Vqgan,
@@ -15,7 +18,7 @@ use longreel_models::{
 
 use crate::{
     encoder::{FrameEncoder, no_codes, no_vision},
-    error::{Context, Result},
+    error::{Context, Error, Kind, Result},
 };
 
 /// Everything that answers: weights stay mapped where they are bf16.
@@ -25,7 +28,11 @@ pub struct Model {
     /// What it is made of.
     pub spec: ModelSpec,
     /// Text to ids and back.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
+    /// Conversations to text, where the folder has a template.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// Ids that end an answer.
+    pub stop_ids: Vec<u32>,
     /// What looks at frames; absent for a text model.
     pub frames: Option<FrameEncoder>,
     /// Context to answer.
@@ -39,7 +46,9 @@ pub struct ModelFiles {
     /// What it is made of.
     pub spec: ModelSpec,
     /// Text to ids and back.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
+    /// Conversations to text, where the folder has a template.
+    pub template: Option<Arc<ChatTemplate>>,
     weights: Weights,
 }
 
@@ -47,10 +56,12 @@ impl ModelFiles {
     /// Reads the configuration, the tokenizer and the headers of the weights in `dir`.
     pub fn open(dir: &Path) -> Result<Self> {
         let doing = || format!("open the model {}", dir.display());
+        let spec = spec_of_directory(dir).doing(doing)?;
         Ok(Self {
             dir: dir.to_owned(),
-            spec: spec_of_directory(dir).doing(doing)?,
-            tokenizer: Tokenizer::open(dir).doing(doing)?,
+            tokenizer: Arc::new(Tokenizer::open(dir).doing(doing)?),
+            template: template(dir, &spec).doing(doing)?.map(Arc::new),
+            spec,
             weights: weights_of_directory(dir).doing(doing)?,
         })
     }
@@ -83,16 +94,19 @@ impl ModelFiles {
             dir,
             spec,
             tokenizer,
+            template,
             mut weights,
         } = self;
         let doing = || format!("load the model {}", dir.display());
-        let frames = FrameEncoder::load(&spec, &mut weights).doing(doing)?;
+        let frames = FrameEncoder::load(&dir, &spec, &mut weights).doing(doing)?;
         let decoder = Decoder::load(&spec.decoder, &mut weights).doing(doing)?;
         weights.finish().doing(doing)?;
         Ok(Model {
+            stop_ids: stop_ids(&dir, &tokenizer).doing(doing)?,
             dir,
             spec,
             tokenizer,
+            template,
             frames,
             decoder,
         })
@@ -110,4 +124,40 @@ impl Model {
             _ => Err(no_codes(&self.dir)),
         }
     }
+}
+
+/// The folder's chat template, else that of its family.
+fn template(dir: &Path, spec: &ModelSpec) -> Result<Option<ChatTemplate>> {
+    let of_folder = ChatTemplate::of_directory(dir)?;
+    let vision = spec.vision.as_ref();
+    match (of_folder, vision.and_then(|v| v.chat_template.as_ref())) {
+        (None, Some(name)) => ChatTemplate::built_in(name, dir).map(Some),
+        (of_folder, _) => Ok(of_folder),
+    }
+}
+
+/// The tokenizer's end of sequence, and those that `generation_config.json` names: one or a list.
+fn stop_ids(dir: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+    let path = dir.join("generation_config.json");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(ids),
+        Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
+    };
+    let config: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|e| Error::with_source(Kind::BadInput, format!("read {}", path.display()), e))?;
+    let named = &config["eos_token_id"];
+    let list = named
+        .as_array()
+        .map_or(std::slice::from_ref(named), Vec::as_slice);
+    let named = list
+        .iter()
+        .filter_map(|id| u32::try_from(id.as_u64()?).ok());
+    for id in named {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
 }

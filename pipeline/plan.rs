@@ -20,6 +20,8 @@ use crate::error::{Error, Kind, Result};
 pub struct Demand {
     /// Frames that will be seen.
     pub frames: u64,
+    /// Positions of one frame, words around it included.
+    pub tokens_per_frame: u64,
     /// Tokens of the prompt around the frames.
     pub text_tokens: u64,
     /// Tokens that the answer may take.
@@ -43,7 +45,7 @@ pub struct Demand {
 pub struct Plan {
     /// Frames that will be seen.
     pub frames: u64,
-    /// Positions of one frame: its codes and its terminator.
+    /// Positions of one frame: its codes and its terminator, or its features and the words around them.
     pub tokens_per_frame: u64,
     /// Positions that frames take.
     pub vision_tokens: u64,
@@ -85,7 +87,7 @@ impl Plan {
     /// Counts what `demand` takes on a model of `spec`.
     pub fn new(spec: &ModelSpec, demand: Demand, available_bytes: Option<u64>) -> Self {
         let decoder = &spec.decoder;
-        let tokens_per_frame = spec.tokens_per_frame().unwrap_or(0) as u64;
+        let tokens_per_frame = demand.tokens_per_frame;
         let vision_tokens = demand.frames.saturating_mul(tokens_per_frame);
         let prompt_tokens = vision_tokens.saturating_add(demand.text_tokens);
         let context_tokens = prompt_tokens.saturating_add(demand.max_new_tokens);

@@ -29,6 +29,12 @@ const TEXT_BYTES_MAX: usize = 16 << 20;
 /// Largest file with a template that is read.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
+/// Templates for folders that have none.
+const BUILT_IN: &[(&str, &str)] = &[(
+    "vicuna_v1",
+    include_str!("../../configs/templates/vicuna_v1.jinja"),
+)];
+
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -118,6 +124,23 @@ impl ChatTemplate {
             }
         }
         Ok(None)
+    }
+
+    /// The template of `configs/templates` that is called `name`, for a folder `dir` that has none.
+    ///
+    /// # Errors
+    /// `BadInput` when there is none of that name.
+    pub fn built_in(name: &str, dir: &Path) -> Result<Self> {
+        let found = BUILT_IN.iter().find(|(known, _)| *known == name);
+        let (_, source) = found.ok_or_else(|| {
+            let known: Vec<&str> = BUILT_IN.iter().map(|(known, _)| *known).collect();
+            let message = format!(
+                "no template is called {name}, expected {}",
+                known.join(", ")
+            );
+            Error::new(Kind::BadInput, message)
+        })?;
+        Self::new(name, (*source).to_owned(), special_tokens(dir)?)
     }
 
     /// A template from its text; `name` is told in errors, `specials` are names and texts of tokens.

@@ -48,6 +48,15 @@ impl ChatPrompt {
         })
     }
 
+    /// Words alone.
+    pub fn of_words(head: Vec<Token>) -> Self {
+        Self {
+            head,
+            between: Vec::new(),
+            tail: Vec::new(),
+        }
+    }
+
     /// The whole prompt of `videos`, each the tokens of its frames ([`frame_tokens`]).
     pub fn assemble(&self, videos: &[Vec<Token>]) -> Vec<Token> {
         let mut tokens = self.head.clone();
@@ -125,11 +134,7 @@ pub fn raw_prompt(tokenizer: &Tokenizer, text: &str) -> Result<ChatPrompt> {
         .into_iter()
         .map(Token::Text)
         .collect();
-    Ok(ChatPrompt {
-        head,
-        between: Vec::new(),
-        tail: Vec::new(),
-    })
+    Ok(ChatPrompt::of_words(head))
 }
 
 /// A further question in the same conversation: the end-of-sequence token that

@@ -21,6 +21,9 @@ pub struct VisionLanguageSpec {
     /// Where the features of a video stand.
     #[serde(default)]
     pub placement: Placement,
+    /// The chat template (`configs/templates`) of folders that have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// Pictures to features.
     pub features: FeatureSpec,
     /// Where tokens stand for a decoder whose positions have three components.
@@ -42,6 +45,9 @@ pub struct VisionSpec {
     /// Where the features of a video stand.
     #[serde(default)]
     pub placement: Placement,
+    /// The chat template (`configs/templates`) of folders that have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// Pictures to features.
     pub features: FeatureSpec,
     /// As [`VisionLanguageSpec::positions`].
@@ -56,6 +62,7 @@ impl VisionLanguageSpec {
             image_token_id,
             video_token_id,
             placement,
+            chat_template,
             features,
             positions,
             decoder,
@@ -64,6 +71,7 @@ impl VisionLanguageSpec {
             image_token_id,
             video_token_id,
             placement,
+            chat_template,
             features,
             positions,
         };

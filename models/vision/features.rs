@@ -61,13 +61,18 @@ impl SquareEncoder {
         &self.vision
     }
 
+    /// The learned row behind a video, `[hidden of the decoder]`; empty where there is none.
+    pub fn newline(&self) -> &[f32] {
+        self.newline.as_deref().unwrap_or_default()
+    }
+
     /// pixels `[frames, 3, side, side]` of one video → its features `[rows, hidden of the decoder]`.
     ///
     /// # Errors
     /// As [`Vit::hidden`].
     pub fn video(&self, pixels: &[f32]) -> Result<Vec<f32>> {
         let mut features = self.forward(pixels)?;
-        features.extend_from_slice(self.newline.as_deref().unwrap_or_default());
+        features.extend_from_slice(self.newline());
         Ok(features)
     }
 

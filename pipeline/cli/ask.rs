@@ -9,11 +9,7 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use longreel_models::{
     attention::ring::Traffic,
-    context::{
-        prompt::{ChatPrompt, FrameTerminators, follow_up, text_prompt},
-        vocab::Token,
-    },
-    spec::ModelType,
+    context::{prompt::follow_up, vision_prompt, vocab::Token},
 };
 use serde::Serialize;
 
@@ -180,7 +176,9 @@ fn prepare(
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&dir)?;
     check_reels(&files, &sources)?;
-    let layout = layout(args, &files, question, !sources.is_empty())?;
+    let n_videos = sources.iter().map(Source::n_videos).sum();
+    let end = args.frame_end.map(resolve::frame_end);
+    let layout = Layout::of(&files, question, n_videos, end)?;
     let plan = check_plan(&files, &layout, &sources, options, ranks)?;
     let model = files.load()?;
     Ok(Prepared {
@@ -315,14 +313,15 @@ impl Asked {
         error: Option<String>,
     ) -> AskJson<'a> {
         let ids = || self.prompt.iter().map(|t| t.id()).collect();
-        let vision = || self.prompt.iter().map(|t| t.is_vision()).collect();
+        let seen = |token: &Token| token.is_vision() || token.is_feature();
+        let vision = || self.prompt.iter().map(seen).collect();
         AskJson {
             question: "",
             model: model.dir.display().to_string(),
             video,
             tokens: Tokens {
                 prompt: self.prompt.len(),
-                vision: self.prompt.iter().filter(|t| t.is_vision()).count(),
+                vision: self.prompt.iter().filter(|token| seen(token)).count(),
                 context: model.spec.decoder.max_position_embeddings,
                 generated: self.answer.ids.len(),
             },
@@ -393,26 +392,6 @@ fn options(args: &AskArgs) -> Result<AnswerOptions> {
     })
 }
 
-/// How the question and its videos will stand in the context.
-fn layout(args: &AskArgs, model: &ModelFiles, question: &str, has_video: bool) -> Result<Layout> {
-    if has_video {
-        model.check_vision()?;
-    }
-    let prompt = match model.spec.model_type {
-        ModelType::Lwm if has_video => ChatPrompt::new(&model.tokenizer, question),
-        _ => text_prompt(&model.tokenizer, question),
-    };
-    let end = args.frame_end.map(resolve::frame_end);
-    let terminators = FrameTerminators {
-        end: end.unwrap_or(model.spec.frame_end),
-        ..FrameTerminators::from(&model.spec)
-    };
-    Ok(Layout::Codes {
-        prompt: prompt?,
-        terminators,
-    })
-}
-
 /// Codes mean something only to the tokenizer that made them.
 fn check_reels(model: &ModelFiles, sources: &[Source]) -> Result<()> {
     for source in sources {
@@ -432,7 +411,9 @@ fn check_plan(
     options: &AnswerOptions,
     ranks: &Ranks,
 ) -> Result<Plan> {
+    let rows = model.spec.tokens_per_frame().unwrap_or(0);
     let demand = Demand {
+        tokens_per_frame: layout.step_tokens(rows)? as u64,
         // A video that cannot tell is counted as it comes, by the assemble stage.
         frames: stages::expected_frames(sources).unwrap_or(0),
         text_tokens: layout.n_text_tokens(sources.iter().map(Source::n_videos).sum()) as u64,
@@ -534,11 +515,14 @@ fn follow_one(
     cancel: &Cancel,
 ) -> Result<FollowUpJson> {
     let start = Instant::now();
-    let tokens = follow_up(
-        &model.tokenizer,
-        conversation.tokens().last().copied(),
-        &question,
-    )?;
+    let last = conversation.tokens().last().copied();
+    let tokens = match &model.template {
+        Some(template) => {
+            let in_parts = model.spec.vision.is_some();
+            vision_prompt::follow_up(&model.tokenizer, template, last, &question, in_parts)?
+        }
+        None => follow_up(&model.tokenizer, last, &question)?,
+    };
     let context = conversation.tokens().len() + tokens.len() + args.max_new_tokens;
     let limit = model.spec.decoder.max_position_embeddings;
     if context > limit {

@@ -161,6 +161,7 @@ fn check(
     let longest = tokens.last().copied().unwrap_or(0);
     let demand = Demand {
         frames: 0,
+        tokens_per_frame: 0,
         text_tokens: (longest + args.question) as u64,
         max_new_tokens: args.answer as u64,
         kv_dtype: resolve::kv_dtype(args.kv_dtype),

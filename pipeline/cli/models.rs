@@ -119,7 +119,7 @@ fn show(dir: &Path, voice: Voice) -> Result<()> {
 
 fn check(dir: &Path, voice: Voice, cancel: &Cancel) -> Result<()> {
     let vision =
-        |spec: &ModelSpec, weights: &mut Weights| FrameEncoder::load(spec, weights).map(drop);
+        |spec: &ModelSpec, weights: &mut Weights| FrameEncoder::load(dir, spec, weights).map(drop);
     let report = verify::verify(dir, &vision, &|| !cancel.is_cancelled())?;
     let sound = report.is_sound();
     voice.say(&report, || report.to_string())?;

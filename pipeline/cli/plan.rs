@@ -2,20 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use longreel_models::{
-    checkpoint::{import_hf::spec_of_directory, weights::Weights},
-    context::{prompt::ChatPrompt, tokenizer::Tokenizer},
-    spec::ModelSpec,
-};
+use longreel_models::spec::ModelSpec;
 use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
     cli::{args::PlanArgs, output::Voice, resolve},
     error::{Error, Kind, Result},
+    model::ModelFiles,
     plan::{Demand, MachineSpeed, Plan, available_memory_bytes, bytes},
     sources::sampler::Sampling,
-    stages::{self, decode::Source},
+    stages::{self, decode::Source, layout::Layout},
 };
 
 #[derive(Serialize)]
@@ -51,6 +48,7 @@ struct Predicted {
 struct Facts {
     spec: ModelSpec,
     weight_bytes: u64,
+    tokens_per_frame: u64,
     text_tokens: u64,
 }
 
@@ -68,6 +66,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     }
     let demand = Demand {
         frames: frames(&args, &sources, &selection.sampling)?,
+        tokens_per_frame: facts.tokens_per_frame,
         text_tokens: facts.text_tokens,
         max_new_tokens: args.max_new_tokens as u64,
         kv_dtype: resolve::kv_dtype(args.kv_dtype),
@@ -103,19 +102,22 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
         let weight_bytes = 2 * parameters(&spec);
         // No tokenizer here: a token per character is more than any question takes.
         return Ok(Facts {
+            tokens_per_frame: spec.tokens_per_frame().unwrap_or(0) as u64,
             spec,
             weight_bytes,
             text_tokens: args.question.len() as u64 + 64,
         });
     }
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let spec = spec_of_directory(&dir)?;
-    let prompt = ChatPrompt::new(&Tokenizer::open(&dir)?, &args.question)?;
-    let around = prompt.n_text_tokens(args.videos.len().max(1));
+    let files = ModelFiles::open(&dir)?;
+    let n_videos = args.videos.len().max(1) * usize::from(files.spec.looks());
+    let layout = Layout::of(&files, &args.question, n_videos, None)?;
+    let rows = files.spec.tokens_per_frame().unwrap_or(0);
     Ok(Facts {
-        spec,
-        weight_bytes: Weights::open(&dir)?.total_bytes(),
-        text_tokens: around as u64,
+        tokens_per_frame: layout.step_tokens(rows)? as u64,
+        text_tokens: layout.n_text_tokens(n_videos) as u64,
+        weight_bytes: files.weight_bytes(),
+        spec: files.spec,
     })
 }
 

@@ -174,7 +174,7 @@ impl<'a> Conversation<'a> {
         let generation = Generation {
             max_new_tokens: self.options.max_new_tokens,
             draw: self.options.draw.clone(),
-            stop_ids: self.model.tokenizer.eos_id().into_iter().collect(),
+            stop_ids: self.model.stop_ids.clone(),
         };
         let keep_going = || !cancel.is_cancelled();
         let ids = progress.generate_busy.measure(|| {
@@ -190,11 +190,9 @@ impl<'a> Conversation<'a> {
                 },
             )
         })?;
-        let ended = self
-            .model
-            .tokenizer
-            .eos_id()
-            .is_some_and(|eos| ids.last() == Some(&eos));
+        let ended = ids
+            .last()
+            .is_some_and(|id| self.model.stop_ids.contains(id));
         let (text, stopped) = text.finish(on_text)?;
         self.remember(&ids);
         let finish = match (stopped, ended) {

@@ -16,6 +16,8 @@ pub struct Assembly {
     pub layout: Layout,
     /// Most tokens of the prompt, frames included.
     pub prompt_tokens_max: usize,
+    /// The row that some models put behind a video; empty for others.
+    pub newline: Vec<f32>,
     /// One entry a source, still empty.
     pub seen: Vec<SourceSeen>,
 }
@@ -34,6 +36,7 @@ pub fn run(
     let Assembly {
         mut layout,
         prompt_tokens_max,
+        newline,
         mut seen,
     } = assembly;
     let mut pieces = Pieces {
@@ -53,14 +56,14 @@ pub fn run(
                     step.frames.iter().for_each(|frame| entry.saw(frame.time));
                 }
                 if let Some(before) = held.replace(step) {
-                    pieces.send(layout.step(before, false)?)?;
+                    pieces.send(layout.step(before)?)?;
                 }
             }
             Encoded::End { source, report } => {
                 let Some(last) = held.take() else {
                     return Err(no_frame(&seen, source));
                 };
-                pieces.send(layout.step(last, true)?)?;
+                pieces.send(layout.last_step(last, &newline)?)?;
                 if let Some(entry) = seen.get_mut(source) {
                     entry.end(report);
                 }

@@ -81,6 +81,7 @@ pub fn view(
     let assembly = Assembly {
         layout,
         prompt_tokens_max,
+        newline: encoder.map(FrameEncoder::newline).unwrap_or_default(),
         seen,
     };
 

@@ -9,4 +9,5 @@ mod hub;
 mod ring;
 mod sampler;
 mod stages;
+mod systems;
 mod tidy;
