@@ -253,6 +253,6 @@ mod tests {
         };
         assert_eq!(at(0.25), "<0.2 seconds> 4");
         assert_eq!(at(0.75), "<0.8 seconds> 4");
-        assert_eq!(at(3599.95), "<3600.0 seconds> 4");
+        assert_eq!(at(3599.96), "<3600.0 seconds> 4");
     }
 }

@@ -24,7 +24,7 @@ fn ask(system: &str, more: &[&str]) -> Run {
     let (video, model) = (path("video.mkv"), path(system));
     let fixed = ["ask", &video, "What moves?", "--model", &model];
     let options = ["--max-new-tokens", "6", "--json", "--debug-ids"];
-    longreel(&[&fixed, &options, more].concat())
+    longreel(&[&fixed[..], &options, more].concat())
 }
 
 /// What transformers made of it.
