@@ -11,7 +11,7 @@ use longreel_models::{
     },
     spec::{ModelSpec, VqganSpec, processor::Medium},
     vision::{
-        features::FeatureEncoder,
+        features::{FeatureEncoder, SquareEncoder},
         image::{RgbView, lwm_frame, to_signed_unit},
         processor::PictureProcessor,
         vqgan::Vqgan,
@@ -32,10 +32,10 @@ pub enum FrameEncoder {
         /// Its shape.
         spec: VqganSpec,
     },
-    /// Frames to rows that stand in a context in place of embeddings.
-    Features {
+    /// Square pictures to rows that stand in a context in place of embeddings.
+    Pictures {
         /// The network.
-        encoder: Box<FeatureEncoder>,
+        encoder: Box<SquareEncoder>,
         /// Pictures to its input.
         processor: PictureProcessor,
         /// Channels of a row.
@@ -54,18 +54,24 @@ impl FrameEncoder {
         let Some(vision) = &spec.vision else {
             return Ok(None);
         };
-        let width = spec.decoder.hidden_size;
-        Ok(Some(Self::Features {
-            encoder: Box::new(FeatureEncoder::load(&vision.features, width, weights)?),
-            processor: PictureProcessor::of_directory(dir, Medium::Video)?,
-            width,
-        }))
+        let width = spec.decoder.feature_width();
+        match FeatureEncoder::load(&vision.features, spec.decoder.hidden_size, weights)? {
+            FeatureEncoder::Square(encoder) => Ok(Some(Self::Pictures {
+                encoder,
+                processor: PictureProcessor::of_directory(dir, Medium::Video)?,
+                width,
+            })),
+            FeatureEncoder::Native(_) => {
+                let message = "frames of any size have no processor here";
+                Err(Error::new(Kind::BadInput, message))
+            }
+        }
     }
 
     /// Frames that are looked at together.
     pub fn frames_per_step(&self) -> usize {
         match self {
-            Self::Codes { .. } | Self::Features { .. } => 1,
+            Self::Codes { .. } | Self::Pictures { .. } => 1,
         }
     }
 
@@ -73,7 +79,7 @@ impl FrameEncoder {
     pub fn newline(&self) -> Vec<f32> {
         match self {
             Self::Codes { .. } => Vec::new(),
-            Self::Features { encoder, .. } => encoder.newline().to_vec(),
+            Self::Pictures { encoder, .. } => encoder.newline().to_vec(),
         }
     }
 
@@ -89,7 +95,7 @@ impl FrameEncoder {
         let view = RgbView::new(picture.width, picture.height, &picture.data)?;
         match self {
             Self::Codes { vqgan, spec } => codes_of(vqgan, spec.resolution, view),
-            Self::Features {
+            Self::Pictures {
                 encoder,
                 processor,
                 width,
@@ -140,7 +146,7 @@ impl EncoderModel {
     pub fn codes(&self) -> Result<(&Vqgan, &VqganSpec)> {
         match &self.encoder {
             FrameEncoder::Codes { vqgan, spec } => Ok((vqgan, spec)),
-            FrameEncoder::Features { .. } => Err(no_codes(&self.dir)),
+            FrameEncoder::Pictures { .. } => Err(no_codes(&self.dir)),
         }
     }
 }

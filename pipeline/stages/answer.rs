@@ -139,7 +139,7 @@ impl<'a> Conversation<'a> {
         if n == 0 {
             return Ok(());
         }
-        let piece = self.waiting.take(n, self.decoder.spec().hidden_size);
+        let piece = self.waiting.take(n, self.decoder.spec().feature_width());
         let keep_going = || !cancel.is_cancelled();
         let chunk = self.options.prefill_chunk;
         let hidden = progress.prefill_busy.measure(|| {
