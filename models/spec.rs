@@ -5,6 +5,10 @@ pub mod encoder;
 
 pub mod features;
 
+pub mod frame_choice;
+
+pub mod patches;
+
 pub mod placement;
 
 pub mod processor;

@@ -52,6 +52,50 @@ pub enum FilterName {
     Bilinear,
 }
 
+/// What bytes become.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Normalize {
+    /// Each is multiplied by this.
+    pub rescale: Option<f64>,
+    /// Then mean and standard deviation of each channel, red first.
+    pub mean_std: Option<[[f64; 3]; 2]>,
+}
+
+impl Normalize {
+    /// As CLIP was trained.
+    pub(crate) const CLIP: Self = Self::by(CLIP);
+    /// To [-1, 1].
+    pub(crate) const HALF: Self = Self::by(HALF);
+
+    const fn by(mean_std: [[f64; 3]; 2]) -> Self {
+        Self {
+            rescale: Some(RESCALE),
+            mean_std: Some(mean_std),
+        }
+    }
+
+    /// A class's values with those of a file in their place.
+    pub(crate) fn with(
+        self,
+        (do_rescale, factor): (Option<bool>, Option<f64>),
+        (do_normalize, mean, std): (Option<bool>, Option<Channels>, Option<Channels>),
+    ) -> Result<Self> {
+        check_above_zero("rescale_factor", factor)?;
+        let [usual_mean, usual_std] = self.mean_std.unwrap_or(HALF);
+        let mean = mean.map_or(usual_mean, Channels::three);
+        let std = std.map_or(usual_std, Channels::three);
+        if mean.iter().any(|m| !m.is_finite()) || std.iter().any(|s| !s.is_finite() || *s == 0.0) {
+            return Err(bad(format!(
+                "mean {mean:?} and standard deviation {std:?}, expected numbers and no division by 0"
+            )));
+        }
+        Ok(Self {
+            rescale: (do_rescale != Some(false)).then_some(factor.unwrap_or(RESCALE)),
+            mean_std: (do_normalize != Some(false)).then_some([mean, std]),
+        })
+    }
+}
+
 /// Which of its two media a folder's processor is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
@@ -73,10 +117,8 @@ pub struct PictureSpec {
     pub filter: FilterName,
     /// The middle, height and width, is cut out; what is missing is 0.
     pub crop: Option<[usize; 2]>,
-    /// Each byte is multiplied by this.
-    pub rescale: Option<f64>,
-    /// Mean and standard deviation of each channel, after `rescale`, red first.
-    pub normalize: Option<[[f64; 3]; 2]>,
+    /// What bytes become.
+    pub normalize: Normalize,
     /// Blue comes first.
     pub flip_channels: bool,
 }
@@ -113,7 +155,7 @@ enum Size {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged)]
-enum Channels {
+pub(crate) enum Channels {
     One(f64),
     Three([f64; 3]),
 }
@@ -228,12 +270,12 @@ impl PictureSpec {
             // The picture sizes in DINOv2's configurations (518) are not those of its processor.
             "dinov2" | "dinov2_with_registers" => Self {
                 resize: Resize::ShortestEdge(256),
-                normalize: Some(IMAGENET),
+                normalize: Normalize::by(IMAGENET),
                 ..Self::clip(224)
             },
             "resnet" => Self {
                 resize: Resize::ShortestEdge(256),
-                normalize: Some(IMAGENET),
+                normalize: Normalize::by(IMAGENET),
                 ..Self::clip(224)
             },
             "llava" | "llava_llama" | "vipllava" => Self::clip(side(336)),
@@ -262,8 +304,7 @@ impl PictureSpec {
             resize: Resize::Exact([side; 2]),
             filter: FilterName::Bicubic,
             crop: None,
-            rescale: Some(RESCALE),
-            normalize: Some(normalize),
+            normalize: Normalize::by(normalize),
             flip_channels: false,
         }
     }
@@ -291,27 +332,11 @@ impl PictureSpec {
         if let Some(code) = file.resample {
             self.filter = filter(code)?;
         }
-        for (key, value) in [
-            ("rescale_factor", file.rescale_factor),
-            ("crop_pct", file.crop_pct),
-        ] {
-            if value.is_some_and(|value| !(value.is_finite() && value > 0.0)) {
-                return Err(bad(format!(
-                    "{key} is {value:?}, expected a number above 0"
-                )));
-            }
-        }
-        self.rescale = match file.do_rescale {
-            Some(false) => None,
-            _ => Some(file.rescale_factor.unwrap_or(RESCALE)),
-        };
-        self.normalize = match (file.do_normalize, self.normalize) {
-            (Some(false), _) | (_, None) => None,
-            (_, Some([mean, std])) => Some([
-                file.image_mean.map_or(mean, Channels::three),
-                file.image_std.map_or(std, Channels::three),
-            ]),
-        };
+        check_above_zero("crop_pct", file.crop_pct)?;
+        self.normalize = self.normalize.with(
+            (file.do_rescale, file.rescale_factor),
+            (file.do_normalize, file.image_mean, file.image_std),
+        )?;
         self.pad_to_square = file.do_pad == Some(true) && class == Some("Llava");
         self.flip_channels = file.do_flip_channel_order == Some(true);
         if class == Some("ConvNext") {
@@ -365,12 +390,6 @@ impl PictureSpec {
                     "a side of the picture is {side} pixels, expected 1 to {SIDE_MAX}"
                 )));
             }
-        }
-        let [mean, std] = self.normalize.unwrap_or(HALF);
-        if mean.iter().any(|m| !m.is_finite()) || std.iter().any(|s| !s.is_finite() || *s == 0.0) {
-            return Err(bad(format!(
-                "mean {mean:?} and standard deviation {std:?}, expected numbers and no division by 0"
-            )));
         }
         Ok(self)
     }
@@ -432,7 +451,16 @@ impl Model {
     }
 }
 
-fn filter(code: u32) -> Result<FilterName> {
+fn check_above_zero(key: &str, value: Option<f64>) -> Result<()> {
+    match value {
+        Some(value) if !(value.is_finite() && value > 0.0) => {
+            Err(bad(format!("{key} is {value}, expected a number above 0")))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn filter(code: u32) -> Result<FilterName> {
     match code {
         2 => Ok(FilterName::Bilinear),
         3 => Ok(FilterName::Bicubic),
@@ -480,8 +508,13 @@ fn model(dir: &Path) -> Result<Option<Model>> {
         .map_err(|e| bad(e.to_string()).doing(path.display().to_string()))
 }
 
+/// `model_type` of the folder's `config.json`.
+pub(crate) fn model_type(dir: &Path) -> Result<Option<String>> {
+    Ok(model(dir)?.and_then(|model| model.model_type))
+}
+
 /// The JSON of a file, none where there is no such file.
-pub(crate) fn json(path: &Path) -> Result<Option<Value>> {
+fn json(path: &Path) -> Result<Option<Value>> {
     let read = || -> Result<Option<Value>> {
         match std::fs::metadata(path) {
             Ok(meta) if meta.len() > FILE_BYTES_MAX => Err(bad(format!(

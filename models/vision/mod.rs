@@ -1,6 +1,7 @@
 //! Frames to tokens: preprocessing and the VQGAN.
 
 pub mod image;
+pub mod patches;
 pub mod processor;
 pub mod vqgan;
 

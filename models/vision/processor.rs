@@ -8,7 +8,7 @@ use std::path::Path;
 use super::image::{Filter, Resample, RgbView, Rounding, resize_region};
 use crate::{
     error::{Error, Kind, Result},
-    spec::processor::{FilterName, Medium, PictureSpec, Resize, SIDE_MAX},
+    spec::processor::{FilterName, Medium, Normalize, PictureSpec, Resize, SIDE_MAX},
 };
 
 /// Most bytes of a picture that is padded to a square.
@@ -22,10 +22,10 @@ pub struct PictureProcessor {
 }
 
 /// Bytes `[height, width, 3]`.
-pub(super) struct Rgb {
-    pub(super) width: usize,
-    pub(super) height: usize,
-    pub(super) data: Vec<u8>,
+struct Rgb {
+    width: usize,
+    height: usize,
+    data: Vec<u8>,
 }
 
 impl PictureProcessor {
@@ -181,7 +181,7 @@ fn too_large(picture: RgbView<'_>) -> Error {
 
 /// The mean as bytes, truncated.
 fn mean_colour(spec: &PictureSpec) -> [u8; 3] {
-    let [mean, _] = spec.normalize.unwrap_or([[0.0; 3]; 2]);
+    let [mean, _] = spec.normalize.mean_std.unwrap_or([[0.0; 3]; 2]);
     mean.map(|m| (m * 255.0) as u8)
 }
 
@@ -221,8 +221,9 @@ pub(super) struct Scale {
 
 impl Scale {
     /// The scale of each channel, red first; transformers folds the factor into mean and deviation.
-    pub(super) fn of(spec: &PictureSpec) -> [Self; 3] {
-        let scale = |mean: f64, std: f64| match (spec.rescale, spec.normalize) {
+    pub(super) fn of(normalize: Normalize) -> [Self; 3] {
+        let Normalize { rescale, mean_std } = normalize;
+        let scale = |mean: f64, std: f64| match (rescale, mean_std) {
             (Some(factor), Some(_)) => Self {
                 mean: mean as f32 * (1.0 / factor) as f32,
                 std: std as f32 * (1.0 / factor) as f32,
@@ -234,7 +235,7 @@ impl Scale {
                 factor: factor.unwrap_or(1.0) as f32,
             },
         };
-        let [mean, std] = spec.normalize.unwrap_or([[0.0; 3], [1.0; 3]]);
+        let [mean, std] = mean_std.unwrap_or([[0.0; 3], [1.0; 3]]);
         std::array::from_fn(|c| scale(mean[c], std[c]))
     }
 
@@ -244,13 +245,13 @@ impl Scale {
 }
 
 /// The byte of an RGB pixel that is channel `c` of the result.
-pub(super) fn source_channel(spec: &PictureSpec, c: usize) -> usize {
+fn source_channel(spec: &PictureSpec, c: usize) -> usize {
     if spec.flip_channels { 2 - c } else { c }
 }
 
 /// bytes `[n, 3]` → `[3, n]`.
 fn planes(spec: &PictureSpec, bytes: &[u8]) -> Vec<f32> {
-    let scales = Scale::of(spec);
+    let scales = Scale::of(spec.normalize);
     (0..3)
         .flat_map(|c| {
             let source = source_channel(spec, c);

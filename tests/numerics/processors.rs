@@ -2,9 +2,14 @@
 
 use longreel_models::{
     error::Kind,
-    spec::processor::{FilterName, Medium, PictureSpec, Resize},
+    spec::{
+        frame_choice::{Count, FrameChoice, Spread, nearest, step_times, time_instruction},
+        patches::PatchesSpec,
+        processor::{FilterName, Medium, PictureSpec, Resize},
+    },
     vision::{
         image::{RgbView, Rounding},
+        patches::VideoPatches,
         processor::PictureProcessor,
     },
 };
@@ -242,4 +247,230 @@ fn pictures_of_extreme_proportions_are_cut_or_refused_not_built() {
     for processor in [PictureProcessor::new(uncut), cut.padded_to_square()] {
         assert_eq!(processor.pixels(strip).unwrap_err().kind(), Kind::TooLarge);
     }
+}
+
+/// The specification of a configuration of `tests/golden/processors.py`.
+fn patches(name: &str, configs: &Value) -> PatchesSpec {
+    let (medium, model) = match name {
+        "qwen2_picture" => (Medium::Picture, "qwen2_vl"),
+        name if name.starts_with("qwen2") => (Medium::Video, "qwen2_5_vl"),
+        _ => (Medium::Video, "qwen3_vl"),
+    };
+    PatchesSpec::from_json(&configs[name].to_string(), medium, model).unwrap()
+}
+
+#[test]
+fn videos_become_the_patches_of_transformers_to_the_bit() {
+    let (golden, file) = (
+        Golden::open("processors/videos.safetensors"),
+        json("videos.json"),
+    );
+    let cases = file["cases"].as_array().unwrap();
+    assert!(cases.len() > 20);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let processor = patches(case["processor"].as_str().unwrap(), &file["configs"]);
+        let n = number(case, "frames");
+        let (width, height) = (number(case, "width"), number(case, "height"));
+        let size = processor.size([height, width], n).unwrap();
+        let data = noise(n * width * height * 3, n as u64);
+        let frames: Vec<RgbView<'_>> = data
+            .chunks(width * height * 3)
+            .map(|frame| RgbView::new(width, height, frame).unwrap())
+            .collect();
+        let processor = VideoPatches::new(processor);
+        let (mut rows, mut grid) = (Vec::new(), [0; 3]);
+        for step in frames.chunks(processor.spec().temporal_patch_size) {
+            let patches = processor.step(step, size).unwrap();
+            rows.extend(patches.rows);
+            grid = [grid[0] + 1, patches.grid[0], patches.grid[1]];
+        }
+        let expected: Vec<usize> = serde_json::from_value(case["grid"].clone()).unwrap();
+        assert_eq!(grid.to_vec(), expected, "{name}");
+        assert_equal(name, &rows, &golden.f32(name));
+    }
+}
+
+#[test]
+fn frames_are_brought_to_the_sizes_of_transformers_or_refused_as_there() {
+    let file = json("sizes.json");
+    let cases = file["cases"].as_array().unwrap();
+    let refused = cases.iter().filter(|case| case[4].is_null()).count();
+    assert!(cases.len() > 400 && refused > 20);
+    for case in cases {
+        let spec = patches(case[0].as_str().unwrap(), &file["configs"]);
+        let [n, width, height] = [1, 2, 3].map(|i| case[i].as_u64().unwrap() as usize);
+        let size = spec.size([height, width], n);
+        match serde_json::from_value::<Option<[usize; 2]>>(case[4].clone()).unwrap() {
+            Some(expected) => assert_eq!(size.unwrap(), expected, "{case}"),
+            None => {
+                let error = size.unwrap_err();
+                assert_eq!(error.kind(), Kind::BadInput);
+                assert!(error.to_string().contains("at most 200"), "{error}");
+            }
+        }
+    }
+}
+
+/// The rule of a case of `frames.json`.
+fn rule(name: &str) -> FrameChoice {
+    let (model, how) = name.split_once(' ').unwrap_or((name, ""));
+    let choice = FrameChoice::of_model(match model {
+        "qwen2" => "qwen2_5_vl",
+        "qwen3" => "qwen3_vl",
+        "onevision" => "llava_onevision",
+        "llava" => "llava_qwen",
+        other => other,
+    });
+    match how.split_once(' ') {
+        Some(("of", n)) => FrameChoice {
+            count: Count::Frames(n.parse().unwrap()),
+            ..choice
+        },
+        Some(("at", "1")) => FrameChoice {
+            count: Count::PerSecond(1.0),
+            ..choice
+        },
+        Some(("at", "3.3 to 5000")) => FrameChoice {
+            count: Count::PerSecond(3.3),
+            min_frames: 6,
+            max_frames: 5000,
+            ..choice
+        },
+        _ => choice,
+    }
+}
+
+#[test]
+fn frames_are_chosen_as_by_transformers_and_by_times_too() {
+    let cases = json("frames.json");
+    let cases = cases.as_array().unwrap();
+    assert!(cases.len() > 800);
+    for case in cases {
+        let (total, rate) = (number(case, "total"), case["rate"].as_f64().unwrap());
+        let numbers = rule(case["rule"].as_str().unwrap())
+            .numbers(total, rate)
+            .unwrap();
+        let sum: usize = numbers.iter().enumerate().map(|(i, n)| (i + 1) * n).sum();
+        let first: Vec<usize> = serde_json::from_value(case["numbers"].clone()).unwrap();
+        assert_eq!(numbers[..first.len()], first, "{case}");
+        assert_eq!(
+            (numbers.len(), sum),
+            (number(case, "n"), number(case, "sum")),
+            "{case}"
+        );
+        if total < 2000 {
+            // In milliseconds, rounded, as many containers keep them.
+            let ticks: Vec<i64> = (0..total)
+                .map(|i| 40 + (i as f64 * 1000.0 / rate).round() as i64)
+                .collect();
+            assert_eq!(nearest(&numbers, &ticks), numbers, "{case}");
+        }
+        if let Some(times) = case["times"].as_array() {
+            let seconds: Vec<f64> = numbers.iter().map(|&n| n as f64 / rate).collect();
+            let told: Vec<String> = (step_times(&seconds, 2).iter())
+                .map(|t| format!("<{t:.1} seconds>"))
+                .collect();
+            assert_eq!(told, *times, "{case}");
+        }
+    }
+}
+
+#[test]
+fn frames_at_varying_times_are_those_nearest_to_the_times_wanted() {
+    // Ten a second for a second, then one a second for nine: eighteen seconds' worth at a constant rate.
+    let ticks: Vec<i64> = (0..10).chain((1..=9).map(|s| s * 10)).collect();
+    let chosen = nearest(&[0, 6, 12, 18], &ticks);
+    let times: Vec<i64> = chosen.iter().map(|&frame| ticks[frame]).collect();
+    assert_eq!(times, [0, 30, 60, 90]);
+    assert_eq!(nearest(&[0, 1], &[5]), [0, 0]);
+    assert_eq!(nearest(&[3], &[]), [] as [usize; 0]);
+}
+
+#[test]
+fn a_video_that_transformers_refuses_is_shown_whole() {
+    let qwen2 = FrameChoice::of_model("qwen2_5_vl");
+    assert_eq!(qwen2.numbers(1, 25.0).unwrap(), [0]);
+    let shares = FrameChoice::of_model("llava_onevision");
+    assert_eq!(shares.numbers(3, 25.0).unwrap(), [0, 1, 2]);
+    for (total, rate) in [(0, 25.0), (3, 0.0), (3, f64::NAN)] {
+        assert_eq!(
+            shares.numbers(total, rate).unwrap_err().kind(),
+            Kind::BadInput
+        );
+    }
+    let none = FrameChoice {
+        count: Count::PerSecond(-1.0),
+        ..shares
+    };
+    assert!(none.numbers(3, 25.0).is_err());
+}
+
+#[test]
+fn a_folder_tells_how_frames_are_chosen_and_cut() {
+    let config = ("config.json", r#"{"model_type": "qwen2_5_vl"}"#);
+    let hub = r#"{"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2,
+        "merge_size": 2, "image_processor_type": "Qwen2VLImageProcessor", "fps": 1, "max_frames": 5000}"#;
+    let dir = folder(&[config, ("preprocessor_config.json", hub)]);
+    let choice = FrameChoice::of_directory(dir.path()).unwrap();
+    assert_eq!(
+        (choice.spread, choice.count),
+        (Spread::Steps, Count::PerSecond(1.0))
+    );
+    assert_eq!((choice.min_frames, choice.max_frames), (4, 5000));
+    let spec = PatchesSpec::of_directory(dir.path(), Medium::Video).unwrap();
+    assert_eq!((spec.min_pixels, spec.max_pixels), (3136, 12_845_056));
+    let usual = PatchesSpec::of_directory(folder(&[config]).path(), Medium::Video).unwrap();
+    assert_eq!(usual, PatchesSpec::qwen2_video());
+    assert!(PictureSpec::of_directory(dir.path(), Medium::Video).is_err());
+    let error = PatchesSpec::of_directory(folder(&[]).path(), Medium::Video).unwrap_err();
+    assert!(error.to_string().contains("qwen3_vl"), "{error}");
+}
+
+#[test]
+fn odd_patches_are_refused() {
+    for (text, part) in [
+        (r#"{"patch_size": 0}"#, "expected sizes"),
+        (r#"{"min_pixels": 10, "max_pixels": 9}"#, "range of pixels"),
+        (r#"{"max_pixels": 9223372036854775807}"#, "range of pixels"),
+        (
+            r#"{"cap_pixels_per_frame": true, "max_video_tokens": 9223372036854775807}"#,
+            "cap",
+        ),
+        (r#"{"resample": 0}"#, "resample is 0"),
+        (r#"{"do_resize": false}"#, "do_resize"),
+        (r#"{"merge_size": -1}"#, "merge_size"),
+    ] {
+        let error = PatchesSpec::from_json(text, Medium::Video, "qwen3_vl").unwrap_err();
+        assert_eq!(error.kind(), Kind::BadInput, "{text}");
+        assert!(error.to_string().contains(part), "{text}: {error}");
+    }
+    let largest = r#"{"cap_pixels_per_frame": true, "max_video_tokens": 4294967295, "patch_size": 256,
+        "merge_size": 256, "temporal_patch_size": 256}"#;
+    for model in ["qwen2_vl", "qwen3_vl"] {
+        let spec = PatchesSpec::from_json(largest, Medium::Video, model).unwrap();
+        assert!(spec.size([480, 640], 3).is_ok());
+    }
+    let processor = VideoPatches::new(PatchesSpec::qwen2_video());
+    let data = [0; 3];
+    let dot = RgbView::new(1, 1, &data).unwrap();
+    for (frames, size) in [
+        (0, [28, 28]),
+        (3, [28, 28]),
+        (1, [28, 27]),
+        (1, [0, 28]),
+        (1, [28 << 40, 28]),
+    ] {
+        let error = processor.step(&vec![dot; frames], size).unwrap_err();
+        assert_eq!(error.kind(), Kind::BadInput);
+    }
+}
+
+#[test]
+fn llava_video_is_told_the_times_as_its_authors_write_them() {
+    assert_eq!(
+        time_instruction(10.0, &[0.0, 1.0 / 3.0, 2.125]),
+        "The video lasts for 10.00 seconds, and 3 frames are uniformly sampled from it. These frames are located at \
+         0.00s,0.33s,2.12s.Please answer the following questions related to this video."
+    );
 }

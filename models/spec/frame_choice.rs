@@ -1,0 +1,305 @@
+//! Which frames of a video a model is shown: the rules of the models' own processors, number for number.
+//!
+//! Rules count frames at a constant rate. Where frames come at varying times, [`nearest`] turns the
+//! numbers into frames at those times; at a constant rate it changes nothing.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::processor::{Medium, model_type, processor_json};
+use crate::error::{Context, Error, Kind, Result};
+
+/// Numbers that PyTorch's `arange` computes from one base (`RangeFactoriesKernel.cpp`, 8 lanes of f32).
+const LANES: usize = 8;
+
+/// Most frames that are chosen of one video.
+const FRAMES_MAX: usize = 1 << 24;
+
+/// How `n` of `total` frames are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    /// `i · total / n` in f32, truncated: Qwen2-VL and Qwen2.5-VL in transformers.
+    Steps,
+    /// The same from the middle of the first step: InternVL.
+    Middles,
+    /// `⌊i · total / n⌋`, exactly: transformers where a model has no rule, LLaVA-OneVision among them.
+    Shares,
+    /// From the first to the last, rounded, halves to even: Qwen3-VL, and qwen-vl-utils.
+    EndsRounded,
+    /// From the first to the last, truncated: LLaVA's own code, VILA, LWM.
+    EndsTruncated,
+    /// Every frame that lies a rounded number of frames behind the one before; where these are
+    /// more than the largest number, that many from the first to the last: LLaVA-Video's own code.
+    Stride,
+}
+
+/// How many frames.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Count {
+    /// So many.
+    Frames(usize),
+    /// So many per second.
+    PerSecond(f64),
+}
+
+/// A rule with its numbers; the largest and the smallest are a processor's own caps, which a user may lift.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FrameChoice {
+    /// How they are spread.
+    pub spread: Spread,
+    /// How many.
+    pub count: Count,
+    /// At least so many for a rate.
+    pub min_frames: usize,
+    /// At most so many for a rate.
+    pub max_frames: usize,
+    /// Frames of one temporal patch: Qwen2-VL takes a multiple of it.
+    pub multiple_of: usize,
+}
+
+/// The keys of a video processor's file.
+#[derive(Debug, Default, Deserialize)]
+struct File {
+    num_frames: Option<usize>,
+    fps: Option<f64>,
+    min_frames: Option<usize>,
+    max_frames: Option<usize>,
+    temporal_patch_size: Option<usize>,
+}
+
+impl FrameChoice {
+    /// The rule of a model's folder, by `model_type` of its `config.json`, with the numbers of its video processor.
+    ///
+    /// Where the file gives neither a number of frames nor a rate (transformers then takes every frame),
+    /// the one that the model's authors use holds.
+    ///
+    /// # Errors
+    /// When a file cannot be read or has a number that makes no sense.
+    pub fn of_directory(dir: &Path) -> Result<Self> {
+        let usual = Self::of_model(model_type(dir)?.as_deref().unwrap_or_default());
+        let Some((name, json)) = processor_json(dir, Medium::Video)? else {
+            return Ok(usual);
+        };
+        let doing = || dir.join(name).display().to_string();
+        let file: File = serde_path_to_error::deserialize(json)
+            .map_err(|e| bad(e.to_string()))
+            .doing(doing)?;
+        usual.with(&file).checked().doing(doing)
+    }
+
+    /// What the authors of a model use.
+    pub fn of_model(model_type: &str) -> Self {
+        let rate = |spread, per_second, max_frames| Self {
+            spread,
+            count: Count::PerSecond(per_second),
+            min_frames: 4,
+            max_frames,
+            multiple_of: 1,
+        };
+        let number = |spread, n| Self {
+            count: Count::Frames(n),
+            ..rate(spread, 1.0, 768)
+        };
+        match model_type {
+            "qwen2_vl" | "qwen2_5_vl" => Self {
+                multiple_of: 2,
+                ..rate(Spread::Steps, 2.0, 768)
+            },
+            "qwen3_vl" | "qwen3_vl_moe" => rate(Spread::EndsRounded, 2.0, 768),
+            "llava_onevision" => number(Spread::Shares, 32),
+            "internvl" => number(Spread::Middles, 8),
+            "llava_qwen" => Self {
+                min_frames: 1,
+                ..rate(Spread::Stride, 1.0, 64)
+            },
+            _ => number(Spread::EndsTruncated, 8),
+        }
+    }
+
+    fn with(mut self, file: &File) -> Self {
+        match (file.num_frames, file.fps) {
+            (Some(n), _) => self.count = Count::Frames(n),
+            (None, Some(fps)) => self.count = Count::PerSecond(fps),
+            (None, None) => {}
+        }
+        self.min_frames = file.min_frames.unwrap_or(self.min_frames);
+        self.max_frames = file.max_frames.unwrap_or(self.max_frames);
+        if self.spread == Spread::Steps {
+            self.multiple_of = file.temporal_patch_size.unwrap_or(self.multiple_of);
+        }
+        self
+    }
+
+    fn checked(self) -> Result<Self> {
+        let count = match self.count {
+            Count::Frames(n) => (1..=FRAMES_MAX).contains(&n),
+            Count::PerSecond(rate) => rate.is_finite() && rate > 0.0,
+        };
+        let caps = self.max_frames >= 1 && (1..=FRAMES_MAX).contains(&self.multiple_of);
+        match count && caps {
+            true => Ok(self),
+            false => Err(bad(format!(
+                "frames are chosen by {self:?}, expected 1 to {FRAMES_MAX} frames or a rate above 0"
+            ))),
+        }
+    }
+
+    /// The chosen of `total` frames that come `rate` a second, in order.
+    ///
+    /// Where transformers refuses a video (fewer frames than are asked for, or a single one for
+    /// Qwen2-VL), all its frames are taken.
+    ///
+    /// # Errors
+    /// When the video has no frames, or its rate or the rule's numbers make no sense.
+    pub fn numbers(&self, total: usize, rate: f64) -> Result<Vec<usize>> {
+        self.checked()?;
+        if total == 0 || !(rate.is_finite() && rate > 0.0) {
+            return Err(bad(format!(
+                "choose frames of a video with {total} frames, {rate} a second, expected some of both"
+            )));
+        }
+        if let (Spread::Stride, Count::PerSecond(wanted)) = (self.spread, self.count) {
+            return Ok(self.by_stride(total, (rate / wanted).round_ties_even() as usize));
+        }
+        Ok(self.spread.numbers(total, self.n(total, rate)))
+    }
+
+    fn by_stride(&self, total: usize, stride: usize) -> Vec<usize> {
+        let every: Vec<usize> = (0..total).step_by(stride.max(1)).collect();
+        match every.len() > self.max_frames {
+            true => Spread::EndsTruncated.numbers(total, self.max_frames),
+            false => every,
+        }
+    }
+
+    /// How many frames.
+    fn n(&self, total: usize, rate: f64) -> usize {
+        let shown = |wanted: f64| total as f64 / rate * wanted;
+        let multiple = self.multiple_of.max(1);
+        match (self.spread, self.count) {
+            (Spread::Steps, Count::Frames(n)) => {
+                let whole = (n as f64 / multiple as f64).round_ties_even() as usize * multiple;
+                whole.clamp(1, total)
+            }
+            (Spread::Steps, Count::PerSecond(wanted)) => {
+                let most = self.max_frames.min(total) / multiple * multiple;
+                let n = shown(wanted).max(self.min_frames as f64);
+                let whole = (n.min(most as f64) / multiple as f64).floor() as usize * multiple;
+                whole.clamp(1, total)
+            }
+            (Spread::EndsRounded, Count::PerSecond(wanted)) => (shown(wanted) as usize)
+                .max(self.min_frames)
+                .min(self.max_frames)
+                .min(total),
+            (Spread::EndsTruncated | Spread::EndsRounded | Spread::Stride, Count::Frames(n)) => n,
+            (Spread::Middles | Spread::Shares, Count::Frames(n)) => n.min(total),
+            (_, Count::PerSecond(wanted)) => (shown(wanted) as usize).clamp(1, total),
+        }
+    }
+}
+
+impl Spread {
+    /// `n` of `total` frames.
+    fn numbers(self, total: usize, n: usize) -> Vec<usize> {
+        let step = total as f64 / n as f64;
+        match self {
+            Self::Steps => arange(0.0, total, step),
+            Self::Middles => arange(step / 2.0, total, step),
+            Self::Shares => (0..n)
+                .map(|i| (i as u128 * total as u128 / n as u128) as usize)
+                .collect(),
+            Self::EndsRounded => linspace(total, n, f64::round_ties_even),
+            Self::EndsTruncated | Self::Stride => linspace(total, n, f64::floor),
+        }
+    }
+}
+
+/// `torch.arange(start, total, step).int()`, with the rounding of its vectors of f32.
+///
+/// Where rounding makes it one longer, the last would lie behind the video and is left out.
+fn arange(start: f64, total: usize, step: f64) -> Vec<usize> {
+    let len = ((total as f64 - start) / step).ceil() as usize;
+    let vectors = len / (2 * LANES) * (2 * LANES);
+    let at = |i: usize| {
+        let base = match i < vectors {
+            true => f64::from((start + step * (i / LANES * LANES) as f64) as f32),
+            false => start + step * i as f64,
+        };
+        let lane = if i < vectors { i % LANES } else { 0 };
+        (base + lane as f64 * step) as f32 as usize
+    };
+    (0..len).map(at).filter(|&frame| frame < total).collect()
+}
+
+/// `numpy.linspace(0, total − 1, n)`, rounded.
+fn linspace(total: usize, n: usize, round: fn(f64) -> f64) -> Vec<usize> {
+    let last = total - 1;
+    let step = last as f64 / (n.max(2) - 1) as f64;
+    let at = |i: usize| match i + 1 == n && n > 1 {
+        true => last,
+        false => round(i as f64 * step) as usize,
+    };
+    (0..n).map(at).collect()
+}
+
+/// Numbers of frames at a constant rate → frames that stand nearest to those times, the earlier of two.
+///
+/// `ticks` are the times of all frames, ascending. The rate is that at which as many frames fill the same time.
+pub fn nearest(numbers: &[usize], ticks: &[i64]) -> Vec<usize> {
+    let (Some(&first), Some(&end)) = (ticks.first(), ticks.last()) else {
+        return Vec::new();
+    };
+    let steps = (ticks.len() - 1).max(1) as i128;
+    let span = i128::from(end) - i128::from(first);
+    // Times are compared in ticks · steps, in which they are whole.
+    let time = |frame: usize| (i128::from(ticks[frame]) - i128::from(first)) * steps;
+    let frame = |&number: &usize| {
+        let wanted = number as i128 * span;
+        let behind =
+            ticks.partition_point(|&t| (i128::from(t) - i128::from(first)) * steps < wanted);
+        let behind = behind.min(ticks.len() - 1);
+        let before = behind.saturating_sub(1);
+        match wanted - time(before) <= time(behind) - wanted {
+            true => before,
+            false => behind,
+        }
+    };
+    numbers.iter().map(frame).collect()
+}
+
+/// The times of temporal steps of `per_step` frames: the mean of a step's first and last, in seconds.
+///
+/// The last frame counts as often as its step needs (transformers, `_calculate_timestamps` of Qwen3-VL).
+pub fn step_times(frame_seconds: &[f64], per_step: usize) -> Vec<f64> {
+    let Some(&end) = frame_seconds.last() else {
+        return Vec::new();
+    };
+    let per_step = per_step.max(1);
+    frame_seconds
+        .chunks(per_step)
+        .map(|step| {
+            let last = if step.len() == per_step {
+                step[per_step - 1]
+            } else {
+                end
+            };
+            (step[0] + last) / 2.0
+        })
+        .collect()
+}
+
+/// What LLaVA-Video is told about the frames it sees, before the question.
+pub fn time_instruction(duration_seconds: f64, frame_seconds: &[f64]) -> String {
+    let times: Vec<String> = frame_seconds.iter().map(|t| format!("{t:.2}s")).collect();
+    format!(
+        "The video lasts for {duration_seconds:.2} seconds, and {} frames are uniformly sampled from it. \
+         These frames are located at {}.Please answer the following questions related to this video.",
+        times.len(),
+        times.join(",")
+    )
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}

@@ -1,0 +1,129 @@
+//! Frames of any size to the patches that Qwen's encoders read, in the order in which they are merged.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::{
+    image::{RgbView, Rounding, resize},
+    processor::{Scale, resample},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    spec::{
+        patches::PatchesSpec,
+        processor::{Medium, SIDE_MAX},
+    },
+};
+
+/// Frames to patches.
+#[derive(Debug, Clone)]
+pub struct VideoPatches {
+    spec: PatchesSpec,
+}
+
+/// The patches of one temporal step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patches {
+    /// `[h · w, 3 · T · P · P]`: squares of `merge_size` patches a side follow one another.
+    pub rows: Vec<f32>,
+    /// Patches from top to bottom and from left to right.
+    pub grid: [usize; 2],
+}
+
+impl VideoPatches {
+    /// The patches that `spec` describes.
+    pub fn new(spec: PatchesSpec) -> Self {
+        Self { spec }
+    }
+
+    /// The processor of a model's folder ([`PatchesSpec::of_directory`]).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_directory(dir: &Path, medium: Medium) -> Result<Self> {
+        PatchesSpec::of_directory(dir, medium).map(Self::new)
+    }
+
+    /// What is done; [`PatchesSpec::size`] tells the size for a video's frames.
+    pub fn spec(&self) -> &PatchesSpec {
+        &self.spec
+    }
+
+    /// frames: one to `T` pictures of one temporal step, `size` (height, width) → `[h · w, 3 · T · P · P]`.
+    ///
+    /// The last frame is repeated where there are fewer than `T`.
+    ///
+    /// # Errors
+    /// When there are no frames or too many, or `size` is not made of merged patches.
+    pub fn step(&self, frames: &[RgbView<'_>], size: [usize; 2]) -> Result<Patches> {
+        let spec = &self.spec;
+        let per_step = spec.temporal_patch_size;
+        self.check(frames.len(), size)?;
+        let [height, width] = size;
+        let resample = resample(spec.filter, Rounding::Torchvision);
+        let resized: Vec<Vec<u8>> = frames
+            .iter()
+            .map(|frame| resize(*frame, [width, height], resample))
+            .collect();
+        let frames: Vec<&[u8]> = (0..per_step)
+            .filter_map(|t| resized.get(t).or(resized.last()).map(Vec::as_slice))
+            .collect();
+        Ok(self.patches(&frames, size))
+    }
+
+    /// frames `[T, height, width, 3]` → patches.
+    fn patches(&self, frames: &[&[u8]], [height, width]: [usize; 2]) -> Patches {
+        let (patch, merge) = (self.spec.patch_size, self.spec.merge_size);
+        let grid = [height / patch, width / patch];
+        let row = 3 * frames.len() * patch * patch;
+        let mut rows = vec![0.0; grid[0] * grid[1] * row];
+        let scales = Scale::of(self.spec.normalize);
+        let line = grid[1] / merge;
+        rows.par_chunks_mut(row).enumerate().for_each(|(i, out)| {
+            let (square, inside) = (i / (merge * merge), i % (merge * merge));
+            let y = (square / line * merge + inside / merge) * patch;
+            let x = (square % line * merge + inside % merge) * patch;
+            fill(out, frames, scales, [y, x], width, patch);
+        });
+        Patches { rows, grid }
+    }
+
+    fn check(&self, n_frames: usize, size: [usize; 2]) -> Result<()> {
+        let (per_step, factor) = (self.spec.temporal_patch_size, self.spec.factor());
+        let fits = |side: &usize| side.is_multiple_of(factor) && (1..=SIDE_MAX).contains(side);
+        if (1..=per_step).contains(&n_frames) && size.iter().all(fits) {
+            return Ok(());
+        }
+        let [height, width] = size;
+        Err(Error::new(
+            Kind::BadInput,
+            format!(
+                "cut {n_frames} frames of {width}x{height} pixels into patches, expected 1 to {per_step} frames \
+                 and sides of up to {SIDE_MAX} pixels that are multiples of {factor}"
+            ),
+        ))
+    }
+}
+
+/// out `[3, T, patch, patch]` from the place `[y, x]` of frames `[T, _, width, 3]`.
+fn fill(
+    out: &mut [f32],
+    frames: &[&[u8]],
+    scales: [Scale; 3],
+    [y, x]: [usize; 2],
+    width: usize,
+    patch: usize,
+) {
+    let planes = out.chunks_exact_mut(frames.len() * patch * patch);
+    for (c, (plane, scale)) in planes.zip(scales).enumerate() {
+        for (square, frame) in plane.chunks_exact_mut(patch * patch).zip(frames) {
+            for (dy, line) in square.chunks_exact_mut(patch).enumerate() {
+                let from = &frame[((y + dy) * width + x) * 3..][..patch * 3];
+                for (value, pixel) in line.iter_mut().zip(from.chunks_exact(3)) {
+                    *value = scale.of_byte(pixel[c]);
+                }
+            }
+        }
+    }
+}
