@@ -8,15 +8,23 @@ use longreel::{
 use longreel_models::{
     attention::link::wire::Arriving,
     checkpoint::{msgpack, pickle, weights},
-    context::tokenizer::{Tokenizer, TokenizerConfig},
-    spec::ModelSpec,
+    context::{
+        chat_template::{ChatTemplate, Content, Message, Role},
+        tokenizer::{Tokenizer, TokenizerConfig},
+    },
+    spec::{
+        ModelSpec,
+        patches::PatchesSpec,
+        processor::{Medium, PictureSpec},
+    },
+    vision::{image::RgbView, processor::PictureProcessor},
 };
 
 /// A target's name and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     ("msgpack", msgpack_stream),
     ("pickle", pickle_file),
     ("safetensors_header", safetensors_header),
@@ -24,6 +32,8 @@ pub const TARGETS: [Target; 7] = [
     ("config", config),
     ("reel", reel_file),
     ("envelope", envelope_of_a_message),
+    ("processor", processor),
+    ("chat_template", chat_template),
 ];
 
 /// LWM's streaming checkpoint, as a stream and as one document; ranges lie inside the file.
@@ -108,5 +118,39 @@ pub fn envelope_of_a_message(bytes: &[u8]) {
         let is_whole = arriving.is_whole();
         let taken = arriving.take(bytes);
         assert!(!is_whole || taken.is_err(), "a block too many was taken");
+    }
+}
+
+/// Pictures longer than this take the fuzzer's time and nothing else.
+const FUZZED_SIDE_MAX: usize = 64;
+
+/// `preprocessor_config.json`; what is read processes a picture.
+pub fn processor(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let data = [7; 5 * 3 * 3];
+    if let (Ok(spec), Ok(picture)) = (PictureSpec::from_json(&text), RgbView::new(5, 3, &data)) {
+        let small = |shape: [usize; 2]| shape.iter().all(|&side| side <= FUZZED_SIDE_MAX);
+        if spec.shape().is_none_or(small) {
+            let _ = PictureProcessor::new(spec).pixels(picture);
+        }
+    }
+    for model in ["qwen2_5_vl", "qwen3_vl"] {
+        if let Ok(spec) = PatchesSpec::from_json(&text, Medium::Video, model) {
+            let sides = [spec.size([480, 640], 32), spec.size([1, 1], 1)];
+            let fits = |side: &usize| side.is_multiple_of(spec.factor());
+            assert!(sides.iter().flatten().flatten().all(fits), "{sides:?}");
+        }
+    }
+}
+
+/// A template in the words of whoever uploaded it.
+pub fn chat_template(bytes: &[u8]) {
+    let source = String::from_utf8_lossy(bytes).into_owned();
+    let said = Message {
+        role: Role::User,
+        content: Content::Words("What moves?".to_owned()),
+    };
+    if let Ok(template) = ChatTemplate::new("fuzzed", source, Vec::new()) {
+        let _ = template.render(&[said]);
     }
 }

@@ -1,6 +1,12 @@
 //! Pictures, videos and chats through the processors, equal to transformers'.
 
 use longreel_models::{
+    checkpoint::import_hf::spec_of_directory,
+    context::{
+        chat_template::ChatTemplate,
+        tokenizer::Tokenizer,
+        vision_prompt::{StepPlace, VisionPrompt},
+    },
     error::Kind,
     spec::{
         frame_choice::{Count, FrameChoice, Spread, nearest, step_times, time_instruction},
@@ -473,4 +479,64 @@ fn llava_video_is_told_the_times_as_its_authors_write_them() {
         "The video lasts for 10.00 seconds, and 3 frames are uniformly sampled from it. These frames are located at \
          0.00s,0.33s,2.12s.Please answer the following questions related to this video."
     );
+}
+
+/// Frames of `answers/video.mkv`, their rate, height and width (`tests/golden/answers.py`).
+const VIDEO: (usize, f64, [usize; 2]) = (13, 4.0, [86, 118]);
+
+/// Rows of features of each step of the video for a folder of `answers`, and the steps' times.
+fn steps(dir: &std::path::Path, system: &str, frames: &[usize]) -> Vec<(usize, f64)> {
+    let (_, rate, size) = VIDEO;
+    let seconds: Vec<f64> = frames.iter().map(|&n| n as f64 / rate).collect();
+    if !system.starts_with("qwen") {
+        // 28x28 pixels in patches of 14; 42x42 pooled to 2x2, with one row behind the last frame.
+        let rows = |i| {
+            if system == "llava15" || i + 1 < frames.len() {
+                4
+            } else {
+                5
+            }
+        };
+        let times = seconds.into_iter().enumerate();
+        return times.map(|(i, time)| (rows(i), time)).collect();
+    }
+    let spec = PatchesSpec::of_directory(dir, Medium::Video).unwrap();
+    let [height, width] = spec.size(size, frames.len()).unwrap();
+    let rows = height * width / (spec.factor() * spec.factor());
+    let times = step_times(&seconds, spec.temporal_patch_size);
+    times.into_iter().map(|time| (rows, time)).collect()
+}
+
+#[test]
+fn whole_prompts_have_the_ids_of_transformers_processors() {
+    let (total, rate, _) = VIDEO;
+    for system in ["llava15", "llava_onevision", "qwen2_5_vl", "qwen3_vl"] {
+        let dir = path(&format!("answers/{system}"));
+        let text = std::fs::read_to_string(dir.join("expected.json")).unwrap();
+        let expected: Value = serde_json::from_str(&text).unwrap();
+        let frames: Vec<usize> = serde_json::from_value(expected["frames"].clone()).unwrap();
+        if system.starts_with("qwen") {
+            let choice = FrameChoice::of_directory(&dir).unwrap();
+            assert_eq!(choice.numbers(total, rate).unwrap(), frames, "{system}");
+        }
+        let tokenizer = Tokenizer::open(&dir).unwrap();
+        let template = ChatTemplate::of_directory(&dir).unwrap().unwrap();
+        let vision = spec_of_directory(&dir).unwrap().vision.unwrap();
+        let question = expected["question"].as_str().unwrap();
+        let prompt = VisionPrompt::new(&tokenizer, &template, &vision, question, 1).unwrap();
+        let mut tokens = prompt.head().to_vec();
+        let steps = steps(&dir, system, &frames);
+        for (number, &(rows, seconds)) in steps.iter().enumerate() {
+            let place = StepPlace {
+                number,
+                seconds,
+                is_last: number + 1 == steps.len(),
+            };
+            tokens.extend(prompt.step(&tokenizer, place, rows).unwrap());
+        }
+        tokens.extend_from_slice(prompt.after(true));
+        let ids: Vec<u32> = tokens.iter().map(|token| token.id()).collect();
+        let expected: Vec<u32> = serde_json::from_value(expected["prompt_ids"].clone()).unwrap();
+        assert_eq!(ids, expected, "{system}");
+    }
 }
