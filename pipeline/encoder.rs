@@ -102,6 +102,7 @@ impl FrameEncoder {
             } => Ok(StepContent::Features(FeatureRows {
                 rows: encoder.forward(&processor.pixels(view)?)?,
                 width: *width,
+                grid: None,
             })),
         }
     }

@@ -81,4 +81,6 @@ pub struct FeatureRows {
     pub rows: Vec<f32>,
     /// Numbers of a row.
     pub width: usize,
+    /// Lines and columns that the rows are, where positions count them.
+    pub grid: Option<[usize; 2]>,
 }

@@ -4,18 +4,21 @@ use std::sync::Arc;
 
 use longreel_models::{
     context::{
+        positions::{PositionBuilder, Seconds},
         prompt::{ChatPrompt, FrameTerminators, frame_tokens, text_prompt},
         tokenizer::Tokenizer,
         vision_prompt::{StepPlace, VisionPrompt, words_prompt},
+        vocab::Token,
     },
-    spec::FrameEnd,
+    spec::{FrameEnd, features::PositionRule},
 };
 
 use crate::{
     error::{Error, Kind, Result},
-    flow::{EncodedStep, FrameMark, StepContent},
+    flow::{EncodedStep, FeatureRows, FrameMark, StepContent},
     model::ModelFiles,
     stages::piece::Piece,
+    time::Pts,
 };
 
 /// What stands around the steps of videos, and how a step stands there.
@@ -35,25 +38,49 @@ pub enum Layout {
 pub struct FeatureLayout {
     tokenizer: Arc<Tokenizer>,
     prompt: VisionPrompt,
+    /// What numbers the tokens of models whose positions have three components.
+    positions: Option<PositionBuilder>,
     /// Steps of this video so far.
     steps: usize,
+    /// The time of its first frame.
+    start: Option<Pts>,
 }
 
 impl FeatureLayout {
     /// A prompt whose videos have not begun.
-    pub fn new(tokenizer: Arc<Tokenizer>, prompt: VisionPrompt) -> Self {
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        prompt: VisionPrompt,
+        positions: Option<PositionRule>,
+    ) -> Self {
         Self {
             tokenizer,
             prompt,
+            positions: positions.map(PositionBuilder::new),
             steps: 0,
+            start: None,
         }
+    }
+
+    /// Words of the prompt, where they stand.
+    fn words(&mut self, tokens: Vec<Token>) -> Piece {
+        let mut piece = Piece::from(tokens);
+        if let Some(builder) = &mut self.positions
+            && !piece.tokens.is_empty()
+        {
+            builder.text(piece.tokens.len(), &mut piece.positions);
+        }
+        piece
+    }
+
+    fn head(&mut self) -> Piece {
+        self.words(self.prompt.head().to_vec())
     }
 
     fn step(
         &mut self,
         frames: &[FrameMark],
-        mut features: Vec<f32>,
-        width: usize,
+        features: FeatureRows,
         newline: Option<&[f32]>,
     ) -> Result<Piece> {
         let place = StepPlace {
@@ -61,16 +88,50 @@ impl FeatureLayout {
             seconds: middle(frames),
             is_last: newline.is_some(),
         };
-        features.extend_from_slice(newline.unwrap_or_default());
-        let rows = features.len() / width.max(1);
-        let tokens = self.prompt.step(&self.tokenizer, place, rows)?;
+        let mut rows = features.rows;
+        rows.extend_from_slice(newline.unwrap_or_default());
+        let n_rows = rows.len() / features.width.max(1);
+        let tokens = self.prompt.step(&self.tokenizer, place, n_rows)?;
+        let time = self.time(frames);
         self.steps += 1;
-        Ok(Piece { tokens, features })
+        let first = tokens
+            .iter()
+            .position(|token| token.is_feature())
+            .unwrap_or(0);
+        let (before, rest) = tokens.split_at(first);
+        let (here, behind) = rest.split_at(n_rows.min(rest.len()));
+        let mut piece = self.words(before.to_vec());
+        piece.append(self.placed(here.to_vec(), features.grid, time));
+        piece.append(self.words(behind.to_vec()));
+        piece.features = rows;
+        Ok(piece)
+    }
+
+    /// The rows of one step, where they stand.
+    fn placed(&mut self, tokens: Vec<Token>, grid: Option<[usize; 2]>, time: Seconds) -> Piece {
+        let mut piece = Piece::from(tokens);
+        if let (Some(builder), Some([rows, columns])) = (&mut self.positions, grid) {
+            builder.step(rows, columns, Some(time), &mut piece.positions);
+        }
+        piece
+    }
+
+    /// How long behind the first frame of its video a step begins.
+    fn time(&mut self, frames: &[FrameMark]) -> Seconds {
+        let Some(now) = frames.first().map(|frame| frame.time.pts) else {
+            return Seconds::whole(0);
+        };
+        let start = *self.start.get_or_insert(now);
+        Seconds {
+            ticks: u64::try_from(now.ticks.saturating_sub(start.ticks)).unwrap_or(0),
+            num: now.time_base.num,
+            den: now.time_base.den,
+        }
     }
 
     fn after(&mut self, is_last: bool) -> Piece {
-        self.steps = 0;
-        Piece::from(self.prompt.after(is_last).to_vec())
+        (self.steps, self.start) = (0, None);
+        self.words(self.prompt.after(is_last).to_vec())
     }
 
     /// Most tokens of a step with `rows` features.
@@ -110,7 +171,7 @@ impl Layout {
         if let Some(vision) = &model.spec.vision {
             let template = template.ok_or_else(|| no_template(model))?;
             let prompt = VisionPrompt::new(tokenizer, template, vision, question, n_videos)?;
-            let layout = FeatureLayout::new(Arc::clone(tokenizer), prompt);
+            let layout = FeatureLayout::new(Arc::clone(tokenizer), prompt, vision.positions);
             return Ok(Self::Features(layout));
         }
         let prompt = match template {
@@ -129,11 +190,11 @@ impl Layout {
     }
 
     /// What stands before the first step.
-    pub fn head(&self) -> Piece {
-        Piece::from(match self {
-            Self::Codes { prompt, .. } => prompt.head.clone(),
-            Self::Features(layout) => layout.prompt.head().to_vec(),
-        })
+    pub fn head(&mut self) -> Piece {
+        match self {
+            Self::Codes { prompt, .. } => Piece::from(prompt.head.clone()),
+            Self::Features(layout) => layout.head(),
+        }
     }
 
     /// One step, behind which another follows in its video.
@@ -146,7 +207,7 @@ impl Layout {
                 Ok(Piece::from(frame_tokens(&codes, false, *terminators)))
             }
             (Self::Features(layout), StepContent::Features(features)) => {
-                layout.step(&step.frames, features.rows, features.width, None)
+                layout.step(&step.frames, features, None)
             }
             _ => Err(of_another_model()),
         }
@@ -162,7 +223,7 @@ impl Layout {
                 Ok(Piece::from(frame_tokens(&codes, true, *terminators)))
             }
             (Self::Features(layout), StepContent::Features(features)) => {
-                layout.step(&step.frames, features.rows, features.width, Some(newline))
+                layout.step(&step.frames, features, Some(newline))
             }
             _ => Err(of_another_model()),
         }

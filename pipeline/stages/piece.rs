@@ -2,19 +2,23 @@
 
 use longreel_models::{context::vocab::Token, llama::Input};
 
-/// Tokens, and the features that some of them stand for.
+/// Tokens, the features that some of them stand for, and where they stand.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Piece {
     /// The tokens.
     pub tokens: Vec<Token>,
-    /// `[features, hidden]`, one row for each `Token::Feature`.
+    /// `[features, feature_width]`, one row for each `Token::Feature`.
     pub features: Vec<f32>,
+    /// Of each token, time, height and width; empty where all count on behind the context.
+    pub positions: Vec<[u32; 3]>,
 }
 
 impl From<Vec<Token>> for Piece {
     fn from(tokens: Vec<Token>) -> Self {
-        let features = Vec::new();
-        Self { tokens, features }
+        Self {
+            tokens,
+            ..Self::default()
+        }
     }
 }
 
@@ -23,14 +27,22 @@ impl Piece {
     pub fn append(&mut self, mut next: Self) {
         self.tokens.append(&mut next.tokens);
         self.features.append(&mut next.features);
+        self.positions.append(&mut next.positions);
     }
 
     /// Takes the first `n` tokens, whose features have `width` numbers each.
     pub fn take(&mut self, n: usize, width: usize) -> Self {
         let tokens: Vec<Token> = self.tokens.drain(..n).collect();
         let own = width * tokens.iter().filter(|token| token.is_feature()).count();
-        let features = self.features.drain(..own).collect();
-        Self { tokens, features }
+        let placed = n.min(self.positions.len());
+        Self {
+            tokens,
+            features: self
+                .features
+                .drain(..own.min(self.features.len()))
+                .collect(),
+            positions: self.positions.drain(..placed).collect(),
+        }
     }
 
     /// As the decoder takes it.
@@ -38,7 +50,7 @@ impl Piece {
         Input {
             tokens: &self.tokens,
             features: &self.features,
-            positions: None,
+            positions: (!self.positions.is_empty()).then_some(&self.positions),
         }
     }
 }
