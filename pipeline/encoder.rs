@@ -9,10 +9,12 @@ use longreel_models::{
         import_hf::{spec_of_directory, weights_of_directory},
         weights::Weights,
     },
-    spec::{ModelSpec, VqganSpec, processor::Medium},
+    spec::{ModelSpec, VqganSpec, patches::PatchesSpec, processor::Medium},
     vision::{
         features::{FeatureEncoder, SquareEncoder},
         image::{RgbView, lwm_frame, to_signed_unit},
+        native::{Grid, NativeEncoder},
+        patches::VideoPatches,
         processor::PictureProcessor,
         vqgan::Vqgan,
     },
@@ -22,6 +24,84 @@ use crate::{
     error::{Context, Error, Kind, Result},
     flow::{FeatureRows, RgbImage, StepContent},
 };
+
+/// What a temporal step of a model is, before anything of it is loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepShape {
+    /// One frame, always so many codes or rows.
+    Fixed {
+        /// Positions of it.
+        rows: usize,
+    },
+    /// Frames of any size, several at a time.
+    Native(PatchesSpec),
+}
+
+impl StepShape {
+    /// Of the model in `dir`, of `spec`; `None` for a text model.
+    ///
+    /// # Errors
+    /// `BadInput` where the folder's processor cannot be read.
+    pub fn of(dir: &Path, spec: &ModelSpec, budget: &PixelBudget) -> Result<Option<Self>> {
+        if let Some(rows) = spec.tokens_per_frame() {
+            return Ok(Some(Self::Fixed { rows }));
+        }
+        if spec.vision.is_none() {
+            return Ok(None);
+        }
+        let patches = PatchesSpec::of_directory(dir, Medium::Video)?;
+        Ok(Some(Self::Native(budget.lift(patches)?)))
+    }
+
+    /// Frames of a step.
+    pub fn frames(&self) -> usize {
+        match self {
+            Self::Fixed { .. } => 1,
+            Self::Native(patches) => patches.temporal_patch_size,
+        }
+    }
+
+    /// Codes or rows of a step of a video of `n_frames` pictures of height and width `size`.
+    ///
+    /// # Errors
+    /// `BadInput` for sizes that the model does not take.
+    pub fn rows(&self, size: [usize; 2], n_frames: usize) -> Result<usize> {
+        match self {
+            Self::Fixed { rows } => Ok(*rows),
+            Self::Native(patches) => {
+                let sides = patches.size(size, n_frames)?;
+                Ok(sides.map(|side| side / patches.factor()).iter().product())
+            }
+        }
+    }
+}
+
+/// What the user says about a model's own budget of pixels.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PixelBudget {
+    /// Fewest pixels.
+    pub min: Option<usize>,
+    /// Most pixels.
+    pub max: Option<usize>,
+}
+
+impl PixelBudget {
+    fn lift(&self, patches: PatchesSpec) -> Result<PatchesSpec> {
+        let min_pixels = self.min.unwrap_or(patches.min_pixels);
+        let max_pixels = self.max.unwrap_or(patches.max_pixels);
+        if !(1..=max_pixels).contains(&min_pixels) || max_pixels >= 1 << 53 {
+            let message = format!(
+                "the budget is {min_pixels} to {max_pixels} pixels, expected at least 1 and no more than --max-pixels"
+            );
+            return Err(Error::new(Kind::Usage, message));
+        }
+        Ok(PatchesSpec {
+            min_pixels,
+            max_pixels,
+            ..patches
+        })
+    }
+}
 
 /// The part of a model that looks at frames.
 pub enum FrameEncoder {
@@ -41,11 +121,28 @@ pub enum FrameEncoder {
         /// Channels of a row.
         width: usize,
     },
+    /// Frames of any size, some at a time, to such rows.
+    Steps {
+        /// The network.
+        encoder: Box<NativeEncoder>,
+        /// Pictures to its input.
+        patches: VideoPatches,
+        /// Channels of a row.
+        width: usize,
+    },
 }
 
 impl FrameEncoder {
     /// The encoder of the model in `dir`, of `spec`; `None` for a text model.
-    pub fn load(dir: &Path, spec: &ModelSpec, weights: &mut Weights) -> Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// `BadInput` for weights or a processor that are not those of the model.
+    pub fn load(
+        dir: &Path,
+        spec: &ModelSpec,
+        budget: &PixelBudget,
+        weights: &mut Weights,
+    ) -> Result<Option<Self>> {
         if let Some(spec) = &spec.vqgan {
             let vqgan = Box::new(Vqgan::load(spec, weights)?);
             let spec = spec.clone();
@@ -61,9 +158,13 @@ impl FrameEncoder {
                 processor: PictureProcessor::of_directory(dir, Medium::Video)?,
                 width,
             })),
-            FeatureEncoder::Native(_) => {
-                let message = "frames of any size have no processor here";
-                Err(Error::new(Kind::BadInput, message))
+            FeatureEncoder::Native(encoder) => {
+                let patches = PatchesSpec::of_directory(dir, Medium::Video)?;
+                Ok(Some(Self::Steps {
+                    encoder,
+                    patches: VideoPatches::new(budget.lift(patches)?),
+                    width,
+                }))
             }
         }
     }
@@ -72,38 +173,75 @@ impl FrameEncoder {
     pub fn frames_per_step(&self) -> usize {
         match self {
             Self::Codes { .. } | Self::Pictures { .. } => 1,
+            Self::Steps { patches, .. } => patches.spec().temporal_patch_size,
         }
     }
 
     /// The row that stands behind a video; empty where there is none.
     pub fn newline(&self) -> Vec<f32> {
         match self {
-            Self::Codes { .. } => Vec::new(),
+            Self::Codes { .. } | Self::Steps { .. } => Vec::new(),
             Self::Pictures { encoder, .. } => encoder.newline().to_vec(),
         }
     }
 
-    /// The pictures of one temporal step → what they are in a context.
+    /// The height and width that the frames of a video get, whose pictures have `size` and are `n_frames`; `None` where
+    /// all videos get the same.
+    ///
+    /// # Errors
+    /// `BadInput` for sizes that the model does not take.
+    pub fn frame_size(&self, size: [usize; 2], n_frames: usize) -> Result<Option<[usize; 2]>> {
+        match self {
+            Self::Codes { .. } | Self::Pictures { .. } => Ok(None),
+            Self::Steps { patches, .. } => patches.spec().size(size, n_frames).map(Some),
+        }
+    }
+
+    /// The pictures of one temporal step, at the [`FrameEncoder::frame_size`] of their video → what they are in a context.
     ///
     /// # Errors
     /// `BadInput` for a picture that cannot be prepared, `Compute` for numbers that are none.
-    pub fn encode(&self, pictures: &[RgbImage]) -> Result<StepContent> {
-        let [picture] = pictures else {
-            let message = format!("{} pictures of a step, expected one", pictures.len());
-            return Err(Error::new(Kind::Internal, message));
-        };
-        let view = RgbView::new(picture.width, picture.height, &picture.data)?;
-        match self {
-            Self::Codes { vqgan, spec } => codes_of(vqgan, spec.resolution, view),
-            Self::Pictures {
-                encoder,
-                processor,
-                width,
-            } => Ok(StepContent::Features(FeatureRows {
+    pub fn encode(&self, pictures: &[RgbImage], size: Option<[usize; 2]>) -> Result<StepContent> {
+        let views = pictures.iter();
+        let views = views.map(|p| RgbView::new(p.width, p.height, &p.data));
+        let views = views.collect::<Result<Vec<_>>>()?;
+        match (self, views.as_slice(), size) {
+            (Self::Codes { vqgan, spec }, &[view], _) => codes_of(vqgan, spec.resolution, view),
+            (
+                Self::Pictures {
+                    encoder,
+                    processor,
+                    width,
+                },
+                &[view],
+                _,
+            ) => Ok(StepContent::Features(FeatureRows {
                 rows: encoder.forward(&processor.pixels(view)?)?,
                 width: *width,
                 grid: None,
             })),
+            (
+                Self::Steps {
+                    encoder,
+                    patches,
+                    width,
+                },
+                views,
+                Some(size),
+            ) => {
+                let patches_of_step = patches.step(views, size)?;
+                let [rows, columns] = patches_of_step.grid;
+                let merge = patches.spec().merge_size;
+                Ok(StepContent::Features(FeatureRows {
+                    rows: encoder.step(&patches_of_step.rows, Grid { rows, columns })?,
+                    width: *width,
+                    grid: Some([rows / merge, columns / merge]),
+                }))
+            }
+            (_, views, _) => {
+                let message = format!("{} pictures of a step, expected one", views.len());
+                Err(Error::new(Kind::Internal, message))
+            }
         }
     }
 }
@@ -133,7 +271,8 @@ impl EncoderModel {
         let doing = || format!("open the model {}", dir.display());
         let spec = spec_of_directory(dir).doing(doing)?;
         let mut weights = weights_of_directory(dir).doing(doing)?;
-        let encoder = FrameEncoder::load(dir, &spec, &mut weights).doing(doing)?;
+        let encoder =
+            FrameEncoder::load(dir, &spec, &PixelBudget::default(), &mut weights).doing(doing)?;
         Ok(Self {
             dir: dir.to_owned(),
             encoder: encoder.ok_or_else(|| no_vision(dir))?,
@@ -147,7 +286,7 @@ impl EncoderModel {
     pub fn codes(&self) -> Result<(&Vqgan, &VqganSpec)> {
         match &self.encoder {
             FrameEncoder::Codes { vqgan, spec } => Ok((vqgan, spec)),
-            FrameEncoder::Pictures { .. } => Err(no_codes(&self.dir)),
+            FrameEncoder::Pictures { .. } | FrameEncoder::Steps { .. } => Err(no_codes(&self.dir)),
         }
     }
 }

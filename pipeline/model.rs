@@ -17,7 +17,7 @@ use longreel_models::{
 };
 
 use crate::{
-    encoder::{FrameEncoder, no_codes, no_vision},
+    encoder::{FrameEncoder, PixelBudget, no_codes, no_vision},
     error::{Context, Error, Kind, Result},
 };
 
@@ -90,6 +90,11 @@ impl ModelFiles {
 
     /// Loads the weights; bf16 matrices stay in the mapped files.
     pub fn load(self) -> Result<Model> {
+        self.load_with(&PixelBudget::default())
+    }
+
+    /// [`ModelFiles::load`] of an encoder with another budget of pixels.
+    pub fn load_with(self, budget: &PixelBudget) -> Result<Model> {
         let Self {
             dir,
             spec,
@@ -98,7 +103,7 @@ impl ModelFiles {
             mut weights,
         } = self;
         let doing = || format!("load the model {}", dir.display());
-        let frames = FrameEncoder::load(&dir, &spec, &mut weights).doing(doing)?;
+        let frames = FrameEncoder::load(&dir, &spec, budget, &mut weights).doing(doing)?;
         let decoder = Decoder::load(&spec.decoder, &mut weights).doing(doing)?;
         weights.finish().doing(doing)?;
         Ok(Model {

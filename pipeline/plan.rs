@@ -20,8 +20,10 @@ use crate::error::{Error, Kind, Result};
 pub struct Demand {
     /// Frames that will be seen.
     pub frames: u64,
-    /// Positions of one frame, words around it included.
+    /// Positions of one frame, words around it included; rounded up where a step has several frames.
     pub tokens_per_frame: u64,
+    /// Positions of all frames.
+    pub vision_tokens: u64,
     /// Tokens of the prompt around the frames.
     pub text_tokens: u64,
     /// Tokens that the answer may take.
@@ -88,7 +90,7 @@ impl Plan {
     pub fn new(spec: &ModelSpec, demand: Demand, available_bytes: Option<u64>) -> Self {
         let decoder = &spec.decoder;
         let tokens_per_frame = demand.tokens_per_frame;
-        let vision_tokens = demand.frames.saturating_mul(tokens_per_frame);
+        let vision_tokens = demand.vision_tokens;
         let prompt_tokens = vision_tokens.saturating_add(demand.text_tokens);
         let context_tokens = prompt_tokens.saturating_add(demand.max_new_tokens);
         let context_limit = decoder.max_position_embeddings as u64;

@@ -3,7 +3,7 @@
 //! Rules count frames at a constant rate. Where frames come at varying times, [`nearest`] turns the
 //! numbers into frames at those times; at a constant rate it changes nothing.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use serde::Deserialize;
 
@@ -195,6 +195,19 @@ impl FrameChoice {
             (Spread::EndsTruncated | Spread::EndsRounded | Spread::Stride, Count::Frames(n)) => n,
             (Spread::Middles | Spread::Shares, Count::Frames(n)) => n.min(total),
             (_, Count::PerSecond(wanted)) => (shown(wanted) as usize).clamp(1, total),
+        }
+    }
+}
+
+impl fmt::Display for FrameChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.count {
+            Count::Frames(n) => write!(f, "{n} frames by the model's own rule"),
+            Count::PerSecond(rate) => write!(
+                f,
+                "{rate} frames/s by the model's own rule, {} to {} frames",
+                self.min_frames, self.max_frames
+            ),
         }
     }
 }

@@ -88,6 +88,18 @@ pub struct SamplingArgs {
     pub to: Option<String>,
 }
 
+/// The budget of pixels of models that take frames of any size (Qwen2.5-VL, Qwen3-VL).
+#[derive(Debug, Clone, Args, Default)]
+pub struct PixelArgs {
+    /// Fewest pixels of a frame (Qwen3-VL: of all frames together); the model's processor decides when absent.
+    #[arg(long, value_name = "N")]
+    pub min_pixels: Option<usize>,
+
+    /// Most pixels, likewise.
+    #[arg(long, value_name = "N")]
+    pub max_pixels: Option<usize>,
+}
+
 /// How ids are drawn.
 #[derive(Debug, Clone, Args)]
 pub struct DrawArgs {
@@ -148,6 +160,9 @@ pub struct AskArgs {
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub pixels: PixelArgs,
 
     /// Longest answer, in tokens.
     #[arg(long, default_value_t = 128, value_name = "N")]
@@ -435,6 +450,9 @@ pub struct PlanArgs {
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub pixels: PixelArgs,
 
     /// Plan for this many hours of video instead of a file (with --fps).
     #[arg(long, value_name = "H", conflicts_with = "videos")]

@@ -20,6 +20,7 @@ use crate::{
         output::{Voice, write_stdout},
         resolve,
     },
+    encoder::StepShape,
     error::{Context, Error, Kind, Result},
     model::{Model, ModelFiles},
     plan::{Demand, Plan, peak_memory_bytes},
@@ -171,16 +172,19 @@ fn prepare(
     voice: Voice,
     cancel: &Cancel,
 ) -> Result<Prepared> {
-    let selection = resolve::selection(&args.sampling)?;
-    let sources = resolve::sources(videos, &selection, cancel)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&dir)?;
+    let usual = resolve::usual_sampling(&files.dir, &files.spec)?;
+    let selection = resolve::selection(&args.sampling, usual)?;
+    let sources = resolve::sources(videos, &selection, cancel)?;
     check_reels(&files, &sources)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();
     let end = args.frame_end.map(resolve::frame_end);
     let layout = Layout::of(&files, question, n_videos, end)?;
-    let plan = check_plan(&files, &layout, &sources, options, ranks)?;
-    let model = files.load()?;
+    let budget = resolve::pixel_budget(&args.pixels);
+    let shape = StepShape::of(&files.dir, &files.spec, &budget)?;
+    let plan = check_plan(&files, &layout, shape.as_ref(), &sources, options, ranks)?;
+    let model = files.load_with(&budget)?;
     Ok(Prepared {
         sources,
         layout,
@@ -407,15 +411,16 @@ fn check_reels(model: &ModelFiles, sources: &[Source]) -> Result<()> {
 fn check_plan(
     model: &ModelFiles,
     layout: &Layout,
+    shape: Option<&StepShape>,
     sources: &[Source],
     options: &AnswerOptions,
     ranks: &Ranks,
 ) -> Result<Plan> {
-    let rows = model.spec.tokens_per_frame().unwrap_or(0);
+    let sight = layout.sight(shape, sources)?;
     let demand = Demand {
-        tokens_per_frame: layout.step_tokens(rows)? as u64,
-        // A video that cannot tell is counted as it comes, by the assemble stage.
-        frames: stages::expected_frames(sources).unwrap_or(0),
+        frames: sight.frames,
+        tokens_per_frame: sight.tokens_per_frame,
+        vision_tokens: sight.vision_tokens,
         text_tokens: layout.n_text_tokens(sources.iter().map(Source::n_videos).sum()) as u64,
         max_new_tokens: options.max_new_tokens as u64,
         kv_dtype: options.kv_dtype,

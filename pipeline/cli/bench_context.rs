@@ -162,6 +162,7 @@ fn check(
     let demand = Demand {
         frames: 0,
         tokens_per_frame: 0,
+        vision_tokens: 0,
         text_tokens: (longest + args.question) as u64,
         max_new_tokens: args.answer as u64,
         kv_dtype: resolve::kv_dtype(args.kv_dtype),

@@ -50,7 +50,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         );
         return Err(Error::new(Kind::Usage, message));
     }
-    let selection = resolve::selection(&args.sampling)?;
+    let selection = resolve::selection(&args.sampling, resolve::one_a_second()?)?;
     let sources = resolve::sources(&args.videos, &selection, cancel)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let model = EncoderModel::open(&dir)?;

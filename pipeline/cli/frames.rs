@@ -94,7 +94,7 @@ fn sampling(args: &FramesArgs) -> Result<Sampling> {
     if !args.index.is_empty() {
         return Ok(Sampling::Indices(args.index.clone()));
     }
-    Ok(resolve::selection(&args.sampling)?.sampling)
+    Ok(resolve::selection(&args.sampling, resolve::one_a_second()?)?.sampling)
 }
 
 /// Side of the model's input with `--size model`.

@@ -145,6 +145,7 @@ fn check_plan(model: &ModelFiles, prompt: &GenerationPrompt, n_frames: usize) ->
     let demand = Demand {
         frames: n_frames as u64,
         tokens_per_frame: model.spec.tokens_per_frame().unwrap_or(0) as u64,
+        vision_tokens: n_frames as u64 * model.spec.tokens_per_frame().unwrap_or(0) as u64,
         text_tokens: prompt.conditional.len() as u64,
         max_new_tokens: 0,
         kv_dtype: KvDtype::F32,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{args::ModelsVerb, output::Voice, resolve},
-    encoder::FrameEncoder,
+    encoder::{FrameEncoder, PixelBudget},
     error::{Error, Kind, Result},
     hub, plan,
 };
@@ -109,17 +109,28 @@ fn show(dir: &Path, voice: Voice) -> Result<()> {
             plan::bytes(json.kv_bytes_per_token_f32 as u64),
             d.vocab_size,
             d.vision_vocab_size.unwrap_or(0),
-            match (&json.spec.vqgan, json.tokens_per_frame) {
-                (Some(v), Some(n)) => format!("{0}x{0} pixels, {1} codes, {n} tokens", v.resolution, v.codes_per_frame()),
-                _ => "none: a text model".to_owned(),
-            }
+            frame(&json.spec)
         )
     })
 }
 
+/// What a frame is to the model, in words.
+fn frame(spec: &ModelSpec) -> String {
+    match (&spec.vqgan, &spec.vision, spec.tokens_per_frame()) {
+        (Some(v), _, Some(n)) => {
+            let (side, codes) = (v.resolution, v.codes_per_frame());
+            format!("{side}x{side} pixels, {codes} codes, {n} tokens")
+        }
+        (_, Some(_), Some(n)) => format!("{n} features"),
+        (_, Some(_), None) => "as many features as its size asks for".to_owned(),
+        _ => "none: a text model".to_owned(),
+    }
+}
+
 fn check(dir: &Path, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let vision =
-        |spec: &ModelSpec, weights: &mut Weights| FrameEncoder::load(dir, spec, weights).map(drop);
+    let vision = |spec: &ModelSpec, weights: &mut Weights| {
+        FrameEncoder::load(dir, spec, &PixelBudget::default(), weights).map(drop)
+    };
     let report = verify::verify(dir, &vision, &|| !cancel.is_cancelled())?;
     let sound = report.is_sound();
     voice.say(&report, || report.to_string())?;

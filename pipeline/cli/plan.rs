@@ -8,11 +8,16 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{args::PlanArgs, output::Voice, resolve},
+    encoder::StepShape,
     error::{Error, Kind, Result},
     model::ModelFiles,
     plan::{Demand, MachineSpeed, Plan, available_memory_bytes, bytes},
     sources::sampler::Sampling,
-    stages::{self, decode::Source, layout::Layout},
+    stages::{
+        self,
+        decode::Source,
+        layout::{ASSUMED_SIZE, Layout, Sight},
+    },
 };
 
 #[derive(Serialize)]
@@ -44,18 +49,24 @@ struct Predicted {
     read_gb_per_s_measured: f64,
 }
 
+/// Frames per second of a video that nobody has seen yet.
+const ASSUMED_RATE: f64 = 25.0;
+
 /// The model as far as a plan needs it.
 struct Facts {
     spec: ModelSpec,
     weight_bytes: u64,
-    tokens_per_frame: u64,
     text_tokens: u64,
+    /// Absent for a model file, which has no tokenizer.
+    layout: Option<Layout>,
+    shape: Option<StepShape>,
+    usual: Sampling,
 }
 
 /// Runs the verb.
 pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let facts = facts(&args, voice, cancel)?;
-    let selection = resolve::selection(&args.sampling)?;
+    let selection = resolve::selection(&args.sampling, facts.usual.clone())?;
     let sources = resolve::sources(&args.videos, &selection, cancel)?;
     if !facts.spec.looks() && (!sources.is_empty() || args.hours.is_some()) {
         let message = format!(
@@ -64,9 +75,11 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         );
         return Err(Error::new(Kind::BadInput, message));
     }
+    let sight = sight(&args, &facts, &sources, &selection.sampling)?;
     let demand = Demand {
-        frames: frames(&args, &sources, &selection.sampling)?,
-        tokens_per_frame: facts.tokens_per_frame,
+        frames: sight.frames,
+        tokens_per_frame: sight.tokens_per_frame,
+        vision_tokens: sight.vision_tokens,
         text_tokens: facts.text_tokens,
         max_new_tokens: args.max_new_tokens as u64,
         kv_dtype: resolve::kv_dtype(args.kv_dtype),
@@ -102,23 +115,47 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
         let weight_bytes = 2 * parameters(&spec);
         // No tokenizer here: a token per character is more than any question takes.
         return Ok(Facts {
-            tokens_per_frame: spec.tokens_per_frame().unwrap_or(0) as u64,
+            shape: spec
+                .tokens_per_frame()
+                .map(|rows| StepShape::Fixed { rows }),
             spec,
             weight_bytes,
             text_tokens: args.question.len() as u64 + 64,
+            layout: None,
+            usual: resolve::one_a_second()?,
         });
     }
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&dir)?;
     let n_videos = args.videos.len().max(1) * usize::from(files.spec.looks());
     let layout = Layout::of(&files, &args.question, n_videos, None)?;
-    let rows = files.spec.tokens_per_frame().unwrap_or(0);
+    let budget = resolve::pixel_budget(&args.pixels);
     Ok(Facts {
-        tokens_per_frame: layout.step_tokens(rows)? as u64,
         text_tokens: layout.n_text_tokens(n_videos) as u64,
+        layout: Some(layout),
+        shape: StepShape::of(&dir, &files.spec, &budget)?,
+        usual: resolve::usual_sampling(&dir, &files.spec)?,
         weight_bytes: files.weight_bytes(),
         spec: files.spec,
     })
+}
+
+/// Frames and the positions that they take: of the sources, or of so many hours.
+fn sight(args: &PlanArgs, facts: &Facts, sources: &[Source], sampling: &Sampling) -> Result<Sight> {
+    let frames = frames(args, sources, sampling)?;
+    match (&facts.layout, &facts.shape) {
+        (Some(layout), shape) if args.hours.is_none() => layout.sight(shape.as_ref(), sources),
+        (Some(layout), Some(shape)) => layout.video_tokens(shape, ASSUMED_SIZE, frames),
+        (None, Some(shape)) => {
+            let tokens_per_frame = shape.rows(ASSUMED_SIZE, 1)? as u64;
+            Ok(Sight {
+                frames,
+                tokens_per_frame,
+                vision_tokens: frames.saturating_mul(tokens_per_frame),
+            })
+        }
+        (_, None) => Ok(Sight::default()),
+    }
 }
 
 fn parameters(spec: &ModelSpec) -> u64 {
@@ -149,6 +186,11 @@ fn frames(args: &PlanArgs, sources: &[Source], sampling: &Sampling) -> Result<u6
             Ok((hours * 3600.0 * f64::from(rate.num()) / f64::from(rate.den())).ceil() as u64)
         }
         Sampling::Uniform(n) => Ok(*n as u64),
+        Sampling::Rule { choice, .. } => {
+            let seconds = hours * 3600.0;
+            let total = (seconds * ASSUMED_RATE) as usize;
+            Ok(choice.numbers(total.max(1), ASSUMED_RATE)?.len() as u64)
+        }
         _ => Err(Error::new(Kind::Usage, "--hours needs --fps or --frames")),
     }
 }

@@ -9,15 +9,16 @@ use std::{
 use longreel_models::{
     attention::kv_cache::KvDtype,
     llama::sampler::Draw,
-    spec::{FrameEnd, ModelSpec},
+    spec::{FrameEnd, ModelSpec, frame_choice::FrameChoice},
 };
 
 use crate::{
     cancel::Cancel,
     cli::{
-        args::{DrawArgs, FrameEndArg, KvDtypeArg, SamplingArgs},
+        args::{DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, SamplingArgs},
         output::Voice,
     },
+    encoder::PixelBudget,
     error::{Context, Error, Kind, Result},
     hub,
     plan::available_memory_bytes,
@@ -89,8 +90,30 @@ pub struct Selection {
     asked_for: bool,
 }
 
-/// Which frames, and the range they come from.
-pub fn selection(args: &SamplingArgs) -> Result<Selection> {
+/// Which frames a model is shown where nobody says: by the rule of its own processor, or one frame a second.
+pub fn usual_sampling(dir: &Path, spec: &ModelSpec) -> Result<Sampling> {
+    if spec.vision.is_none() {
+        return one_a_second();
+    }
+    let choice = FrameChoice::of_directory(dir)?;
+    Ok(Sampling::Rule { choice, rate: None })
+}
+
+/// One frame a second.
+pub fn one_a_second() -> Result<Sampling> {
+    Ok(Sampling::Fps(parse_rate(DEFAULT_RATE)?))
+}
+
+/// The budget of pixels that the user gives.
+pub fn pixel_budget(args: &PixelArgs) -> PixelBudget {
+    PixelBudget {
+        min: args.min_pixels,
+        max: args.max_pixels,
+    }
+}
+
+/// Which frames, and the range they come from; `usual` where the user says nothing.
+pub fn selection(args: &SamplingArgs, usual: Sampling) -> Result<Selection> {
     let sampling = match (&args.fps, args.frames, args.all_frames) {
         (Some(rate), ..) => Some(Sampling::Fps(parse_rate(rate).doing(|| "--fps")?)),
         (None, Some(0), _) => {
@@ -104,10 +127,7 @@ pub fn selection(args: &SamplingArgs) -> Result<Selection> {
     let range = range(args)?;
     Ok(Selection {
         asked_for: sampling.is_some() || range != TimeRange::ALL,
-        sampling: match sampling {
-            Some(sampling) => sampling,
-            None => Sampling::Fps(parse_rate(DEFAULT_RATE)?),
-        },
+        sampling: sampling.unwrap_or(usual),
         range,
     })
 }
@@ -157,6 +177,7 @@ pub fn describe(sampling: &Sampling, range: &TimeRange) -> String {
         Sampling::Uniform(n) => format!("{n} frames spread evenly"),
         Sampling::At(times) => format!("{} given times", times.len()),
         Sampling::Indices(numbers) => format!("{} given frame numbers", numbers.len()),
+        Sampling::Rule { choice, .. } => choice.to_string(),
     };
     for (word, time) in [("from", range.from), ("to", range.to)] {
         if let Some(time) = time {

@@ -208,7 +208,7 @@ impl FrameReader {
         let chosen = if is_everything {
             None
         } else {
-            Some(choose(sampling, range, &timeline)?)
+            Some(choose(&with_rate(sampling, &info), range, &timeline)?)
         };
         let demuxer = Demuxer::open(path, &cancel)?;
         let decoder = Decoder::open(&demuxer)?;
@@ -514,6 +514,19 @@ fn check_file(path: &Path) -> Result<()> {
 }
 
 /// The numbers of the frames to hand on; at least one.
+/// The sampling, with the rate that the file states where a rule asks for one.
+fn with_rate(sampling: &Sampling, info: &VideoInfo) -> Sampling {
+    match *sampling {
+        Sampling::Rule { choice, rate: None } => Sampling::Rule {
+            choice,
+            rate: info
+                .average_frame_rate
+                .map(|rate| f64::from(rate.num()) / f64::from(rate.den())),
+        },
+        _ => sampling.clone(),
+    }
+}
+
 fn choose(sampling: &Sampling, range: &TimeRange, timeline: &Timeline) -> Result<Vec<usize>> {
     let ticks: Vec<i64> = timeline.frames.iter().map(|frame| frame.ticks).collect();
     let chosen = sampler::select(sampling, range, &ticks, timeline.time_base)?;

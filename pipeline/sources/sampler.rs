@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeSet, fmt, ops::Range};
 
+use longreel_models::spec::frame_choice::{FrameChoice, nearest};
 use serde::Serialize;
 
 use crate::{
@@ -19,6 +20,9 @@ const RATE_PART_MAX: u32 = 1_000_000;
 const RATE_MAX: u32 = 1000;
 /// The longest time that can be asked for, seconds: more than eleven years of video.
 const SECONDS_MAX: i64 = 100_000 * 3600;
+
+/// How far the rate that a container states may lie from the one that is counted; its times are rounded.
+const RATE_TOLERANCE: f64 = 0.01;
 
 /// Frames per second, `num / den`; both positive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -59,7 +63,7 @@ impl fmt::Display for Rate {
 }
 
 /// How frames are picked from those a video has.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Sampling {
     /// Every frame.
     Every,
@@ -77,6 +81,14 @@ pub enum Sampling {
     At(Vec<Pts>),
     /// The frames of these numbers, counted from 0 in presentation order.
     Indices(Vec<u64>),
+    /// As a model's own processor chooses them, by numbers of frames at a constant rate; at varying rates
+    /// those nearest to the times of these numbers.
+    Rule {
+        /// The rule.
+        choice: FrameChoice,
+        /// Frames per second as the container states them; counted where it does not.
+        rate: Option<f64>,
+    },
 }
 
 /// The part of a video that is looked at: frames with `from <= PTS < to`.
@@ -130,13 +142,14 @@ pub fn select(
         Sampling::Uniform(n) => offset(uniform_indices(inside.len(), *n)),
         Sampling::At(times) => offset(shown_at(times, inside, time_base)),
         Sampling::Indices(numbers) => return numbered(numbers, frames, ticks.len()),
+        Sampling::Rule { choice, rate } => offset(by_rule(choice, *rate, inside, time_base)?),
     })
 }
 
 /// Refuses what can give no frame, whatever the video.
 fn check(sampling: &Sampling) -> Result<()> {
     let empty = match sampling {
-        Sampling::Every | Sampling::Fps(_) => None,
+        Sampling::Every | Sampling::Fps(_) | Sampling::Rule { .. } => None,
         Sampling::Uniform(n) => (*n == 0).then_some("0 frames were asked for, expected 1 or more"),
         Sampling::At(times) => times.is_empty().then_some("the list of times is empty"),
         Sampling::Indices(numbers) => numbers
@@ -144,6 +157,30 @@ fn check(sampling: &Sampling) -> Result<()> {
             .then_some("the list of frame numbers is empty"),
     };
     empty.map_or(Ok(()), |message| Err(Error::new(Kind::Usage, message)))
+}
+
+/// [`Sampling::Rule`] over the frames at `ticks`.
+fn by_rule(
+    choice: &FrameChoice,
+    rate: Option<f64>,
+    ticks: &[i64],
+    time_base: TimeBase,
+) -> Result<Vec<usize>> {
+    let (Some(&first), Some(&last)) = (ticks.first(), ticks.last()) else {
+        return Ok(Vec::new());
+    };
+    let span = Pts::new(last.saturating_sub(first), time_base).seconds();
+    // A still picture has no rate; any will do.
+    let counted = if span > 0.0 {
+        (ticks.len() - 1) as f64 / span
+    } else {
+        1.0
+    };
+    let stated = rate.filter(|rate| (rate / counted - 1.0).abs() < RATE_TOLERANCE);
+    let numbers = choice.numbers(ticks.len(), stated.unwrap_or(counted))?;
+    let mut frames = nearest(&numbers, ticks);
+    frames.dedup();
+    Ok(frames)
 }
 
 /// [`Sampling::Fps`] over the frames at `ticks`.

@@ -31,17 +31,20 @@ pub enum Encoded {
 
 /// Encodes step by step until the decode stage ends.
 ///
-/// `encoder` may be absent when every source is a reel.
+/// `encoder` may be absent when every source is a reel; `expected` are the frames of each source, where it can say.
 pub fn run(
     frames: Receiver<Decoded>,
     encoder: Option<&FrameEncoder>,
+    expected: &[Option<u64>],
     out: Sender<Encoded>,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<()> {
     let mut waiting = Waiting {
         encoder,
+        expected,
         frames: Vec::new(),
+        size: None,
         progress,
     };
     for message in frames {
@@ -53,7 +56,7 @@ pub fn run(
         };
         let listened = match message {
             Decoded::Encoded { source, step } => send(source, Some(step)),
-            Decoded::Frame { source, frame } => send(source, waiting.push(frame)?),
+            Decoded::Frame { source, frame } => send(source, waiting.push(source, frame)?),
             Decoded::End { source, report } => {
                 send(source, waiting.finish()?) && out.send(Encoded::End { source, report }).is_ok()
             }
@@ -68,14 +71,23 @@ pub fn run(
 /// Frames that wait for the others of their step.
 struct Waiting<'a> {
     encoder: Option<&'a FrameEncoder>,
+    expected: &'a [Option<u64>],
     frames: Vec<Frame>,
+    /// What the frames of this source are brought to, once its first has come.
+    size: Option<[usize; 2]>,
     progress: &'a Progress,
 }
 
 impl<'a> Waiting<'a> {
     /// The step that this frame completes.
-    fn push(&mut self, frame: Frame) -> Result<Option<EncodedStep>> {
+    fn push(&mut self, source: usize, frame: Frame) -> Result<Option<EncodedStep>> {
         let encoder = self.encoder()?;
+        if self.size.is_none() {
+            let n_frames = self.expected.get(source).copied().flatten();
+            let n_frames = n_frames.and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
+            let size = [frame.image.height, frame.image.width];
+            self.size = encoder.frame_size(size, n_frames)?;
+        }
         self.frames.push(frame);
         if self.frames.len() < encoder.frames_per_step() {
             return Ok(None);
@@ -85,10 +97,12 @@ impl<'a> Waiting<'a> {
 
     /// What is left at the end of a source: a step whose last frame stands for those that did not come.
     fn finish(&mut self) -> Result<Option<EncodedStep>> {
-        if self.frames.is_empty() {
-            return Ok(None);
-        }
-        self.encode(self.encoder()?).map(Some)
+        let step = match self.frames.is_empty() {
+            true => None,
+            false => Some(self.encode(self.encoder()?)?),
+        };
+        self.size = None;
+        Ok(step)
     }
 
     fn encode(&mut self, encoder: &FrameEncoder) -> Result<EncodedStep> {
@@ -97,7 +111,7 @@ impl<'a> Waiting<'a> {
         let content = self
             .progress
             .encode_busy
-            .measure(|| encoder.encode(&pictures));
+            .measure(|| encoder.encode(&pictures, self.size));
         let at = frames.first().map(|frame| frame.time.pts);
         let doing = || at.map_or_else(String::new, |at| format!("encode frame at {at}"));
         Ok(EncodedStep {

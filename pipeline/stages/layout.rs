@@ -14,12 +14,35 @@ use longreel_models::{
 };
 
 use crate::{
+    encoder::StepShape,
     error::{Error, Kind, Result},
     flow::{EncodedStep, FeatureRows, FrameMark, StepContent},
     model::ModelFiles,
-    stages::piece::Piece,
+    stages::{decode::Source, piece::Piece},
     time::Pts,
 };
+
+/// Height and width of a video that nobody has seen yet.
+pub const ASSUMED_SIZE: [usize; 2] = [1080, 1920];
+
+/// How many frames are seen, and the positions that they take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// Frames.
+    pub frames: u64,
+    /// Positions of one, rounded up where a step has several; of the video where it has most.
+    pub tokens_per_frame: u64,
+    /// Positions of all.
+    pub vision_tokens: u64,
+}
+
+impl Sight {
+    fn add(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.tokens_per_frame = self.tokens_per_frame.max(other.tokens_per_frame);
+        self.vision_tokens = self.vision_tokens.saturating_add(other.vision_tokens);
+    }
+}
 
 /// What stands around the steps of videos, and how a step stands there.
 pub enum Layout {
@@ -246,15 +269,49 @@ impl Layout {
         }
     }
 
-    /// Most tokens of a step that the encoder makes `rows` rows or codes of.
+    /// Positions of a video of `n_frames` pictures of height and width `size`, words between its steps included; at most.
     ///
     /// # Errors
-    /// `BadInput` when the words around a step cannot be tokenized.
-    pub fn step_tokens(&self, rows: usize) -> Result<usize> {
-        match self {
-            Self::Codes { .. } => Ok(rows),
-            Self::Features(layout) => layout.step_tokens(rows),
+    /// `BadInput` for pictures that the model does not take, or words around them that cannot be tokenized.
+    pub fn video_tokens(
+        &self,
+        shape: &StepShape,
+        size: [usize; 2],
+        n_frames: u64,
+    ) -> Result<Sight> {
+        let n = usize::try_from(n_frames).unwrap_or(usize::MAX);
+        let rows = shape.rows(size, n)?;
+        let of_step = match self {
+            Self::Codes { .. } => rows,
+            Self::Features(layout) => layout.step_tokens(rows)?,
+        } as u64;
+        let per_step = shape.frames() as u64;
+        Ok(Sight {
+            frames: n_frames,
+            tokens_per_frame: of_step.div_ceil(per_step),
+            vision_tokens: n_frames.div_ceil(per_step).saturating_mul(of_step),
+        })
+    }
+
+    /// [`Layout::video_tokens`] of all sources together.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sight(&self, shape: Option<&StepShape>, sources: &[Source]) -> Result<Sight> {
+        let Some(shape) = shape else {
+            return Ok(Sight::default());
+        };
+        let mut all = Sight::default();
+        for source in sources {
+            let size = match source {
+                Source::Video { reader, .. } => [reader.info().height, reader.info().width],
+                Source::Reel(_) => ASSUMED_SIZE,
+            };
+            // A video that cannot tell is counted as it comes, by the assemble stage.
+            let n_frames = source.expected_frames().unwrap_or(0);
+            all.add(self.video_tokens(shape, size, n_frames)?);
         }
+        Ok(all)
     }
 }
 

@@ -78,6 +78,7 @@ pub fn view(
         prompt_tokens_max,
     } = viewing;
     let seen = sources.iter().flat_map(seen_of).collect();
+    let expected = expected_of(&sources);
     let assembly = Assembly {
         layout,
         prompt_tokens_max,
@@ -99,7 +100,14 @@ pub fn view(
         });
         scope.spawn(|| {
             failure.run("encode", || {
-                encode::run(decoded_in, encoder, encoded_out, progress, cancel)
+                encode::run(
+                    decoded_in,
+                    encoder,
+                    &expected,
+                    encoded_out,
+                    progress,
+                    cancel,
+                )
             })
         });
         let assembled = scope.spawn(|| {
@@ -128,6 +136,7 @@ pub fn encode_to_reel(
     let mut seen: Vec<SourceSeen> = sources.iter().flat_map(seen_of).collect();
     count_resumed(writer, &mut seen)?;
     let encoder = Some(&model.encoder);
+    let expected = expected_of(&sources);
     let resumed = writer.n_frames();
     let bounds = QueueBounds::default();
 
@@ -144,7 +153,14 @@ pub fn encode_to_reel(
         });
         scope.spawn(|| {
             failure.run("encode", || {
-                encode::run(decoded_in, encoder, encoded_out, progress, cancel)
+                encode::run(
+                    decoded_in,
+                    encoder,
+                    &expected,
+                    encoded_out,
+                    progress,
+                    cancel,
+                )
             })
         });
         failure.run("write", || write_reel(encoded_in, writer, &mut seen))
@@ -204,6 +220,15 @@ fn seen_of(source: &Source) -> Vec<SourceSeen> {
         Source::Video { reader, sampling } => vec![SourceSeen::video(reader, sampling)],
         Source::Reel(reel) => SourceSeen::reel(reel).collect(),
     }
+}
+
+/// Frames of each video that `sources` give, where it can say.
+fn expected_of(sources: &[Source]) -> Vec<Option<u64>> {
+    let of = |source: &Source| match source {
+        Source::Video { .. } => vec![source.expected_frames()],
+        Source::Reel(_) => vec![None; source.n_videos()],
+    };
+    sources.iter().flat_map(of).collect()
 }
 
 /// Frames that `sources` will give together; `None` when one of them cannot say.

@@ -9,9 +9,12 @@ use crate::support::{
 };
 
 /// The systems, each with the rate that takes the frames that transformers was given.
-const SYSTEMS: [(&str, &[&str]); 2] = [
+const SYSTEMS: [(&str, &[&str]); 4] = [
     ("llava15", &["--fps", "1"]),
     ("llava_onevision", &["--fps", "1"]),
+    // Their own processors choose.
+    ("qwen2_5_vl", &[]),
+    ("qwen3_vl", &[]),
 ];
 
 /// Asks `system` about the golden video, with `more` arguments.
@@ -58,8 +61,45 @@ fn a_ring_and_short_chunks_change_no_answer() {
 }
 
 #[test]
+fn the_time_in_the_prompt_is_that_of_the_frames() {
+    let got = ask("qwen3_vl", &["--fps", "4"]).json();
+    let pts: Vec<f64> = serde_json::from_value(got["video"][0]["pts"].clone()).unwrap();
+    assert_eq!(pts.len(), 13);
+    // The tokenizer of this folder has a token for each byte: its letters stand behind '!' from id 0 on.
+    let byte = |id: &Value| {
+        char::from(
+            u8::try_from(id.as_u64().unwrap())
+                .unwrap_or(0)
+                .wrapping_add(33),
+        )
+    };
+    let text: String = got["prompt_ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(byte)
+        .collect();
+    for (step, frames) in pts.chunks(2).enumerate() {
+        let middle = (frames[0] + frames[frames.len() - 1]) / 2.0;
+        let said = format!("<{middle:.1}");
+        assert!(text.contains(&said), "step {step}: {said} in {text}");
+    }
+}
+
+#[test]
+fn a_lifted_budget_of_pixels_gives_more_features() {
+    let rows = |more: &[&str]| {
+        let got = ask("qwen2_5_vl", more).json();
+        got["tokens"]["vision"].as_u64().unwrap()
+    };
+    assert_eq!(rows(&[]), 36);
+    assert!(rows(&["--max-pixels", "200000", "--min-pixels", "100000"]) > 300);
+    ask("qwen2_5_vl", &["--max-pixels", "10"]).refused(2, "--max-pixels");
+}
+
+#[test]
 fn a_folder_of_the_hub_is_shown_verified_and_planned_with() {
-    for (system, _) in SYSTEMS {
+    for (system, sampling) in SYSTEMS {
         let folder = golden::path(&format!("answers/{system}"))
             .display()
             .to_string();
@@ -68,8 +108,17 @@ fn a_folder_of_the_hub_is_shown_verified_and_planned_with() {
         assert_eq!(shown["spec"]["model_type"], "vision_language", "{system}");
         let sound = longreel(&["models", "verify", &folder]);
         assert_eq!(sound.code, 0, "{}", sound.stderr);
-        let plan = longreel(&["plan", &video, "--model", &folder, "--fps", "1", "--json"]).json();
-        assert_eq!(plan["frames"], 4, "{system}");
+        let plan = ["plan", &video, "--model", &folder, "--json"];
+        let plan = longreel(&[&plan, sampling].concat()).json();
         assert_eq!(plan["fits"], true, "{system}");
+        let expected = expected(system);
+        let n = |list: &str| expected[list].as_array().unwrap().len();
+        assert_eq!(plan["frames"], n("frames"), "{system}");
+        let tokens = plan["prompt_tokens"].as_u64().unwrap() as usize;
+        // At most: the words around a step are counted for its longest time.
+        assert!(
+            (n("prompt_ids")..n("prompt_ids") + 32).contains(&tokens),
+            "{system} {tokens}"
+        );
     }
 }
