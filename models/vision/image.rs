@@ -86,10 +86,10 @@ impl Filter {
     }
 }
 
-/// How the weights of a filter are rounded: results differ by one level here and there.
+/// How the weights of a filter are rounded: results differ by a level or two here and there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rounding {
-    /// 22 bits behind the point: Pillow, with which most encoders were trained.
+    /// 22 bits behind the point: Pillow before 13, with which most encoders were trained.
     Pillow,
     /// As many bits as let the largest weight stay within 16: torchvision with antialias, which
     /// transformers 5 uses.

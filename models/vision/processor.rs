@@ -1,7 +1,9 @@
 //! A picture of any size to the numbers that an encoder was trained on, as transformers 5 makes them.
 //!
-//! Pictures are resized as torchvision does it (transformers' default since version 5), which
-//! differs from Pillow by at most one level of 255; [`PictureProcessor::with_rounding`] takes Pillow's.
+//! Pictures are resized as torchvision does it (transformers' default since version 5), which differs
+//! from Pillow 10 to 12 by one level of 255 here and there and by two at most, seen in noise;
+//! [`PictureProcessor::with_rounding`] takes Pillow's. Pillow 13 takes the two passes in another order where
+//! a picture grows one way and shrinks the other, and is followed by neither.
 
 use std::path::Path;
 
