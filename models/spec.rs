@@ -1,6 +1,8 @@
 //! What a model is made of: as written (TOML in `configs/models/`, `config.json`
 //! in a model directory) and as run (validated, with the derived sizes).
 
+pub mod conv_net;
+
 pub mod encoder;
 
 pub mod features;

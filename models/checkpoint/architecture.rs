@@ -43,6 +43,7 @@ const FILES: &[(&str, &str)] = &files![
     "qwen2_5_vl",
     "qwen3",
     "qwen3_vl",
+    "resnet",
     "siglip",
     "vit"
 ];
@@ -76,6 +77,8 @@ pub enum ModelKind {
     DualEncoder,
     /// [`crate::spec::encoder::VitSpec`].
     Classifier,
+    /// [`crate::spec::conv_net::ConvNetSpec`].
+    ConvNet,
     /// [`crate::spec::DecoderSpec`].
     Decoder,
     /// [`crate::spec::features::VisionLanguageSpec`].
@@ -171,14 +174,7 @@ impl Architecture {
     /// # Errors
     /// `Internal` when a pattern is none.
     pub fn keys(&self) -> Result<KeyMap> {
-        let rule = |(from, to): &(String, String)| {
-            let pattern = Regex::new(from);
-            let pattern = pattern.map_err(|e| {
-                Error::with_source(Kind::Internal, format!("read the pattern {from}"), e)
-            })?;
-            Ok((pattern, to.clone()))
-        };
-        Ok(KeyMap(self.keys.iter().map(rule).collect::<Result<_>>()?))
+        KeyMap::new(&self.keys)
     }
 }
 
@@ -187,6 +183,21 @@ impl Architecture {
 pub struct KeyMap(Vec<(Regex, String)>);
 
 impl KeyMap {
+    /// Patterns and what they become, applied one after another; an empty name drops the tensor.
+    ///
+    /// # Errors
+    /// `Internal` when a pattern is none.
+    pub fn new(rules: &[(String, String)]) -> Result<Self> {
+        let rule = |(from, to): &(String, String)| {
+            let pattern = Regex::new(from);
+            let pattern = pattern.map_err(|e| {
+                Error::with_source(Kind::Internal, format!("read the pattern {from}"), e)
+            })?;
+            Ok((pattern, to.clone()))
+        };
+        Ok(Self(rules.iter().map(rule).collect::<Result<_>>()?))
+    }
+
     /// Our name of the tensor `name`; `None` for one that is dropped.
     pub fn rename(&self, name: &str) -> Option<String> {
         let mut renamed = Cow::Borrowed(name);

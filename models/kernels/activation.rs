@@ -23,16 +23,19 @@ pub enum Activation {
     QuickGelu,
     /// `x σ(x)`.
     Silu,
+    /// The hyperbolic tangent.
+    Tanh,
 }
 
 impl Activation {
     /// Every activation.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Relu,
         Self::Gelu,
         Self::GeluTanh,
         Self::QuickGelu,
         Self::Silu,
+        Self::Tanh,
     ];
 
     /// x `[n]` → x `[n]`, in place.
@@ -43,11 +46,15 @@ impl Activation {
 
     fn apply_at(self, level: Level, x: &mut [f32]) {
         match self {
-            Self::Relu => x.iter_mut().for_each(|x| *x = x.max(0.0)),
+            // NaN is not below 0, and stays.
+            Self::Relu => x
+                .iter_mut()
+                .for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
             Self::Gelu => gelu(level, x),
             Self::GeluTanh => gelu_tanh(level, x),
             Self::QuickGelu => sigmoid_gate(level, 1.702, x),
             Self::Silu => sigmoid_gate(level, 1.0, x),
+            Self::Tanh => x.iter_mut().for_each(|x| *x = x.tanh()),
         }
     }
 
@@ -63,6 +70,7 @@ impl Activation {
             }
             Self::QuickGelu => gate(1.702),
             Self::Silu => gate(1.0),
+            Self::Tanh => x.tanh(),
         }
     }
 }
@@ -158,15 +166,18 @@ mod tests {
 
     #[test]
     fn far_out_an_activation_is_the_line_or_nothing_and_nan_stays() {
-        for activation in Activation::ALL {
+        let flat = |activation: &Activation| *activation == Activation::Tanh;
+        for activation in Activation::ALL.into_iter().filter(|a| !flat(a)) {
             let mut x = [60.0, -60.0, f32::NAN, 0.0];
             activation.apply(&mut x);
             assert_eq!(x[0], 60.0, "{activation:?}");
             assert!(x[1].abs() < 1e-20, "{activation:?} {}", x[1]);
+            assert!(x[2].is_nan(), "{activation:?}");
             assert_eq!(x[3], 0.0, "{activation:?}");
         }
-        let mut x = [f32::NAN];
-        Activation::Gelu.apply(&mut x);
-        assert!(x[0].is_nan());
+        let mut x = [60.0, -60.0, f32::NAN, 0.0];
+        Activation::Tanh.apply(&mut x);
+        assert_eq!([x[0], x[1], x[3]], [1.0, -1.0, 0.0]);
+        assert!(x[2].is_nan());
     }
 }

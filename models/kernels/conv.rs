@@ -26,6 +26,13 @@ pub enum Sampling {
     Halve,
     /// The input is doubled by nearest neighbour first, then as [`Sampling::Same`].
     Double,
+    /// Steps of `stride`, `padding` zeros on every side (PyTorch's `Conv2d`).
+    Strided {
+        /// Pixels from one output to the next.
+        stride: usize,
+        /// Zeros before the first pixel and behind the last.
+        padding: usize,
+    },
 }
 
 /// What the output holds before the first product is added.
@@ -89,19 +96,23 @@ impl Kernel {
 }
 
 impl Sampling {
-    /// Rows or columns of the output for `n` of the input.
-    pub fn output(self, n: usize) -> usize {
+    /// Rows or columns of the output for `n` of the input and kernels of `taps` of them; 0 where no kernel fits.
+    pub fn output(self, n: usize, taps: usize) -> usize {
         match self {
             Self::Same => n,
             Self::Halve => n / 2,
             Self::Double => 2 * n,
+            Self::Strided { stride, padding } => match (n + 2 * padding).checked_sub(taps) {
+                Some(room) => room / stride + 1,
+                None => 0,
+            },
         }
     }
 
     /// The input row (column) that tap `k` of `taps` of output row (column) `o` sees;
     /// `None` in the padding. `n` is the input's extent.
     #[inline(always)]
-    fn input(self, o: usize, k: usize, taps: usize, n: usize) -> Option<usize> {
+    pub fn input(self, o: usize, k: usize, taps: usize, n: usize) -> Option<usize> {
         match self {
             Self::Same => (o + k).checked_sub((taps - 1) / 2).filter(|&i| i < n),
             Self::Halve => Some(2 * o + k).filter(|&i| i < n),
@@ -109,6 +120,9 @@ impl Sampling {
                 .checked_sub((taps - 1) / 2)
                 .filter(|&i| i < 2 * n)
                 .map(|i| i / 2),
+            Self::Strided { stride, padding } => {
+                (stride * o + k).checked_sub(padding).filter(|&i| i < n)
+            }
         }
     }
 }
@@ -168,8 +182,8 @@ fn conv_at(
     start: Start,
     y: &mut [f32],
 ) {
-    let [_, _, cin, cout] = kernel.shape;
-    let (out_height, out_width) = (sampling.output(height), sampling.output(width));
+    let [kh, kw, cin, cout] = kernel.shape;
+    let (out_height, out_width) = (sampling.output(height, kh), sampling.output(width, kw));
     let pixels = out_height * out_width;
     assert_eq!(x.len(), height * width * cin);
     assert_eq!(y.len(), pixels * cout);
@@ -425,9 +439,9 @@ pub fn reference(
     sampling: Sampling,
     residual: Option<&[f32]>,
 ) -> Vec<f64> {
-    let out_width = sampling.output(width);
+    let out_width = sampling.output(width, kw);
     let mut y = Vec::new();
-    for i in 0..sampling.output(height) * out_width * cout {
+    for i in 0..sampling.output(height, kh) * out_width * cout {
         let (oy, ox, o) = (i / cout / out_width, i / cout % out_width, i % cout);
         let mut sum = f64::from(bias[o]) + residual.map_or(0.0, |r| f64::from(r[i]));
         for tap in 0..kh * kw {
@@ -473,7 +487,7 @@ mod tests {
             .collect();
         let weights = noise(kh * kw * cin * cout, 2);
         let bias = noise(cout, 3);
-        let n = sampling.output(hw[0]) * sampling.output(hw[1]) * cout;
+        let n = sampling.output(hw[0], kh) * sampling.output(hw[1], kw) * cout;
         let old = noise(n, 4);
         let residual = (start == Start::Residual).then_some(old.as_slice());
         let expected = reference(&x, hw, &weights, &bias, shape, sampling, residual);
@@ -545,6 +559,28 @@ mod tests {
     }
 
     #[test]
+    fn steps_count_the_zeros_on_both_sides() {
+        // Columns 1 to 5 between two zeros, a pair at every second; the line lies between two of zeros.
+        let kernel = Kernel::pack(&[1.0, 10.0], &[0.0], [1, 2, 1, 1]);
+        let strided = Sampling::Strided {
+            stride: 2,
+            padding: 2,
+        };
+        assert_eq!((strided.output(5, 2), strided.output(1, 1)), (4, 3));
+        let mut y = [7.0; 12];
+        let x = [1.0, 2.0, 3.0, 4.0, 5.0];
+        conv(&x, [1, 5], &kernel, strided, Start::Bias, &mut y);
+        assert_eq!(y[..4], [0.0; 4]);
+        assert_eq!(y[4..8], [0.0, 21.0, 43.0, 5.0]);
+        assert_eq!(y[8..], [0.0; 4]);
+        let none = Sampling::Strided {
+            stride: 1,
+            padding: 0,
+        };
+        assert_eq!(none.output(2, 3), 0);
+    }
+
+    #[test]
     fn every_sampling_and_ragged_size_agrees_with_the_reference() {
         for sampling in [Sampling::Same, Sampling::Halve, Sampling::Double] {
             for start in [Start::Bias, Start::Residual] {
@@ -554,6 +590,11 @@ mod tests {
         }
         check([1, 1], [3, 3, 3, 3], Sampling::Same, Start::Bias, 1.0);
         check([48, 50], [1, 1, 24, 16], Sampling::Same, Start::Bias, 1.0);
+        for (stride, padding) in [(1, 0), (2, 3), (4, 2), (3, 1)] {
+            let strided = Sampling::Strided { stride, padding };
+            check([13, 21], [7, 7, 3, 40], strided, Start::Bias, 1.0);
+            check([9, 8], [2, 5, 4, 8], strided, Start::Residual, 1.0);
+        }
     }
 
     #[test]

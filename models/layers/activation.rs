@@ -13,6 +13,7 @@ impl HiddenAct {
             Self::GeluTanh => Activation::GeluTanh,
             Self::QuickGelu => Activation::QuickGelu,
             Self::Silu => Activation::Silu,
+            Self::Tanh => Activation::Tanh,
         };
         activation.apply(x);
     }

@@ -21,6 +21,8 @@ pub enum HiddenAct {
     /// `x σ(x)`.
     #[serde(alias = "swish")]
     Silu,
+    /// The hyperbolic tangent.
+    Tanh,
 }
 
 /// How rows are normalised.

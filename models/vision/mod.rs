@@ -9,6 +9,8 @@ pub mod vit;
 
 pub mod classifier;
 
+pub mod conv_net;
+
 pub mod connector;
 
 pub mod native;

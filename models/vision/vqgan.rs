@@ -486,8 +486,9 @@ fn run_conv(
     x: &Activation,
     buffers: &mut Buffers,
 ) -> Activation {
-    let (height, width) = (sampling.output(x.height), sampling.output(x.width));
-    let mut data = buffers.take(height * width * kernel.shape()[3]);
+    let [kh, kw, _, channels] = kernel.shape();
+    let (height, width) = (sampling.output(x.height, kh), sampling.output(x.width, kw));
+    let mut data = buffers.take(height * width * channels);
     conv(
         &x.data,
         [x.height, x.width],

@@ -3,6 +3,7 @@
 mod attention;
 mod attention_backward;
 mod chat_template;
+mod conv_net;
 mod decoder;
 mod end_to_end;
 mod generate;

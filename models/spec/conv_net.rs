@@ -1,0 +1,345 @@
+//! Convolutional networks, as a list of layers: LeNet, AlexNet, VGG, ResNet.
+
+use serde::{Deserialize, Serialize};
+
+use super::encoder::HiddenAct;
+use crate::error::{Error, Kind, Result};
+
+/// A network over pictures of any size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConvNetSpec {
+    /// Channels of a picture.
+    pub num_channels: usize,
+    /// Added to the variance of a batch norm.
+    #[serde(default = "default_norm_eps")]
+    pub norm_eps: f64,
+    /// What happens to a picture, one after another.
+    pub layers: Vec<ConvLayer>,
+}
+
+/// PyTorch's `BatchNorm2d`.
+fn default_norm_eps() -> f64 {
+    1e-5
+}
+
+/// One layer; `name` is that of its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "layer", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ConvLayer {
+    /// A convolution, and the batch norm behind it.
+    Conv {
+        /// Of its tensors.
+        name: String,
+        /// Channels that come out.
+        out: usize,
+        /// Side of the kernel.
+        kernel: usize,
+        /// Pixels from one output to the next.
+        #[serde(default = "one")]
+        stride: usize,
+        /// Zeros on every side.
+        #[serde(default)]
+        padding: usize,
+        /// Whether it has a bias.
+        #[serde(default)]
+        bias: bool,
+        /// The batch norm's tensors, where there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        norm: Option<String>,
+    },
+    /// A function of each number.
+    Activation {
+        /// Which.
+        act: HiddenAct,
+    },
+    /// Squares of pixels become one.
+    Pool {
+        /// How.
+        kind: Pool,
+        /// Side of a square.
+        size: usize,
+        /// Pixels from one to the next.
+        stride: usize,
+        /// Pixels on every side that are not there.
+        #[serde(default)]
+        padding: usize,
+    },
+    /// Any picture becomes a square of means (PyTorch's `AdaptiveAvgPool2d`).
+    AdaptivePool {
+        /// Side of the square.
+        side: usize,
+    },
+    /// What a block makes of its input is added to it (arXiv 1512.03385).
+    Residual {
+        /// Of its tensors.
+        name: String,
+        /// The block.
+        block: Residual,
+    },
+    /// Residual blocks in stages, from each of which to the next the picture is halved; the output of stage N has
+    /// the name `stageN`.
+    Stages {
+        /// Of its tensors: `{name}.{stage}.{block}`.
+        name: String,
+        /// What the blocks are.
+        kind: ResidualKind,
+        /// Channels of each stage.
+        widths: Vec<usize>,
+        /// Blocks of each stage.
+        depths: Vec<usize>,
+        /// The first stage halves as well.
+        #[serde(default)]
+        first_halves: bool,
+        /// As [`Residual::stride_in_first`].
+        #[serde(default)]
+        stride_in_first: bool,
+    },
+    /// What is here can be asked for by this name.
+    Tap {
+        /// The name.
+        name: String,
+    },
+    /// Channel by channel, one row of numbers.
+    Flatten,
+    /// A matrix with a bias.
+    Linear {
+        /// Of its tensors.
+        name: String,
+        /// Numbers that come out; as many as the matrix has rows when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        out: Option<usize>,
+    },
+}
+
+fn one() -> usize {
+    1
+}
+
+/// What becomes of a square of pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pool {
+    /// The largest.
+    Max,
+    /// The mean; pixels that are not there are zeros.
+    Mean,
+}
+
+/// The convolutions of a residual block, each with its batch norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResidualKind {
+    /// 3×3 and 3×3 (ResNet-18 and 34).
+    Basic,
+    /// 1×1 to a quarter of the channels, 3×3, 1×1 (ResNet-50 and larger).
+    Bottleneck,
+}
+
+/// A residual block. Its input goes through a 1×1 convolution of its own where the sizes differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Residual {
+    /// Its convolutions.
+    pub kind: ResidualKind,
+    /// Channels that come out.
+    pub out: usize,
+    /// Pixels from one output to the next.
+    pub stride: usize,
+    /// The stride of a bottleneck is in its first convolution, as in the paper, and not in its second ("v1.5").
+    #[serde(default)]
+    pub stride_in_first: bool,
+}
+
+/// A convolution of a residual block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResidualConv {
+    /// Channels that come out.
+    pub out: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Pixels from one output to the next.
+    pub stride: usize,
+}
+
+impl Residual {
+    /// Its convolutions, one after another; there is a ReLU between two.
+    pub fn convs(self) -> Vec<ResidualConv> {
+        let conv = |out, kernel, stride| ResidualConv {
+            out,
+            kernel,
+            stride,
+        };
+        let inner = self.out / 4;
+        let (first, second) = match self.stride_in_first {
+            true => (self.stride, 1),
+            false => (1, self.stride),
+        };
+        match self.kind {
+            ResidualKind::Basic => vec![conv(self.out, 3, self.stride), conv(self.out, 3, 1)],
+            ResidualKind::Bottleneck => vec![
+                conv(inner, 1, first),
+                conv(inner, 3, second),
+                conv(self.out, 1, 1),
+            ],
+        }
+    }
+}
+
+impl ConvNetSpec {
+    /// The layers, with stages as the blocks that they stand for.
+    ///
+    /// # Errors
+    /// As [`ConvNetSpec::validate`].
+    pub fn unfolded(&self) -> Result<Vec<ConvLayer>> {
+        self.validate()?;
+        Ok(self.layers.iter().flat_map(ConvLayer::unfolded).collect())
+    }
+
+    /// # Errors
+    /// `BadInput` for sizes that are none, naming the layer.
+    pub fn validate(&self) -> Result<()> {
+        super::in_range("num_channels", self.num_channels)?;
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            let eps = self.norm_eps;
+            return Err(bad(format!(
+                "norm_eps is {eps}, expected a positive number"
+            )));
+        }
+        for (at, layer) in self.layers.iter().enumerate() {
+            layer.validate(&format!("layers.{at}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl ConvLayer {
+    fn unfolded(&self) -> Vec<Self> {
+        let Self::Stages {
+            name,
+            kind,
+            widths,
+            depths,
+            first_halves,
+            stride_in_first,
+        } = self
+        else {
+            return vec![self.clone()];
+        };
+        let mut layers = Vec::new();
+        for (stage, (&out, &depth)) in widths.iter().zip(depths).enumerate() {
+            let halves = stage > 0 || *first_halves;
+            layers.extend((0..depth).map(|block| Self::Residual {
+                name: format!("{name}.{stage}.{block}"),
+                block: Residual {
+                    kind: *kind,
+                    out,
+                    stride: if block == 0 && halves { 2 } else { 1 },
+                    stride_in_first: *stride_in_first,
+                },
+            }));
+            layers.push(Self::Tap {
+                name: format!("stage{}", stage + 1),
+            });
+        }
+        layers
+    }
+
+    fn validate(&self, at: &str) -> Result<()> {
+        let sizes = |sizes: &[(&str, usize)]| {
+            let mut sizes = sizes.iter();
+            sizes.try_for_each(|(key, size)| super::in_range(&format!("{at}.{key}"), *size))
+        };
+        match self {
+            Self::Conv {
+                out,
+                kernel,
+                stride,
+                padding,
+                ..
+            } => {
+                small(at, "kernel", *kernel)?;
+                sizes(&[("out", *out), ("stride", *stride)])?;
+                padded(at, *padding, *kernel)
+            }
+            Self::Pool {
+                size,
+                stride,
+                padding,
+                ..
+            } => {
+                small(at, "size", *size)?;
+                sizes(&[("stride", *stride)])?;
+                padded(at, *padding, size / 2 + 1)
+            }
+            Self::AdaptivePool { side } => small(at, "side", *side),
+            Self::Residual { block, .. } => {
+                sizes(&[("out", block.out), ("stride", block.stride)])?;
+                whole_quarters(at, block.kind, block.out)
+            }
+            Self::Stages {
+                kind,
+                widths,
+                depths,
+                ..
+            } => stages(at, *kind, widths, depths),
+            Self::Linear { out, .. } => sizes(&[("out", out.unwrap_or(1))]),
+            Self::Activation { .. } | Self::Tap { .. } | Self::Flatten => Ok(()),
+        }
+    }
+}
+
+/// # Errors
+/// `BadInput` for a side, or a number of layers, that is none.
+fn small(at: &str, key: &str, value: usize) -> Result<()> {
+    let most = super::MAX_LAYERS;
+    if (1..=most).contains(&value) {
+        return Ok(());
+    }
+    let message = format!("{at}.{key} is {value}, expected 1 to {most}");
+    Err(bad(message))
+}
+
+/// # Errors
+/// `BadInput` for more padding than something of `size` reaches over.
+fn padded(at: &str, padding: usize, size: usize) -> Result<()> {
+    if padding < size {
+        return Ok(());
+    }
+    Err(bad(format!(
+        "{at}.padding is {padding}, expected less than {size}"
+    )))
+}
+
+/// # Errors
+/// `BadInput` for a bottleneck whose channels are not four times a number.
+fn whole_quarters(at: &str, kind: ResidualKind, out: usize) -> Result<()> {
+    if kind == ResidualKind::Basic || out.is_multiple_of(4) {
+        return Ok(());
+    }
+    Err(bad(format!(
+        "{at} is a bottleneck of {out} channels, expected a multiple of 4"
+    )))
+}
+
+/// # Errors
+/// `BadInput` for stages without a width or a depth, and as [`whole_quarters`].
+fn stages(at: &str, kind: ResidualKind, widths: &[usize], depths: &[usize]) -> Result<()> {
+    if widths.len() != depths.len() {
+        return Err(bad(format!(
+            "{at} has {} widths and {} depths, expected as many",
+            widths.len(),
+            depths.len()
+        )));
+    }
+    for (&width, &depth) in widths.iter().zip(depths) {
+        super::in_range(&format!("{at}.widths"), width)?;
+        small(at, "depths", depth)?;
+        whole_quarters(at, kind, width)?;
+    }
+    Ok(())
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}

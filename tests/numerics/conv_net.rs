@@ -1,0 +1,270 @@
+//! Convolutional networks, from lists of layers, give what torch gives.
+
+use longreel_models::{
+    checkpoint::{
+        architecture::{Architecture, KeyMap, ModelKind},
+        weights::Weights,
+    },
+    error::Kind,
+    spec::conv_net::ConvNetSpec,
+    vision::conv_net::{ConvNet, Map},
+};
+
+use crate::support::golden::{self, Golden, assert_close};
+
+/// As far as f32 is from f64 in `meta.json`, twenty times.
+const TOLERANCE: f32 = 5e-5;
+
+/// The network of a folder under `tests/golden`, all of whose tensors are taken.
+fn load(folder: &str, spec: &ConvNetSpec, keys: &KeyMap) -> ConvNet {
+    let path = golden::path(&format!("{folder}/model.safetensors"));
+    let weights = Weights::open(&path).unwrap();
+    let mut weights = weights.renamed(keys).unwrap();
+    let net = ConvNet::load(spec, &mut weights).unwrap();
+    weights.finish().unwrap();
+    net
+}
+
+/// pixels `[n, channels, height, width]`, and the last two.
+fn pixels(expected: &Golden) -> (Vec<f32>, [usize; 2]) {
+    let shape = expected.shape("in.pixel_values");
+    (expected.f32("in.pixel_values"), [shape[2], shape[3]])
+}
+
+/// Channel by channel, as torch has it.
+fn channels_first(maps: &[Map]) -> Vec<f32> {
+    let mut out = Vec::new();
+    for map in maps {
+        let channels = map.data.len() / (map.height * map.width);
+        for c in 0..channels {
+            out.extend(map.data.iter().skip(c).step_by(channels));
+        }
+    }
+    out
+}
+
+fn architecture(folder: &str, config: &str) -> (ConvNetSpec, KeyMap) {
+    let text = std::fs::read_to_string(golden::path(&format!("{folder}/{config}"))).unwrap();
+    let config = serde_json::from_str(&text).unwrap();
+    let architecture = Architecture::of_config(&config).unwrap();
+    let spec = architecture.spec(ModelKind::ConvNet, &config).unwrap();
+    (spec, architecture.keys().unwrap())
+}
+
+#[test]
+fn resnets_give_the_official_stages_and_logits() {
+    for (folder, config) in [
+        ("systems/resnet", "config.json"),
+        ("systems/resnet", "config_v4.json"),
+        ("conv_nets/resnet_basic", "config.json"),
+        ("conv_nets/resnet_v1", "config.json"),
+    ] {
+        let (spec, keys) = architecture(folder, config);
+        let net = load(folder, &spec, &keys);
+        let expected = Golden::open(&format!("{folder}/expected.safetensors"));
+        let (pixels, size) = pixels(&expected);
+        for (n, tap) in net.taps().enumerate() {
+            let grids = net.grids(&pixels, size, tap).unwrap();
+            let tensor = format!("mid.stage{n}");
+            let shape = expected.shape(&tensor);
+            assert_eq!(
+                [grids[0].height, grids[0].width],
+                shape[2..],
+                "{folder} {tap}"
+            );
+            let what = format!("{folder} {tap}");
+            let (got, official) = (channels_first(&grids), expected.f32(&tensor));
+            assert_close(&what, &got, &official, TOLERANCE);
+        }
+        assert_eq!(net.taps().count(), 1 + stages(&expected), "{folder}");
+        let logits = net.forward(&pixels, size).unwrap();
+        assert_close(folder, &logits, &expected.f32("out.logits"), TOLERANCE);
+    }
+}
+
+fn stages(expected: &Golden) -> usize {
+    let names = expected.names();
+    names.iter().filter(|n| n.starts_with("mid.stage")).count() - 1
+}
+
+const ALEXNET: &str = r#"
+num_channels = 3
+layers = [
+    { layer = "conv", name = "features.0", out = 8, kernel = 11, stride = 4, padding = 2, bias = true },
+    { layer = "activation", act = "relu" },
+    { layer = "pool", kind = "max", size = 3, stride = 2 },
+    { layer = "conv", name = "features.3", out = 12, kernel = 5, padding = 2, bias = true },
+    { layer = "activation", act = "relu" },
+    { layer = "pool", kind = "max", size = 3, stride = 2 },
+    { layer = "conv", name = "features.6", out = 16, kernel = 3, padding = 1, bias = true },
+    { layer = "activation", act = "relu" },
+    { layer = "conv", name = "features.8", out = 12, kernel = 3, padding = 1, bias = true },
+    { layer = "activation", act = "relu" },
+    { layer = "conv", name = "features.10", out = 12, kernel = 3, padding = 1, bias = true },
+    { layer = "activation", act = "relu" },
+    { layer = "pool", kind = "max", size = 3, stride = 2 },
+    { layer = "tap", name = "features" },
+    { layer = "adaptive_pool", side = 6 },
+    { layer = "flatten" },
+    { layer = "linear", name = "classifier.1", out = 20 },
+    { layer = "activation", act = "relu" },
+    { layer = "linear", name = "classifier.4", out = 20 },
+    { layer = "activation", act = "relu" },
+    { layer = "linear", name = "classifier.6" },
+]"#;
+
+const VGG: &str = r#"
+num_channels = 3
+layers = [
+    { layer = "conv", name = "features.0", out = 4, kernel = 3, padding = 1, bias = true },
+    { layer = "activation", act = "relu" },
+    { layer = "pool", kind = "max", size = 2, stride = 2 },
+    { layer = "conv", name = "features.3", out = 6, kernel = 3, padding = 1, bias = true },
+    { layer = "activation", act = "relu" },
+    { layer = "pool", kind = "max", size = 2, stride = 2 },
+    { layer = "conv", name = "features.6", out = 8, kernel = 3, padding = 1, bias = true },
+    { layer = "activation", act = "relu" },
+    { layer = "conv", name = "features.8", out = 8, kernel = 3, padding = 1, bias = true },
+    { layer = "activation", act = "relu" },
+    { layer = "pool", kind = "max", size = 2, stride = 2 },
+    { layer = "tap", name = "features" },
+    { layer = "adaptive_pool", side = 7 },
+    { layer = "flatten" },
+    { layer = "linear", name = "classifier.0" },
+    { layer = "activation", act = "relu" },
+    { layer = "linear", name = "classifier.3" },
+    { layer = "activation", act = "relu" },
+    { layer = "linear", name = "classifier.6" },
+]"#;
+
+const VGG_NORM: &str = r#"
+num_channels = 3
+layers = [
+    { layer = "conv", name = "features.0", out = 4, kernel = 3, padding = 1, bias = true, norm = "features.1" },
+    { layer = "activation", act = "relu" },
+    { layer = "pool", kind = "max", size = 2, stride = 2 },
+    { layer = "conv", name = "features.4", out = 6, kernel = 3, padding = 1, bias = true, norm = "features.5" },
+    { layer = "activation", act = "relu" },
+    { layer = "pool", kind = "max", size = 2, stride = 2 },
+    { layer = "adaptive_pool", side = 3 },
+    { layer = "flatten" },
+    { layer = "linear", name = "classifier.0" },
+    { layer = "activation", act = "relu" },
+    { layer = "linear", name = "classifier.3" },
+]"#;
+
+const LENET: &str = r#"
+num_channels = 1
+layers = [
+    { layer = "conv", name = "conv1", out = 6, kernel = 5, bias = true },
+    { layer = "activation", act = "tanh" },
+    { layer = "pool", kind = "mean", size = 2, stride = 2 },
+    { layer = "conv", name = "conv2", out = 16, kernel = 5, bias = true },
+    { layer = "activation", act = "tanh" },
+    { layer = "pool", kind = "mean", size = 2, stride = 2 },
+    { layer = "flatten" },
+    { layer = "linear", name = "fc1", out = 120 },
+    { layer = "activation", act = "tanh" },
+    { layer = "linear", name = "fc2", out = 84 },
+    { layer = "activation", act = "tanh" },
+    { layer = "linear", name = "fc3", out = 10 },
+]"#;
+
+fn spec(text: &str) -> ConvNetSpec {
+    toml::from_str(text).unwrap()
+}
+
+/// What training leaves in a batch norm is no weight.
+fn no_counters() -> KeyMap {
+    KeyMap::new(&[("num_batches_tracked$".into(), String::new())]).unwrap()
+}
+
+#[test]
+fn other_nets_are_other_lists_of_layers() {
+    for (folder, text) in [
+        ("systems/x_alexnet", ALEXNET),
+        ("systems/x_vgg", VGG),
+        ("systems/x_lenet5", LENET),
+        ("conv_nets/vgg_norm", VGG_NORM),
+    ] {
+        let net = load(folder, &spec(text), &no_counters());
+        let expected = Golden::open(&format!("{folder}/expected.safetensors"));
+        let (pixels, size) = pixels(&expected);
+        for tap in net.taps() {
+            let grids = net.grids(&pixels, size, tap).unwrap();
+            let official = expected.f32(&format!("mid.{tap}"));
+            assert_close(folder, &channels_first(&grids), &official, TOLERANCE);
+        }
+        let logits = net.forward(&pixels, size).unwrap();
+        assert_close(folder, &logits, &expected.f32("out.logits"), TOLERANCE);
+    }
+}
+
+#[test]
+fn pictures_that_a_net_cannot_see_are_refused() {
+    let lenet = load("systems/x_lenet5", &spec(LENET), &no_counters());
+    let refused = |pixels: usize, size| lenet.forward(&vec![0.5; pixels], size).unwrap_err();
+    let small = refused(5 * 5, [5, 5]);
+    assert_eq!(small.kind(), Kind::BadInput);
+    assert!(small.to_string().contains("it is too small"), "{small}");
+    let other = refused(64 * 64, [64, 64]);
+    let expected = "a picture has become 2704 numbers, a matrix takes 400";
+    assert!(other.to_string().contains(expected), "{other}");
+    assert_eq!(refused(33, [32, 32]).kind(), Kind::Internal);
+    let unknown = lenet.grids(&[0.5; 1024], [32, 32], "stage7").unwrap_err();
+    assert_eq!(unknown.kind(), Kind::Usage);
+}
+
+#[test]
+fn a_pixel_that_is_no_number_is_found_behind_every_layer() {
+    for (folder, text) in [("systems/x_lenet5", LENET), ("systems/x_alexnet", ALEXNET)] {
+        let net = load(folder, &spec(text), &no_counters());
+        let expected = Golden::open(&format!("{folder}/expected.safetensors"));
+        let (mut pixels, size) = pixels(&expected);
+        // Inside what the kernels see of the first picture.
+        let middle = size[1] * size[0] / 2 + size[1] / 2;
+        pixels[middle] = f32::NAN;
+        let error = net.forward(&pixels, size).unwrap_err();
+        assert_eq!(error.kind(), Kind::Compute, "{error}");
+        assert!(error.to_string().contains("is NaN"), "{error}");
+    }
+}
+
+#[test]
+fn lists_that_are_no_network_are_refused() {
+    for (from, to, expected) in [
+        ("out = 6", "out = 0", "layers.0.out is 0"),
+        (
+            "kernel = 5, bias",
+            "kernel = 5, padding = 5, bias",
+            "layers.0.padding is 5, expected less than 5",
+        ),
+        (
+            "size = 2",
+            "size = 100000",
+            "layers.2.size is 100000, expected 1 to 1024",
+        ),
+        ("num_channels = 1", "num_channels = 0", "num_channels is 0"),
+        (
+            "num_channels = 1",
+            "num_channels = 1\nnorm_eps = -1.0",
+            "norm_eps is -1, expected a positive",
+        ),
+        (
+            r#"{ layer = "flatten" }"#,
+            r#"{ layer = "stages", name = "s", kind = "basic", widths = [8, 8], depths = [1] }"#,
+            "2 widths and 1 depths",
+        ),
+        (
+            r#"{ layer = "flatten" }"#,
+            r#"{ layer = "residual", name = "r", block = { kind = "bottleneck", out = 6, stride = 1 } }"#,
+            "expected a multiple of 4",
+        ),
+    ] {
+        let error = spec(&LENET.replacen(from, to, 1)).validate().unwrap_err();
+        assert_eq!(error.kind(), Kind::BadInput);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let misspelt = LENET.replacen("kernel", "kernels", 1);
+    assert!(toml::from_str::<ConvNetSpec>(&misspelt).is_err());
+}
