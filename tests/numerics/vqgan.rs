@@ -364,11 +364,11 @@ impl Slow<'_> {
         residual: Option<&[f32]>,
     ) -> Picture {
         let (shape, kernel) = self.tensor(path, "kernel");
-        let shape = shape.try_into().unwrap();
+        let shape: [usize; 4] = shape.try_into().unwrap();
         let bias = self.tensor(path, "bias").1;
         let y = conv::reference(x, [*side; 2], kernel, bias, shape, sampling, residual);
         (
-            sampling.output(*side),
+            sampling.output(*side, shape[0]),
             y.into_iter().map(|v| v as f32).collect(),
         )
     }
