@@ -14,6 +14,8 @@ pub struct DualEncoder {
     /// What a cosine is multiplied by, and what is added then.
     scale: f32,
     bias: f32,
+    has_bias: bool,
+    width: usize,
 }
 
 impl DualEncoder {
@@ -35,7 +37,20 @@ impl DualEncoder {
                 true => number(weights, "logit_bias")?,
                 false => 0.0,
             },
+            has_bias: spec.logit_bias,
+            width: size,
         })
+    }
+
+    /// Channels of the vectors.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// How likely the text is said of the picture, by the [`DualEncoder::logit`] of their
+    /// vectors: SigLIP's sigmoid. `None` for CLIP, which only compares texts.
+    pub fn probability(&self, logit: f32) -> Option<f32> {
+        self.has_bias.then(|| 1.0 / (1.0 + (-logit).exp()))
     }
 
     /// The picture half.
@@ -74,7 +89,11 @@ impl DualEncoder {
 
     /// The model's score for vectors of length one: their cosine, scaled.
     pub fn score(&self, picture: &[f32], text: &[f32]) -> f32 {
-        let cosine: f32 = picture.iter().zip(text).map(|(p, t)| p * t).sum();
+        self.logit(picture.iter().zip(text).map(|(p, t)| p * t).sum())
+    }
+
+    /// The model's score for a cosine.
+    pub fn logit(&self, cosine: f32) -> f32 {
         cosine * self.scale + self.bias
     }
 }

@@ -1,5 +1,5 @@
-//! What looks at frames: a VQGAN that gives codes, or a vision transformer with a
-//! connector that gives features.
+//! What looks at frames: a VQGAN that gives codes, a vision transformer with a
+//! connector that gives features, or CLIP or SigLIP that gives vectors.
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,8 @@ use longreel_models::{
 use crate::{
     error::{Context, Error, Kind, Result},
     flow::{FeatureRows, RgbImage, StepContent},
+    reel::{ReelContent, RowsDtype, RowsKind, RowsOfFrame},
+    vectors::VectorModel,
 };
 
 /// What a temporal step of a model is, before anything of it is loaded.
@@ -130,6 +132,8 @@ pub enum FrameEncoder {
         /// Channels of a row.
         width: usize,
     },
+    /// Frames to vectors, which stand in no context but are compared with those of texts.
+    Vectors(Box<VectorModel>),
 }
 
 impl FrameEncoder {
@@ -172,7 +176,7 @@ impl FrameEncoder {
     /// Frames that are looked at together.
     pub fn frames_per_step(&self) -> usize {
         match self {
-            Self::Codes { .. } | Self::Pictures { .. } => 1,
+            Self::Codes { .. } | Self::Pictures { .. } | Self::Vectors(_) => 1,
             Self::Steps { patches, .. } => patches.spec().temporal_patch_size,
         }
     }
@@ -180,7 +184,7 @@ impl FrameEncoder {
     /// The row that stands behind a video; empty where there is none.
     pub fn newline(&self) -> Vec<f32> {
         match self {
-            Self::Codes { .. } | Self::Steps { .. } => Vec::new(),
+            Self::Codes { .. } | Self::Steps { .. } | Self::Vectors(_) => Vec::new(),
             Self::Pictures { encoder, .. } => encoder.newline().to_vec(),
         }
     }
@@ -192,7 +196,7 @@ impl FrameEncoder {
     /// `BadInput` for sizes that the model does not take.
     pub fn frame_size(&self, size: [usize; 2], n_frames: usize) -> Result<Option<[usize; 2]>> {
         match self {
-            Self::Codes { .. } | Self::Pictures { .. } => Ok(None),
+            Self::Codes { .. } | Self::Pictures { .. } | Self::Vectors(_) => Ok(None),
             Self::Steps { patches, .. } => patches.spec().size(size, n_frames).map(Some),
         }
     }
@@ -218,6 +222,11 @@ impl FrameEncoder {
             ) => Ok(StepContent::Features(FeatureRows {
                 rows: encoder.forward(&processor.pixels(view)?)?,
                 width: *width,
+                grid: None,
+            })),
+            (Self::Vectors(model), &[view], _) => Ok(StepContent::Features(FeatureRows {
+                rows: model.of_picture(view)?,
+                width: model.width(),
                 grid: None,
             })),
             (
@@ -268,6 +277,12 @@ impl EncoderModel {
     /// # Errors
     /// `BadInput` for a text model.
     pub fn open(dir: &Path) -> Result<Self> {
+        if let Some(model) = VectorModel::open(dir)? {
+            return Ok(Self {
+                dir: dir.to_owned(),
+                encoder: FrameEncoder::Vectors(Box::new(model)),
+            });
+        }
         let doing = || format!("open the model {}", dir.display());
         let spec = spec_of_directory(dir).doing(doing)?;
         let mut weights = weights_of_directory(dir).doing(doing)?;
@@ -286,6 +301,28 @@ impl EncoderModel {
     pub fn codes(&self) -> Result<(&Vqgan, &VqganSpec)> {
         match &self.encoder {
             FrameEncoder::Codes { vqgan, spec } => Ok((vqgan, spec)),
+            FrameEncoder::Pictures { .. }
+            | FrameEncoder::Steps { .. }
+            | FrameEncoder::Vectors(_) => Err(no_codes(&self.dir)),
+        }
+    }
+
+    /// What a frame is in a reel.
+    ///
+    /// # Errors
+    /// `BadInput` for an encoder whose features are not kept.
+    pub fn content(&self) -> Result<ReelContent> {
+        match &self.encoder {
+            FrameEncoder::Codes { spec, .. } => Ok(ReelContent::Codes {
+                grid: spec.grid(),
+                codebook: spec.num_embeddings,
+            }),
+            FrameEncoder::Vectors(model) => Ok(ReelContent::Rows(RowsOfFrame {
+                kind: RowsKind::Vectors,
+                rows: 1,
+                width: model.width(),
+                dtype: RowsDtype::F16,
+            })),
             FrameEncoder::Pictures { .. } | FrameEncoder::Steps { .. } => Err(no_codes(&self.dir)),
         }
     }

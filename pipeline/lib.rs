@@ -20,6 +20,8 @@ pub mod plan;
 
 pub mod hub;
 
+pub mod vectors;
+
 pub mod encoder;
 
 pub mod model;
@@ -27,6 +29,8 @@ pub mod model;
 pub mod ranks;
 
 pub mod stages;
+
+pub mod search;
 
 pub mod bench;
 

@@ -1,5 +1,5 @@
-//! The reel: the kept sequence of frame tokens, with their times, of one or
-//! more videos. A video is tokenised once and asked for ever.
+//! The reel: the kept sequence of what frames became, codes or rows of numbers, with
+//! their times, of one or more videos. A video is encoded once and asked for ever.
 //!
 //! Layout, little-endian: the 8 bytes of [`MAGIC`]; a `u32` length and that
 //! many bytes of JSON ([`ReelHeader`]); then records of one size, so that the
@@ -12,20 +12,24 @@
 //! | 8 | decoded frame number |
 //! | 8 | PTS in ticks of the video's time base |
 //! | 2 × codes | codebook ids, row-major over the grid |
+//! | or 2 or 4 × rows × width | numbers in f16, bf16 or f32, row by row |
 //!
-//! At 256 codes a frame takes 536 bytes, 1.9 MB per hour at one frame a second.
+//! At 256 codes a frame takes 536 bytes, 1.9 MB per hour at one frame a second; as one
+//! vector of 512 numbers in f16 it takes 1048.
 
 use std::{
     fs::{File, OpenOptions},
     io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    flow::{EncodedStep, FrameMark, FrameTime, StepContent},
+    flow::{EncodedStep, FeatureRows, FrameMark, FrameTime, StepContent},
     time::{Pts, TimeBase},
 };
 
@@ -35,26 +39,157 @@ pub const MAGIC: [u8; 8] = *b"LREEL\x00\x01\n";
 /// Longest header that a reader accepts, in bytes.
 const HEADER_BYTES_MAX: u32 = 64 << 20;
 
-/// Bytes of a record before its codes.
-const RECORD_HEAD_BYTES: usize = 24;
+/// Bytes of a record before its content.
+pub const RECORD_HEAD_BYTES: usize = 24;
+
+/// Most numbers of one frame.
+const NUMBERS_MAX: usize = 1 << 24;
 
 const FLAG_KEY: u32 = 1;
 const FLAG_CORRUPT: u32 = 2;
 
 /// What the records mean.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "WrittenHeader", into = "WrittenHeader")]
 pub struct ReelHeader {
-    /// The model directory whose VQGAN made the codes.
+    /// The model directory that made the content.
     pub model: String,
     /// When its weights were last written, in seconds since 1970.
     pub model_modified_s: u64,
-    /// Side of the code grid.
-    pub grid: usize,
-    /// Rows of the codebook; every code is below it.
-    pub codebook: usize,
+    /// What a frame is.
+    pub content: ReelContent,
     /// The videos, in the order in which they were read.
     pub videos: Vec<ReelVideo>,
+}
+
+/// What a frame of a reel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReelContent {
+    /// Ids of a codebook.
+    Codes {
+        /// Side of the code grid.
+        grid: usize,
+        /// Rows of the codebook; every code is below it.
+        codebook: usize,
+    },
+    /// Rows of numbers.
+    Rows(RowsOfFrame),
+}
+
+/// The numbers of one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowsOfFrame {
+    /// What they are.
+    pub kind: RowsKind,
+    /// Rows of a frame.
+    pub rows: usize,
+    /// Numbers of a row.
+    pub width: usize,
+    /// How a number is kept.
+    pub dtype: RowsDtype,
+}
+
+/// What the rows of a reel are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowsKind {
+    /// One vector of length one, to be compared with that of a text or a picture.
+    Vectors,
+    /// Features that stand in a context in place of embeddings.
+    Features,
+}
+
+/// How a number of a reel is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowsDtype {
+    /// 2 bytes, 11 bits of precision.
+    F16,
+    /// 2 bytes, 8 bits of precision, the range of f32.
+    Bf16,
+    /// 4 bytes.
+    F32,
+}
+
+impl RowsDtype {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    fn write(self, numbers: &[f32], out: &mut Vec<u8>) {
+        for &x in numbers {
+            match self {
+                Self::F16 => out.extend(f16::from_f32(x).to_le_bytes()),
+                Self::Bf16 => out.extend(bf16::from_f32(x).to_le_bytes()),
+                Self::F32 => out.extend(x.to_le_bytes()),
+            }
+        }
+    }
+
+    fn read(self, bytes: &[u8]) -> Vec<f32> {
+        let number = |b: &[u8]| match (self, b) {
+            (Self::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+            (Self::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+            (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+            _ => f32::NAN,
+        };
+        bytes.chunks_exact(self.bytes()).map(number).collect()
+    }
+}
+
+/// The header as JSON: that of codes has the form of the first reels.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenHeader {
+    model: String,
+    model_modified_s: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    grid: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    codebook: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content: Option<RowsOfFrame>,
+    videos: Vec<ReelVideo>,
+}
+
+impl From<ReelHeader> for WrittenHeader {
+    fn from(header: ReelHeader) -> Self {
+        let (codes, rows) = match header.content {
+            ReelContent::Codes { grid, codebook } => (Some((grid, codebook)), None),
+            ReelContent::Rows(rows) => (None, Some(rows)),
+        };
+        Self {
+            model: header.model,
+            model_modified_s: header.model_modified_s,
+            grid: codes.map(|(grid, _)| grid),
+            codebook: codes.map(|(_, codebook)| codebook),
+            content: rows,
+            videos: header.videos,
+        }
+    }
+}
+
+impl TryFrom<WrittenHeader> for ReelHeader {
+    type Error = &'static str;
+
+    fn try_from(written: WrittenHeader) -> std::result::Result<Self, Self::Error> {
+        let content = match (written.grid, written.codebook, written.content) {
+            (Some(grid), Some(codebook), None) => ReelContent::Codes { grid, codebook },
+            (None, None, Some(rows)) => ReelContent::Rows(rows),
+            _ => return Err("expected `grid` and `codebook`, or `content`"),
+        };
+        Ok(Self {
+            model: written.model,
+            model_modified_s: written.model_modified_s,
+            content,
+            videos: written.videos,
+        })
+    }
 }
 
 /// One source of a reel.
@@ -76,7 +211,7 @@ pub struct ReelVideo {
 }
 
 /// One frame of a reel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ReelFrame {
     /// Index into [`ReelHeader::videos`].
     pub video: usize,
@@ -86,30 +221,27 @@ pub struct ReelFrame {
     pub key: bool,
     /// Whether the decoder reported damage in it.
     pub corrupt: bool,
-    /// Codebook ids, row-major over the grid.
-    pub codes: Vec<u32>,
+    /// What it is.
+    pub content: StepContent,
 }
 
 impl ReelFrame {
     /// The frame of `video` as the encode stage gives it.
     ///
     /// # Errors
-    /// `Usage` for a step of several frames, or one that is no codes.
+    /// `Usage` for a step of several frames.
     pub fn of_step(video: usize, step: EncodedStep) -> Result<Self> {
-        match (step.frames.as_slice(), step.content) {
-            (&[frame], StepContent::Codes(codes)) => Ok(Self {
-                video,
-                time: frame.time,
-                key: frame.key,
-                corrupt: frame.corrupt,
-                codes,
-            }),
-            _ => {
-                let message =
-                    "the model makes no codes of single frames, expected one with a VQGAN";
-                Err(Error::new(Kind::Usage, message))
-            }
-        }
+        let &[frame] = step.frames.as_slice() else {
+            let message = "the model looks at several frames together, expected one that looks at single frames";
+            return Err(Error::new(Kind::Usage, message));
+        };
+        Ok(Self {
+            video,
+            time: frame.time,
+            key: frame.key,
+            corrupt: frame.corrupt,
+            content: step.content,
+        })
     }
 
     /// The frame as the encode stage gives it.
@@ -121,48 +253,176 @@ impl ReelFrame {
         };
         EncodedStep {
             frames: vec![frame],
-            content: StepContent::Codes(self.codes),
+            content: self.content,
+        }
+    }
+
+    /// Its codes.
+    ///
+    /// # Errors
+    /// `BadInput` for rows of numbers.
+    pub fn codes(&self) -> Result<&[u32]> {
+        match &self.content {
+            StepContent::Codes(codes) => Ok(codes),
+            StepContent::Features(_) => Err(bad("the reel holds no codes".into())),
         }
     }
 }
 
 impl ReelHeader {
-    /// Refuses a reel whose codes are not those of a tokenizer with this grid and codebook.
+    /// Refuses a reel whose content is not codes of a tokenizer with this grid and codebook.
     pub fn check_codes(&self, grid: usize, codebook: usize) -> Result<()> {
-        if self.grid == grid && self.codebook == codebook {
+        if self.content == (ReelContent::Codes { grid, codebook }) {
             return Ok(());
         }
         Err(bad(format!(
-            "the reel was made by {} and has {2}x{2} codes out of {3}, this model makes {1}x{1} out of {codebook}",
-            self.model, grid, self.grid, self.codebook
+            "the reel was made by {} and has {}, this model makes {grid}x{grid} codes out of {codebook}",
+            self.model, self.content
         )))
     }
 
-    /// Codes of one frame.
-    pub fn codes_per_frame(&self) -> usize {
-        self.grid.saturating_mul(self.grid)
+    /// The numbers of a frame's vector.
+    ///
+    /// # Errors
+    /// `BadInput` for a reel of another content.
+    pub fn vectors(&self) -> Result<RowsOfFrame> {
+        match self.content {
+            ReelContent::Rows(rows) if rows.kind == RowsKind::Vectors => Ok(rows),
+            other => Err(bad(format!(
+                "the reel was made by {} and has {other}, expected vectors (made by `encode` with CLIP or SigLIP)",
+                self.model
+            ))),
+        }
     }
 
-    fn record_bytes(&self) -> usize {
-        self.codes_per_frame()
-            .saturating_mul(2)
-            .saturating_add(RECORD_HEAD_BYTES)
+    /// Bytes of one record.
+    pub fn record_bytes(&self) -> usize {
+        self.content.bytes().saturating_add(RECORD_HEAD_BYTES)
     }
 
     fn validate(&self) -> Result<()> {
-        if self.grid == 0 || self.grid > 4096 {
-            return Err(bad(format!("grid is {}, expected 1 to 4096", self.grid)));
-        }
-        if self.codebook == 0 || self.codebook > 1 << 16 {
-            return Err(bad(format!(
-                "codebook is {}, expected 1 to 65536",
-                self.codebook
-            )));
-        }
+        self.content.validate()?;
         for video in &self.videos {
             time_base_of(video)?;
         }
         Ok(())
+    }
+}
+
+impl ReelContent {
+    /// Bytes of one frame.
+    fn bytes(self) -> usize {
+        match self {
+            Self::Codes { grid, .. } => grid.saturating_mul(grid).saturating_mul(2),
+            Self::Rows(rows) => rows.numbers().saturating_mul(rows.dtype.bytes()),
+        }
+    }
+
+    fn validate(self) -> Result<()> {
+        match self {
+            Self::Codes { grid, .. } if grid == 0 || grid > 4096 => {
+                Err(bad(format!("grid is {grid}, expected 1 to 4096")))
+            }
+            Self::Codes { codebook, .. } if codebook == 0 || codebook > 1 << 16 => {
+                Err(bad(format!("codebook is {codebook}, expected 1 to 65536")))
+            }
+            Self::Codes { .. } => Ok(()),
+            Self::Rows(rows) => rows.validate(),
+        }
+    }
+
+    /// The bytes of `content`, which must be of this kind.
+    fn write(self, content: &StepContent, out: &mut Vec<u8>) -> Result<()> {
+        match (self, content) {
+            (Self::Codes { grid, .. }, StepContent::Codes(codes)) if codes.len() == grid * grid => {
+                for &code in codes {
+                    let code = u16::try_from(code)
+                        .map_err(|_| bad(format!("code {code} does not fit 16 bits")))?;
+                    out.extend(code.to_le_bytes());
+                }
+                Ok(())
+            }
+            (Self::Rows(rows), StepContent::Features(features))
+                if features.grid.is_none()
+                    && features.width == rows.width
+                    && features.rows.len() == rows.numbers() =>
+            {
+                rows.dtype.write(&features.rows, out);
+                Ok(())
+            }
+            _ => {
+                let message = format!("a frame is no {self}");
+                Err(Error::new(Kind::Internal, message))
+            }
+        }
+    }
+
+    fn read(self, bytes: &[u8]) -> Result<StepContent> {
+        match self {
+            Self::Codes { codebook, .. } => codes_of(bytes, codebook).map(StepContent::Codes),
+            Self::Rows(rows) => rows.read(bytes).map(StepContent::Features),
+        }
+    }
+}
+
+impl std::fmt::Display for ReelContent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Codes { grid, codebook } => write!(f, "{grid}x{grid} codes out of {codebook}"),
+            Self::Rows(RowsOfFrame {
+                kind: RowsKind::Vectors,
+                width,
+                ..
+            }) => write!(f, "vectors of {width} numbers"),
+            Self::Rows(rows) => write!(f, "features of {}x{} numbers", rows.rows, rows.width),
+        }
+    }
+}
+
+impl RowsOfFrame {
+    /// Numbers of one frame.
+    pub fn numbers(&self) -> usize {
+        self.rows.saturating_mul(self.width)
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.numbers() == 0 || self.numbers() > NUMBERS_MAX {
+            return Err(bad(format!(
+                "a frame has {} rows of {} numbers, expected 1 to {NUMBERS_MAX} numbers",
+                self.rows, self.width
+            )));
+        }
+        if self.kind == RowsKind::Vectors && self.rows != 1 {
+            return Err(bad(format!(
+                "a frame has {} vectors, expected one",
+                self.rows
+            )));
+        }
+        Ok(())
+    }
+
+    fn read(&self, bytes: &[u8]) -> Result<FeatureRows> {
+        let rows = self.dtype.read(bytes);
+        if rows.iter().all(|x| x.is_finite()) {
+            let width = self.width;
+            return Ok(FeatureRows {
+                rows,
+                width,
+                grid: None,
+            });
+        }
+        Err(bad("a number of it is infinite or none".into()))
+    }
+}
+
+fn codes_of(bytes: &[u8], codebook: usize) -> Result<Vec<u32>> {
+    let code = |b: &[u8]| u32::from(u16::from_le_bytes([b[0], b[1]]));
+    let codes: Vec<u32> = bytes.chunks_exact(2).map(code).collect();
+    match codes.iter().find(|&&c| c as usize >= codebook) {
+        Some(code) => Err(bad(format!(
+            "code {code} is outside the codebook of {codebook} rows"
+        ))),
+        None => Ok(codes),
     }
 }
 
@@ -239,16 +499,6 @@ impl ReelWriter {
 
     /// Appends one frame.
     pub fn append(&mut self, frame: &ReelFrame) -> Result<()> {
-        if frame.codes.len() != self.header.codes_per_frame() {
-            return Err(Error::new(
-                Kind::Internal,
-                format!(
-                    "a frame has {} codes, expected {}",
-                    frame.codes.len(),
-                    self.header.codes_per_frame()
-                ),
-            ));
-        }
         let mut record = Vec::with_capacity(self.header.record_bytes());
         let flags =
             if frame.key { FLAG_KEY } else { 0 } | if frame.corrupt { FLAG_CORRUPT } else { 0 };
@@ -257,11 +507,7 @@ impl ReelWriter {
         record.extend(flags.to_le_bytes());
         record.extend(frame.time.index.to_le_bytes());
         record.extend(frame.time.pts.ticks.to_le_bytes());
-        for &code in &frame.codes {
-            let code = u16::try_from(code)
-                .map_err(|_| bad(format!("code {code} does not fit 16 bits")))?;
-            record.extend(code.to_le_bytes());
-        }
+        self.header.content.write(&frame.content, &mut record)?;
         self.file
             .write_all(&record)
             .doing(|| format!("write {}", self.partial.display()))?;
@@ -303,6 +549,7 @@ pub struct ReelReader {
     header: ReelHeader,
     file: BufReader<File>,
     path: PathBuf,
+    data_start: u64,
     n_frames: u64,
     next: u64,
     record: Vec<u8>,
@@ -322,6 +569,7 @@ impl ReelReader {
             header,
             file,
             path: path.to_owned(),
+            data_start,
             n_frames,
             next: 0,
             record,
@@ -341,6 +589,17 @@ impl ReelReader {
     /// Whole frames in the file.
     pub fn n_frames(&self) -> u64 {
         self.n_frames
+    }
+
+    /// Fills `records` with the bytes of whole records from frame `first` on; any thread may call it at any time.
+    ///
+    /// # Errors
+    /// `Io` when the file has fewer.
+    pub fn read_records(&self, first: u64, records: &mut [u8]) -> Result<()> {
+        let at = self.data_start + first * self.header.record_bytes() as u64;
+        let file = self.file.get_ref();
+        file.read_exact_at(records, at)
+            .doing(|| format!("read frame {first} of the reel {}", self.path.display()))
     }
 
     /// The next frame, or `None` at the end.
@@ -430,8 +689,14 @@ fn read_header(input: &mut impl Read, total_bytes: u64) -> Result<ReelHeader> {
     Ok(header)
 }
 
-fn parse_record(header: &ReelHeader, record: &[u8]) -> Result<ReelFrame> {
-    let (head, codes) = record.split_at(RECORD_HEAD_BYTES);
+/// The frame that a record of a reel with `header` holds.
+///
+/// # Errors
+/// `BadInput` for what no writer writes.
+pub fn parse_record(header: &ReelHeader, record: &[u8]) -> Result<ReelFrame> {
+    let parts = record.split_at_checked(RECORD_HEAD_BYTES);
+    let (head, content) =
+        parts.ok_or_else(|| bad(format!("a record of {} bytes", record.len())))?;
     let u32_at = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
     let u64_at = |i: usize| u64::from(u32_at(i)) | u64::from(u32_at(i + 4)) << 32;
     let video = u32_at(0) as usize;
@@ -441,16 +706,6 @@ fn parse_record(header: &ReelHeader, record: &[u8]) -> Result<ReelFrame> {
             header.videos.len()
         ))
     })?;
-    let codes: Vec<u32> = codes
-        .chunks_exact(2)
-        .map(|c| u32::from(u16::from_le_bytes([c[0], c[1]])))
-        .collect();
-    if let Some(code) = codes.iter().find(|&&c| c as usize >= header.codebook) {
-        return Err(bad(format!(
-            "code {code} is outside the codebook of {} rows",
-            header.codebook
-        )));
-    }
     Ok(ReelFrame {
         video,
         time: FrameTime {
@@ -459,7 +714,7 @@ fn parse_record(header: &ReelHeader, record: &[u8]) -> Result<ReelFrame> {
         },
         key: u32_at(4) & FLAG_KEY != 0,
         corrupt: u32_at(4) & FLAG_CORRUPT != 0,
-        codes,
+        content: header.content.read(content)?,
     })
 }
 

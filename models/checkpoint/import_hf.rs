@@ -21,6 +21,7 @@ use crate::{
     spec::{
         DecoderSpec, FrameEnd, ModelSpec, ModelType, default_end_of_frame_id,
         default_end_of_vision_id,
+        encoder::DualEncoderSpec,
         features::{VisionLanguageSpec, VisionSpec},
     },
 };
@@ -34,6 +35,28 @@ pub fn spec_of_directory(dir: &Path) -> Result<ModelSpec> {
     let doing = || format!("read {}", path.display());
     let text = std::fs::read_to_string(&path).doing(doing)?;
     spec_of_config(&text).doing(doing)
+}
+
+/// The specification of a directory with CLIP or SigLIP; `None` for a model of another kind.
+///
+/// # Errors
+/// `BadInput` for a configuration that this program cannot run, naming the key.
+pub fn dual_encoder_of_directory(dir: &Path) -> Result<Option<DualEncoderSpec>> {
+    let path = dir.join("config.json");
+    let doing = || format!("read {}", path.display());
+    let config = config_of(&std::fs::read_to_string(&path).doing(doing)?).doing(doing)?;
+    if is_ours(&config) {
+        return Ok(None);
+    }
+    let architecture = Architecture::of_config(&config).doing(doing)?;
+    if architecture.kind() != ModelKind::DualEncoder {
+        return Ok(None);
+    }
+    let spec: DualEncoderSpec = architecture
+        .spec(ModelKind::DualEncoder, &config)
+        .doing(doing)?;
+    spec.validate().doing(doing)?;
+    Ok(Some(spec))
 }
 
 /// The weights of a model directory under the names that they have here.

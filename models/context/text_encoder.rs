@@ -2,6 +2,7 @@
 
 use crate::{
     checkpoint::weights::Weights,
+    context::tokenizer::Tokenizer,
     encoder::Encoder,
     error::{Error, Kind, Result},
     layers::{linear::Linear, norm::LayerNorm},
@@ -53,6 +54,25 @@ impl TextEncoder {
         &self.spec
     }
 
+    /// text → ids `[n]`, as the model was trained: cut to the positions with its last id kept, and
+    /// filled up where texts were. SigLIP's texts were in lower case, also where the tokenizer tells the two apart.
+    ///
+    /// # Errors
+    /// `BadInput` for an empty text, or when the tokenizer fails.
+    pub fn ids(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+        if text.trim().is_empty() {
+            let message = "the text is empty, expected words";
+            return Err(Error::new(Kind::BadInput, message));
+        }
+        let limit = self.spec.max_position_embeddings;
+        let Some(pad) = self.spec.pad_token_id else {
+            return Ok(cut(tokenizer.encode(text)?, limit));
+        };
+        let mut ids = cut(tokenizer.encode(&text.to_lowercase())?, limit);
+        ids.resize(limit, tokenizer.pad_id().unwrap_or(pad));
+        Ok(ids)
+    }
+
     /// ids `[n]` of one text, pads included where the model was trained with them → `[n, hidden]` behind the last norm.
     ///
     /// # Errors
@@ -99,4 +119,14 @@ impl TextEncoder {
             (TextPool::End, Some(end)) => ids.iter().position(|&id| id == end).unwrap_or(last),
         }
     }
+}
+
+/// At most `limit` ids, of which the last stays the last: it ends the text.
+fn cut(mut ids: Vec<u32>, limit: usize) -> Vec<u32> {
+    let end = ids.last().copied();
+    if ids.len() > limit {
+        ids.truncate(limit.saturating_sub(1));
+        ids.extend(end);
+    }
+    ids
 }

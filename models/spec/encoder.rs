@@ -162,6 +162,10 @@ pub struct TextEncoderSpec {
     /// The id that ends a text. CLIP's old configurations say 2 and mean the largest id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eos_token_id: Option<u32>,
+    /// Every text is filled up with this id to the last position, as the model was trained (SigLIP);
+    /// absent where a text stands alone. A tokenizer that names its pad goes before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad_token_id: Option<u32>,
     /// The projection has a bias.
     #[serde(default)]
     pub projection_bias: bool,

@@ -40,8 +40,10 @@ pub enum Verb {
     Ask(AskArgs),
     /// Write the frames that would be seen, with their exact times.
     Frames(FramesArgs),
-    /// Turn videos or images into a reel: frame tokens with times.
+    /// Turn videos or images into a reel: frame tokens or vectors, with times.
     Encode(EncodeArgs),
+    /// Find the moments that a text or a picture describes.
+    Search(SearchArgs),
     /// Decode a reel back to a video: see what the model sees.
     Reconstruct(ReconstructArgs),
     /// Make an image or a video from a description.
@@ -278,6 +280,35 @@ pub struct EncodeArgs {
     /// Replace an existing reel.
     #[arg(long)]
     pub force: bool,
+}
+
+/// `longreel search`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  longreel encode a.mp4 b.mp4 --out day.reel --model clip/ --fps 1\n  \
+                        longreel search \"a red boat\" day.reel --top 5\n  \
+                        longreel search --image boat.png day.reel night.reel --json"
+)]
+pub struct SearchArgs {
+    /// What to look for (left out with --image), then reels of vectors made by one model.
+    #[arg(required = true, num_args = 1.., value_name = "QUERY REEL...")]
+    pub inputs: Vec<String>,
+
+    /// Look for what this picture shows.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+
+    /// Most moments.
+    #[arg(long, default_value_t = 10, value_name = "K")]
+    pub top: usize,
+
+    /// Frames of a video nearer than this to a better one belong to its moment; 0: every frame for itself.
+    #[arg(long, default_value = "2", value_name = "TIME")]
+    pub min_gap: String,
+
+    /// Where the model lies that made the vectors; the reels say it when absent.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
 }
 
 /// `longreel reconstruct`

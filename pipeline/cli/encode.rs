@@ -116,12 +116,10 @@ fn header(model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
             }
         }
     }
-    let (_, spec) = model.codes()?;
     Ok(ReelHeader {
         model: absolute(&model.dir).display().to_string(),
         model_modified_s: weights_modified_s(&model.dir),
-        grid: spec.grid(),
-        codebook: spec.num_embeddings,
+        content: model.content()?,
         videos,
     })
 }
@@ -143,7 +141,7 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 /// When the youngest weights in `dir` were written; 0 when nobody knows.
-fn weights_modified_s(dir: &Path) -> u64 {
+pub(super) fn weights_modified_s(dir: &Path) -> u64 {
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let paths = files.map(|f| f.path());
     let weights = paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));

@@ -13,6 +13,7 @@ mod output;
 mod plan;
 mod reconstruct;
 mod resolve;
+mod search;
 mod signals;
 
 use std::{
@@ -95,6 +96,7 @@ fn run(verb: Verb, threads: &[usize], voice: Voice, signals: &Signals) -> Result
         Verb::Ask(args) => ask::run(args, voice, cancel),
         Verb::Frames(args) => frames::run(args, voice, cancel),
         Verb::Encode(args) => encode::run(args, voice, cancel),
+        Verb::Search(args) => search::run(args, voice, cancel),
         Verb::Reconstruct(args) => reconstruct::run(args, voice, cancel),
         Verb::Generate(args) => generate::run(args, voice, cancel),
         Verb::Import(args) => import::run(args, voice, cancel),

@@ -38,7 +38,7 @@ pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let frames = voice.show(&progress, || -> Result<u64> {
         while let Some(frame) = reel.next_frame()? {
             cancel.check()?;
-            out.write_codes(vqgan, &frame.codes)
+            out.write_codes(vqgan, frame.codes()?)
                 .doing(|| format!("frame at {}", frame.time.pts))?;
             progress.frames_encoded.add(1);
         }

@@ -287,12 +287,12 @@ fn the_help_tells_every_option() {
               --level <LEVEL>     Instructions, of those that this machine has; the widest when absent
                                   [possible values: scalar, neon, avx2, avx512, avx512bf16]
               --repeats <N>       Timed repeats of each row; at least 5 and one second when absent
-              --json              Print one JSON object on stdout and nothing else there
               --quick             Small shapes and short windows, to see that everything runs; no figure to
                                   quote
+              --json              Print one JSON object on stdout and nothing else there
               --peer <COMMAND>    A program that does the same operations, asked in turn (benches/README.md)
-          -q, --quiet             No progress on stderr
               --out <FILE.jsonl>  Append the rows to this file, one JSON object a line
+          -q, --quiet             No progress on stderr
               --threads <N>       Threads for encoding and answering; all cores when absent
           -h, --help              Print help
           -V, --version           Print version

@@ -8,6 +8,7 @@ mod fuzz_corpus;
 mod hub;
 mod ring;
 mod sampler;
+mod search;
 mod stages;
 mod systems;
 mod tidy;

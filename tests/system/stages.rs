@@ -4,8 +4,8 @@ use std::fs;
 
 use longreel::{
     error::Kind,
-    flow::FrameTime,
-    reel::{self, ReelFrame, ReelHeader, ReelReader, ReelVideo, ReelWriter},
+    flow::{FrameTime, StepContent},
+    reel::{self, ReelContent, ReelFrame, ReelHeader, ReelReader, ReelVideo, ReelWriter},
     time::{Pts, TimeBase},
 };
 use proptest::prelude::*;
@@ -22,8 +22,10 @@ fn header() -> ReelHeader {
     ReelHeader {
         model: "m".into(),
         model_modified_s: 2,
-        grid: 2,
-        codebook: 16,
+        content: ReelContent::Codes {
+            grid: 2,
+            codebook: 16,
+        },
         videos: vec![video("a", 90_000), video("b", 1000)],
     }
 }
@@ -36,7 +38,7 @@ fn frame(video: usize, index: u64) -> ReelFrame {
         time: FrameTime { index, pts },
         key: index.is_multiple_of(3),
         corrupt: index % 5 == 1,
-        codes: (0..4).map(|c| ((index + c) % 16) as u32).collect(),
+        content: StepContent::Codes((0..4).map(|c| ((index + c) % 16) as u32).collect()),
     }
 }
 

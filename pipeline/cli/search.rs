@@ -1,0 +1,188 @@
+//! `longreel search`: the moments that a text or a picture describes.
+
+use std::path::{Path, PathBuf};
+
+use longreel_models::vision::image::RgbView;
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    cli::{args::SearchArgs, encode::weights_modified_s, output::Voice, resolve},
+    error::{Context, Error, Kind, Result},
+    flow::RgbImage,
+    plan,
+    search::{Hit, Library},
+    sources::{
+        file::FrameReader,
+        sampler::{Sampling, TimeRange, parse_time},
+    },
+    time::Pts,
+    vectors::VectorModel,
+};
+
+/// Most moments that are asked for.
+const TOP_MAX: usize = 100_000;
+
+#[derive(Serialize)]
+struct SearchJson {
+    query: String,
+    model: String,
+    frames: u64,
+    bytes: u64,
+    results: Vec<MomentJson>,
+    seconds: Seconds,
+    peak_memory_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct MomentJson {
+    score: f32,
+    logit: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probability: Option<f32>,
+    video: String,
+    reel: PathBuf,
+    time: String,
+    seconds: f64,
+    pts: i64,
+    time_base: String,
+    frame: u64,
+}
+
+#[derive(Serialize)]
+struct Seconds {
+    query: f64,
+    search: f64,
+    total: f64,
+}
+
+/// Runs the verb.
+pub fn run(args: SearchArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let start = std::time::Instant::now();
+    let k = resolve::within("--top", args.top, 1..=TOP_MAX)?;
+    let gap = gap(&args.min_gap)?;
+    let (query, reels) = inputs(&args)?;
+    let library = Library::open(&reels)?;
+    let model = model(&args, &library, voice, cancel)?;
+    let vector = match &args.image {
+        Some(path) => {
+            let picture = picture(path, cancel)?;
+            RgbView::new(picture.width, picture.height, &picture.data)
+                .and_then(|view| model.of_picture(view))
+        }
+        None => model.of_text(&query),
+    };
+    let vector = vector.doing(|| format!("understand the query {query:?}"))?;
+    let queried = start.elapsed().as_secs_f64();
+    let hits = library.moments(&vector, k, gap, cancel)?;
+    let total = start.elapsed().as_secs_f64();
+    let moments = hits.iter().map(|hit| moment(hit, &library, &model));
+    let result = SearchJson {
+        query,
+        model: model.dir.display().to_string(),
+        frames: library.n_frames(),
+        bytes: library.bytes(),
+        results: moments.collect(),
+        seconds: Seconds {
+            query: queried,
+            search: total - queried,
+            total,
+        },
+        peak_memory_bytes: plan::peak_memory_bytes(),
+    };
+    voice.say(&result, || table(&result))
+}
+
+/// What is looked for, and where.
+fn inputs(args: &SearchArgs) -> Result<(String, Vec<PathBuf>)> {
+    let paths = |inputs: &[String]| inputs.iter().map(PathBuf::from).collect();
+    match (&args.image, args.inputs.split_first()) {
+        (Some(image), _) => Ok((image.display().to_string(), paths(&args.inputs))),
+        (None, Some((query, reels))) if !reels.is_empty() => Ok((query.clone(), paths(reels))),
+        _ => {
+            let message = "one argument was given, expected what to look for and at least one reel";
+            Err(Error::new(Kind::Usage, message))
+        }
+    }
+}
+
+fn gap(text: &str) -> Result<Pts> {
+    let gap = parse_time(text).doing(|| "--min-gap")?;
+    if gap.ticks >= 0 {
+        return Ok(gap);
+    }
+    let message = format!("--min-gap is {text}, expected 0 or more seconds");
+    Err(Error::new(Kind::Usage, message))
+}
+
+/// The model that made the vectors.
+fn model(
+    args: &SearchArgs,
+    library: &Library,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<VectorModel> {
+    let header = library.reels().first().map(|reel| reel.header());
+    let made_by = header.map_or("", |h| h.model.as_str());
+    let name = args.model.as_deref().unwrap_or(made_by);
+    if args.model.is_none() && !Path::new(made_by).is_dir() {
+        let message = format!(
+            "the reel was made by the model {made_by}, which is not there: expected --model with its place"
+        );
+        return Err(Error::new(Kind::NotFound, message));
+    }
+    let dir = resolve::model_dir(name, voice, cancel)?;
+    let model = VectorModel::expect(&dir)?;
+    let modified_s = weights_modified_s(&dir);
+    if header.is_some_and(|h| h.model_modified_s != modified_s) {
+        voice.note(&format!(
+            "the weights in {} are of another time than those that made the reel: other weights find nothing",
+            dir.display()
+        ));
+    }
+    Ok(model)
+}
+
+/// The first picture of an image file.
+fn picture(path: &Path, cancel: &Cancel) -> Result<RgbImage> {
+    let first = Sampling::Indices(vec![0]);
+    let mut reader = FrameReader::open(path, &first, &TimeRange::ALL, cancel.clone())?;
+    let frame = reader.next_frame()?.ok_or_else(|| {
+        let message = format!("{} holds no picture", path.display());
+        Error::new(Kind::BadInput, message)
+    })?;
+    Ok(frame.image)
+}
+
+fn moment(hit: &Hit, library: &Library, model: &VectorModel) -> MomentJson {
+    let reel = &library.reels()[hit.reel];
+    let time = hit.frame.time;
+    let (logit, probability) = model.judge(hit.score);
+    MomentJson {
+        score: hit.score,
+        logit,
+        probability,
+        video: reel.header().videos[hit.frame.video].path.clone(),
+        reel: reel.path().to_owned(),
+        time: time.pts.to_string(),
+        seconds: time.pts.seconds(),
+        pts: time.pts.ticks,
+        time_base: time.pts.time_base.to_string(),
+        frame: time.index,
+    }
+}
+
+/// A line a moment: time, score, probability, frame number, video.
+fn table(result: &SearchJson) -> String {
+    let line = |m: &MomentJson| {
+        let probability = m
+            .probability
+            .map_or(String::new(), |p| format!("  p {p:.4}"));
+        format!(
+            "{}  {:.4}{probability}  frame {}  {}",
+            m.time, m.score, m.frame, m.video
+        )
+    };
+    let lines: Vec<String> = result.results.iter().map(line).collect();
+    lines.join("\n")
+}

@@ -1,0 +1,384 @@
+//! Vectors of frames, and moments found among them: what PyTorch and transformers find.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use longreel::{
+    cancel::Cancel,
+    error::Kind,
+    flow::{FeatureRows, FrameTime, StepContent},
+    reel::{
+        ReelContent, ReelFrame, ReelHeader, ReelReader, ReelVideo, ReelWriter, RowsDtype, RowsKind,
+        RowsOfFrame,
+    },
+    search::{Hit, Library},
+    time::{Pts, TimeBase},
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    golden::{self, Golden},
+    longreel::{Run, ffmpeg, golden_clip, golden_model, longreel},
+};
+
+/// Frames of the golden file, a second apart.
+fn golden_vectors() -> Vec<Vec<f32>> {
+    let file = Golden::open("search/vectors.safetensors");
+    let width = file.shape("vectors")[1];
+    let vectors = file.f32("vectors");
+    vectors.chunks(width).map(<[f32]>::to_vec).collect()
+}
+
+fn header(dtype: RowsDtype, width: usize) -> ReelHeader {
+    ReelHeader {
+        model: "clip".into(),
+        model_modified_s: 1,
+        content: ReelContent::Rows(RowsOfFrame {
+            kind: RowsKind::Vectors,
+            rows: 1,
+            width,
+            dtype,
+        }),
+        videos: vec![ReelVideo {
+            path: "a.mp4".into(),
+            bytes: 1,
+            modified_s: 1,
+            time_base: [1, 10],
+            duration_s: None,
+            sampling: "1 frames/s".into(),
+        }],
+    }
+}
+
+fn frame(index: usize, vector: &[f32]) -> ReelFrame {
+    ReelFrame {
+        video: 0,
+        time: FrameTime {
+            index: index as u64,
+            pts: seconds(index as i64),
+        },
+        key: false,
+        corrupt: false,
+        content: StepContent::Features(FeatureRows {
+            rows: vector.to_vec(),
+            width: vector.len(),
+            grid: None,
+        }),
+    }
+}
+
+fn seconds(n: i64) -> Pts {
+    Pts::new(n * 10, TimeBase::new(1, 10).unwrap())
+}
+
+fn write(path: &Path, header: ReelHeader, vectors: &[Vec<f32>]) {
+    let mut writer = ReelWriter::open(path, header, false).unwrap();
+    for (i, vector) in vectors.iter().enumerate() {
+        writer.append(&frame(i, vector)).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// The golden vectors in two reels, cut behind `first`.
+fn library(dir: &Path, dtype: RowsDtype, first: usize) -> Library {
+    let vectors = golden_vectors();
+    let paths = [dir.join("a.reel"), dir.join("b.reel")];
+    let width = vectors[0].len();
+    write(&paths[0], header(dtype, width), &vectors[..first]);
+    write(&paths[1], header(dtype, width), &vectors[first..]);
+    Library::open(&paths).unwrap()
+}
+
+#[test]
+fn the_best_are_those_of_pytorch_in_its_order() {
+    let file = Golden::open("search/vectors.safetensors");
+    let (ids, scores) = (file.i64("ids"), file.f32("scores"));
+    let (k, width) = (file.shape("ids")[1], file.shape("queries")[1]);
+    for (dtype, tolerance) in [(RowsDtype::F32, 1e-6), (RowsDtype::F16, 1e-6)] {
+        let dir = tempfile::tempdir().unwrap();
+        let first = 300;
+        let library = library(dir.path(), dtype, first);
+        for (q, query) in file.f32("queries").chunks(width).enumerate() {
+            let found = library
+                .moments(query, k, seconds(0), &Cancel::new())
+                .unwrap();
+            let place = |hit: &Hit| (hit.reel * first) as i64 + hit.record as i64;
+            let places: Vec<i64> = found.iter().map(place).collect();
+            assert_eq!(places, ids[q * k..(q + 1) * k], "{dtype:?} query {q}");
+            for (hit, expected) in found.iter().zip(&scores[q * k..]) {
+                assert!(
+                    (hit.score - expected).abs() < tolerance,
+                    "{dtype:?} {hit:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_scores_are_those_of_its_own_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = library(dir.path(), RowsDtype::Bf16, 300);
+    let query = &golden_vectors()[33];
+    let found = library
+        .moments(query, 700, seconds(0), &Cancel::new())
+        .unwrap();
+    assert_eq!(found.len(), 700);
+    for hit in found {
+        let StepContent::Features(kept) = &hit.frame.content else {
+            panic!("not numbers")
+        };
+        let expected: f32 = kept.rows.iter().zip(query).map(|(a, b)| a * b).sum();
+        assert!((hit.score - expected).abs() < 1e-6, "{hit:?}");
+    }
+}
+
+/// Greedy choice over all frames, in the plainest way.
+fn reference_moments(query: &[f32], k: usize, gap: usize) -> Vec<usize> {
+    let vectors = golden_vectors();
+    let score = |i: usize| -> f64 {
+        let products = vectors[i].iter().zip(query);
+        products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let mut order: Vec<usize> = (0..vectors.len()).collect();
+    order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+    let mut taken: Vec<usize> = Vec::new();
+    for i in order {
+        if taken.len() < k && taken.iter().all(|&t| t.abs_diff(i) >= gap) {
+            taken.push(i);
+        }
+    }
+    taken
+}
+
+#[test]
+fn moments_lie_apart_and_are_the_best_that_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.reel");
+    let vectors = golden_vectors();
+    write(&path, header(RowsDtype::F32, vectors[0].len()), &vectors);
+    let library = Library::open(&[path]).unwrap();
+    for (k, gap) in [(3, 2), (5, 130), (40, 9), (700, 50)] {
+        let found = library
+            .moments(&vectors[0], k, seconds(gap), &Cancel::new())
+            .unwrap();
+        let records: Vec<usize> = found.iter().map(|h| h.record as usize).collect();
+        let expected = reference_moments(&vectors[0], k, gap as usize);
+        assert_eq!(records, expected, "{k} moments {gap} s apart");
+    }
+}
+
+#[test]
+fn rows_come_back_as_they_were_kept() {
+    let numbers = vec![0.5, -1.0, 0.25, 3.0, 0.0, -0.125];
+    for dtype in [RowsDtype::F16, RowsDtype::Bf16, RowsDtype::F32] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("features.reel");
+        let content = ReelContent::Rows(RowsOfFrame {
+            kind: RowsKind::Features,
+            rows: 2,
+            width: 3,
+            dtype,
+        });
+        let header = ReelHeader {
+            content,
+            ..header(dtype, 3)
+        };
+        let kept = ReelFrame {
+            content: StepContent::Features(FeatureRows {
+                rows: numbers.clone(),
+                width: 3,
+                grid: None,
+            }),
+            ..frame(4, &[])
+        };
+        let mut writer = ReelWriter::open(&path, header.clone(), false).unwrap();
+        writer.append(&kept).unwrap();
+        let refused = writer.append(&frame(5, &[1.0; 3])).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Internal, "{refused}");
+        writer.finish().unwrap();
+        let mut reader = ReelReader::open(&path).unwrap();
+        assert_eq!(*reader.header(), header);
+        assert_eq!(reader.next_frame().unwrap(), Some(kept));
+        let refused = Library::open(&[path]).map(drop).unwrap_err();
+        assert!(
+            refused.to_string().contains("expected vectors"),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn a_number_that_is_none_is_found() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.reel");
+        let vectors = [vec![0.6, 0.8], vec![bad, 0.1], vec![0.8, 0.6]];
+        write(&path, header(RowsDtype::F16, 2), &vectors);
+        let library = Library::open(&[path]).unwrap();
+        let found = library.moments(&[1.0, 0.0], 1, seconds(0), &Cancel::new());
+        let refused = found.map(drop).unwrap_err();
+        assert_eq!(refused.kind(), Kind::BadInput);
+        assert!(
+            refused.to_string().contains("infinite or none"),
+            "{refused}"
+        );
+    }
+}
+
+/// A golden CLIP or SigLIP with a tokenizer of numbered words, `w5` having the id 5.
+fn model(name: &str, dir: &Path) -> PathBuf {
+    let folder = dir.join(name);
+    fs::create_dir(&folder).unwrap();
+    for file in [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ] {
+        let from = golden::path(&format!("systems/{name}/{file}"));
+        fs::copy(from, folder.join(file)).unwrap();
+    }
+    let vocab: serde_json::Map<_, _> = (0..99).map(|i| (format!("w{i}"), json!(i))).collect();
+    let ends = json!({
+        "type": "BertProcessing", "cls": ["w0", 0], "sep": ["w98", 98],
+    });
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": if name == "clip" { ends } else { Value::Null },
+        "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w3"},
+    });
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn encode(video: &Path, out: &Path, model: &Path, more: &[&str]) -> Run {
+    let (video, out, model) = (text(video), text(out), text(model));
+    let args = ["encode", &video, "--out", &out, "--model", &model, "--json"];
+    longreel(&[&args, more].concat())
+}
+
+#[test]
+fn a_text_finds_the_frames_that_transformers_finds() {
+    let file = fs::read_to_string(golden::path("search/frames.json")).unwrap();
+    let golden: Value = serde_json::from_str(&file).unwrap();
+    for name in ["clip", "siglip"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, reel) = (model(name, dir.path()), dir.path().join("clip.reel"));
+        let encoded = encode(golden_clip(), &reel, &model, &["--all-frames"]).json();
+        assert_eq!(encoded["frames"], 5);
+        let expected = &golden[name];
+        for (t, query) in expected["texts"].as_array().unwrap().iter().enumerate() {
+            let query = query.as_str().unwrap();
+            let args = ["search", query, &text(&reel), "--min-gap", "0", "--json"];
+            let json = longreel(&args).json();
+            let results = json["results"].as_array().unwrap();
+            assert_eq!(results.len(), 5, "{json}");
+            for result in results {
+                let frame = result["frame"].as_u64().unwrap() as usize;
+                let close = |key: &str, expected: &Value, tolerance: f64| {
+                    let (got, expected) =
+                        (result[key].as_f64().unwrap(), expected.as_f64().unwrap());
+                    assert!(
+                        (got - expected).abs() < tolerance,
+                        "{name} {query} {key}: {got} {expected}"
+                    );
+                };
+                close("score", &expected["cosines"][t][frame], 5e-3);
+                close("logit", &expected["logits"][t][frame], 2e-2);
+                let time = format!("00:00:00.{}00", 2 * frame);
+                assert_eq!(result["time"], time, "five frames a second");
+                assert!(
+                    result["video"]
+                        .as_str()
+                        .unwrap()
+                        .ends_with("golden-clip.mkv")
+                );
+                assert_eq!(result["probability"].is_f64(), name == "siglip");
+            }
+            let score = |r: &Value| r["score"].as_f64().unwrap();
+            assert!(results.is_sorted_by(|a, b| score(a) >= score(b)), "{json}");
+        }
+    }
+}
+
+#[test]
+fn a_picture_finds_itself_and_moments_are_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, reel) = (model("clip", dir.path()), dir.path().join("clip.reel"));
+    encode(golden_clip(), &reel, &model, &["--all-frames"]).json();
+    let picture = text(&golden::path("e2e/clip/frame_003.png"));
+    let search = |more: &[&str]| {
+        let args = ["search", "--image", &picture, &text(&reel), "--json"];
+        longreel(&[&args, more].concat()).json()
+    };
+    let all = search(&["--min-gap", "0", "--top", "2"]);
+    let results = all["results"].as_array().unwrap();
+    assert_eq!(results.len(), 2);
+    assert_eq!(results[0]["frame"], 3, "{all}");
+    assert!(results[0]["score"].as_f64().unwrap() > 0.999, "{all}");
+    let merged = search(&[]);
+    assert_eq!(merged["results"].as_array().unwrap().len(), 1, "{merged}");
+    let said = longreel(&["search", "w5", &text(&reel), "--top", "1"]);
+    assert_eq!((said.code, said.stdout.lines().count()), (0, 1), "{said:?}");
+    assert!(said.stdout.starts_with("00:00:00."), "{said:?}");
+}
+
+#[test]
+fn an_interrupted_reel_of_vectors_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let video = dir.path().join("v.mp4");
+    ffmpeg(
+        "-f lavfi -i testsrc2=duration=2:size=64x48:rate=10 -pix_fmt yuv420p",
+        &video,
+    );
+    let (model, reel) = (model("siglip", dir.path()), dir.path().join("v.reel"));
+    encode(&video, &reel, &model, &["--all-frames"]).json();
+    let whole = fs::read(&reel).unwrap();
+    fs::remove_file(&reel).unwrap();
+    let partial = longreel::reel::partial_path(&reel);
+    fs::write(&partial, &whole[..whole.len() - 300]).unwrap();
+    let json = encode(&video, &reel, &model, &["--all-frames"]).json();
+    assert_eq!(json["frames"], 20);
+    assert!(json["resumed_frames"].as_u64().unwrap() > 10, "{json}");
+    assert!(
+        fs::read(&reel).unwrap() == whole,
+        "the resumed reel differs"
+    );
+}
+
+#[test]
+fn what_cannot_be_searched_is_refused_with_what_was_expected() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clip, siglip) = (model("clip", dir.path()), model("siglip", dir.path()));
+    let at = |name: &str| dir.path().join(name);
+    encode(golden_clip(), &at("clip.reel"), &clip, &[]).json();
+    encode(golden_clip(), &at("siglip.reel"), &siglip, &[]).json();
+    encode(golden_clip(), &at("codes.reel"), golden_model(), &[]).json();
+    let reel = text(&at("clip.reel"));
+    let search = |args: &[&str]| longreel(&[&["search"], args].concat());
+    search(&["w5"]).refused(2, "at least one reel");
+    search(&["w5", &reel, "--top", "0"]).refused(2, "--top is 0");
+    search(&["w5", &reel, "--min-gap=-1"]).refused(2, "--min-gap");
+    search(&[" ", &reel]).refused(2, "the text is empty");
+    search(&["w5", "/nowhere.reel"]).refused(2, "no such file");
+    search(&["w5", &reel, &text(&at("siglip.reel"))]).refused(2, "expected one model");
+    search(&["w5", &text(&at("codes.reel"))]).refused(2, "expected vectors");
+    search(&["w5", &reel, "--model", &text(&siglip)]).refused(2, "expected 32");
+    search(&["w5", &reel, "--model", &text(golden_model())]).refused(2, "expected CLIP or SigLIP");
+    let ask = ["ask", &reel, "What?", "--model", &text(golden_model())];
+    longreel(&ask).refused(2, "has vectors of 24 numbers");
+    fs::remove_file(clip.join("tokenizer.json")).unwrap();
+    search(&["w5", &reel]).refused(2, "tokenizer.json");
+    fs::rename(&clip, at("moved")).unwrap();
+    search(&["w5", &reel]).refused(2, "expected --model");
+    fs::write(at("short.reel"), &fs::read(&reel).unwrap()[..60]).unwrap();
+    search(&["w5", &text(&at("short.reel"))]).refused(2, "header");
+}
