@@ -133,6 +133,12 @@ impl Plan {
         }
     }
 
+    /// Positions that text and answer leave to frames.
+    pub fn room(&self) -> u64 {
+        let text = self.context_tokens - self.vision_tokens;
+        self.context_limit.saturating_sub(text)
+    }
+
     /// Bytes that keys and values of this process may take before the memory ends; `None` where that is not known.
     pub fn kv_room(&self) -> Option<u64> {
         let others = self.total_bytes.saturating_sub(self.kv_bytes_per_process);

@@ -430,7 +430,10 @@ fn check_plan(
         ranks: ranks.count() as u64,
         prefill_chunk: options.prefill_chunk as u64,
     };
-    let plan = Plan::new(&model.spec, demand, resolve::memory_of(ranks));
+    let mut plan = Plan::new(&model.spec, demand, resolve::memory_of(ranks));
+    if let Some(shape) = shape {
+        plan.frames_that_fit = layout.frames_that_fit(shape, sources, plan.room())?;
+    }
     plan.check("--frames", sources.iter().map(Source::n_videos).sum())?;
     Ok(plan)
 }

@@ -89,7 +89,10 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         ranks: 1,
         prefill_chunk: 512,
     };
-    let plan = Plan::new(&facts.spec, demand, available(&args)?);
+    let mut plan = Plan::new(&facts.spec, demand, available(&args)?);
+    if let (Some(layout), Some(shape)) = (&facts.layout, &facts.shape) {
+        plan.frames_that_fit = layout.frames_that_fit(shape, &sources, plan.room())?;
+    }
     let verdict = plan.check("--frames", sources.iter().map(Source::n_videos).sum());
     let predicted_seconds = args
         .measure

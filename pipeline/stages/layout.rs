@@ -293,6 +293,32 @@ impl Layout {
         })
     }
 
+    /// Most frames of `sources` together, as many of each, that take at most `room` positions.
+    ///
+    /// Where a budget of pixels is shared by all frames of a video, fewer of them are larger each: no division tells.
+    ///
+    /// # Errors
+    /// As [`Layout::video_tokens`].
+    pub fn frames_that_fit(&self, shape: &StepShape, sources: &[Source], room: u64) -> Result<u64> {
+        let videos = sources.len().max(1) as u64;
+        let taken = |each: u64| -> Result<u64> {
+            let mut all = Sight::default();
+            for size in sources.iter().map(size_of) {
+                all.add(self.video_tokens(shape, size, each)?);
+            }
+            Ok(all.vision_tokens)
+        };
+        let (mut fits, mut too_many) = (0, room.saturating_mul(shape.frames() as u64) + 1);
+        while fits + 1 < too_many {
+            let middle = fits + (too_many - fits) / 2;
+            match taken(middle)? <= room {
+                true => fits = middle,
+                false => too_many = middle,
+            }
+        }
+        Ok(fits * videos)
+    }
+
     /// [`Layout::video_tokens`] of all sources together.
     ///
     /// # Errors
@@ -303,15 +329,19 @@ impl Layout {
         };
         let mut all = Sight::default();
         for source in sources {
-            let size = match source {
-                Source::Video { reader, .. } => [reader.info().height, reader.info().width],
-                Source::Reel(_) => ASSUMED_SIZE,
-            };
             // A video that cannot tell is counted as it comes, by the assemble stage.
             let n_frames = source.expected_frames().unwrap_or(0);
-            all.add(self.video_tokens(shape, size, n_frames)?);
+            all.add(self.video_tokens(shape, size_of(source), n_frames)?);
         }
         Ok(all)
+    }
+}
+
+/// Height and width of a source's pictures.
+fn size_of(source: &Source) -> [usize; 2] {
+    match source {
+        Source::Video { reader, .. } => [reader.info().height, reader.info().width],
+        Source::Reel(_) => ASSUMED_SIZE,
     }
 }
 
