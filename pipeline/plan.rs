@@ -7,7 +7,7 @@ use longreel_models::{
     attention::kv_cache::{BLOCK_TOKENS, KvCache, KvDtype},
     spec::{
         DecoderSpec, ModelSpec, VqganSpec,
-        features::{ConnectorStep, FeatureSpec, SquareSpec},
+        features::{ConnectorStep, FeatureSpec, NativeSpec, SquareSpec},
     },
 };
 use rayon::prelude::*;
@@ -129,7 +129,7 @@ impl Plan {
             prefill_attention_flops: attention_flops(decoder, pairs(decoder, prompt_tokens)),
             decode_flops_per_token: 2.0 * (linear_weights(decoder) + head_weights(decoder))
                 + attention_flops(decoder, seen(decoder, context_tokens) as f64),
-            encode_flops: encode_flops(spec) * demand.frames as f64,
+            encode_flops: encode_flops(spec, &demand),
         }
     }
 
@@ -345,15 +345,57 @@ pub(crate) fn attention_flops(d: &DecoderSpec, pairs: f64) -> f64 {
     4.0 * d.num_hidden_layers as f64 * d.num_attention_heads as f64 * d.head_dim() as f64 * pairs
 }
 
-/// Operations of the vision encoder on one frame.
-fn encode_flops(spec: &ModelSpec) -> f64 {
-    let codes = spec.vqgan.as_ref().map(vqgan_encode_flops);
-    let features = || match &spec.vision.as_ref()?.features {
-        FeatureSpec::Square(spec) => Some(feature_flops(spec)),
-        // They follow from the size of a frame.
-        FeatureSpec::Native(_) => None,
+/// Operations of the vision encoder on all frames.
+fn encode_flops(spec: &ModelSpec, demand: &Demand) -> f64 {
+    let frames = demand.frames as f64;
+    if let Some(vqgan) = &spec.vqgan {
+        return vqgan_encode_flops(vqgan) * frames;
+    }
+    match spec.vision.as_ref().map(|vision| &vision.features) {
+        Some(FeatureSpec::Square(spec)) => feature_flops(spec) * frames,
+        Some(FeatureSpec::Native(spec)) => native_flops(spec, demand),
+        None => 0.0,
+    }
+}
+
+/// Operations of a tower that takes frames of any size, on all frames: four patches a feature, words around them counted as such.
+fn native_flops(spec: &NativeSpec, demand: &Demand) -> f64 {
+    let (vision, encoder) = (&spec.vision, &spec.vision.encoder);
+    let [hidden, inner, blocks] = [
+        encoder.hidden_size,
+        encoder.intermediate_size,
+        encoder.num_hidden_layers,
+    ]
+    .map(|n| n as f64);
+    let rows = demand.vision_tokens as f64;
+    let of_step = 4.0 * (demand.tokens_per_frame * vision.temporal_patch_size as u64) as f64;
+    let (full, seen) = match &vision.windows {
+        Some(windows) => {
+            let side = (windows.window_size / vision.patch_size.max(1)) as f64;
+            (windows.full_attention_blocks.len() as f64, side * side)
+        }
+        None => (blocks, 0.0),
     };
-    codes.or_else(features).unwrap_or(0.0)
+    let matrices = 4.0 * hidden * hidden + if encoder.gated { 3.0 } else { 2.0 } * hidden * inner;
+    let attention = 2.0 * hidden * (full * of_step + (blocks - full) * seen.min(of_step));
+    let deep = spec.deepstack.as_ref();
+    let deep = deep.map_or(0.0, |d| {
+        d.blocks.len() as f64 * connector_flops(&d.connector, 4.0 * hidden)
+    });
+    let connector = connector_flops(&spec.connector, 4.0 * hidden) + deep;
+    2.0 * rows * (4.0 * (blocks * matrices + attention) + connector)
+}
+
+/// Multiplications of a connector's matrices on one row of `width` channels.
+fn connector_flops(steps: &[ConnectorStep], mut width: f64) -> f64 {
+    let mut all = 0.0;
+    for step in steps {
+        if let ConnectorStep::Linear { out, .. } = step {
+            all += width * *out as f64;
+            width = *out as f64;
+        }
+    }
+    all
 }
 
 /// Operations of a vision transformer's blocks and its connector on one frame.
@@ -368,14 +410,7 @@ fn feature_flops(spec: &SquareSpec) -> f64 {
     .map(|n| n as f64);
     let matrices = 4.0 * hidden * hidden + 2.0 * hidden * inner;
     let attention = 2.0 * tokens * hidden;
-    let (rows, mut width) = (spec.rows() as f64, hidden);
-    let mut connector = 0.0;
-    for step in &spec.connector {
-        if let ConnectorStep::Linear { out, .. } = step {
-            connector += rows * width * *out as f64;
-            width = *out as f64;
-        }
-    }
+    let connector = spec.rows() as f64 * connector_flops(&spec.connector, hidden);
     2.0 * (blocks * tokens * (matrices + attention) + connector)
 }
 

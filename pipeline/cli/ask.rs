@@ -435,6 +435,7 @@ fn check_plan(
         plan.frames_that_fit = layout.frames_that_fit(shape, sources, plan.room())?;
     }
     plan.check("--frames", sources.iter().map(Source::n_videos).sum())?;
+    layout.check_times(sources, model.spec.decoder.max_position_embeddings)?;
     Ok(plan)
 }
 

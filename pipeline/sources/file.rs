@@ -243,6 +243,19 @@ impl FrameReader {
         &self.timeline
     }
 
+    /// How long behind the first chosen frame the last one is shown, in seconds.
+    pub fn chosen_seconds(&self) -> f64 {
+        let ticks = |number: Option<usize>| Some(self.timeline.frames.get(number?)?.ticks);
+        let (first, last) = match &self.chosen {
+            Some(chosen) => (chosen.first().copied(), chosen.last().copied()),
+            None => (Some(0), self.timeline.frames.len().checked_sub(1)),
+        };
+        let span = ticks(last)
+            .zip(ticks(first))
+            .map(|(last, first)| last - first);
+        Pts::new(span.unwrap_or(0), self.timeline.time_base).seconds()
+    }
+
     /// How many frames will be handed on if all of them decode. Always known.
     pub fn expected_frames(&self) -> Option<u64> {
         Some(

@@ -63,6 +63,8 @@ pub struct FeatureLayout {
     prompt: VisionPrompt,
     /// What numbers the tokens of models whose positions have three components.
     positions: Option<PositionBuilder>,
+    /// Positions of a second of video, where time is counted so.
+    per_second: Option<u32>,
     /// Steps of this video so far.
     steps: usize,
     /// The time of its first frame.
@@ -79,6 +81,12 @@ impl FeatureLayout {
         Self {
             tokenizer,
             prompt,
+            per_second: match positions {
+                Some(PositionRule::Timed {
+                    tokens_per_second, ..
+                }) => Some(tokens_per_second),
+                _ => None,
+            },
             positions: positions.map(PositionBuilder::new),
             steps: 0,
             start: None,
@@ -317,6 +325,35 @@ impl Layout {
             }
         }
         Ok(fits * videos)
+    }
+
+    /// Refuses videos whose times reach positions beyond `limit`, of models that count positions by time (Qwen2.5-VL).
+    ///
+    /// # Errors
+    /// `TooLarge`, with the numbers.
+    pub fn check_times(&self, sources: &[Source], limit: usize) -> Result<()> {
+        let Self::Features(FeatureLayout {
+            per_second: Some(per_second),
+            ..
+        }) = self
+        else {
+            return Ok(());
+        };
+        let seconds = |source: &Source| match source {
+            Source::Video { reader, .. } => reader.chosen_seconds(),
+            Source::Reel(_) => 0.0,
+        };
+        let seconds: f64 = sources.iter().map(seconds).sum();
+        let last = seconds * f64::from(*per_second);
+        if last < limit as f64 {
+            return Ok(());
+        }
+        let message = format!(
+            "the frames are {seconds:.0} s apart and the model counts {per_second} positions a second, expected at most its {limit} positions: \
+             take {:.0} s (--from, --to)",
+            limit as f64 / f64::from(*per_second)
+        );
+        Err(Error::new(Kind::TooLarge, message))
     }
 
     /// [`Layout::video_tokens`] of all sources together.

@@ -156,6 +156,7 @@ def save(name, model, processor, text_of_frames, inputs, taken, positions=None):
     for stray in ("generation_config.json",):
         (folder / stray).unlink(missing_ok=True)
     prompt = inputs["input_ids"][0].tolist()
+    follow_up = further_question(processor)
     ids, margin = greedy(model, dict(inputs), positions)
     assert margin > LEAST_MARGIN, (name, margin)
     expected = dict(
@@ -164,10 +165,19 @@ def save(name, model, processor, text_of_frames, inputs, taken, positions=None):
         frames=taken,
         prompt_ids=prompt,
         generated_ids=ids,
+        follow_up_ids=follow_up,
         margin=margin,
     )
     (folder / "expected.json").write_text(json.dumps(expected) + "\n")
     print(name, len(prompt), ids, f"margin {margin:.3f}", sorted(os.listdir(folder)))
+
+
+def further_question(processor):
+    """Ids that stand behind an answer when "And then?" is asked."""
+    said = lambda role, text: {"role": role, "content": [{"type": "text", "text": text}]}
+    turns = [said("user", "?"), said("assistant", "@"), said("user", "And then?")]
+    text = processor.apply_chat_template(turns, add_generation_prompt=True)
+    return processor.tokenizer(text.split("@")[1], add_special_tokens=False)["input_ids"]
 
 
 def ask(content):

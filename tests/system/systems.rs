@@ -1,11 +1,16 @@
 //! Folders as they stand on the hub, asked about a video through the command line, answer what
 //! transformers answers (`tests/golden/answers.py`).
 
+use std::sync::OnceLock;
+
+use longreel_models::context::{
+    chat_template::ChatTemplate, tokenizer::Tokenizer, vision_prompt::follow_up, vocab::Token,
+};
 use serde_json::Value;
 
 use crate::support::{
     golden,
-    longreel::{Run, longreel},
+    longreel::{Run, ffmpeg, longreel, scratch},
 };
 
 /// The systems, each with the rate that takes the frames that transformers was given.
@@ -84,6 +89,87 @@ fn the_time_in_the_prompt_is_that_of_the_frames() {
         let said = format!("<{middle:.1}");
         assert!(text.contains(&said), "step {step}: {said} in {text}");
     }
+}
+
+#[test]
+fn a_further_question_is_what_transformers_puts_behind_an_answer() {
+    for (system, _) in SYSTEMS {
+        let folder = golden::path(&format!("answers/{system}"));
+        let tokenizer = Tokenizer::open(&folder).unwrap();
+        let template = ChatTemplate::of_directory(&folder).unwrap().unwrap();
+        let ids = |last: Option<Token>| -> Vec<u32> {
+            let tokens = follow_up(&tokenizer, &template, last, "And then?", true).unwrap();
+            tokens.into_iter().map(Token::id).collect()
+        };
+        let expected: Vec<u32> =
+            serde_json::from_value(expected(system)["follow_up_ids"].clone()).unwrap();
+        assert_eq!(ids(Some(Token::Text(3))), expected, "{system}");
+        // An answer that ended by itself has said the first token already.
+        if system != "llava15" {
+            assert_eq!(
+                ids(Some(Token::Text(expected[0]))),
+                expected[1..],
+                "{system}"
+            );
+        }
+    }
+}
+
+/// Two hours at a frame a second, small.
+fn two_hours() -> &'static str {
+    static CLIP: OnceLock<String> = OnceLock::new();
+    CLIP.get_or_init(|| {
+        let out = scratch().join("two-hours.mp4");
+        let source =
+            "-f lavfi -i testsrc2=size=64x48:rate=1 -t 7200 -c:v libx264 -preset ultrafast";
+        ffmpeg(source, &out);
+        out.display().to_string()
+    })
+}
+
+#[test]
+fn two_hours_are_refused_with_the_number_of_frames_that_fit() {
+    let video = two_hours();
+    let model = golden::path("answers/qwen3_vl").display().to_string();
+    let ask = |more: &[&str]| {
+        let fixed = [
+            "ask",
+            &video,
+            "When?",
+            "--model",
+            &model,
+            "--json",
+            "--debug-ids",
+        ];
+        longreel(&[&fixed[..], &["--max-new-tokens", "4"], more].concat())
+    };
+    let refused = ask(&["--fps", "1"]);
+    refused.refused(2, "try --frames");
+    let (_, n) = refused
+        .stderr
+        .rsplit_once("--frames ")
+        .unwrap_or_else(|| panic!("{}", refused.stdout));
+    let n: u64 = n
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect::<String>()
+        .parse()
+        .unwrap();
+    assert_eq!(
+        ask(&["--frames", &n.to_string()]).json()["video"][0]["frames"],
+        n
+    );
+    ask(&["--frames", &(n + 2).to_string()]).refused(2, &format!("{n} frames fit"));
+    let last_minute = ask(&["--from", "1:59:00", "--fps", "1"]).json();
+    assert_eq!(last_minute["video"][0]["first_s"], 7140.0);
+}
+
+#[test]
+fn times_beyond_a_model_s_positions_are_refused_with_the_seconds_that_fit() {
+    let (video, model) = (two_hours(), golden::path("answers/qwen2_5_vl"));
+    let model = model.display().to_string();
+    let ask = ["ask", video, "When?", "--model", &model, "--frames", "64"];
+    longreel(&ask).refused(2, "take 2048 s (--from, --to)");
 }
 
 #[test]
