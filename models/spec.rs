@@ -7,6 +7,8 @@ pub mod encoder;
 
 pub mod features;
 
+pub mod model_file;
+
 pub mod frame_choice;
 
 pub mod patches;

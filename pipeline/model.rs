@@ -10,9 +10,12 @@ use longreel_models::{
         import_hf::{spec_of_directory, weights_of_directory},
         weights::Weights,
     },
-    context::{chat_template::ChatTemplate, tokenizer::Tokenizer},
+    context::{
+        chat_template::ChatTemplate,
+        tokenizer::{Tokenizer, tokenizer_folder},
+    },
     llama::Decoder,
-    spec::{ModelSpec, VqganSpec},
+    spec::{ModelSpec, VqganSpec, features::VisionSpec},
     vision::vqgan::Vqgan,
 };
 
@@ -56,10 +59,14 @@ impl ModelFiles {
     /// Reads the configuration, the tokenizer and the headers of the weights in `dir`.
     pub fn open(dir: &Path) -> Result<Self> {
         let doing = || format!("open the model {}", dir.display());
-        let spec = spec_of_directory(dir).doing(doing)?;
+        let mut spec = spec_of_directory(dir).doing(doing)?;
+        let mut tokenizer = Tokenizer::open(dir).doing(doing)?;
+        if let Some(vision) = &mut spec.vision {
+            give_pictures_an_id(vision, &mut tokenizer).doing(doing)?;
+        }
         Ok(Self {
             dir: dir.to_owned(),
-            tokenizer: Arc::new(Tokenizer::open(dir).doing(doing)?),
+            tokenizer: Arc::new(tokenizer),
             template: template(dir, &spec).doing(doing)?.map(Arc::new),
             spec,
             weights: weights_of_directory(dir).doing(doing)?,
@@ -131,6 +138,14 @@ impl Model {
     }
 }
 
+/// A token for pictures, where the tokenizer has none.
+fn give_pictures_an_id(vision: &mut VisionSpec, tokenizer: &mut Tokenizer) -> Result<()> {
+    if let Some(text) = &vision.image_token {
+        vision.image_token_id = tokenizer.add_special(text)?;
+    }
+    Ok(())
+}
+
 /// The folder's chat template, else that of its family.
 fn template(dir: &Path, spec: &ModelSpec) -> Result<Option<ChatTemplate>> {
     let of_folder = ChatTemplate::of_directory(dir)?;
@@ -144,7 +159,7 @@ fn template(dir: &Path, spec: &ModelSpec) -> Result<Option<ChatTemplate>> {
 /// The tokenizer's end of sequence, and those that `generation_config.json` names: one or a list.
 fn stop_ids(dir: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-    let path = dir.join("generation_config.json");
+    let path = tokenizer_folder(dir).join("generation_config.json");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(ids),

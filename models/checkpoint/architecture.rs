@@ -9,6 +9,7 @@
 //! head_dim = "$text_config.head_dim | $head_dim"     # another path; the key is left out where none is there
 //! intermediate_size = { product = ["$hidden_size", "$mlp_ratio | 4"] }
 //! deepstack_layers = { count = "$vision_config.deepstack_visual_indexes | [8, 16, 24]" }
+//! order = { choose = "$mm_projector_type", mlp_downsample = "transposed", otherwise = "rows" }
 //! ```
 
 use std::{borrow::Cow, collections::BTreeMap};
@@ -45,6 +46,7 @@ const FILES: &[(&str, &str)] = &files![
     "qwen3_vl",
     "resnet",
     "siglip",
+    "vila",
     "vit"
 ];
 
@@ -62,6 +64,10 @@ pub struct Architecture {
     /// Keys of `config.json` whose other values would be another computation.
     #[serde(default)]
     expect: BTreeMap<String, Json>,
+    /// Where parts of the model have folders of their own: the key of `config.json` under which such a part's
+    /// configuration stands, and the folder, whose name comes before those of its tensors.
+    #[serde(default)]
+    parts: BTreeMap<String, String>,
     /// The specification, with references to `config.json`.
     spec: Value,
     /// Patterns of tensor names and what they become, applied one after another; an empty name drops the tensor.
@@ -169,6 +175,11 @@ impl Architecture {
             .doing(|| "read config.json")
     }
 
+    /// Keys of `config.json` and the folders of the parts that they describe.
+    pub fn parts(&self) -> &BTreeMap<String, String> {
+        &self.parts
+    }
+
     /// The renaming of tensors.
     ///
     /// # Errors
@@ -217,6 +228,7 @@ fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
         Value::String(text) if text.starts_with('$') => look_up(text, config),
         Value::Table(table) if table.contains_key("product") => product(&table["product"], config),
         Value::Table(table) if table.contains_key("count") => count(&table["count"], config),
+        Value::Table(table) if table.contains_key("choose") => choose(table, config),
         Value::Table(table) => {
             let mut resolved = serde_json::Map::new();
             for (key, value) in table {
@@ -239,6 +251,23 @@ fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
             Ok(Some(literal))
         }
     }
+}
+
+/// What a table has for a value of `config.json`; `None` where neither the value nor anything else is there.
+fn choose(table: &toml::Table, config: &Json) -> Result<Option<Json>> {
+    let found = resolve(&table["choose"], config)?.unwrap_or(Json::Null);
+    let name = found.as_str().map_or(found.to_string(), str::to_owned);
+    if let Some(value) = table.get(&name).or_else(|| table.get("otherwise")) {
+        return resolve(value, config);
+    }
+    let known = table.keys().filter(|key| *key != "choose");
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    let message = format!(
+        "{} is {found}, expected one of {}",
+        table["choose"],
+        known.join(", ")
+    );
+    Err(Error::new(Kind::BadInput, message))
 }
 
 /// What stands at a path of keys, or places in a list, with dots between them.
@@ -308,7 +337,7 @@ fn look_up(reference: &str, config: &Json) -> Result<Option<Json>> {
 mod tests {
     use serde_json::json;
 
-    use super::{Architecture, KeyMap, Regex, look_up};
+    use super::{Architecture, KeyMap, Regex, look_up, resolve};
 
     #[test]
     fn the_first_path_that_is_there_counts_then_the_literal_then_nothing() {
@@ -340,6 +369,23 @@ mod tests {
             Some("new.layers.12.w")
         );
         assert_eq!(keys.rename("old.position_ids"), None);
+    }
+
+    #[test]
+    fn a_choice_is_made_by_what_the_configuration_says() {
+        let table = r#"order = { choose = "$kind | 7", rows = "r", 7 = "seven" }"#;
+        let value: toml::Value = toml::from_str(table).unwrap();
+        let of = |config| resolve(&value, &config);
+        assert_eq!(
+            of(json!({"kind": "rows"})).unwrap(),
+            Some(json!({"order": "r"}))
+        );
+        assert_eq!(of(json!({})).unwrap(), Some(json!({"order": "seven"})));
+        let error = of(json!({"kind": "columns"})).unwrap_err().to_string();
+        assert!(
+            error.contains(r#"is "columns", expected one of"#),
+            "{error}"
+        );
     }
 
     #[test]

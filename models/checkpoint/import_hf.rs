@@ -31,10 +31,30 @@ use crate::{
 /// # Errors
 /// `BadInput` for a configuration that this program cannot run, naming the key.
 pub fn spec_of_directory(dir: &Path) -> Result<ModelSpec> {
-    let path = dir.join("config.json");
+    let config = config_of_directory(dir)?;
+    spec_of_json(&config).doing(|| format!("read {}", dir.join("config.json").display()))
+}
+
+/// The `config.json` of a model directory, with those of the parts that have folders of their own in their places.
+fn config_of_directory(dir: &Path) -> Result<Value> {
+    let mut config = read_config(&dir.join("config.json"))?;
+    if is_ours(&config) {
+        return Ok(config);
+    }
+    let doing = || format!("read {}", dir.join("config.json").display());
+    for (key, folder) in Architecture::of_config(&config).doing(doing)?.parts() {
+        config[key.as_str()] = read_config(&dir.join(folder).join("config.json"))?;
+    }
+    Ok(config)
+}
+
+fn read_config(path: &Path) -> Result<Value> {
     let doing = || format!("read {}", path.display());
-    let text = std::fs::read_to_string(&path).doing(doing)?;
-    spec_of_config(&text).doing(doing)
+    let config = config_of(&std::fs::read_to_string(path).doing(doing)?).doing(doing)?;
+    if config.is_object() {
+        return Ok(config);
+    }
+    Err(bad("expected an object".into()).doing(doing()))
 }
 
 /// The specification of a directory with CLIP or SigLIP; `None` for a model of another kind.
@@ -64,14 +84,16 @@ pub fn dual_encoder_of_directory(dir: &Path) -> Result<Option<DualEncoderSpec>> 
 /// # Errors
 /// As [`Weights::open`], [`Architecture::of_config`] and [`Weights::renamed`].
 pub fn weights_of_directory(dir: &Path) -> Result<Weights> {
-    let weights = Weights::open(dir)?;
-    let path = dir.join("config.json");
-    let doing = || format!("read {}", path.display());
-    let config = config_of(&std::fs::read_to_string(&path).doing(doing)?).doing(doing)?;
+    let config = config_of_directory(dir)?;
     if is_ours(&config) {
-        return Ok(weights);
+        return Weights::open(dir);
     }
+    let doing = || format!("read {}", dir.join("config.json").display());
     let architecture = Architecture::of_config(&config).doing(doing)?;
+    let weights = match architecture.parts() {
+        none if none.is_empty() => Weights::open(dir)?,
+        parts => Weights::open_parts(dir, parts.values())?,
+    };
     weights.renamed(&architecture.keys()?)
 }
 
@@ -89,12 +111,15 @@ fn is_ours(config: &Value) -> bool {
 /// # Errors
 /// See [`spec_of_directory`].
 pub fn spec_of_config(text: &str) -> Result<ModelSpec> {
-    let config = config_of(text)?;
-    if is_ours(&config) {
-        return ModelSpec::from_json(text);
+    spec_of_json(&config_of(text)?)
+}
+
+fn spec_of_json(config: &Value) -> Result<ModelSpec> {
+    if is_ours(config) {
+        return ModelSpec::from_json(&config.to_string());
     }
-    let architecture = Architecture::of_config(&config)?;
-    let (model_type, decoder, vision) = parts(&architecture, &config)?;
+    let architecture = Architecture::of_config(config)?;
+    let (model_type, decoder, vision) = parts(&architecture, config)?;
     let spec = ModelSpec {
         model_type,
         description: config

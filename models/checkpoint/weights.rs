@@ -61,6 +61,32 @@ pub enum Matrix {
 impl Weights {
     /// Maps the weight files of `dir` (see [`weight_files`]), or the single file `dir` itself.
     pub fn open(dir: &Path) -> Result<Self> {
+        let mut weights = Self::none();
+        weights.add_directory(dir, "")?;
+        Ok(weights)
+    }
+
+    /// Maps the weight files of the folders `parts` of `dir`; a folder's name comes before those of its tensors.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn open_parts<'a>(dir: &Path, parts: impl Iterator<Item = &'a String>) -> Result<Self> {
+        let mut weights = Self::none();
+        for part in parts {
+            weights.add_directory(&dir.join(part), &format!("{part}."))?;
+        }
+        Ok(weights)
+    }
+
+    fn none() -> Self {
+        Self {
+            shards: Vec::new(),
+            entries: BTreeMap::new(),
+            taken: BTreeSet::new(),
+        }
+    }
+
+    fn add_directory(&mut self, dir: &Path, prefix: &str) -> Result<()> {
         let doing = || format!("open the weights in {}", dir.display());
         let files = if dir.is_dir() {
             weight_files(dir).doing(doing)?
@@ -72,18 +98,13 @@ impl Weights {
                            (`longreel import --hf` turns .bin files into them)";
             return Err(Error::new(Kind::BadInput, message).doing(doing()));
         }
-        let mut weights = Self {
-            shards: Vec::new(),
-            entries: BTreeMap::new(),
-            taken: BTreeSet::new(),
-        };
         for path in files {
-            weights.add_shard(path).doing(doing)?;
+            self.add_shard(path, prefix).doing(doing)?;
         }
-        Ok(weights)
+        Ok(())
     }
 
-    fn add_shard(&mut self, path: PathBuf) -> Result<()> {
+    fn add_shard(&mut self, path: PathBuf, prefix: &str) -> Result<()> {
         let bytes = MappedBytes::open(&path).doing(|| path.display().to_string())?;
         let header = read_header(bytes.as_bytes()).doing(|| path.display().to_string())?;
         let shard = self.shards.len();
@@ -97,6 +118,7 @@ impl Weights {
             if is_derived(&name) {
                 continue;
             }
+            let name = format!("{prefix}{name}");
             let entry = Entry {
                 shard,
                 dtype,

@@ -18,6 +18,7 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::{Value as Json, ser::Formatter};
 
+use super::tokenizer::tokenizer_folder;
 use crate::error::{Context, Error, Kind, Result};
 
 /// Steps that a template may take; those in use take a few hundred a message.
@@ -30,10 +31,16 @@ const TEXT_BYTES_MAX: usize = 16 << 20;
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// Templates for folders that have none.
-const BUILT_IN: &[(&str, &str)] = &[(
-    "vicuna_v1",
-    include_str!("../../configs/templates/vicuna_v1.jinja"),
-)];
+const BUILT_IN: &[(&str, &str)] = &[
+    (
+        "vicuna_v1",
+        include_str!("../../configs/templates/vicuna_v1.jinja"),
+    ),
+    (
+        "vila_llama_3",
+        include_str!("../../configs/templates/vila_llama_3.jinja"),
+    ),
+];
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -284,7 +291,8 @@ fn default_template(found: &Json) -> Option<String> {
 
 /// `bos_token`, `eos_token`, … of `tokenizer_config.json`.
 fn special_tokens(dir: &Path) -> Result<Vec<(String, String)>> {
-    let Some(Json::Object(config)) = json(&dir.join("tokenizer_config.json"))? else {
+    let path = tokenizer_folder(dir).join("tokenizer_config.json");
+    let Some(Json::Object(config)) = json(&path)? else {
         return Ok(Vec::new());
     };
     let text = |token: &Json| {

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
@@ -96,8 +96,9 @@ impl TokenizerConfig {
 }
 
 impl Tokenizer {
-    /// The tokenizer of the model directory `dir`: `tokenizer.json`, else `tokenizer.model`.
+    /// The tokenizer of the model directory `dir` ([`tokenizer_folder`]): `tokenizer.json`, else `tokenizer.model`.
     pub fn open(dir: &Path) -> Result<Self> {
+        let dir = &tokenizer_folder(dir);
         let config = match read(&dir.join("tokenizer_config.json"))? {
             Some(bytes) => {
                 TokenizerConfig::from_json(&utf8(bytes)?).doing(|| dir.display().to_string())?
@@ -208,6 +209,17 @@ impl Tokenizer {
         })
     }
 
+    /// The id of the special token `text`, which becomes one if it is none.
+    ///
+    /// # Errors
+    /// `BadInput` when the vocabulary has no place for it.
+    pub fn add_special(&mut self, text: &str) -> Result<u32> {
+        let token = AddedToken::from(text.to_owned(), true);
+        self.inner.add_special_tokens([token]).map_err(failed)?;
+        let id = self.inner.token_to_id(text);
+        id.ok_or_else(|| bad(format!("the vocabulary has no place for {text:?}")))
+    }
+
     /// Ids of `text`, with what the configuration puts around it (nothing, for LWM).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match self.ends {
@@ -289,6 +301,19 @@ impl fmt::Debug for Tokenizer {
             .field("vocab_size", &self.vocab_size())
             .field("ends", &self.ends)
             .finish_non_exhaustive()
+    }
+}
+
+/// The folder of a model's tokenizer and of what belongs to it: VILA has them in `llm/`.
+pub fn tokenizer_folder(dir: &Path) -> PathBuf {
+    let has_one = |dir: &Path| {
+        let mut names = ["tokenizer.json", "tokenizer.model"].iter();
+        names.any(|name| dir.join(name).is_file())
+    };
+    let of_decoder = dir.join("llm");
+    match !has_one(dir) && has_one(&of_decoder) {
+        true => of_decoder,
+        false => dir.to_owned(),
     }
 }
 

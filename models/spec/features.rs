@@ -18,6 +18,9 @@ pub struct VisionLanguageSpec {
     /// The one for a video's, where it is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub video_token_id: Option<u32>,
+    /// How that of a picture is written where the tokenizer does not know it; its id is then the tokenizer's next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_token: Option<String>,
     /// Where the features of a video stand.
     #[serde(default)]
     pub placement: Placement,
@@ -42,6 +45,9 @@ pub struct VisionSpec {
     /// As [`VisionLanguageSpec::video_token_id`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub video_token_id: Option<u32>,
+    /// As [`VisionLanguageSpec::image_token`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_token: Option<String>,
     /// Where the features of a video stand.
     #[serde(default)]
     pub placement: Placement,
@@ -61,6 +67,7 @@ impl VisionLanguageSpec {
         let Self {
             image_token_id,
             video_token_id,
+            image_token,
             placement,
             chat_template,
             features,
@@ -70,6 +77,7 @@ impl VisionLanguageSpec {
         let vision = VisionSpec {
             image_token_id,
             video_token_id,
+            image_token,
             placement,
             chat_template,
             features,

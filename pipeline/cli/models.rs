@@ -3,7 +3,11 @@
 use std::path::Path;
 
 use longreel_models::{
-    checkpoint::{import_hf::spec_of_directory, verify, weights::Weights},
+    checkpoint::{
+        import_hf::{spec_of_directory, weights_of_directory},
+        verify,
+        weights::Weights,
+    },
     spec::ModelSpec,
 };
 use serde::Serialize;
@@ -69,7 +73,7 @@ struct ShowJson<'a> {
 
 fn show(dir: &Path, voice: Voice) -> Result<()> {
     let spec = spec_of_directory(dir)?;
-    let weights = Weights::open(dir)?;
+    let weights = weights_of_directory(dir)?;
     let mut dtypes: Vec<String> = weights
         .list()
         .map(|(_, dtype, _)| format!("{dtype:?}"))

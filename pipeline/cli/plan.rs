@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use longreel_models::spec::ModelSpec;
+use longreel_models::spec::{ModelSpec, features::PositionRule, patches::PatchesSpec};
 use serde::Serialize;
 
 use crate::{
@@ -118,9 +118,7 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
         let weight_bytes = 2 * parameters(&spec);
         // No tokenizer here: a token per character is more than any question takes.
         return Ok(Facts {
-            shape: spec
-                .tokens_per_frame()
-                .map(|rows| StepShape::Fixed { rows }),
+            shape: usual_shape(&spec),
             spec,
             weight_bytes,
             text_tokens: args.question.len() as u64 + 64,
@@ -143,6 +141,17 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
     })
 }
 
+/// What a step of a video takes in a model without a folder, whose processor would have its own budget.
+fn usual_shape(spec: &ModelSpec) -> Option<StepShape> {
+    let fixed = |rows| StepShape::Fixed { rows };
+    let patches = || match spec.vision.as_ref()?.positions? {
+        PositionRule::Timed { .. } => Some(PatchesSpec::qwen2_video()),
+        PositionRule::Steps => Some(PatchesSpec::qwen3_video()),
+    };
+    let native = || patches().map(StepShape::Native);
+    spec.tokens_per_frame().map(fixed).or_else(native)
+}
+
 /// Frames and the positions that they take: of the sources, or of so many hours.
 fn sight(args: &PlanArgs, facts: &Facts, sources: &[Source], sampling: &Sampling) -> Result<Sight> {
     let frames = frames(args, sources, sampling)?;
@@ -150,11 +159,13 @@ fn sight(args: &PlanArgs, facts: &Facts, sources: &[Source], sampling: &Sampling
         (Some(layout), shape) if args.hours.is_none() => layout.sight(shape.as_ref(), sources),
         (Some(layout), Some(shape)) => layout.video_tokens(shape, ASSUMED_SIZE, frames),
         (None, Some(shape)) => {
-            let tokens_per_frame = shape.rows(ASSUMED_SIZE, 1)? as u64;
+            let n_frames = usize::try_from(frames).unwrap_or(usize::MAX);
+            let rows = shape.rows(ASSUMED_SIZE, n_frames)? as u64;
+            let of_step = shape.frames() as u64;
             Ok(Sight {
                 frames,
-                tokens_per_frame,
-                vision_tokens: frames.saturating_mul(tokens_per_frame),
+                tokens_per_frame: rows.div_ceil(of_step),
+                vision_tokens: frames.div_ceil(of_step).saturating_mul(rows),
             })
         }
         (_, None) => Ok(Sight::default()),

@@ -9,7 +9,7 @@ use std::{
 use longreel_models::{
     attention::kv_cache::KvDtype,
     llama::sampler::Draw,
-    spec::{FrameEnd, ModelSpec, frame_choice::FrameChoice},
+    spec::{FrameEnd, ModelSpec, frame_choice::FrameChoice, model_file::ModelFile},
 };
 
 use crate::{
@@ -77,7 +77,9 @@ pub fn memory_of(ranks: &Ranks) -> Option<u64> {
 pub fn spec_file(path: &Path) -> Result<ModelSpec> {
     let doing = || format!("read {}", path.display());
     let text = std::fs::read_to_string(path).doing(doing)?;
-    ModelSpec::from_toml(&text).doing(doing)
+    ModelFile::from_toml(&text)
+        .and_then(ModelFile::answers)
+        .doing(doing)
 }
 
 /// Which frames are taken.

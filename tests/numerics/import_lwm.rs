@@ -811,11 +811,20 @@ fn verify_counts_what_is_missing_unknown_misshapen_or_not_a_number() {
 }
 
 #[test]
-fn every_model_file_parses_and_names_its_layers() {
+fn every_file_of_lwm_parses_and_names_its_layers() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/models");
     let mut n_files = 0;
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
+        // `model_files` reads the others.
+        if !path
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .starts_with("lwm-")
+        {
+            continue;
+        }
         let spec = ModelSpec::from_toml(&fs::read_to_string(&path).unwrap())
             .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let again = ModelSpec::from_json(&spec.to_json().unwrap()).unwrap();

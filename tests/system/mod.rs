@@ -1,5 +1,6 @@
 //! Does it behave: sources, sampling, stages, the command line, bad input.
 
+mod bad_folders;
 mod bad_input;
 mod bench;
 mod command_line;

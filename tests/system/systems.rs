@@ -1,5 +1,5 @@
 //! Folders as they stand on the hub, asked about a video through the command line, answer what
-//! transformers answers (`tests/golden/answers.py`).
+//! transformers answers (`tests/golden/answers.py`, `vila.py`).
 
 use std::sync::OnceLock;
 
@@ -14,9 +14,10 @@ use crate::support::{
 };
 
 /// The systems, each with the rate that takes the frames that transformers was given.
-const SYSTEMS: [(&str, &[&str]); 4] = [
+const SYSTEMS: [(&str, &[&str]); 5] = [
     ("llava15", &["--fps", "1"]),
     ("llava_onevision", &["--fps", "1"]),
+    ("vila15", &["--fps", "1"]),
     // Their own processors choose.
     ("qwen2_5_vl", &[]),
     ("qwen3_vl", &[]),
@@ -206,5 +207,51 @@ fn a_folder_of_the_hub_is_shown_verified_and_planned_with() {
             (n("prompt_ids")..n("prompt_ids") + 32).contains(&tokens),
             "{system} {tokens}"
         );
+    }
+}
+
+/// Every model file that answers, an hour of video at one frame a second: positions, whether it fits or not.
+#[test]
+fn an_hour_is_planned_for_every_model_file() {
+    for (model, vision_tokens) in [
+        ("llava-1.5-7b", Some(3600 * 576)),
+        ("vila-1.5-3b", Some(3600 * 196)),
+        ("llava-onevision-qwen2-7b", Some(3600 * 196)),
+        ("internvl3-8b", Some(3600 * 256)),
+        // 1080 lines of 1920 columns within 768 features a pair: 20 by 36 squares of 28 pixels.
+        ("qwen2.5-vl-7b", Some(1800 * 720)),
+        // Its budget is that of a whole video.
+        ("qwen3-vl-8b", None),
+        ("lwm-chat-1m", Some(3600 * 257)),
+    ] {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let file = root.join(format!("configs/models/{model}.toml"));
+        let file = file.display().to_string();
+        let hour = ["--hours", "1", "--fps", "1", "--memory-gib", "4000"];
+        let run = longreel(&[&["plan", "--model", &file][..], &hour, &["--json"]].concat());
+        let plan: Value = serde_json::from_str(&run.stdout).unwrap();
+        assert_eq!(plan["frames"], 3600, "{model}");
+        let positions = plan["vision_tokens"].as_u64().unwrap();
+        match vision_tokens {
+            Some(expected) => assert_eq!(positions, expected, "{model}"),
+            None => assert!(positions >= 1800, "{model}: {positions}"),
+        }
+        let fits = positions < plan["context_limit"].as_u64().unwrap();
+        assert_eq!(
+            run.code,
+            if fits { 0 } else { 2 },
+            "{model}: {}",
+            run.stderr
+        );
+    }
+    for model in ["llama-3.1-8b", "mixtral-8x7b", "resnet-50"] {
+        let file = format!("{}/configs/models/{model}.toml", env!("CARGO_MANIFEST_DIR"));
+        let run = longreel(&["plan", "--model", &file, "--hours", "1", "--fps", "1"]);
+        let expected = if model == "resnet-50" {
+            "expected a model that answers in words"
+        } else {
+            "is a text model, it sees no frames"
+        };
+        run.refused(2, expected);
     }
 }

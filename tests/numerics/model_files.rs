@@ -1,0 +1,147 @@
+//! The files of `configs/models`: real models at their public sizes.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use longreel_models::{
+    checkpoint::layout,
+    error::Kind,
+    spec::{ModelSpec, conv_net::ConvLayer, model_file::ModelFile},
+};
+
+/// Name and text of every file.
+fn files() -> BTreeMap<String, String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/models");
+    fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            (name, fs::read_to_string(path).unwrap())
+        })
+        .collect()
+}
+
+fn answering(name: &str) -> ModelSpec {
+    let file = ModelFile::from_toml(&files()[name]).unwrap_or_else(|e| panic!("{name}: {e}"));
+    file.answers().unwrap()
+}
+
+#[test]
+fn every_file_is_a_model_of_the_kind_that_it_names() {
+    let (mut answer, mut encode) = (0, 0);
+    for (name, text) in files() {
+        match ModelFile::from_toml(&text).unwrap_or_else(|e| panic!("{name}: {e}")) {
+            ModelFile::Answers(spec) => {
+                let again = ModelSpec::from_json(&spec.to_json().unwrap()).unwrap();
+                assert_eq!(again, *spec, "{name}");
+                answer += 1;
+            }
+            _ => encode += 1,
+        }
+    }
+    assert!(answer >= 17 && encode >= 4, "{answer} and {encode}");
+}
+
+/// A decoder's billions of weights, bytes of bf16 keys and values of a token in KiB, rows of features of a frame.
+type Sizes = (&'static str, f64, usize, Option<usize>);
+
+#[test]
+fn models_that_answer_have_their_public_sizes() {
+    let sizes: [Sizes; 8] = [
+        ("llava-1.5-7b", 6.74, 512, Some(576)),
+        ("vila-1.5-3b", 2.70, 320, Some(196)),
+        ("llava-onevision-qwen2-7b", 7.62, 56, Some(196)),
+        ("internvl3-8b", 7.61, 56, Some(256)),
+        ("qwen2.5-vl-7b", 7.62, 56, None),
+        ("qwen3-vl-8b", 8.19, 144, None),
+        ("llama-3.1-8b", 8.03, 128, None),
+        ("mixtral-8x7b", 46.70, 128, None),
+    ];
+    for (name, billions, kv_kib, rows) in sizes {
+        let spec = answering(name);
+        let weights: usize = layout::decoder_tensors(&spec.decoder)
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum();
+        let got = weights as f64 / 1e9;
+        assert!((got - billions).abs() < 0.01, "{name}: {got}");
+        assert_eq!(spec.decoder.kv_bytes_per_token(2), kv_kib << 10, "{name}");
+        assert_eq!(spec.tokens_per_frame(), rows, "{name}");
+    }
+}
+
+#[test]
+fn encoders_have_their_public_sizes() {
+    let of = |name: &str| ModelFile::from_toml(&files()[name]).unwrap();
+    let (ModelFile::DualEncoder(clip), ModelFile::DualEncoder(siglip)) =
+        (of("clip-l-14-336"), of("siglip-so400m-14-384"))
+    else {
+        panic!("no dual encoders");
+    };
+    assert_eq!((clip.vision.tokens(), siglip.vision.tokens()), (577, 729));
+    let ModelFile::Classifier(vit) = of("vit-b-16-224") else {
+        panic!("no classifier");
+    };
+    assert_eq!(vit.tokens(), 197);
+    let ModelFile::ConvNet(resnet) = of("resnet-50") else {
+        panic!("no convolutional network");
+    };
+    let layers = resnet.unfolded().unwrap();
+    let blocks = layers
+        .iter()
+        .filter_map(|layer| match layer {
+            ConvLayer::Residual { block, .. } => Some(block.convs().len()),
+            _ => None,
+        })
+        .sum::<usize>();
+    // With the stem's convolution and the matrix: fifty layers.
+    assert_eq!(blocks + 2, 50);
+}
+
+#[test]
+fn an_encoder_is_not_asked_and_a_misspelt_key_is_named() {
+    let files = files();
+    let error = ModelFile::from_toml(&files["resnet-50"]).unwrap();
+    let error = error.answers().unwrap_err();
+    assert_eq!(error.kind(), Kind::BadInput);
+    assert!(
+        error.to_string().contains("it is a convolutional network"),
+        "{error}"
+    );
+    for (name, from, to, expected) in [
+        (
+            "vit-b-16-224",
+            "patch_size",
+            "patchsize",
+            "unknown field `patchsize`",
+        ),
+        (
+            "clip-l-14-336",
+            "num_attention_heads = 16",
+            "num_attention_heads = 15",
+            "expected a divisor",
+        ),
+        (
+            "resnet-50",
+            "kernel = 7",
+            "kernel = 0",
+            "layers.0.kernel is 0",
+        ),
+        (
+            "llama-3.1-8b",
+            "hidden_size",
+            "hiddensize",
+            "unknown field `hiddensize`",
+        ),
+        (
+            "llama-3.1-8b",
+            "\"llama\"",
+            "\"alpaca\"",
+            "unknown variant `alpaca`",
+        ),
+    ] {
+        let text = files[name].replacen(from, to, 1);
+        let error = ModelFile::from_toml(&text).unwrap_err();
+        assert!(error.to_string().contains(expected), "{name}: {error}");
+    }
+}
