@@ -14,17 +14,33 @@ const EXACT: [&str; 10] = [
     "video_preprocessor_config.json",
 ];
 
+/// Folders in which VILA has the parts of a model.
+const PARTS: [&str; 3] = ["llm/", "vision_tower/", "mm_projector/"];
+
 /// The files of a model directory among `files`, descriptions first, weights last.
 ///
-/// Only the top folder counts. The weights are the `*.safetensors` files, or
+/// Only the top folder counts, and those of VILA's parts where it has no weights. The weights are the `*.safetensors` files, or
 /// the `*.bin` files where there is none; copies of the same weights in another
 /// form (`consolidated.*`, `model.fp16.safetensors`) and what only training
 /// needs are left out.
 pub fn wanted(files: &[String]) -> Vec<String> {
-    let top = || files.iter().filter(|name| !name.contains('/'));
+    let mut all = wanted_of(files, "");
+    if !all.iter().any(|name| is_weights(name)) {
+        all.extend(PARTS.iter().flat_map(|folder| wanted_of(files, folder)));
+    }
+    all
+}
+
+/// Those of one folder.
+fn wanted_of(files: &[String], folder: &str) -> Vec<String> {
+    let own = files.iter().filter_map(|name| name.strip_prefix(folder));
+    let own: Vec<String> = own
+        .filter(|name| !name.contains('/'))
+        .map(str::to_owned)
+        .collect();
     let weights = |extension: &str| -> Vec<String> {
-        top()
-            .filter(|name| name.ends_with(extension) && !is_copy(name, files))
+        own.iter()
+            .filter(|name| name.ends_with(extension) && !is_copy(name, &own))
             .cloned()
             .collect()
     };
@@ -32,7 +48,8 @@ pub fn wanted(files: &[String]) -> Vec<String> {
         (safetensors, bin) if safetensors.is_empty() => (bin, ".bin.index.json"),
         (safetensors, _) => (safetensors, ".safetensors.index.json"),
     };
-    let mut wanted: Vec<String> = top()
+    let mut wanted: Vec<String> = own
+        .iter()
         .filter(|name| is_description(name) || name.ends_with(index))
         .cloned()
         .collect();
@@ -40,6 +57,9 @@ pub fn wanted(files: &[String]) -> Vec<String> {
     wanted.dedup();
     wanted.extend(weights);
     wanted
+        .iter()
+        .map(|name| format!("{folder}{name}"))
+        .collect()
 }
 
 /// Whether `name` is a file of weights.

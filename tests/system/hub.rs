@@ -839,6 +839,36 @@ fn only_the_files_of_a_model_directory_are_wanted() {
         let files: Vec<String> = files.iter().map(|name| (*name).to_owned()).collect();
         assert_eq!(wanted(&files), expected);
     };
+    // VILA's parts have folders of their own.
+    check(
+        &[
+            "README.md",
+            "config.json",
+            "llm/config.json",
+            "llm/model-00001-of-00001.safetensors",
+            "llm/model.safetensors.index.json",
+            "llm/tokenizer.model",
+            "mm_projector/config.json",
+            "mm_projector/model.safetensors",
+            "trainer_state.json",
+            "vision_tower/config.json",
+            "vision_tower/model.safetensors",
+            "vision_tower/old/model.safetensors",
+            "vision_tower/preprocessor_config.json",
+        ],
+        &[
+            "config.json",
+            "llm/config.json",
+            "llm/model.safetensors.index.json",
+            "llm/tokenizer.model",
+            "llm/model-00001-of-00001.safetensors",
+            "vision_tower/config.json",
+            "vision_tower/preprocessor_config.json",
+            "vision_tower/model.safetensors",
+            "mm_projector/config.json",
+            "mm_projector/model.safetensors",
+        ],
+    );
     check(
         &[
             ".gitattributes",
