@@ -54,7 +54,7 @@ pub enum Layout {
         terminators: FrameTerminators,
     },
     /// Text, and features in place of embeddings.
-    Features(FeatureLayout),
+    Features(Box<FeatureLayout>),
 }
 
 /// A prompt of a vision-language model, and how far its videos have come.
@@ -203,7 +203,7 @@ impl Layout {
             let template = template.ok_or_else(|| no_template(model))?;
             let prompt = VisionPrompt::new(tokenizer, template, vision, question, n_videos)?;
             let layout = FeatureLayout::new(Arc::clone(tokenizer), prompt, vision.positions);
-            return Ok(Self::Features(layout));
+            return Ok(Self::Features(Box::new(layout)));
         }
         let prompt = match template {
             _ if n_videos > 0 => ChatPrompt::new(tokenizer, question)?,
@@ -332,11 +332,10 @@ impl Layout {
     /// # Errors
     /// `TooLarge`, with the numbers.
     pub fn check_times(&self, sources: &[Source], limit: usize) -> Result<()> {
-        let Self::Features(FeatureLayout {
-            per_second: Some(per_second),
-            ..
-        }) = self
-        else {
+        let Self::Features(layout) = self else {
+            return Ok(());
+        };
+        let Some(per_second) = layout.per_second else {
             return Ok(());
         };
         let seconds = |source: &Source| match source {
@@ -344,14 +343,14 @@ impl Layout {
             Source::Reel(_) => 0.0,
         };
         let seconds: f64 = sources.iter().map(seconds).sum();
-        let last = seconds * f64::from(*per_second);
+        let last = seconds * f64::from(per_second);
         if last < limit as f64 {
             return Ok(());
         }
         let message = format!(
             "the frames are {seconds:.0} s apart and the model counts {per_second} positions a second, expected at most its {limit} positions: \
              take {:.0} s (--from, --to)",
-            limit as f64 / f64::from(*per_second)
+            limit as f64 / f64::from(per_second)
         );
         Err(Error::new(Kind::TooLarge, message))
     }

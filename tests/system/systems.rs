@@ -135,7 +135,7 @@ fn two_hours_are_refused_with_the_number_of_frames_that_fit() {
     let ask = |more: &[&str]| {
         let fixed = [
             "ask",
-            &video,
+            video,
             "When?",
             "--model",
             &model,
