@@ -94,7 +94,11 @@ fn the_time_in_the_prompt_is_that_of_the_frames() {
 
 #[test]
 fn a_further_question_is_what_transformers_puts_behind_an_answer() {
-    for (system, _) in SYSTEMS {
+    // VILA's folders have no template of their own, and transformers does not know them.
+    for (system, _) in SYSTEMS
+        .into_iter()
+        .filter(|(system, _)| *system != "vila15")
+    {
         let folder = golden::path(&format!("answers/{system}"));
         let tokenizer = Tokenizer::open(&folder).unwrap();
         let template = ChatTemplate::of_directory(&folder).unwrap().unwrap();
