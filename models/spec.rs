@@ -11,6 +11,8 @@ pub mod model_file;
 
 pub mod frame_choice;
 
+pub mod parameters;
+
 pub mod patches;
 
 pub mod placement;

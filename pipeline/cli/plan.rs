@@ -174,10 +174,12 @@ fn sight(args: &PlanArgs, facts: &Facts, sources: &[Source], sampling: &Sampling
 
 fn parameters(spec: &ModelSpec) -> u64 {
     let shapes = longreel_models::checkpoint::layout::model_tensors(spec);
-    shapes
+    let tensors = shapes
         .iter()
-        .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
-        .sum()
+        .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>());
+    let features = spec.vision.as_ref().map(|vision| &vision.features);
+    let encoder = features.map_or(0, |f| f.parameters(spec.decoder.hidden_size));
+    tensors.sum::<u64>() + encoder as u64
 }
 
 fn frames(args: &PlanArgs, sources: &[Source], sampling: &Sampling) -> Result<u64> {

@@ -3,10 +3,15 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use longreel_models::{
-    checkpoint::layout,
+    checkpoint::{
+        import_hf::{spec_of_directory, weights_of_directory},
+        layout,
+    },
     error::Kind,
     spec::{ModelSpec, conv_net::ConvLayer, model_file::ModelFile},
 };
+
+use crate::support::golden;
 
 /// Name and text of every file.
 fn files() -> BTreeMap<String, String> {
@@ -67,6 +72,50 @@ fn models_that_answer_have_their_public_sizes() {
         assert!((got - billions).abs() < 0.01, "{name}: {got}");
         assert_eq!(spec.decoder.kv_bytes_per_token(2), kv_kib << 10, "{name}");
         assert_eq!(spec.tokens_per_frame(), rows, "{name}");
+    }
+}
+
+#[test]
+fn encoders_of_specifications_have_as_many_numbers_as_their_folders() {
+    for folder in [
+        "systems/llava15",
+        "systems/llava_onevision",
+        "systems/internvl",
+        "systems/qwen2_5_vl",
+        "systems/qwen3_vl",
+        "answers/vila15",
+    ] {
+        let dir = golden::path(folder);
+        let spec = spec_of_directory(&dir).unwrap();
+        let decoder = layout::decoder_tensors(&spec.decoder);
+        let is_decoder = |name: &str| decoder.iter().any(|(known, _)| known == name);
+        let weights = weights_of_directory(&dir).unwrap();
+        let stored: usize = weights
+            .list()
+            .filter(|(name, ..)| !is_decoder(name))
+            .map(|(.., shape)| shape.iter().product::<usize>())
+            .sum();
+        let features = spec.vision.unwrap().features;
+        assert_eq!(
+            features.parameters(spec.decoder.hidden_size),
+            stored,
+            "{folder}"
+        );
+    }
+}
+
+/// In millions, connectors included.
+#[test]
+fn towers_have_their_public_sizes() {
+    for (name, millions) in [
+        ("llava-1.5-7b", 324.49),
+        ("vila-1.5-3b", 431.35),
+        ("qwen2.5-vl-7b", 676.55),
+    ] {
+        let spec = answering(name);
+        let hidden = spec.decoder.hidden_size;
+        let got = spec.vision.unwrap().features.parameters(hidden) as f64 / 1e6;
+        assert!((got - millions).abs() < 0.01, "{name}: {got}");
     }
 }
 
