@@ -251,3 +251,26 @@ fn vilas_llama_3_conversation_is_theirs() {
         <|start_header_id|>assistant<|end_header_id|>\n\n";
     assert_eq!(got, expected);
 }
+
+/// LLaVA's `SeparatorStyle.TWO`: a blank behind what the user says, `</s>` and no blank behind an answer.
+#[test]
+fn vicunas_turns_are_parted_as_in_training() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/templates/vicuna_v1.jinja");
+    let source = fs::read_to_string(path).unwrap();
+    let special = |(name, text): (&str, &str)| (name.to_owned(), text.to_owned());
+    let specials = [("bos_token", "<s>"), ("eos_token", "</s>")].map(special);
+    let template = ChatTemplate::new("vicuna_v1", source, specials.to_vec()).unwrap();
+    let said = |role, words: &str| Message {
+        role,
+        content: Content::Words(words.to_owned()),
+    };
+    let turns = [
+        said(Role::User, "What?"),
+        said(Role::Assistant, "A dog."),
+        said(Role::User, "Where?"),
+    ];
+    let expected = "<s>A chat between a curious user and an artificial intelligence assistant. \
+        The assistant gives helpful, detailed, and polite answers to the user's questions. \
+        USER: What? ASSISTANT: A dog.</s>USER: Where? ASSISTANT:";
+    assert_eq!(template.render(&turns).unwrap(), expected);
+}
