@@ -2,6 +2,7 @@
 //! tokens of a short text.
 
 use longreel_kernels::rope::Pairs;
+use rayon::prelude::*;
 
 use crate::{
     attention::{
@@ -207,18 +208,19 @@ impl Block {
 
     /// x, y `[n, hidden]` → x plus y, times its scale, in place.
     fn add(&self, x: &mut [f32], y: Vec<f32>, which: usize) {
+        let hidden = self.spec.hidden_size;
+        let rows = x
+            .par_chunks_exact_mut(hidden)
+            .zip(y.par_chunks_exact(hidden));
+        let rows = rows.with_min_len(8);
         let Some(scales) = &self.layer_scale else {
-            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+            rows.for_each(|(x, y)| x.iter_mut().zip(y).for_each(|(x, y)| *x += y));
             return;
         };
-        let scale = &scales[which];
-        let rows = x
-            .chunks_exact_mut(scale.len())
-            .zip(y.chunks_exact(scale.len()));
-        for (x, y) in rows {
-            let scaled = y.iter().zip(scale).map(|(y, s)| y * s);
+        rows.for_each(|(x, y)| {
+            let scaled = y.iter().zip(&scales[which]).map(|(y, s)| y * s);
             x.iter_mut().zip(scaled).for_each(|(x, y)| *x += y);
-        }
+        });
     }
 }
 

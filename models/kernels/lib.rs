@@ -17,6 +17,7 @@ mod lanes;
 pub mod layer_norm;
 pub mod linear;
 pub mod mapping;
+mod multiply;
 pub mod peak;
 pub mod rms_norm;
 pub mod rope;

@@ -1,22 +1,20 @@
 //! Rows times a weight matrix that may be bf16 and lie in a mapped file.
 //!
 //! Many rows (prefill): blocks of weight rows are widened to f32 in a bounded
-//! scratch per thread and multiplied by `gemm`. Few rows (generation): each
+//! scratch per thread and multiplied in registers. Few rows (generation): each
 //! weight row is streamed once and widened in registers, so the speed is that
 //! of memory.
-
-use std::cell::RefCell;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::cpu::{Level, per_level};
+use crate::{
+    cpu::{Level, per_level},
+    multiply::Product,
+};
 
 /// Up to this many rows the weights are streamed; above, they are widened.
 const FEW_ROWS: usize = 8;
-
-/// Elements of the widened block of one thread: 4 MiB.
-const SCRATCH_ELEMENTS: usize = 1 << 20;
 
 /// A number stored in a weight matrix.
 pub trait Element: Copy + Send + Sync + 'static {
@@ -197,78 +195,27 @@ fn dots<W: Element, const R: usize>(x: [&[f32]; R], row: &[W]) -> [f32; R] {
     })
 }
 
-thread_local! {
-    /// Widened weight rows of this thread, at most [`SCRATCH_ELEMENTS`] or one row.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Weight rows per task, which decide how a blocked multiplication orders its sums:
-/// they follow from the shapes and never from the number of threads.
-fn rows_per_task(out: usize, in_features: usize) -> usize {
-    let most = (SCRATCH_ELEMENTS / in_features).clamp(1, 128);
-    out.div_ceil(16).clamp(1, most)
-}
+/// Weight rows of a task: two panels of the widest vectors.
+const TASK_ROWS: usize = 64;
 
 fn many_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
-    let out = w.len() / in_features;
-    let block = rows_per_task(out, in_features);
+    let stride = w.len() / in_features;
     let y = Columns(y.as_mut_ptr());
-    w.par_chunks(block * in_features)
+    w.par_chunks(TASK_ROWS * in_features)
         .enumerate()
-        .for_each(|(task, rows)| {
-            // SAFETY: the task's first column is below `out`, and its columns are its own.
-            let y = unsafe { y.from(task * block) };
-            match W::as_f32(rows) {
-                Some(rows) => multiply(x, rows, in_features, y, out),
-                None => SCRATCH.with_borrow_mut(|wide| {
-                    wide.resize(rows.len(), 0.0);
-                    widen(level, rows, wide);
-                    multiply(x, wide, in_features, y, out);
-                }),
-            }
+        .for_each(|(task, w)| {
+            // SAFETY: the task's first column is below `stride`, and its columns are its own.
+            let Columns(y) = unsafe { y.from(task * TASK_ROWS) };
+            let product = Product {
+                x,
+                w,
+                d: in_features,
+                y,
+                stride,
+            };
+            // SAFETY: as above.
+            unsafe { product.run(level) };
         });
-}
-
-per_level! {
-    /// `wide[i] = rows[i]` as f32.
-    pub(crate) fn widen[W: Element](rows: &[W], wide: &mut [f32]) = widen_body;
-}
-
-#[inline(always)]
-fn widen_body<W: Element>(rows: &[W], wide: &mut [f32]) {
-    for (wide, &w) in wide.iter_mut().zip(rows) {
-        *wide = w.widen();
-    }
-}
-
-/// x `[n, in]`, rows `[m, in]` → `y[i * stride + j] = x[i] · rows[j]`, on this thread.
-fn multiply(x: &[f32], rows: &[f32], in_features: usize, y: Columns, stride: usize) {
-    let (m, n) = (rows.len() / in_features, x.len() / in_features);
-    // SAFETY: the strides describe `rows` as [m, in], x transposed as [in, n] and the
-    // task's columns of y transposed as [m, n]; all of them lie inside their buffers.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            in_features,
-            y.0,
-            stride as isize,
-            1,
-            false,
-            rows.as_ptr(),
-            1,
-            in_features as isize,
-            x.as_ptr(),
-            in_features as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
 }
 
 /// What [`linear`] must give, in f64.
@@ -327,6 +274,8 @@ mod tests {
             (9, 128, 300),
             (33, 65, 17),
             (130, 256, 520),
+            (25, 1100, 67),
+            (35, 1024, 32),
         ] {
             let x = numbers(n * inputs, 1);
             let w = numbers(out * inputs, 2);

@@ -2,6 +2,7 @@
 
 use half::bf16;
 use longreel_kernels::{linear::linear, mapping::MappedBytes};
+use rayon::prelude::*;
 
 use crate::{
     checkpoint::weights::{Matrix, Weights},
@@ -138,7 +139,6 @@ fn elements(bytes: &MappedBytes) -> &[bf16] {
 
 /// y `[n, d]`, row `[d]` → y plus the row, in place.
 pub fn add_rows(y: &mut [f32], row: &[f32]) {
-    for y in y.chunks_exact_mut(row.len()) {
-        y.iter_mut().zip(row).for_each(|(y, r)| *y += r);
-    }
+    let rows = y.par_chunks_exact_mut(row.len()).with_min_len(8);
+    rows.for_each(|y| y.iter_mut().zip(row).for_each(|(y, r)| *y += r));
 }

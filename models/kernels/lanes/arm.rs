@@ -60,6 +60,12 @@ impl Lanes for float32x4_t {
     }
 
     #[inline(always)]
+    unsafe fn zip(self, other: Self) -> (Self, Self) {
+        // SAFETY: the caller's promise.
+        unsafe { (vzip1q_f32(self, other), vzip2q_f32(self, other)) }
+    }
+
+    #[inline(always)]
     unsafe fn split_exponent(self) -> (Self, Self) {
         // SAFETY: the caller's promise.
         unsafe {

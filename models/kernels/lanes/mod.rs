@@ -44,6 +44,11 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// As `splat`.
     unsafe fn keep(self, bits: u32) -> Self;
+    /// The lanes of both in turn: those of the lower halves, those of the upper.
+    ///
+    /// # Safety
+    /// As `splat`.
+    unsafe fn zip(self, other: Self) -> (Self, Self);
     /// `(x − n, 2^n)` for the nearest integer `n ≥ −127` of `x ≤ 127`; `2^-127` counts as 0.
     ///
     /// # Safety
@@ -181,6 +186,12 @@ impl Lanes for [f32; 4] {
                 f32::NEG_INFINITY
             }
         })
+    }
+
+    #[inline(always)]
+    unsafe fn zip(self, other: Self) -> (Self, Self) {
+        let ([a, b, c, d], [e, f, g, h]) = (self, other);
+        ([a, e, b, f], [c, g, d, h])
     }
 
     #[inline(always)]

@@ -71,6 +71,19 @@ impl Lanes for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn zip(self, other: Self) -> (Self, Self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            (
+                _mm512_permutex2var_ps(self, low, other),
+                _mm512_permutex2var_ps(self, high, other),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn split_exponent(self) -> (Self, Self) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -135,6 +148,21 @@ impl Lanes for __m256 {
             let set = _mm256_and_si256(_mm256_set1_epi32(bits as i32), lane);
             let keep = _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane));
             _mm256_blendv_ps(_mm256_set1_ps(f32::NEG_INFINITY), self, keep)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zip(self, other: Self) -> (Self, Self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (low, high) = (
+                _mm256_unpacklo_ps(self, other),
+                _mm256_unpackhi_ps(self, other),
+            );
+            (
+                _mm256_permute2f128_ps::<0x20>(low, high),
+                _mm256_permute2f128_ps::<0x31>(low, high),
+            )
         }
     }
 
