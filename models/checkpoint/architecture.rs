@@ -8,6 +8,7 @@
 //! hidden_size = "$vision_config.hidden_size | 768"   # a path, and what holds where it is absent
 //! head_dim = "$text_config.head_dim | $head_dim"     # another path; the key is left out where none is there
 //! intermediate_size = { product = ["$hidden_size", "$mlp_ratio | 4"] }
+//! tie_word_embeddings = { any = ["$tie_word_embeddings", "$text_config.tie_word_embeddings"] }
 //! deepstack_layers = { count = "$vision_config.deepstack_visual_indexes | [8, 16, 24]" }
 //! order = { choose = "$mm_projector_type", mlp_downsample = "transposed", otherwise = "rows" }
 //! ```
@@ -226,6 +227,7 @@ impl KeyMap {
 fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
     match value {
         Value::String(text) if text.starts_with('$') => look_up(text, config),
+        Value::Table(table) if table.contains_key("any") => any(&table["any"], config),
         Value::Table(table) if table.contains_key("product") => product(&table["product"], config),
         Value::Table(table) if table.contains_key("count") => count(&table["count"], config),
         Value::Table(table) if table.contains_key("choose") => choose(table, config),
@@ -277,6 +279,16 @@ fn at<'a>(config: &'a Json, path: &str) -> Option<&'a Json> {
             Ok(index) => config.get(index),
             Err(_name) => config.get(key),
         })
+}
+
+/// Whether one of the alternatives is true; those that are absent are not.
+fn any(alternatives: &Value, config: &Json) -> Result<Option<Json>> {
+    for alternative in alternatives.as_array().into_iter().flatten() {
+        if resolve(alternative, config)? == Some(Json::Bool(true)) {
+            return Ok(Some(Json::Bool(true)));
+        }
+    }
+    Ok(Some(Json::Bool(false)))
 }
 
 /// The product of whole numbers; `None` where one is not there.

@@ -249,6 +249,36 @@ def onevision(frames, seed):
     save("llava_onevision", model, processor, text, inputs, taken)
 
 
+def internvl(frames, seed):
+    tokenizer = bytes_tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
+        eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "start_image_token": "<img>", "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>",
+        },
+    )
+    template = CHATML.replace("IMAGE", "<IMG_CONTEXT>\n").replace("VIDEO", "<video>\n")
+    side = 56
+    config = tf.InternVLConfig(
+        vision_config=dict(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+            image_size=[side, side], patch_size=[14, 14], attention_bias=True,
+        ),
+        text_config=tf.Qwen2Config(**TEXT, vocab_size=len(tokenizer), eos_token_id=id_of(tokenizer, "<|im_end|>")),
+        image_token_id=id_of(tokenizer, "<IMG_CONTEXT>"),
+    )
+    model = randomise(tf.InternVLForConditionalGeneration(config), seed)
+    size = {"height": side, "width": side}
+    processor = tf.InternVLProcessor(
+        tf.GotOcr2ImageProcessor(size=size), tokenizer, tf.InternVLVideoProcessor(size=size, num_frames=5),
+        image_seq_length=4, chat_template=template,
+    )
+    text = processor.apply_chat_template(ask([{"type": "video"}]), add_generation_prompt=True)
+    inputs, taken = sampled(processor, frames, text, num_frames=5)
+    save("internvl", model, processor, text, inputs, taken)
+
+
 def qwen_tokenizer():
     return bytes_tokenizer(
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -275,15 +305,21 @@ def qwen_ids(tokenizer):
     )
 
 
-def sampled(processor, frames, text):
+def sampled(processor, frames, text, **choice):
     """Inputs for the video with the frames that the video processor takes itself."""
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)
     metadata = dict(total_num_frames=FRAMES, fps=RATE, duration=FRAMES / RATE, frames_indices=list(range(FRAMES)))
     given = processor(
-        videos=[video], text=text, return_tensors="pt", do_sample_frames=True, fps=2,
+        videos=[video], text=text, return_tensors="pt", do_sample_frames=True, **choice,
         video_metadata=[metadata], return_metadata=True,
     )
-    taken = [int(i) for i in given.pop("video_metadata")[0].frames_indices]
+    if "video_metadata" in given:
+        seen = given.pop("video_metadata")
+    else:
+        seen = processor.video_processor(
+            videos=[video], do_sample_frames=True, video_metadata=[metadata], return_metadata=True, **choice
+        )["video_metadata"]
+    taken = [int(i) for i in seen[0].frames_indices]
     return given, taken
 
 
@@ -306,7 +342,7 @@ def qwen2_5(frames, seed):
         tf.Qwen2VLImageProcessor(), tokenizer, video, chat_template=qwen_template()
     )
     text = processor.apply_chat_template(ask([{"type": "video"}]), add_generation_prompt=True)
-    inputs, taken = sampled(processor, frames, text)
+    inputs, taken = sampled(processor, frames, text, fps=2)
     seconds = float(inputs["second_per_grid_ts"][0])
     ids = inputs["input_ids"][0].tolist()
     positions = after_the_largest(
@@ -339,7 +375,7 @@ def qwen3(frames, seed):
     # transformers 4.57.1, the first with this model, puts the groups in place of all three tokens;
     # 5.23.0 leaves the outer two around them.
     alone = text.replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
-    inputs, taken = sampled(processor, frames, alone)
+    inputs, taken = sampled(processor, frames, alone, fps=2)
     save("qwen3_vl", model, processor, text, inputs, taken)
 
 
@@ -347,5 +383,5 @@ if __name__ == "__main__":
     HERE.mkdir(exist_ok=True)
     frames = moving_square()
     write_video(frames, HERE / "video.mkv")
-    for make, seed in ((llava, 1), (onevision, 2), (qwen2_5, 3), (qwen3, 4)):
+    for make, seed in ((llava, 1), (onevision, 2), (qwen2_5, 3), (qwen3, 4), (internvl, 6)):
         make(frames, seed)

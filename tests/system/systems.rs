@@ -21,6 +21,7 @@ const SYSTEMS: [(&str, &[&str]); 5] = [
     // Their own processors choose.
     ("qwen2_5_vl", &[]),
     ("qwen3_vl", &[]),
+    ("internvl", &[]),
 ];
 
 /// Asks `system` about the golden video, with `more` arguments.
