@@ -176,14 +176,26 @@ fn prepare(
     let files = ModelFiles::open(&dir)?;
     let usual = resolve::usual_sampling(&files.dir, &files.spec)?;
     let selection = resolve::selection(&args.sampling, usual)?;
-    let sources = resolve::sources(videos, &selection, cancel)?;
+    let mut sources = resolve::sources(videos, &selection, cancel)?;
     check_reels(&files, &sources)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();
     let end = args.frame_end.map(resolve::frame_end);
     let layout = Layout::of(&files, question, n_videos, end)?;
     let budget = resolve::pixel_budget(&args.pixels);
     let shape = StepShape::of(&files.dir, &files.spec, &budget)?;
-    let plan = check_plan(&files, &layout, shape.as_ref(), &sources, options, ranks)?;
+    let planned =
+        |sources: &[Source]| planned(&files, &layout, shape.as_ref(), sources, options, ranks);
+    let mut plan = planned(&sources)?;
+    if let Some(fewer) = selection.fewer(&plan, n_videos) {
+        let (given, fit) = (plan.frames, plan.frames_that_fit);
+        voice.note(&format!(
+            "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"
+        ));
+        sources = resolve::sources(videos, &fewer, cancel)?;
+        plan = planned(&sources)?;
+    }
+    plan.check("--frames", n_videos)?;
+    layout.check_times(&sources, files.spec.decoder.max_position_embeddings)?;
     let model = files.load_with(&budget)?;
     Ok(Prepared {
         sources,
@@ -408,7 +420,8 @@ fn check_reels(model: &ModelFiles, sources: &[Source]) -> Result<()> {
     Ok(())
 }
 
-fn check_plan(
+/// What the question takes, whether or not it fits.
+fn planned(
     model: &ModelFiles,
     layout: &Layout,
     shape: Option<&StepShape>,
@@ -434,8 +447,6 @@ fn check_plan(
     if let Some(shape) = shape {
         plan.frames_that_fit = layout.frames_that_fit(shape, sources, plan.room())?;
     }
-    plan.check("--frames", sources.iter().map(Source::n_videos).sum())?;
-    layout.check_times(sources, model.spec.decoder.max_position_embeddings)?;
     Ok(plan)
 }
 

@@ -9,7 +9,11 @@ use std::{
 use longreel_models::{
     attention::kv_cache::KvDtype,
     llama::sampler::Draw,
-    spec::{FrameEnd, ModelSpec, frame_choice::FrameChoice, model_file::ModelFile},
+    spec::{
+        FrameEnd, ModelSpec,
+        frame_choice::{Count, FrameChoice},
+        model_file::ModelFile,
+    },
 };
 
 use crate::{
@@ -21,7 +25,7 @@ use crate::{
     encoder::PixelBudget,
     error::{Context, Error, Kind, Result},
     hub,
-    plan::available_memory_bytes,
+    plan::{Plan, available_memory_bytes},
     ranks::Ranks,
     reel::{self, ReelReader},
     sources::{
@@ -90,6 +94,30 @@ pub struct Selection {
     pub range: TimeRange,
     /// Whether the user asked for it, or it is the default.
     asked_for: bool,
+    /// Whether the rule is what holds where the user says nothing.
+    is_usual: bool,
+}
+
+impl Selection {
+    /// As many frames of each of `n_videos` as fit the context, where a model's own rule gives more and nobody asked for it.
+    pub fn fewer(&self, plan: &Plan, n_videos: usize) -> Option<Self> {
+        let Sampling::Rule { choice, rate } = self.sampling else {
+            return None;
+        };
+        let each = usize::try_from(plan.frames_that_fit).ok()? / n_videos.max(1);
+        let each = each / choice.multiple_of * choice.multiple_of;
+        let is_needed = self.is_usual && plan.context_tokens > plan.context_limit && each > 0;
+        is_needed.then_some(Self {
+            sampling: Sampling::Rule {
+                choice: FrameChoice {
+                    count: Count::Frames(each),
+                    ..choice
+                },
+                rate,
+            },
+            ..*self
+        })
+    }
 }
 
 /// Which frames a model is shown where nobody says: by the rule of its own processor, or one frame a second.
@@ -129,6 +157,7 @@ pub fn selection(args: &SamplingArgs, usual: Sampling) -> Result<Selection> {
     let range = range(args)?;
     Ok(Selection {
         asked_for: sampling.is_some() || range != TimeRange::ALL,
+        is_usual: sampling.is_none(),
         sampling: sampling.unwrap_or(usual),
         range,
     })

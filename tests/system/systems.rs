@@ -171,6 +171,32 @@ fn two_hours_are_refused_with_the_number_of_frames_that_fit() {
 }
 
 #[test]
+fn a_model_s_own_rule_gives_way_to_its_context_and_says_so() {
+    let (video, model) = (two_hours(), golden::path("answers/qwen3_vl"));
+    let model = model.display().to_string();
+    let ask = [
+        "ask",
+        video,
+        "When?",
+        "--model",
+        &model,
+        "--max-new-tokens",
+        "4",
+        "--json",
+    ];
+    let run = longreel(&ask);
+    assert!(run.stderr.contains("fewer are taken"), "{}", run.stderr);
+    let json = run.json();
+    let frames = json["video"][0]["frames"].as_u64().unwrap();
+    assert!((300..768).contains(&frames), "{frames}");
+    assert!(
+        json["tokens"]["prompt"].as_u64().unwrap() > 3900,
+        "{}",
+        json["tokens"]
+    );
+}
+
+#[test]
 fn times_beyond_a_model_s_positions_are_refused_with_the_seconds_that_fit() {
     let (video, model) = (two_hours(), golden::path("answers/qwen2_5_vl"));
     let model = model.display().to_string();
