@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// The systems, each with the rate that takes the frames that transformers was given.
-const SYSTEMS: [(&str, &[&str]); 5] = [
+const SYSTEMS: [(&str, &[&str]); 6] = [
     ("llava15", &["--fps", "1"]),
     ("llava_onevision", &["--fps", "1"]),
     ("vila15", &["--fps", "1"]),
