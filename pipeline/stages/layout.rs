@@ -165,10 +165,10 @@ impl FeatureLayout {
         self.words(self.prompt.after(is_last).to_vec())
     }
 
-    /// Most tokens of a step with `rows` features.
-    fn step_tokens(&self, rows: usize) -> Result<usize> {
+    /// Most tokens of one of `steps` steps with `rows` features.
+    fn step_tokens(&self, rows: usize, steps: u64) -> Result<usize> {
         let place = StepPlace {
-            number: 99_999,
+            number: usize::try_from(steps).unwrap_or(usize::MAX - 1),
             seconds: 99_999.9,
             is_last: false,
         };
@@ -289,15 +289,16 @@ impl Layout {
     ) -> Result<Sight> {
         let n = usize::try_from(n_frames).unwrap_or(usize::MAX);
         let rows = shape.rows(size, n)?;
+        let per_step = shape.frames() as u64;
+        let steps = n_frames.div_ceil(per_step);
         let of_step = match self {
             Self::Codes { .. } => rows,
-            Self::Features(layout) => layout.step_tokens(rows)?,
+            Self::Features(layout) => layout.step_tokens(rows, steps)?,
         } as u64;
-        let per_step = shape.frames() as u64;
         Ok(Sight {
             frames: n_frames,
             tokens_per_frame: of_step.div_ceil(per_step),
-            vision_tokens: n_frames.div_ceil(per_step).saturating_mul(of_step),
+            vision_tokens: steps.saturating_mul(of_step),
         })
     }
 
