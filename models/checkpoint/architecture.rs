@@ -43,6 +43,7 @@ const FILES: &[(&str, &str)] = &files![
     "mixtral",
     "qwen2",
     "qwen2_5_vl",
+    "qwen2_vl",
     "qwen3",
     "qwen3_vl",
     "resnet",

@@ -91,8 +91,8 @@ impl PositionBuilder {
     /// Appends the positions of one step of a video, of `rows · columns` rows of features: the next of the one that
     /// goes on, or the first.
     ///
-    /// `time` is that of the step behind the first; without it a step takes a second. Where every step is a picture
-    /// it says nothing.
+    /// `time` is that of the step behind the first; without it a step takes a second. It says nothing where steps are
+    /// counted, or each is a picture.
     pub fn step(
         &mut self,
         rows: usize,
@@ -100,22 +100,26 @@ impl PositionBuilder {
         time: Option<Seconds>,
         positions: &mut Vec<[u32; 3]>,
     ) {
-        let PositionRule::Timed {
-            tokens_per_second,
-            after_video,
-        } = self.rule
-        else {
-            return self.picture(rows, columns, positions);
+        let (per_second, after_video) = match self.rule {
+            PositionRule::Steps => return self.picture(rows, columns, positions),
+            PositionRule::Counted { after_video } => (None, after_video),
+            PositionRule::Timed {
+                tokens_per_second,
+                after_video,
+            } => (Some(tokens_per_second), after_video),
         };
         let next = self.next;
         let video = self.video.get_or_insert(Video {
             start: next,
             steps: 0,
         });
-        let start = video.start;
-        let time = time.unwrap_or(Seconds::whole(video.steps));
+        let (start, counted) = (video.start, Seconds::whole(video.steps));
         video.steps += 1;
-        let at = start.saturating_add(time.position(tokens_per_second));
+        let behind_start = match per_second {
+            Some(per_second) => time.unwrap_or(counted).position(per_second),
+            None => counted.position(1),
+        };
+        let at = start.saturating_add(behind_start);
         grid(at, start, rows, columns, positions);
         let side = behind_side(start, rows, columns);
         self.next = match after_video {
@@ -169,6 +173,9 @@ mod tests {
         assert_eq!(numbered(timed(AfterVideo::Highest)), (vec![3, 4, 8], 9));
         assert_eq!(numbered(timed(AfterVideo::Side)), (vec![3, 4, 8], 5));
         assert_eq!(numbered(PositionRule::Steps), (vec![3, 5, 7], 9));
+        let after_video = AfterVideo::Highest;
+        let counted = PositionRule::Counted { after_video };
+        assert_eq!(numbered(counted), (vec![3, 4, 5], 6));
     }
 
     #[test]

@@ -92,6 +92,12 @@ impl VisionLanguageSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
 pub enum PositionRule {
+    /// Steps of a video are counted (Qwen2-VL, arXiv 2409.12191).
+    Counted {
+        /// Where the text goes on.
+        #[serde(default)]
+        after_video: AfterVideo,
+    },
     /// Steps of a video stand at their time (Qwen2.5-VL, arXiv 2502.13923).
     Timed {
         /// Positions of one second.

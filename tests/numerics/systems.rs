@@ -490,7 +490,7 @@ fn vilas_connector_merges_in_both_token_orders() {
     }
 }
 
-const NATIVE: [&str; 2] = ["qwen2_5_vl", "qwen3_vl"];
+const NATIVE: [&str; 3] = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"];
 
 #[test]
 fn native_towers_give_the_official_features_step_by_step() {
@@ -510,11 +510,12 @@ fn native_towers_give_the_official_features_step_by_step() {
             parts.flatten().copied().collect()
         };
         system.check("mid.video_embeds", &of(video, 0));
-        if system.name == "qwen2_5_vl" {
-            system.check("mid.image_embeds", &of(picture, 0));
-        } else {
-            system.check("mid.deepstack0", &of(video, 1));
-            system.check("mid.deepstack1", &of(video, 2));
+        match deep {
+            1 => system.check("mid.image_embeds", &of(picture, 0)),
+            _ => {
+                system.check("mid.deepstack0", &of(video, 1));
+                system.check("mid.deepstack1", &of(video, 2));
+            }
         }
     }
 }
@@ -535,17 +536,19 @@ fn positions_of_three_components_are_the_official_ones() {
             model.positions.as_ref(),
             Some(&official("out.position_ids"))
         );
-        if let Some(PositionRule::Timed {
-            tokens_per_second, ..
-        }) = spec.positions
-        {
-            let side = PositionRule::Timed {
+        let after_video = AfterVideo::Side;
+        let side = match spec.positions {
+            Some(PositionRule::Timed {
+                tokens_per_second, ..
+            }) => PositionRule::Timed {
                 tokens_per_second,
-                after_video: AfterVideo::Side,
-            };
-            let got = numbered(&file, &spec, &model.tokens, side);
-            assert_eq!(got, official("alt.position_ids_transformers5"));
-        }
+                after_video,
+            },
+            Some(PositionRule::Counted { .. }) => PositionRule::Counted { after_video },
+            _ => continue,
+        };
+        let got = numbered(&file, &spec, &model.tokens, side);
+        assert_eq!(got, official("alt.position_ids_transformers5"));
     }
 }
 
@@ -580,10 +583,16 @@ fn a_decoder_with_positions_of_three_components_gives_the_official_logits() {
 #[test]
 fn yarn_stretches_positions_of_three_components() {
     for mut system in NATIVE.into_iter().flat_map(System::both) {
-        let text = &mut system.config["text_config"];
+        let is_nested = system.config["text_config"].is_object();
+        let text = match is_nested {
+            true => &mut system.config["text_config"],
+            false => &mut system.config,
+        };
         for key in ["rope_parameters", "rope_scaling"] {
             if text[key].is_object() {
-                text[key]["rope_type"] = "yarn".into();
+                // The hub's layout has one key for both.
+                let kind = if is_nested { "rope_type" } else { "type" };
+                text[key][kind] = "yarn".into();
                 text[key]["factor"] = 4.0.into();
                 text[key]["original_max_position_embeddings"] = 32.into();
             }
