@@ -145,7 +145,9 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
 fn usual_shape(spec: &ModelSpec) -> Option<StepShape> {
     let fixed = |rows| StepShape::Fixed { rows };
     let patches = || match spec.vision.as_ref()?.positions? {
-        PositionRule::Timed { .. } => Some(PatchesSpec::qwen2_video()),
+        PositionRule::Counted { .. } | PositionRule::Timed { .. } => {
+            Some(PatchesSpec::qwen2_video())
+        }
         PositionRule::Steps => Some(PatchesSpec::qwen3_video()),
     };
     let native = || patches().map(StepShape::Native);
