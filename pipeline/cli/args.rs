@@ -144,6 +144,15 @@ pub enum FrameEndArg {
     Training,
 }
 
+/// Where text goes on behind a video.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AfterVideoArg {
+    /// Behind its highest position, as when these models came out.
+    Highest,
+    /// Behind its longest side, as transformers 5 has it: later text may stand inside a long video's time.
+    Side,
+}
+
 /// `longreel ask`
 #[derive(Debug, Args)]
 #[command(
@@ -197,6 +206,10 @@ pub struct AskArgs {
     /// What follows a frame's codes; the model's configuration decides when absent.
     #[arg(long, value_enum)]
     pub frame_end: Option<FrameEndArg>,
+
+    /// Where text goes on behind a video (Qwen2-VL, Qwen2.5-VL).
+    #[arg(long, value_enum)]
+    pub after_video: Option<AfterVideoArg>,
 
     /// Print the answer as it is made.
     #[arg(long)]

@@ -173,7 +173,8 @@ fn prepare(
     cancel: &Cancel,
 ) -> Result<Prepared> {
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let files = ModelFiles::open(&dir)?;
+    let mut files = ModelFiles::open(&dir)?;
+    resolve::choose_after_video(&mut files.spec, args.after_video)?;
     let usual = resolve::usual_sampling(&files.dir, &files.spec)?;
     let selection = resolve::selection(&args.sampling, usual)?;
     let mut sources = resolve::sources(videos, &selection, cancel)?;

@@ -11,6 +11,7 @@ use longreel_models::{
     llama::sampler::Draw,
     spec::{
         FrameEnd, ModelSpec,
+        features::{AfterVideo, PositionRule},
         frame_choice::{Count, FrameChoice},
         model_file::ModelFile,
     },
@@ -19,7 +20,7 @@ use longreel_models::{
 use crate::{
     cancel::Cancel,
     cli::{
-        args::{DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, SamplingArgs},
+        args::{AfterVideoArg, DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, SamplingArgs},
         output::Voice,
     },
     encoder::PixelBudget,
@@ -254,6 +255,32 @@ pub fn kv_dtype(arg: KvDtypeArg) -> KvDtype {
         KvDtypeArg::Bf16 => KvDtype::Bf16,
         KvDtypeArg::Int8 => KvDtype::Int8,
         KvDtypeArg::Int4 => KvDtype::Int4,
+    }
+}
+
+/// Puts the user's choice of where text goes on behind a video into the specification.
+///
+/// # Errors
+/// `Usage` for a model whose positions know no such choice.
+pub fn choose_after_video(spec: &mut ModelSpec, arg: Option<AfterVideoArg>) -> Result<()> {
+    let Some(arg) = arg else {
+        return Ok(());
+    };
+    let chosen = match arg {
+        AfterVideoArg::Highest => AfterVideo::Highest,
+        AfterVideoArg::Side => AfterVideo::Side,
+    };
+    let rule = spec.vision.as_mut().and_then(|v| v.positions.as_mut());
+    match rule {
+        Some(PositionRule::Counted { after_video } | PositionRule::Timed { after_video, .. }) => {
+            *after_video = chosen;
+            Ok(())
+        }
+        _ => {
+            let message =
+                "--after-video is for Qwen2-VL and Qwen2.5-VL, the model has other positions";
+            Err(Error::new(Kind::Usage, message))
+        }
     }
 }
 

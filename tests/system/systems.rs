@@ -205,6 +205,25 @@ fn times_beyond_a_model_s_positions_are_refused_with_the_seconds_that_fit() {
 }
 
 #[test]
+fn transformers_5_s_positions_behind_a_video_are_a_named_choice() {
+    let ids = |more: &[&str]| {
+        let got = ask("qwen2_5_vl", more).json();
+        (got["prompt_ids"].clone(), got["generated_ids"].clone())
+    };
+    // 2.5 s of video at two positions a second reach beyond the longest side of 4 only with more frames a second.
+    let long = ["--fps", "4", "--max-pixels", "4000", "--min-pixels", "1"];
+    let highest = ids(&long);
+    let side = ids(&[&long[..], &["--after-video", "side"]].concat());
+    assert_eq!(
+        highest,
+        ids(&[&long[..], &["--after-video", "highest"]].concat())
+    );
+    assert_eq!(highest.0, side.0);
+    assert_ne!(highest.1, side.1);
+    ask("qwen3_vl", &["--after-video", "side"]).refused(2, "--after-video");
+}
+
+#[test]
 fn a_lifted_budget_of_pixels_gives_more_features() {
     let rows = |more: &[&str]| {
         let got = ask("qwen2_5_vl", more).json();
