@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     golden,
-    longreel::{Run, longreel},
+    longreel::{Run, ffmpeg, longreel, scratch},
 };
 
 /// A LLaVA folder that answers, copied.
@@ -178,6 +178,57 @@ fn a_folder_without_a_tokenizer_says_so() {
 }
 
 /// Sets the first number of the tensor whose name ends so to NaN.
+#[test]
+fn a_chat_template_that_does_not_do_is_named() {
+    let with = |template: &'static str, expected: &[&str]| {
+        let write = |dir: &Path| fs::write(dir.join("chat_template.jinja"), template).unwrap();
+        refused(write, 2, expected);
+    };
+    with(
+        "{{ messages[0].content[3].text }}",
+        &["places for features", "expected 3"],
+    );
+    with(
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+        &["chat_template.jinja", "does not come to an end"],
+    );
+    with(
+        "{{ raise_exception('no pictures') }}",
+        &["chat_template.jinja, line 1", "no pictures"],
+    );
+    with("{% for m in messages %}", &["chat_template.jinja, line 1"]);
+}
+
+#[test]
+fn pictures_of_one_pixel_and_of_extreme_sides_are_answered_or_refused_with_their_size() {
+    let picture = |size: &str| {
+        let out = scratch().join(format!("of-{size}.png"));
+        let (width, height) = size.split_once('x').unwrap();
+        let cut = format!("color=red:s=20000x16,format=rgb24,crop={width}:{height}");
+        ffmpeg(&format!("-f lavfi -i {cut} -frames:v 1"), &out);
+        out.display().to_string()
+    };
+    let ask = |system: &str, size: &str| {
+        let model = golden::path(&format!("answers/{system}"))
+            .display()
+            .to_string();
+        longreel(&[
+            "ask",
+            &picture(size),
+            "What?",
+            "--model",
+            &model,
+            "--max-new-tokens",
+            "2",
+        ])
+    };
+    for system in ["llava15", "llava_onevision", "qwen2_5_vl"] {
+        assert_eq!(ask(system, "1x1").code, 0, "{system}");
+    }
+    ask("qwen2_5_vl", "20000x3").refused(2, "20000x3");
+    ask("qwen3_vl", "20000x3").refused(2, "expected at most 200");
+}
+
 fn spoil_number(dir: &Path, end: &str) {
     rewrite(dir, |tensors| {
         let name = ending(tensors, end);
