@@ -8,12 +8,10 @@
 //! a peer there are no weights, and nothing is done.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::Instant,
-};
+#[path = "support/peer.rs"]
+mod peer;
+
+use std::{io::Write, path::Path, time::Instant};
 
 use longreel::bench::{
     machine::{Build, Machine},
@@ -29,6 +27,8 @@ use longreel_models::{
 };
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
+
+use crate::peer::{Peer, load_average};
 
 /// Largest difference of a token or a vector from the peer's arithmetic in f32, over the largest of them.
 const TOLERANCE: f32 = 1e-3;
@@ -61,7 +61,7 @@ fn main() {
 
 fn measure(peer: &mut Peer, request: &Value, repeats: usize) -> Value {
     // The first answer is not counted: the peer writes the weights for it.
-    let (name, _) = peer.ask(request);
+    let name = peer.ask(request)["peer"].clone();
     let folder = Path::new(request["folder"].as_str().unwrap());
     let model = load(folder);
     let (pixels, difference) = compare(&model, folder);
@@ -70,7 +70,7 @@ fn measure(peer: &mut Peer, request: &Value, repeats: usize) -> Value {
         let start = Instant::now();
         model.vision().pooled(&pixels).unwrap();
         ours.push(start.elapsed().as_secs_f64());
-        theirs.push(peer.ask(request).1);
+        theirs.push(peer.ask(request)["seconds"].as_f64().unwrap());
     }
     let [ours, theirs] = [ours, theirs].map(|seconds| Spread::of(&seconds).unwrap());
     let vision = model.vision();
@@ -138,48 +138,4 @@ fn distance(got: &[f32], expected: &[f32]) -> f32 {
     let largest = expected.iter().fold(0f32, |most, e| most.max(e.abs()));
     let pairs = got.iter().zip(expected);
     pairs.map(|(g, e)| (g - e).abs()).fold(0.0, f32::max) / largest
-}
-
-/// Of the last minute, where the system tells it: what else the machine did.
-fn load_average() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
-    text.split_whitespace().next()?.parse().ok()
-}
-
-struct Peer {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(command: &str) -> Self {
-        let mut words = command.split_whitespace();
-        let mut command = Command::new(words.next().unwrap());
-        let command = command.args(words).stdin(Stdio::piped());
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        Self {
-            stdin: child.stdin.take().unwrap(),
-            stdout: BufReader::new(child.stdout.take().unwrap()),
-            child,
-        }
-    }
-
-    /// Its name, and the seconds of one run.
-    fn ask(&mut self, request: &Value) -> (String, f64) {
-        writeln!(self.stdin, "{request}").unwrap();
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        let answer: Value = serde_json::from_str(&line).unwrap();
-        let name = answer["peer"].as_str().unwrap().to_owned();
-        (name, answer["seconds"].as_f64().unwrap())
-    }
-}
-
-impl Drop for Peer {
-    /// A peer that is asked no more is ended.
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
