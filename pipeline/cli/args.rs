@@ -102,7 +102,7 @@ pub struct ChoosingArgs {
     pub sampler: Option<SamplerArg>,
 
     /// Keep a frame that differs by more from the last one kept, as a share of black against white
-    /// [default: 0.02].
+    /// [default: 0.01].
     #[arg(long, value_name = "X", requires = "sampler")]
     pub change_threshold: Option<f64>,
 

@@ -11,13 +11,13 @@ use crate::{
     },
     error::{Context, Error, Kind, Result},
     reel::ReelReader,
-    sources::sampler::{Sampling, parse_time},
+    sources::{
+        change::USUAL_THRESHOLD,
+        sampler::{Sampling, parse_time},
+    },
     time::Pts,
     vectors::VectorModel,
 };
-
-/// From how much difference on a frame is kept where nobody says.
-const USUAL_THRESHOLD: f64 = 0.02;
 
 /// The candidates where no rate is given: all frames of a reel of vectors, or one a second.
 pub fn usual_candidates(args: &ChoosingArgs) -> Result<Sampling> {

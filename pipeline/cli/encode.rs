@@ -1,9 +1,6 @@
 //! `longreel encode`: videos or images to a reel.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::Path, time::Instant};
 
 use serde::Serialize;
 

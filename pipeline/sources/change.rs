@@ -9,16 +9,27 @@ use crate::{
     time::Pts,
 };
 
-/// Cells of a thumbnail across and down; a picture with fewer pixels has a cell for each.
-pub const CELLS: usize = 32;
+/// Most cells of a thumbnail across and down.
+const CELLS_MAX: usize = 32;
+
+/// Fewest pixels of a cell across and down: 64 of them average noise away, in small pictures too.
+const CELL_SIDE_MIN: usize = 8;
+
+/// The difference from which on a frame shows something new, where nobody says.
+///
+/// Measured on real clips and on made ones with H.264 behind strong noise: between frames of a
+/// picture in which nothing happens lie 0.0003 to 0.003, a dark pan moves by 0.01 to 0.024 in a second,
+/// somebody who fills a twenty-fifth of the picture makes 0.01 on entering it and 0.02 on crossing
+/// it, a cut makes 0.1 to 0.6.
+pub const USUAL_THRESHOLD: f64 = 0.01;
 
 /// A cell's value is in steps of 1/256 of a level, 255 levels.
 const VALUE_MAX: u64 = 255 << 8;
 
 /// A picture as at most 32 × 32 cells, each the mean of its pixels in red, green and blue.
 ///
-/// Pixel `(x, y)` of a picture of `w × h` lies in column `⌊x · c / w⌋` of `c = min(32, w)`, and in
-/// rows likewise. A mean is cut to 1/256 of a level: whole numbers, the same on every machine.
+/// Pixel `(x, y)` of a picture of `w × h` lies in column `⌊x · c / w⌋` of `c = ⌊w / 8⌋`, at least 1 and
+/// at most 32, and in rows likewise. A mean is cut to 1/256 of a level: whole numbers, the same on every machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Thumbnail {
     columns: usize,
@@ -29,7 +40,8 @@ pub struct Thumbnail {
 impl Thumbnail {
     /// Of `picture`, of any size.
     pub fn of(picture: &RgbImage) -> Self {
-        let (columns, rows) = (picture.width.min(CELLS), picture.height.min(CELLS));
+        let cells = |pixels: usize| (pixels / CELL_SIDE_MIN).clamp(1, CELLS_MAX);
+        let (columns, rows) = (cells(picture.width), cells(picture.height));
         let mut values = Vec::with_capacity(rows * columns * 3);
         for row in 0..rows {
             let lines = start(row, picture.height, rows)..start(row + 1, picture.height, rows);
