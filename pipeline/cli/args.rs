@@ -204,6 +204,8 @@ pub enum AfterVideoArg {
 #[command(
     after_help = "Examples:\n  longreel ask a.mp4 \"What is on the table?\" --model lwm/ --fps 1\n  \
                         longreel ask a.mp4 b.mkv \"Which of the two is outdoors?\" --model org/name --frames 16\n  \
+                        longreel ask a.mp4 \"Who comes in?\" --model lwm/ --sampler change --max-gap 60\n  \
+                        longreel ask a.mp4 \"Where is the boat?\" --model lwm/ --sampler query --query-model clip/ --frames 32\n  \
                         longreel ask archive.reel \"When does the door open?\" --model lwm/ --json"
 )]
 pub struct AskArgs {

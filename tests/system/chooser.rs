@@ -303,6 +303,38 @@ fn a_second_pass_reports_itself_only() {
 }
 
 #[test]
+fn a_damaged_video_gives_what_was_chosen_again() {
+    let source = "testsrc2=duration=4:size=320x240:rate=10";
+    let encoder = ["-pix_fmt", "yuv420p", "-g", "5"];
+    let whole = [&["-f", "lavfi", "-i", source][..], &encoder].concat();
+    let whole = clips::make("whole.ts", &whole);
+    let torn = clips::edited("torn.ts", &whole, |mut bytes| {
+        let middle = bytes.len() / 2;
+        for byte in &mut bytes[middle..middle + 4000] {
+            *byte = byte.wrapping_mul(31).wrapping_add(7);
+        }
+        bytes
+    });
+    for threshold in [0.0, 0.01, 0.03] {
+        let choice = choose(
+            &torn,
+            &Sampling::Every,
+            &changes(threshold, None),
+            Strategy::Auto,
+        );
+        let choice = choice.unwrap();
+        let expected = choice.reader.expected_frames().unwrap();
+        assert!(
+            expected > 5 && choice.candidates <= 40,
+            "{expected} at {threshold}"
+        );
+        let again = frames_of(choice);
+        assert_eq!(again.len() as u64, expected, "threshold {threshold}");
+        assert!(again.is_sorted_by(|a, b| a.0 < b.0));
+    }
+}
+
+#[test]
 fn a_request_to_stop_is_heard_while_choosing() {
     let cancel = Cancel::new();
     let every = Sampling::Every;
