@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Context, Error, Kind, Result},
     flow::{EncodedStep, FeatureRows, FrameMark, FrameTime, StepContent},
+    sources::file::VideoInfo,
     time::{Pts, TimeBase},
 };
 
@@ -210,6 +211,32 @@ pub struct ReelVideo {
     pub sampling: String,
 }
 
+impl ReelVideo {
+    /// The file that `info` is of, as it is now, its frames chosen by `sampling`.
+    pub fn of(info: &VideoInfo, sampling: &str) -> Self {
+        Self {
+            path: absolute(&info.path).display().to_string(),
+            bytes: std::fs::metadata(&info.path).map(|m| m.len()).unwrap_or(0),
+            modified_s: modified_s(&info.path),
+            time_base: [info.time_base.num, info.time_base.den],
+            duration_s: info.duration.map(|d| d.seconds()),
+            sampling: sampling.to_owned(),
+        }
+    }
+}
+
+/// `path` from the root, as it is named.
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// When `path` was last written, in seconds since 1970; 0 when nobody knows.
+pub fn modified_s(path: &Path) -> u64 {
+    let modified = std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let since = modified.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map_or(0, |d| d.as_secs())
+}
+
 /// One frame of a reel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReelFrame {
@@ -265,6 +292,17 @@ impl ReelFrame {
         match &self.content {
             StepContent::Codes(codes) => Ok(codes),
             StepContent::Features(_) => Err(bad("the reel holds no codes".into())),
+        }
+    }
+
+    /// Its one vector.
+    ///
+    /// # Errors
+    /// `BadInput` for codes.
+    pub fn vector(&self) -> Result<&[f32]> {
+        match &self.content {
+            StepContent::Features(features) => Ok(&features.rows),
+            StepContent::Codes(_) => Err(bad("the reel holds no vectors".into())),
         }
     }
 }

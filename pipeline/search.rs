@@ -253,10 +253,7 @@ fn is_near(a: &Hit, b: &Hit, gap: Pts) -> bool {
     if (a.reel, a.frame.video) != (b.reel, b.frame.video) {
         return false;
     }
-    let (a, b) = (a.frame.time.pts, b.frame.time.pts);
-    let apart = a.ticks.abs_diff(b.ticks);
-    let apart = i64::try_from(apart).unwrap_or(i64::MAX);
-    Pts::new(apart, a.time_base) < gap
+    a.frame.time.pts.distance(b.frame.time.pts) < gap
 }
 
 /// The `limit` best frames of one reel.
@@ -293,6 +290,14 @@ fn best_of(
     let found = (0..chunks).into_par_iter().try_fold(start, scan);
     let found = found.map(|found| found.map(|(best, _)| best));
     found.try_reduce(|| Best::new(limit), |a, b| Ok(a.merge(b)))
+}
+
+/// Cosine of `query` and `vector`, `[width]` each, as if `vector` came from a reel: in f16, summed in the same order.
+pub fn cosine_as_kept(query: &[f32], vector: &[f32]) -> f32 {
+    let kept: Vec<f16> = vector.iter().map(|&x| f16::from_f32(x)).collect();
+    let mut score = [0.0];
+    dot_records(query, &kept, 0, &mut score);
+    score[0]
 }
 
 /// Cosines of `query` and the `n` vectors of whole records.

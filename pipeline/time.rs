@@ -41,6 +41,12 @@ impl Pts {
         Self { ticks, time_base }
     }
 
+    /// How far `other` lies away, before or behind; both are on the clock of one video.
+    pub fn distance(self, other: Self) -> Self {
+        let ticks = i64::try_from(self.ticks.abs_diff(other.ticks)).unwrap_or(i64::MAX);
+        Self::new(ticks, self.time_base)
+    }
+
     /// Seconds, for output only.
     pub fn seconds(self) -> f64 {
         // Exact to f64: one multiplication and one division of integers.

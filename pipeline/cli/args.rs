@@ -70,15 +70,15 @@ pub enum Verb {
 #[derive(Debug, Clone, Args, Default)]
 pub struct SamplingArgs {
     /// Frames per second, e.g. 1, 0.5 or 30000/1001: the first frame at or after each tick.
-    #[arg(long, value_name = "F", group = "sampling")]
+    #[arg(long, value_name = "F", conflicts_with = "all_frames")]
     pub fps: Option<String>,
 
-    /// This many frames, spread evenly over the decoded frame numbers.
-    #[arg(long, value_name = "N", group = "sampling")]
+    /// This many frames, spread evenly over the decoded frame numbers; with --sampler, how many are kept.
+    #[arg(long, value_name = "N")]
     pub frames: Option<usize>,
 
     /// Every frame.
-    #[arg(long, group = "sampling")]
+    #[arg(long)]
     pub all_frames: bool,
 
     /// Start of the range, in seconds or [HH:]MM:SS[.mmm].
@@ -88,6 +88,52 @@ pub struct SamplingArgs {
     /// End of the range (not included), in seconds or [HH:]MM:SS[.mmm].
     #[arg(long, value_name = "TIME")]
     pub to: Option<String>,
+
+    #[command(flatten)]
+    pub choosing: ChoosingArgs,
+}
+
+/// Frames chosen by what they show.
+#[derive(Debug, Clone, Args, Default)]
+pub struct ChoosingArgs {
+    /// Choose by what frames show, in a pass before: out of one a second, whatever the model's own
+    /// rule, or out of those of --fps or --all-frames.
+    #[arg(long, value_enum)]
+    pub sampler: Option<SamplerArg>,
+
+    /// Keep a frame that differs by more from the last one kept, as a share of black against white
+    /// [default: 0.01].
+    #[arg(long, value_name = "X", requires = "sampler")]
+    pub change_threshold: Option<f64>,
+
+    /// Leave no longer hole between changed frames.
+    #[arg(long, value_name = "TIME", requires = "sampler")]
+    pub max_gap: Option<String>,
+
+    /// CLIP or SigLIP, for --sampler query: a directory, or org/name on the hub.
+    #[arg(long, value_name = "MODEL", requires = "sampler")]
+    pub query_model: Option<String>,
+
+    /// What the frames should show, for --sampler query; the question of `ask` when absent.
+    #[arg(long, value_name = "TEXT", requires = "sampler")]
+    pub query: Option<String>,
+
+    /// A reel of vectors of the videos: its frames are the candidates, and nothing is encoded again.
+    #[arg(long, value_name = "FILE", requires = "sampler", conflicts_with_all = ["fps", "all_frames"])]
+    pub query_reel: Option<PathBuf>,
+
+    /// Frames nearest to a query lie no nearer to one another than this.
+    #[arg(long, value_name = "TIME", requires = "sampler")]
+    pub min_gap: Option<String>,
+}
+
+/// By what frames are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SamplerArg {
+    /// Those that differ from the last one kept; with --frames the first and those that differ most.
+    Change,
+    /// The --frames that CLIP or SigLIP finds nearest to a text.
+    Query,
 }
 
 /// The budget of pixels of models that take frames of any size (Qwen2.5-VL, Qwen3-VL).
@@ -158,6 +204,8 @@ pub enum AfterVideoArg {
 #[command(
     after_help = "Examples:\n  longreel ask a.mp4 \"What is on the table?\" --model lwm/ --fps 1\n  \
                         longreel ask a.mp4 b.mkv \"Which of the two is outdoors?\" --model org/name --frames 16\n  \
+                        longreel ask a.mp4 \"Who comes in?\" --model lwm/ --sampler change --max-gap 60\n  \
+                        longreel ask a.mp4 \"Where is the boat?\" --model lwm/ --sampler query --query-model clip/ --frames 32\n  \
                         longreel ask archive.reel \"When does the door open?\" --model lwm/ --json"
 )]
 pub struct AskArgs {
@@ -242,11 +290,11 @@ pub struct FramesArgs {
     pub sampling: SamplingArgs,
 
     /// The frame shown at this time; may be given more than once.
-    #[arg(long, value_name = "TIME", conflicts_with_all = ["sampling", "index"])]
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["fps", "frames", "all_frames", "sampler", "index"])]
     pub at: Vec<String>,
 
     /// The frame of this number, from 0; may be given more than once.
-    #[arg(long, value_name = "I", conflicts_with = "sampling")]
+    #[arg(long, value_name = "I", conflicts_with_all = ["fps", "frames", "all_frames", "sampler"])]
     pub index: Vec<u64>,
 
     /// As in the video, or as the model is shown it.
@@ -499,7 +547,7 @@ pub struct PlanArgs {
     pub pixels: PixelArgs,
 
     /// Plan for this many hours of video instead of a file (with --fps).
-    #[arg(long, value_name = "H", conflicts_with = "videos")]
+    #[arg(long, value_name = "H", conflicts_with_all = ["videos", "sampler"])]
     pub hours: Option<f64>,
 
     /// The question, where its length matters.

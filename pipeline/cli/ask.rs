@@ -17,6 +17,7 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::AskArgs,
+        choosing,
         output::{Voice, write_stdout},
         resolve,
     },
@@ -83,6 +84,9 @@ struct Tokens {
 
 #[derive(Serialize)]
 struct Seconds {
+    /// Opening the videos and choosing their frames by what they show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    choose: Option<f64>,
     load: f64,
     decode: f64,
     encode: f64,
@@ -122,6 +126,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         layout,
         plan,
         model,
+        chosen,
     } = prepared;
     // A video that cannot tell its length, and later questions, are not in the plan.
     let kv_room = plan.kv_room().and_then(|bytes| usize::try_from(bytes).ok());
@@ -137,7 +142,8 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         link: ranks.link(),
         plan,
         start,
-        loaded: start.elapsed().as_secs_f64(),
+        chosen,
+        loaded: start.elapsed().saturating_sub(chosen.unwrap_or_default()),
         voice,
         cancel,
     };
@@ -161,6 +167,8 @@ struct Prepared {
     layout: Layout,
     plan: Plan,
     model: Model,
+    /// How long opening the videos took, where frames were chosen by what they show.
+    chosen: Option<Duration>,
 }
 
 fn prepare(
@@ -177,7 +185,10 @@ fn prepare(
     resolve::choose_after_video(&mut files.spec, args.after_video)?;
     let usual = resolve::usual_sampling(&files.dir, &files.spec)?;
     let selection = resolve::selection(&args.sampling, usual)?;
-    let mut sources = resolve::sources(videos, &selection, cancel)?;
+    let chooser = choosing::chooser(&args.sampling, Some(question), voice, cancel)?;
+    let choosing = Instant::now();
+    let mut sources = resolve::sources(videos, &selection, chooser.as_ref(), voice, cancel)?;
+    let chosen = chooser.map(|_| choosing.elapsed());
     check_reels(&files, &sources)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();
     let end = args.frame_end.map(resolve::frame_end);
@@ -192,7 +203,7 @@ fn prepare(
         voice.note(&format!(
             "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"
         ));
-        sources = resolve::sources(videos, &fewer, cancel)?;
+        sources = resolve::sources(videos, &fewer, None, voice, cancel)?;
         plan = planned(&sources)?;
     }
     plan.check("--frames", n_videos)?;
@@ -203,6 +214,7 @@ fn prepare(
         layout,
         plan,
         model,
+        chosen,
     })
 }
 
@@ -215,7 +227,8 @@ struct Asking<'a> {
     ranks_here: usize,
     plan: Plan,
     start: Instant,
-    loaded: f64,
+    chosen: Option<Duration>,
+    loaded: Duration,
     voice: Voice,
     cancel: &'a Cancel,
 }
@@ -254,7 +267,8 @@ impl Asking<'_> {
             prompt: conversation.tokens().to_vec(),
             answer: first_answer(args, voice, &mut conversation, &progress, self.cancel)?,
             seconds: Seconds {
-                load: self.loaded,
+                choose: self.chosen.map(|time| time.as_secs_f64()),
+                load: self.loaded.as_secs_f64(),
                 decode: progress.decode_busy.get().as_secs_f64(),
                 encode: progress.encode_busy.get().as_secs_f64(),
                 prefill: progress.prefill_busy.get().as_secs_f64(),

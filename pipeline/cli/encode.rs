@@ -1,17 +1,16 @@
 //! `longreel encode`: videos or images to a reel.
 
-use std::path::{Path, PathBuf};
+use std::{path::Path, time::Instant};
 
 use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::EncodeArgs, output::Voice, resolve},
+    cli::{args::EncodeArgs, choosing, output::Voice, resolve},
     encoder::EncoderModel,
     error::{Context, Error, Kind, Result},
     plan,
-    reel::{ReelHeader, ReelVideo, ReelWriter, partial_path},
-    sources::file::FrameReader,
+    reel::{ReelHeader, ReelVideo, ReelWriter, absolute, modified_s, partial_path},
     stages::{self, decode::Source, progress::Progress, seen::SourceSeen},
 };
 
@@ -29,6 +28,9 @@ struct EncodeJson<'a> {
 
 #[derive(Serialize)]
 struct Seconds {
+    /// Opening the videos and choosing their frames by what they show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    choose: Option<f64>,
     decode: f64,
     encode: f64,
     total: f64,
@@ -36,7 +38,7 @@ struct Seconds {
 
 /// Runs the verb.
 pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     if args.out.exists() && !args.force {
         return Err(Error::new(
             Kind::Usage,
@@ -51,7 +53,10 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         return Err(Error::new(Kind::Usage, message));
     }
     let selection = resolve::selection(&args.sampling, resolve::one_a_second()?)?;
-    let sources = resolve::sources(&args.videos, &selection, cancel)?;
+    let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
+    let choosing = Instant::now();
+    let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
+    let chosen = chooser.map(|_| choosing.elapsed().as_secs_f64());
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let model = EncoderModel::open(&dir)?;
     let header = header(&model, &sources)?;
@@ -87,6 +92,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         bytes: std::fs::metadata(&args.out).map(|m| m.len()).unwrap_or(0),
         video,
         seconds: Seconds {
+            choose: chosen,
             decode: progress.decode_busy.get().as_secs_f64(),
             encode: progress.encode_busy.get().as_secs_f64(),
             total: start.elapsed().as_secs_f64(),
@@ -106,7 +112,9 @@ fn header(model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
     let mut videos = Vec::new();
     for source in sources {
         match source {
-            Source::Video { reader, sampling } => videos.push(reel_video(reader, sampling)),
+            Source::Video { reader, sampling } => {
+                videos.push(ReelVideo::of(reader.info(), sampling));
+            }
             Source::Reel(reel) => {
                 let path = reel.path().display();
                 return Err(Error::new(
@@ -124,33 +132,10 @@ fn header(model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
     })
 }
 
-fn reel_video(reader: &FrameReader, sampling: &str) -> ReelVideo {
-    let info = reader.info();
-    ReelVideo {
-        path: absolute(&info.path).display().to_string(),
-        bytes: std::fs::metadata(&info.path).map(|m| m.len()).unwrap_or(0),
-        modified_s: modified_s(&info.path),
-        time_base: [info.time_base.num, info.time_base.den],
-        duration_s: info.duration.map(|d| d.seconds()),
-        sampling: sampling.to_owned(),
-    }
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
 /// When the youngest weights in `dir` were written; 0 when nobody knows.
 pub(super) fn weights_modified_s(dir: &Path) -> u64 {
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let paths = files.map(|f| f.path());
     let weights = paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
     weights.map(|p| modified_s(&p)).max().unwrap_or(0)
-}
-
-/// When `path` was last written, in seconds since 1970; 0 when nobody knows.
-fn modified_s(path: &Path) -> u64 {
-    let modified = std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    let since = modified.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-    since.map_or(0, |d| d.as_secs())
 }

@@ -16,8 +16,9 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::{FrameSize, FramesArgs},
+        choosing,
         output::{Voice, to_json},
-        resolve,
+        resolve::{self, Selection},
     },
     error::{Context, Error, Kind, Result},
     flow::{Frame, RgbImage},
@@ -55,10 +56,12 @@ struct FramesJson<'a> {
 
 /// Runs the verb.
 pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let sampling = sampling(&args)?;
-    let range = resolve::range(&args.sampling)?;
+    let selection = selection(&args)?;
     let side = model_side(&args, voice, cancel)?;
-    let mut reader = FrameReader::open(&args.video, &sampling, &range, cancel.clone())?;
+    let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
+    let (mut reader, sampling) =
+        resolve::video(&args.video, &selection, chooser.as_ref(), voice, cancel)?;
+    drop(chooser);
     fs::create_dir_all(&args.out).doing(|| format!("make the directory {}", args.out.display()))?;
     let progress = Progress::default();
     progress
@@ -71,7 +74,7 @@ pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     voice.warn(&args.video, &report.warnings);
     let result = FramesJson {
         video: reader.info(),
-        sampling: resolve::describe(&sampling, &range),
+        sampling,
         out: &args.out,
         frames,
         report,
@@ -81,7 +84,8 @@ pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })
 }
 
-fn sampling(args: &FramesArgs) -> Result<Sampling> {
+fn selection(args: &FramesArgs) -> Result<Selection> {
+    let range = resolve::range(&args.sampling)?;
     if !args.at.is_empty() {
         let times = args
             .at
@@ -89,12 +93,13 @@ fn sampling(args: &FramesArgs) -> Result<Sampling> {
             .map(|t| parse_time(t))
             .collect::<Result<Vec<_>>>()
             .doing(|| "--at")?;
-        return Ok(Sampling::At(times));
+        return Ok(Selection::of(Sampling::At(times), range));
     }
     if !args.index.is_empty() {
-        return Ok(Sampling::Indices(args.index.clone()));
+        let numbers = Sampling::Indices(args.index.clone());
+        return Ok(Selection::of(numbers, range));
     }
-    Ok(resolve::selection(&args.sampling, resolve::one_a_second()?)?.sampling)
+    resolve::selection(&args.sampling, resolve::one_a_second()?)
 }
 
 /// Side of the model's input with `--size model`.

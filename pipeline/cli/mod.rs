@@ -4,6 +4,7 @@ mod args;
 mod ask;
 mod bench;
 mod bench_context;
+mod choosing;
 mod encode;
 mod frames;
 mod generate;

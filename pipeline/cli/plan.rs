@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::PlanArgs, output::Voice, resolve},
+    cli::{args::PlanArgs, choosing, output::Voice, resolve},
     encoder::StepShape,
     error::{Error, Kind, Result},
     model::ModelFiles,
@@ -67,7 +67,9 @@ struct Facts {
 pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let facts = facts(&args, voice, cancel)?;
     let selection = resolve::selection(&args.sampling, facts.usual.clone())?;
-    let sources = resolve::sources(&args.videos, &selection, cancel)?;
+    let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
+    let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
+    drop(chooser);
     if !facts.spec.looks() && (!sources.is_empty() || args.hours.is_some()) {
         let message = format!(
             "the model {} is a text model, it sees no frames",

@@ -19,8 +19,10 @@ use longreel_models::{
 
 use crate::{
     cancel::Cancel,
+    chooser::{Candidates, Chooser},
     cli::{
         args::{AfterVideoArg, DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, SamplingArgs},
+        choosing::usual_candidates,
         output::Voice,
     },
     encoder::PixelBudget,
@@ -33,7 +35,7 @@ use crate::{
         file::FrameReader,
         sampler::{Sampling, TimeRange, parse_rate, parse_time},
     },
-    stages::decode::Source,
+    stages::{decode::Source, progress::Progress},
 };
 
 /// Frames per second when nothing else is asked for.
@@ -100,6 +102,16 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// What the user asks for.
+    pub fn of(sampling: Sampling, range: TimeRange) -> Self {
+        Self {
+            sampling,
+            range,
+            asked_for: true,
+            is_usual: false,
+        }
+    }
+
     /// As many frames of each of `n_videos` as fit the context, where a model's own rule gives more and nobody asked for it.
     pub fn fewer(&self, plan: &Plan, n_videos: usize) -> Option<Self> {
         let Sampling::Rule { choice, rate } = self.sampling else {
@@ -144,20 +156,31 @@ pub fn pixel_budget(args: &PixelArgs) -> PixelBudget {
 }
 
 /// Which frames, and the range they come from; `usual` where the user says nothing.
+///
+/// With `--sampler` these are the candidates, and `--frames` is how many of them are kept.
 pub fn selection(args: &SamplingArgs, usual: Sampling) -> Result<Selection> {
-    let sampling = match (&args.fps, args.frames, args.all_frames) {
-        (Some(rate), ..) => Some(Sampling::Fps(parse_rate(rate).doing(|| "--fps")?)),
-        (None, Some(0), _) => {
-            let message = "--frames is 0, expected at least 1";
+    if args.frames == Some(0) {
+        let message = "--frames is 0, expected at least 1";
+        return Err(Error::new(Kind::Usage, message));
+    }
+    let is_choosing = args.choosing.sampler.is_some();
+    let spread = args.frames.filter(|_| !is_choosing);
+    let sampling = match (&args.fps, args.all_frames, spread) {
+        (Some(_), _, Some(_)) | (_, true, Some(_)) => {
+            let message = "--frames cannot be used with --fps or --all-frames, but with --sampler";
             return Err(Error::new(Kind::Usage, message));
         }
-        (None, Some(n), _) => Some(Sampling::Uniform(n)),
-        (None, None, true) => Some(Sampling::Every),
-        (None, None, false) => None,
+        (Some(rate), ..) => Some(Sampling::Fps(parse_rate(rate).doing(|| "--fps")?)),
+        (None, true, None) => Some(Sampling::Every),
+        (None, false, spread) => spread.map(Sampling::Uniform),
+    };
+    let usual = match is_choosing {
+        true => usual_candidates(&args.choosing)?,
+        false => usual,
     };
     let range = range(args)?;
     Ok(Selection {
-        asked_for: sampling.is_some() || range != TimeRange::ALL,
+        asked_for: sampling.is_some() || is_choosing || range != TimeRange::ALL,
         is_usual: sampling.is_none(),
         sampling: sampling.unwrap_or(usual),
         range,
@@ -175,25 +198,33 @@ pub fn range(args: &SamplingArgs) -> Result<TimeRange> {
     })
 }
 
-/// Opens every input: reels as they are, everything else as video.
-pub fn sources(paths: &[PathBuf], selection: &Selection, cancel: &Cancel) -> Result<Vec<Source>> {
-    let open = |path: &PathBuf| source(path, selection, cancel);
+/// Opens every input: reels as they are, everything else as video, whose frames `chooser` may choose.
+pub fn sources(
+    paths: &[PathBuf],
+    selection: &Selection,
+    chooser: Option<&Chooser>,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<Vec<Source>> {
+    let open = |path: &PathBuf| source(path, selection, chooser, voice, cancel);
     paths.iter().map(open).collect()
 }
 
-fn source(path: &Path, selection: &Selection, cancel: &Cancel) -> Result<Source> {
-    let Selection {
-        sampling, range, ..
-    } = selection;
+fn source(
+    path: &Path,
+    selection: &Selection,
+    chooser: Option<&Chooser>,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<Source> {
     if !reel::is_reel(path) {
-        return Ok(Source::Video {
-            reader: Box::new(FrameReader::open(path, sampling, range, cancel.clone())?),
-            sampling: describe(sampling, range),
-        });
+        let (reader, sampling) = video(path, selection, chooser, voice, cancel)?;
+        let reader = Box::new(reader);
+        return Ok(Source::Video { reader, sampling });
     }
     if selection.asked_for {
         let message = format!(
-            "{} is a reel, whose frames were chosen when it was made: expected no --fps, --frames, --all-frames, --from or --to",
+            "{} is a reel, whose frames were chosen when it was made: expected no --fps, --frames, --all-frames, --from, --to or --sampler",
             path.display()
         );
         return Err(Error::new(Kind::Usage, message));
@@ -201,9 +232,40 @@ fn source(path: &Path, selection: &Selection, cancel: &Cancel) -> Result<Source>
     Ok(Source::Reel(ReelReader::open(path)?))
 }
 
+/// Opens the video at `path`, whose frames `chooser` may choose; and how they are chosen, in words.
+pub fn video(
+    path: &Path,
+    selection: &Selection,
+    chooser: Option<&Chooser>,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<(FrameReader, String)> {
+    let Selection {
+        sampling, range, ..
+    } = selection;
+    let reader = FrameReader::open(path, sampling, range, cancel.clone())?;
+    let words = describe(sampling, range);
+    let Some(chooser) = chooser else {
+        return Ok((reader, words));
+    };
+    let candidates = Candidates {
+        reader,
+        range,
+        sampling: &words,
+    };
+    let progress = Progress::default();
+    let choice = voice
+        .show(&progress, || chooser.choose(candidates, &progress, cancel))
+        .doing(|| format!("choose frames of {}", path.display()))?;
+    let kept = choice.reader.expected_frames().unwrap_or(0);
+    let (path, all) = (path.display(), choice.candidates);
+    voice.note(&format!("{path}: {kept} of {all} frames are chosen"));
+    Ok((choice.reader, choice.sampling))
+}
+
 /// The sampling in words, as it is echoed: `1 frame/s from 00:00:10.000`.
 pub fn describe(sampling: &Sampling, range: &TimeRange) -> String {
-    let mut words = match sampling {
+    let words = match sampling {
         Sampling::Every => "every frame".to_owned(),
         Sampling::Fps(rate) => format!("{rate} frames/s"),
         Sampling::Uniform(n) => format!("{n} frames spread evenly"),
@@ -211,12 +273,7 @@ pub fn describe(sampling: &Sampling, range: &TimeRange) -> String {
         Sampling::Indices(numbers) => format!("{} given frame numbers", numbers.len()),
         Sampling::Rule { choice, .. } => choice.to_string(),
     };
-    for (word, time) in [("from", range.from), ("to", range.to)] {
-        if let Some(time) = time {
-            words += &format!(" {word} {time}");
-        }
-    }
-    words
+    format!("{words}{range}")
 }
 
 /// Refuses a temperature that is no temperature.

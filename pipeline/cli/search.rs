@@ -11,6 +11,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     flow::RgbImage,
     plan,
+    reel::ReelHeader,
     search::{Hit, Library},
     sources::{
         file::FrameReader,
@@ -63,7 +64,9 @@ pub fn run(args: SearchArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let gap = gap(&args.min_gap)?;
     let (query, reels) = inputs(&args)?;
     let library = Library::open(&reels)?;
-    let model = model(&args, &library, voice, cancel)?;
+    let first = library.reels().first().ok_or_else(no_reel)?;
+    let named = args.model.as_deref();
+    let model = model_of_reel(named, "--model", first.header(), voice, cancel)?;
     let vector = match &args.image {
         Some(path) => {
             let picture = picture(path, cancel)?;
@@ -99,11 +102,13 @@ fn inputs(args: &SearchArgs) -> Result<(String, Vec<PathBuf>)> {
     match (&args.image, args.inputs.split_first()) {
         (Some(image), _) => Ok((image.display().to_string(), paths(&args.inputs))),
         (None, Some((query, reels))) if !reels.is_empty() => Ok((query.clone(), paths(reels))),
-        _ => {
-            let message = "one argument was given, expected what to look for and at least one reel";
-            Err(Error::new(Kind::Usage, message))
-        }
+        _ => Err(no_reel()),
     }
+}
+
+fn no_reel() -> Error {
+    let message = "one argument was given, expected what to look for and at least one reel";
+    Error::new(Kind::Usage, message)
 }
 
 fn gap(text: &str) -> Result<Pts> {
@@ -115,26 +120,24 @@ fn gap(text: &str) -> Result<Pts> {
     Err(Error::new(Kind::Usage, message))
 }
 
-/// The model that made the vectors.
-fn model(
-    args: &SearchArgs,
-    library: &Library,
+/// The model that made the vectors of a reel with `header`: where `name`, the value of `option`, says, or the reel.
+pub(super) fn model_of_reel(
+    name: Option<&str>,
+    option: &str,
+    header: &ReelHeader,
     voice: Voice,
     cancel: &Cancel,
 ) -> Result<VectorModel> {
-    let header = library.reels().first().map(|reel| reel.header());
-    let made_by = header.map_or("", |h| h.model.as_str());
-    let name = args.model.as_deref().unwrap_or(made_by);
-    if args.model.is_none() && !Path::new(made_by).is_dir() {
+    let made_by = header.model.as_str();
+    if name.is_none() && !Path::new(made_by).is_dir() {
         let message = format!(
-            "the reel was made by the model {made_by}, which is not there: expected --model with its place"
+            "the reel was made by the model {made_by}, which is not there: expected {option} with its place"
         );
         return Err(Error::new(Kind::NotFound, message));
     }
-    let dir = resolve::model_dir(name, voice, cancel)?;
+    let dir = resolve::model_dir(name.unwrap_or(made_by), voice, cancel)?;
     let model = VectorModel::expect(&dir)?;
-    let modified_s = weights_modified_s(&dir);
-    if header.is_some_and(|h| h.model_modified_s != modified_s) {
+    if header.model_modified_s != weights_modified_s(&dir) {
         voice.note(&format!(
             "the weights in {} are of another time than those that made the reel: other weights find nothing",
             dir.display()

@@ -151,6 +151,8 @@ pub struct FrameReader {
     ended: bool,
     damaged_reads: u32,
     report: DecodeReport,
+    /// The report as it was before the first frame.
+    opened: DecodeReport,
     cancel: Cancel,
 }
 
@@ -228,6 +230,7 @@ impl FrameReader {
             jumped: false,
             ended: false,
             damaged_reads: 0,
+            opened: report.clone(),
             report,
             cancel,
         })
@@ -254,6 +257,40 @@ impl FrameReader {
             .zip(ticks(first))
             .map(|(last, first)| last - first);
         Pts::new(span.unwrap_or(0), self.timeline.time_base).seconds()
+    }
+
+    /// When the next frame is shown that will be handed on, where it decodes; `None` behind the last.
+    pub fn next_time(&self) -> Option<Pts> {
+        let number = match &self.chosen {
+            Some(chosen) => *chosen.get(self.cursor)?,
+            None => self.next_number,
+        };
+        let frame = self.timeline.frames.get(number)?;
+        Some(Pts::new(frame.ticks, self.timeline.time_base))
+    }
+
+    /// Begins again, with the frames of these numbers, which rise strictly. What opening the file
+    /// has found out is kept: it is not read through a second time.
+    ///
+    /// # Errors
+    /// `Internal` for no number or one that the video does not have, and where the file cannot be
+    /// opened again.
+    pub fn again(mut self, numbers: Vec<usize>) -> Result<Self> {
+        let n_frames = self.timeline.frames.len();
+        let is_rising = numbers.is_sorted_by(|a, b| a < b);
+        if !is_rising || numbers.last().is_none_or(|&last| last >= n_frames) {
+            let message = format!(
+                "{} numbers out of {n_frames} frames, expected rising ones below that",
+                numbers.len()
+            );
+            return Err(Error::new(Kind::Internal, message));
+        }
+        self.rewind()
+            .doing(|| format!("open {}", self.info.path.display()))?;
+        (self.chosen, self.cursor) = (Some(numbers), 0);
+        (self.ended, self.damaged_reads) = (false, 0);
+        self.report = self.opened.clone();
+        Ok(self)
     }
 
     /// How many frames will be handed on if all of them decode. Always known.
@@ -398,9 +435,14 @@ impl FrameReader {
 
     /// Starts again from the file's first packet, never to jump again.
     fn go_straight(&mut self) -> Result<()> {
+        self.strategy = Strategy::Straight;
+        self.rewind()
+    }
+
+    /// Goes back to the file's first packet.
+    fn rewind(&mut self) -> Result<()> {
         self.demuxer = Demuxer::open(&self.info.path, &self.cancel)?;
         self.decoder = Decoder::open(&self.demuxer)?;
-        self.strategy = Strategy::Straight;
         self.clock.restart();
         self.next_number = 0;
         (self.skip_to, self.entry, self.jumped) = (None, None, false);
@@ -526,7 +568,6 @@ fn check_file(path: &Path) -> Result<()> {
     Err(Error::new(Kind::BadInput, problem))
 }
 
-/// The numbers of the frames to hand on; at least one.
 /// The sampling, with the rate that the file states where a rule asks for one.
 fn with_rate(sampling: &Sampling, info: &VideoInfo) -> Sampling {
     match *sampling {
@@ -540,6 +581,7 @@ fn with_rate(sampling: &Sampling, info: &VideoInfo) -> Sampling {
     }
 }
 
+/// The numbers of the frames to hand on; at least one.
 fn choose(sampling: &Sampling, range: &TimeRange, timeline: &Timeline) -> Result<Vec<usize>> {
     let ticks: Vec<i64> = timeline.frames.iter().map(|frame| frame.ticks).collect();
     let chosen = sampler::select(sampling, range, &ticks, timeline.time_base)?;

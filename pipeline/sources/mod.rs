@@ -1,9 +1,11 @@
-//! Bytes to frames: which frames (`sampler`), what the file says (`info`), how a
-//! picture stands (`orientation`), clocks that start afresh (`splices`), the codecs
-//! (`ffmpeg`), the reader that joins them (`file`); and one picture back to bytes (`png`),
-//! whole or not at all (`temporary`).
+//! Bytes to frames: which frames (`sampler`), whether one shows something new (`change`),
+//! what the file says (`info`), how a picture stands (`orientation`), clocks that start
+//! afresh (`splices`), the codecs (`ffmpeg`), the reader that joins them (`file`); and one
+//! picture back to bytes (`png`), whole or not at all (`temporary`).
 
 pub mod sampler;
+
+pub mod change;
 
 pub mod temporary;
 

@@ -109,6 +109,11 @@ impl TimeRange {
         to: None,
     };
 
+    /// Whether `time` is inside.
+    pub fn contains(&self, time: Pts) -> bool {
+        self.from.is_none_or(|from| from <= time) && self.to.is_none_or(|to| time < to)
+    }
+
     /// The numbers of the frames inside, out of `ticks` in presentation order.
     fn frames(&self, ticks: &[i64], time_base: TimeBase) -> Result<Range<usize>> {
         if let (Some(from), Some(to)) = (self.from, self.to)
@@ -122,6 +127,17 @@ impl TimeRange {
         let before = |time: Pts| ticks.partition_point(|&t| Pts::new(t, time_base) < time);
         let start = self.from.map_or(0, before);
         Ok(start..self.to.map_or(ticks.len(), before))
+    }
+}
+
+impl fmt::Display for TimeRange {
+    /// Words behind others, ` from 00:00:10.000 to 00:00:20.000`; none for the whole video.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sides = [("from", self.from), ("to", self.to)];
+        let mut sides = sides
+            .iter()
+            .filter_map(|(word, time)| Some((word, (*time)?)));
+        sides.try_for_each(|(word, time)| write!(f, " {word} {time}"))
     }
 }
 

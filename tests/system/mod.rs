@@ -3,6 +3,7 @@
 mod bad_folders;
 mod bad_input;
 mod bench;
+mod chooser;
 mod command_line;
 mod decode;
 mod fuzz_corpus;

@@ -229,7 +229,7 @@ fn a_number_that_is_none_is_found() {
 }
 
 /// A golden CLIP or SigLIP with a tokenizer of numbered words, `w5` having the id 5.
-fn model(name: &str, dir: &Path) -> PathBuf {
+pub(super) fn model(name: &str, dir: &Path) -> PathBuf {
     let folder = dir.join(name);
     fs::create_dir(&folder).unwrap();
     for file in [
@@ -255,11 +255,11 @@ fn model(name: &str, dir: &Path) -> PathBuf {
     folder
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn encode(video: &Path, out: &Path, model: &Path, more: &[&str]) -> Run {
+pub(super) fn encode(video: &Path, out: &Path, model: &Path, more: &[&str]) -> Run {
     let (video, out, model) = (text(video), text(out), text(model));
     let args = ["encode", &video, "--out", &out, "--model", &model, "--json"];
     longreel(&[&args, more].concat())

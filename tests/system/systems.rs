@@ -9,7 +9,7 @@ use longreel_models::context::{
 use serde_json::Value;
 
 use crate::support::{
-    golden,
+    clips, golden,
     longreel::{Run, ffmpeg, longreel, scratch},
 };
 
@@ -26,13 +26,16 @@ const SYSTEMS: [(&str, &[&str]); 6] = [
 
 /// Asks `system` about the golden video, with `more` arguments.
 fn ask(system: &str, more: &[&str]) -> Run {
-    let path = |name: &str| {
-        golden::path(&format!("answers/{name}"))
-            .display()
-            .to_string()
-    };
-    let (video, model) = (path("video.mkv"), path(system));
-    let fixed = ["ask", &video, "What moves?", "--model", &model];
+    let video = golden::path("answers/video.mkv").display().to_string();
+    ask_of(system, &video, more)
+}
+
+/// Asks `system` about `video`, with `more` arguments.
+fn ask_of(system: &str, video: &str, more: &[&str]) -> Run {
+    let model = golden::path(&format!("answers/{system}"))
+        .display()
+        .to_string();
+    let fixed = ["ask", video, "What moves?", "--model", &model];
     let options = ["--max-new-tokens", "6", "--json", "--debug-ids"];
     longreel(&[&fixed[..], &options, more].concat())
 }
@@ -90,6 +93,48 @@ fn the_time_in_the_prompt_is_that_of_the_frames() {
         let middle = (frames[0] + frames[frames.len() - 1]) / 2.0;
         let said = format!("<{middle:.1}");
         assert!(text.contains(&said), "step {step}: {said} in {text}");
+    }
+}
+
+/// The frames of the golden video with these numbers, at the times that they have there.
+fn only(numbers: &[u64]) -> String {
+    let taken: Vec<String> = numbers.iter().map(|n| format!("eq(n,{n})")).collect();
+    let filter = format!("select='{}'", taken.join("+"));
+    let video = golden::path("answers/video.mkv").display().to_string();
+    let encoder = ["-vsync", "vfr", "-c:v", "ffv1"];
+    let arguments = [&["-i", &video, "-vf", &filter][..], &encoder].concat();
+    let out = clips::make("chosen.mkv", &arguments);
+    out.display().to_string()
+}
+
+#[test]
+fn frames_at_irregular_times_are_prompted_like_a_video_that_has_only_them() {
+    for (system, threshold) in [
+        ("qwen3_vl", "0.031"),
+        ("qwen3_vl", "0.047"),
+        ("qwen2_5_vl", "0.031"),
+        ("internvl", "0.031"),
+    ] {
+        let change = [
+            "--sampler",
+            "change",
+            "--all-frames",
+            "--change-threshold",
+            threshold,
+        ];
+        let chosen = ask(system, &change).json();
+        let seen = &chosen["video"][0];
+        let numbers: Vec<u64> = serde_json::from_value(seen["index"].clone()).unwrap();
+        let steps: Vec<u64> = numbers.windows(2).map(|w| w[1] - w[0]).collect();
+        assert!(
+            steps.iter().any(|s| *s != steps[0]),
+            "{numbers:?} are regular"
+        );
+        let alone = ask_of(system, &only(&numbers), &["--all-frames"]).json();
+        assert_eq!(alone["video"][0]["ticks"], seen["ticks"], "{system}");
+        for key in ["prompt_ids", "generated_ids", "tokens"] {
+            assert_eq!(chosen[key], alone[key], "{system} {key}");
+        }
     }
 }
 

@@ -1,0 +1,168 @@
+//! `--sampler` and what belongs to it, as written, to a chooser of frames.
+
+use crate::{
+    cancel::Cancel,
+    chooser::{Changes, Chooser, Query, Vectors},
+    cli::{
+        args::{ChoosingArgs, SamplerArg, SamplingArgs},
+        output::Voice,
+        resolve,
+        search::model_of_reel,
+    },
+    error::{Context, Error, Kind, Result},
+    reel::ReelReader,
+    sources::{
+        change::USUAL_THRESHOLD,
+        sampler::{Sampling, parse_time},
+    },
+    time::Pts,
+    vectors::VectorModel,
+};
+
+/// The candidates where no rate is given: all frames of a reel of vectors, or one a second.
+pub fn usual_candidates(args: &ChoosingArgs) -> Result<Sampling> {
+    match args.query_reel {
+        Some(_) => Ok(Sampling::Every),
+        None => resolve::one_a_second(),
+    }
+}
+
+/// How frames are chosen by what they show; `None` where the user does not ask for it.
+///
+/// `question` is what a query looks for unless the user says something else.
+///
+/// # Errors
+/// `Usage` for options that do not go together, and those of opening the model of a query.
+pub fn chooser(
+    args: &SamplingArgs,
+    question: Option<&str>,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<Option<Chooser>> {
+    let choosing = &args.choosing;
+    let Some(sampler) = choosing.sampler else {
+        return Ok(None);
+    };
+    check_options(choosing, sampler)?;
+    Ok(Some(match sampler {
+        SamplerArg::Change => Chooser::Change(changes(args)?),
+        SamplerArg::Query => Chooser::Query(query(args, question, voice, cancel)?),
+    }))
+}
+
+/// Refuses options of the other sampler.
+fn check_options(args: &ChoosingArgs, sampler: SamplerArg) -> Result<()> {
+    let (change, query) = (SamplerArg::Change, SamplerArg::Query);
+    let given = [
+        (
+            "--change-threshold",
+            change,
+            args.change_threshold.is_some(),
+        ),
+        ("--max-gap", change, args.max_gap.is_some()),
+        ("--query-model", query, args.query_model.is_some()),
+        ("--query", query, args.query.is_some()),
+        ("--query-reel", query, args.query_reel.is_some()),
+        ("--min-gap", query, args.min_gap.is_some()),
+    ];
+    let mut strange = given
+        .iter()
+        .filter(|(_, of, is_given)| *is_given && *of != sampler);
+    let Some((option, of, _)) = strange.next() else {
+        return Ok(());
+    };
+    let name = if *of == change { "change" } else { "query" };
+    Err(usage(format!(
+        "{option} is for --sampler {name}, expected that or no such option"
+    )))
+}
+
+fn changes(args: &SamplingArgs) -> Result<Changes> {
+    let choosing = &args.choosing;
+    let threshold = choosing.change_threshold.unwrap_or(USUAL_THRESHOLD);
+    if !(0.0..=1.0).contains(&threshold) {
+        return Err(usage(format!(
+            "--change-threshold is {threshold}, expected 0 to 1"
+        )));
+    }
+    let max_gap = gap("--max-gap", choosing.max_gap.as_deref())?;
+    if max_gap.is_some_and(|gap| gap.ticks == 0) {
+        return Err(usage("--max-gap is 0, expected more than 0 seconds".into()));
+    }
+    if max_gap.is_some() && args.frames.is_some() {
+        let message = "--max-gap keeps as many frames as it needs: it cannot be used with --frames";
+        return Err(usage(message.into()));
+    }
+    Ok(Changes {
+        threshold,
+        max_gap,
+        most: args.frames,
+    })
+}
+
+fn query(
+    args: &SamplingArgs,
+    question: Option<&str>,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<Query> {
+    let choosing = &args.choosing;
+    let expected = |what: &str| usage(format!("--sampler query was given, expected {what}"));
+    let n = args
+        .frames
+        .ok_or_else(|| expected("--frames with the number that is kept"))?;
+    let text = choosing.query.as_deref().or(question);
+    let text = text.ok_or_else(|| expected("--query with what the frames should show"))?;
+    let min_gap = gap("--min-gap", choosing.min_gap.as_deref())?;
+    let model = model(choosing, voice, cancel)?
+        .ok_or_else(|| expected("--query-model (or --query-reel), with CLIP or SigLIP"))?;
+    let vector = model
+        .of_text(text)
+        .doing(|| format!("understand the query {text:?}"))?;
+    Ok(Query {
+        text: text.to_owned(),
+        vector,
+        vectors: match &choosing.query_reel {
+            Some(reel) => Vectors::Reel(reel.clone()),
+            None => Vectors::Model(Box::new(model)),
+        },
+        n,
+        min_gap,
+    })
+}
+
+/// The model that understands the query: the one that is named, or the one that made the reel.
+fn model(args: &ChoosingArgs, voice: Voice, cancel: &Cancel) -> Result<Option<VectorModel>> {
+    let name = args.query_model.as_deref();
+    match (&args.query_reel, name) {
+        (Some(path), _) => {
+            let reel = ReelReader::open(path)?;
+            let doing = || format!("take vectors from the reel {}", path.display());
+            reel.header().vectors().doing(doing)?;
+            model_of_reel(name, "--query-model", reel.header(), voice, cancel).map(Some)
+        }
+        (None, Some(name)) => {
+            let dir = resolve::model_dir(name, voice, cancel)?;
+            VectorModel::expect(&dir).map(Some)
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// The time of `option`, 0 or more.
+fn gap(option: &'static str, text: Option<&str>) -> Result<Option<Pts>> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let gap = parse_time(text).doing(|| option)?;
+    if gap.ticks >= 0 {
+        return Ok(Some(gap));
+    }
+    Err(usage(format!(
+        "{option} is {text}, expected 0 or more seconds"
+    )))
+}
+
+fn usage(message: String) -> Error {
+    Error::new(Kind::Usage, message)
+}
