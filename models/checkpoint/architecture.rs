@@ -39,6 +39,7 @@ const FILES: &[(&str, &str)] = &files![
     "llama",
     "llava",
     "llava_onevision",
+    "llava_qwen",
     "mistral",
     "mixtral",
     "qwen2",
@@ -100,7 +101,10 @@ impl Architecture {
     /// `BadInput` for one that is not known; the error lists those that are.
     pub fn of_config(config: &Json) -> Result<Self> {
         let all = Self::all()?;
-        if let Some(found) = all.iter().find(|a| a.is_of(config)) {
+        let of_it = || all.iter().filter(|a| a.is_of(config));
+        // Of two for one type, the one that names classes is meant.
+        let named = of_it().find(|a| !a.architectures.is_empty());
+        if let Some(found) = named.or_else(|| of_it().next()) {
             found.check(config).doing(|| "read config.json")?;
             return Ok(found.clone());
         }
@@ -109,6 +113,7 @@ impl Architecture {
             .flat_map(|a| a.model_types.iter().map(String::as_str))
             .collect();
         known.sort_unstable();
+        known.dedup();
         let message = format!(
             "model_type is {}, architectures {}: expected one of {}",
             config["model_type"],

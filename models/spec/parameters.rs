@@ -2,7 +2,7 @@
 
 use super::{
     encoder::{EncoderSpec, NativeVitSpec, NormKind, VisionPool, VitSpec},
-    features::{ConnectorStep, FeatureSpec, NativeSpec, SquareSpec},
+    features::{ConnectorStep, FeatureSpec, NativeSpec, Newline, SquareSpec},
 };
 
 impl FeatureSpec {
@@ -16,7 +16,10 @@ impl FeatureSpec {
 }
 
 fn square(spec: &SquareSpec, hidden: usize) -> usize {
-    let newline = if spec.video_newline { hidden } else { 0 };
+    let newline = match spec.video_newline {
+        Newline::None => 0,
+        Newline::End | Newline::Frame | Newline::Grid => hidden,
+    };
     let width = spec.vision.encoder.hidden_size;
     vit(&spec.vision) + connector(&spec.connector, width) + newline
 }
@@ -89,7 +92,7 @@ fn connector(steps: &[ConnectorStep], mut width: usize) -> usize {
             }
             ConnectorStep::Norm { kind, .. } => sum += norm(*kind, width),
             ConnectorStep::Merge { .. } => width *= 4,
-            ConnectorStep::Activation { .. } | ConnectorStep::Halve => {}
+            ConnectorStep::Activation { .. } | ConnectorStep::Pool { .. } => {}
         }
     }
     sum
