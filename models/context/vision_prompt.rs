@@ -301,7 +301,7 @@ fn asked(vision: &VisionSpec, part: Part, n: usize, question: &str) -> Message {
             let text = |text: String| Part::Text { text };
             let mut one = vec![part];
             one.extend((!times.is_empty()).then(|| text(times)));
-            let mut parts = one.repeat(n);
+            let mut parts: Vec<Part> = std::iter::repeat_n(one, n).flatten().collect();
             parts.push(text(question.to_owned()));
             Content::Parts(parts)
         }
