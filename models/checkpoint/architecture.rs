@@ -8,6 +8,7 @@
 //! hidden_size = "$vision_config.hidden_size | 768"   # a path, and what holds where it is absent
 //! head_dim = "$text_config.head_dim | $head_dim"     # another path; the key is left out where none is there
 //! intermediate_size = { product = ["$hidden_size", "$mlp_ratio | 4"] }
+//! inner = { two_thirds = "$inner" }                           # of it, rounded up to a multiple of 8
 //! tie_word_embeddings = { any = ["$tie_word_embeddings", "$text_config.tie_word_embeddings"] }
 //! deepstack_layers = { count = "$vision_config.deepstack_visual_indexes | [8, 16, 24]" }
 //! order = { choose = "$mm_projector_type", mlp_downsample = "transposed", otherwise = "rows" }
@@ -235,6 +236,9 @@ fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
         Value::String(text) if text.starts_with('$') => look_up(text, config),
         Value::Table(table) if table.contains_key("any") => any(&table["any"], config),
         Value::Table(table) if table.contains_key("product") => product(&table["product"], config),
+        Value::Table(table) if table.contains_key("two_thirds") => {
+            two_thirds(&table["two_thirds"], config)
+        }
         Value::Table(table) if table.contains_key("count") => count(&table["count"], config),
         Value::Table(table) if table.contains_key("choose") => choose(table, config),
         Value::Table(table) => {
@@ -314,6 +318,14 @@ fn product(factors: &Value, config: &Json) -> Result<Option<Json>> {
         product = product.saturating_mul(number as u64);
     }
     Ok(Some(product.into()))
+}
+
+/// Two thirds of a whole number, rounded up to a multiple of 8: the width of gated layers that are to have as many
+/// numbers as plain ones (DINOv2, arXiv 2304.07193). `None` where it is not there.
+fn two_thirds(number: &Value, config: &Json) -> Result<Option<Json>> {
+    let of = product(&Value::Array(vec![number.clone()]), config)?;
+    let whole = of.as_ref().and_then(Json::as_u64);
+    Ok(whole.map(|n| (n.saturating_mul(2) / 3).next_multiple_of(8).into()))
 }
 
 /// How many values a list has; `None` where it is not there.

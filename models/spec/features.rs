@@ -183,6 +183,9 @@ pub struct SquareSpec {
     pub vision_feature_layer: i64,
     /// Which of its tokens.
     pub vision_feature_select_strategy: Select,
+    /// The norm behind the blocks is applied to them.
+    #[serde(default)]
+    pub vision_feature_norm: bool,
     /// What is done with them then, step after step.
     pub connector: Vec<ConnectorStep>,
     /// Where a learned row stands among those of a video.
@@ -415,6 +418,10 @@ impl SquareSpec {
                 let message = format!("stride of a pool is {stride}, expected 1 to {STRIDE_MAX}");
                 return Err(Error::new(Kind::BadInput, message));
             }
+        }
+        if self.vision_feature_norm && !self.vision.post_norm {
+            let message = "vision_feature_norm is true, the encoder has no norm behind its blocks";
+            return Err(Error::new(Kind::BadInput, message));
         }
         if self.pooled() == 0 {
             let message = "the connector leaves no features of a picture, expected some";

@@ -49,7 +49,8 @@ fn blocks(spec: &EncoderSpec) -> usize {
     let (width, inner) = (spec.hidden_size, spec.intermediate_size);
     let up = if spec.gated { 2 } else { 1 };
     let scales = if spec.layer_scale { 2 * width } else { 0 };
-    let attention = 3 * matrix(width, width, spec.qkv_bias) + matrix(width, width, true);
+    let qk_norms = if spec.qk_norm { 2 * width } else { 0 };
+    let attention = 3 * matrix(width, width, spec.qkv_bias) + matrix(width, width, true) + qk_norms;
     let feed_forward = up * matrix(width, inner, true) + matrix(inner, width, true);
     spec.num_hidden_layers * (attention + feed_forward + 2 * norm(spec.norm, width) + scales)
 }

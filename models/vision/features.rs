@@ -34,6 +34,8 @@ pub struct SquareEncoder {
     vision: Vit,
     blocks: usize,
     select: Select,
+    /// The norm behind the encoder's blocks is applied.
+    normed: bool,
     connector: Connector,
     /// Where the learned row stands.
     place: Newline,
@@ -50,6 +52,7 @@ impl SquareEncoder {
             vision: Vit::load(&spec.vision, weights, "vision")?,
             blocks: spec.blocks()?,
             select: spec.vision_feature_select_strategy,
+            normed: spec.vision_feature_norm,
             connector: Connector::load(&spec.connector, width, weights, "connector")?,
             place: spec.video_newline,
             newline: newline(spec.video_newline, hidden, weights)?,
@@ -86,7 +89,10 @@ impl SquareEncoder {
     pub fn forward(&self, pixels: &[f32]) -> Result<Vec<f32>> {
         let spec = self.vision.spec();
         let width = spec.encoder.hidden_size;
-        let tokens = self.vision.hidden(pixels, self.blocks)?;
+        let mut tokens = self.vision.hidden(pixels, self.blocks)?;
+        if self.normed {
+            tokens = self.vision.normed(&tokens);
+        }
         let of_picture = spec.tokens() * width;
         let first = match self.select {
             Select::Default => width,
