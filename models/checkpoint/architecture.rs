@@ -8,6 +8,7 @@
 //! hidden_size = "$vision_config.hidden_size | 768"   # a path, and what holds where it is absent
 //! head_dim = "$text_config.head_dim | $head_dim"     # another path; the key is left out where none is there
 //! intermediate_size = { product = ["$hidden_size", "$mlp_ratio | 4"] }
+//! inner = { two_thirds = "$inner" }                           # of it, rounded up to a multiple of 8
 //! tie_word_embeddings = { any = ["$tie_word_embeddings", "$text_config.tie_word_embeddings"] }
 //! deepstack_layers = { count = "$vision_config.deepstack_visual_indexes | [8, 16, 24]" }
 //! order = { choose = "$mm_projector_type", mlp_downsample = "transposed", otherwise = "rows" }
@@ -39,6 +40,7 @@ const FILES: &[(&str, &str)] = &files![
     "llama",
     "llava",
     "llava_onevision",
+    "llava_qwen",
     "mistral",
     "mixtral",
     "qwen2",
@@ -100,7 +102,10 @@ impl Architecture {
     /// `BadInput` for one that is not known; the error lists those that are.
     pub fn of_config(config: &Json) -> Result<Self> {
         let all = Self::all()?;
-        if let Some(found) = all.iter().find(|a| a.is_of(config)) {
+        let of_it = || all.iter().filter(|a| a.is_of(config));
+        // Of two for one type, the one that names classes is meant.
+        let named = of_it().find(|a| !a.architectures.is_empty());
+        if let Some(found) = named.or_else(|| of_it().next()) {
             found.check(config).doing(|| "read config.json")?;
             return Ok(found.clone());
         }
@@ -109,6 +114,7 @@ impl Architecture {
             .flat_map(|a| a.model_types.iter().map(String::as_str))
             .collect();
         known.sort_unstable();
+        known.dedup();
         let message = format!(
             "model_type is {}, architectures {}: expected one of {}",
             config["model_type"],
@@ -230,6 +236,9 @@ fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
         Value::String(text) if text.starts_with('$') => look_up(text, config),
         Value::Table(table) if table.contains_key("any") => any(&table["any"], config),
         Value::Table(table) if table.contains_key("product") => product(&table["product"], config),
+        Value::Table(table) if table.contains_key("two_thirds") => {
+            two_thirds(&table["two_thirds"], config)
+        }
         Value::Table(table) if table.contains_key("count") => count(&table["count"], config),
         Value::Table(table) if table.contains_key("choose") => choose(table, config),
         Value::Table(table) => {
@@ -309,6 +318,14 @@ fn product(factors: &Value, config: &Json) -> Result<Option<Json>> {
         product = product.saturating_mul(number as u64);
     }
     Ok(Some(product.into()))
+}
+
+/// Two thirds of a whole number, rounded up to a multiple of 8: the width of gated layers that are to have as many
+/// numbers as plain ones (DINOv2, arXiv 2304.07193). `None` where it is not there.
+fn two_thirds(number: &Value, config: &Json) -> Result<Option<Json>> {
+    let of = product(&Value::Array(vec![number.clone()]), config)?;
+    let whole = of.as_ref().and_then(Json::as_u64);
+    Ok(whole.map(|n| (n.saturating_mul(2) / 3).next_multiple_of(8).into()))
 }
 
 /// How many values a list has; `None` where it is not there.

@@ -33,6 +33,10 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Templates for folders that have none.
 const BUILT_IN: &[(&str, &str)] = &[
     (
+        "qwen_1_5",
+        include_str!("../../configs/templates/qwen_1_5.jinja"),
+    ),
+    (
         "vicuna_v1",
         include_str!("../../configs/templates/vicuna_v1.jinja"),
     ),

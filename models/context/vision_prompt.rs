@@ -11,11 +11,18 @@ use super::{
 };
 use crate::{
     error::{Error, Kind, Result},
-    spec::{features::VisionSpec, placement::Placement},
+    spec::{
+        features::VisionSpec,
+        frame_choice::{TIME_MAX, one_time, time_instruction},
+        placement::Placement,
+    },
 };
 
 /// Pictures with which a template is tried: what stands between the first two must stand between all.
 const TRIED_PICTURES: usize = 3;
+
+/// Where the times of a video's frames are told, until they are known.
+const TIMES: char = '\u{e001}';
 
 /// An answer that no model gives, to find what a template puts behind one.
 const ANSWER: &str = "\u{e000}";
@@ -28,8 +35,19 @@ pub struct VisionPrompt {
     tail: Vec<Token>,
     between_steps: Vec<Token>,
     placement: Placement,
+    /// What stands behind a video whose times are told.
+    told: Option<Told>,
     /// The id that stands for a row of features.
     id: u32,
+}
+
+/// The text behind a video, before and behind the place where the times of its frames are told.
+///
+/// It becomes tokens when they are known: those of the words around them need not be the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    between_videos: [String; 2],
+    tail: [String; 2],
 }
 
 /// Which step of its video.
@@ -61,7 +79,12 @@ impl VisionPrompt {
             _ if pictures && n_videos > 0 => (Part::Image, vision.image_token_id, TRIED_PICTURES),
             _ => (Part::Video, vision.image_token_id, n_videos),
         };
-        let mut text = template.render(&[asked(vec![part; n], question)])?;
+        let mut text = template.render(&[asked(vision, part, n, question)])?;
+        let told = match vision.time_instruction && n > 0 {
+            true => Some(Told::cut(&text, &spelled(tokenizer, id)?)?),
+            false => None,
+        };
+        text = text.replace(TIMES, "");
         if let Placement::Apart { instead_of, .. } = &vision.placement {
             text = text.replace(instead_of, &spelled(tokenizer, id)?);
         }
@@ -95,6 +118,7 @@ impl VisionPrompt {
             tail,
             between_steps,
             placement: vision.placement.clone(),
+            told,
             id,
         })
     }
@@ -104,12 +128,41 @@ impl VisionPrompt {
         &self.head
     }
 
-    /// What stands behind a video, which is the last or not.
-    pub fn after(&self, is_last: bool) -> &[Token] {
-        match is_last {
-            true => &self.tail,
-            false => &self.between_videos,
+    /// What stands behind a video, which is the last or not; `instruction` tells when its frames were.
+    ///
+    /// # Errors
+    /// `BadInput` when the words cannot be tokenized.
+    pub fn after(
+        &self,
+        tokenizer: &Tokenizer,
+        is_last: bool,
+        instruction: Option<&str>,
+    ) -> Result<Vec<Token>> {
+        match (&self.told, instruction, is_last) {
+            (Some(told), Some(instruction), _) => told.tokens(tokenizer, is_last, instruction),
+            (_, _, true) => Ok(self.tail.clone()),
+            (_, _, false) => Ok(self.between_videos.clone()),
         }
+    }
+
+    /// Whether the times of a video's frames are told behind it.
+    pub fn tells_times(&self) -> bool {
+        self.told.is_some()
+    }
+
+    /// Most tokens that tell the times of `n_frames` frames.
+    ///
+    /// # Errors
+    /// `BadInput` when the words cannot be tokenized.
+    pub fn times_tokens(&self, tokenizer: &Tokenizer, n_frames: u64) -> Result<u64> {
+        if !self.tells_times() {
+            return Ok(0);
+        }
+        let len = |text: &str| Ok::<_, Error>(words(tokenizer, text)?.len() as u64);
+        // The number of frames has a token a digit at most, and one token ends the line.
+        let around = len(&time_instruction(TIME_MAX, &[]))? + n_frames.to_string().len() as u64 + 1;
+        let one = len(&one_time())?;
+        Ok(n_frames.saturating_mul(one).saturating_add(around))
     }
 
     /// A step of `rows` features with the words around it.
@@ -137,6 +190,39 @@ impl VisionPrompt {
     pub fn n_text_tokens(&self, n_videos: usize) -> usize {
         let between = n_videos.saturating_sub(1) * self.between_videos.len();
         self.head.len() + between + if n_videos > 0 { self.tail.len() } else { 0 }
+    }
+}
+
+impl Told {
+    /// What `text` has behind each of its `placeholder`s; `TIMES` stands there once at least.
+    fn cut(text: &str, placeholder: &str) -> Result<Self> {
+        let behind: Vec<&str> = text.split(placeholder).skip(1).collect();
+        let around = |text: Option<&&str>| {
+            let (before, after) = text?.split_once(TIMES)?;
+            Some([before.to_owned(), after.to_owned()])
+        };
+        let places = around(behind.first()).zip(around(behind.last()));
+        let (between_videos, tail) = places.ok_or_else(|| {
+            let message = "the chat template has no place for the times behind a video";
+            Error::new(Kind::BadInput, message)
+        })?;
+        Ok(Self {
+            between_videos,
+            tail,
+        })
+    }
+
+    fn tokens(
+        &self,
+        tokenizer: &Tokenizer,
+        is_last: bool,
+        instruction: &str,
+    ) -> Result<Vec<Token>> {
+        let [before, after] = match is_last {
+            true => &self.tail,
+            false => &self.between_videos,
+        };
+        words(tokenizer, &format!("{before}{instruction}\n{after}"))
     }
 }
 
@@ -203,14 +289,26 @@ pub fn follow_up(
     Ok(tokens.into_iter().skip(usize::from(closed)).collect())
 }
 
-/// What is shown, then the question.
-fn asked(mut shown: Vec<Part>, question: &str) -> Message {
-    shown.push(Part::Text {
-        text: question.to_owned(),
-    });
+/// What is shown, `n` times, each with a place for its times where they are told, then the question.
+fn asked(vision: &VisionSpec, part: Part, n: usize, question: &str) -> Message {
+    let times = match vision.time_instruction {
+        true => String::from(TIMES),
+        false => String::new(),
+    };
+    let content = match &vision.shown_as {
+        Some(shown) => Content::Words(format!("{shown}{times}").repeat(n) + question),
+        None => {
+            let text = |text: String| Part::Text { text };
+            let mut one = vec![part];
+            one.extend((!times.is_empty()).then(|| text(times)));
+            let mut parts: Vec<Part> = std::iter::repeat_n(one, n).flatten().collect();
+            parts.push(text(question.to_owned()));
+            Content::Parts(parts)
+        }
+    };
     Message {
         role: Role::User,
-        content: Content::Parts(shown),
+        content,
     }
 }
 

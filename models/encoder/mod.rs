@@ -12,8 +12,11 @@ use crate::{
     checkpoint::weights::Weights,
     error::{Error, Kind, Result},
     layers::{linear::Linear, norm::Norm, rotary::Turns},
-    spec::encoder::EncoderSpec,
+    spec::encoder::{EncoderSpec, NormKind},
 };
+
+/// Added to the mean square of queries and keys: `InternVLVisionRMSNorm`, whose configuration does not name it.
+const QK_NORM_EPS: f64 = 1e-6;
 
 /// A stack of blocks.
 pub struct Encoder {
@@ -26,6 +29,8 @@ struct Block {
     spec: EncoderSpec,
     attention_norm: Norm,
     inputs: Inputs,
+    /// Of queries and of keys.
+    qk_norms: Option<[Norm; 2]>,
     output: Linear,
     feed_forward_norm: Norm,
     up: Linear,
@@ -147,6 +152,16 @@ impl Block {
         };
         let attention_norm = norm(weights, "layer_norm1")?;
         let feed_forward_norm = norm(weights, "layer_norm2")?;
+        let qk_norm = |weights: &mut Weights, which: &str| {
+            Norm::load(NormKind::Rms, weights, &part(which), hidden, QK_NORM_EPS)
+        };
+        let qk_norms = match spec.qk_norm {
+            true => Some([
+                qk_norm(weights, "self_attn.q_norm")?,
+                qk_norm(weights, "self_attn.k_norm")?,
+            ]),
+            false => None,
+        };
         let mut linear = |which: &str, out, inputs, has_bias| {
             Linear::named(weights, &part(which), out, inputs, has_bias)
         };
@@ -163,10 +178,16 @@ impl Block {
             spec: spec.clone(),
             attention_norm,
             inputs,
+            qk_norms,
             output: linear("self_attn.out_proj", hidden, hidden, true)?,
             feed_forward_norm,
-            up: linear("mlp.fc1", inner, hidden, true)?,
-            gate: match spec.gated {
+            up: linear(
+                "mlp.fc1",
+                if spec.fused_gate { 2 } else { 1 } * inner,
+                hidden,
+                true,
+            )?,
+            gate: match spec.gated && !spec.fused_gate {
                 true => Some(linear("mlp.gate", inner, hidden, true)?),
                 false => None,
             },
@@ -179,6 +200,9 @@ impl Block {
     fn attention(&self, x: &mut [f32], heads: Heads, view: View, index: usize) -> Result<()> {
         let normed = self.attention_norm.forward(x);
         let [mut q, mut k, v] = self.inputs.forward(&normed);
+        if let Some([of_q, of_k]) = &self.qk_norms {
+            (q, k) = (of_q.forward(&q), of_k.forward(&k));
+        }
         if let Some(turns) = view.turns {
             turns.apply(&mut q, heads.query, heads.d, Pairs::Halves);
             turns.apply(&mut k, heads.key_value, heads.d, Pairs::Halves);
@@ -198,9 +222,13 @@ impl Block {
     fn feed_forward(&self, x: &mut [f32]) {
         let normed = self.feed_forward_norm.forward(x);
         let mut inner = self.gate.as_ref().unwrap_or(&self.up).forward(&normed);
+        let mut up = self.gate.as_ref().map(|_| self.up.forward(&normed));
+        if self.spec.fused_gate {
+            let [first, second] = halves(&inner, self.spec.intermediate_size);
+            (inner, up) = (first, Some(second));
+        }
         self.spec.hidden_act.apply(&mut inner);
-        if self.gate.is_some() {
-            let up = self.up.forward(&normed);
+        if let Some(up) = up {
             inner.iter_mut().zip(up).for_each(|(x, y)| *x *= y);
         }
         self.add(x, self.down.forward(&inner), 1);
@@ -239,6 +267,14 @@ impl Inputs {
             }
         }
     }
+}
+
+/// rows `[n, 2, half]` → their first halves and their second, `[n, half]`.
+fn halves(rows: &[f32], half: usize) -> [Vec<f32>; 2] {
+    [0, 1].map(|part| {
+        let parts = rows.chunks_exact(half).skip(part).step_by(2);
+        parts.flatten().copied().collect()
+    })
 }
 
 /// q `[sequences, tokens, heads, d]`, k, v `[sequences, tokens, kv_heads, d]` → as q: each sequence attends to itself.

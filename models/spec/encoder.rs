@@ -64,6 +64,13 @@ pub struct EncoderSpec {
     /// (arXiv 2002.05202).
     #[serde(default)]
     pub gated: bool,
+    /// That third matrix stands in one with the first, before it (DINOv2 giant).
+    #[serde(default)]
+    pub fused_gate: bool,
+    /// Rows of queries and keys, all heads of a row together, are divided by the root of their mean square (InternViT
+    /// 6B, arXiv 2312.14238).
+    #[serde(default)]
+    pub qk_norm: bool,
     /// What a layer adds is multiplied, channel by channel (CaiT, arXiv 2103.17239).
     #[serde(default)]
     pub layer_scale: bool,

@@ -9,6 +9,9 @@ use super::{
 };
 use crate::error::{Error, Kind, Result};
 
+/// Most patches along a side of the square that becomes one.
+const STRIDE_MAX: usize = 1024;
+
 /// A vision encoder, a connector, and a decoder in whose context the features stand (LLaVA, arXiv 2310.03744).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +30,12 @@ pub struct VisionLanguageSpec {
     /// The chat template (`configs/templates`) of folders that have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
+    /// Whether the frames' times are told behind a video, before what is said next (LLaVA-Video).
+    #[serde(default)]
+    pub time_instruction: bool,
+    /// What stands for a video in the words of a message, of models whose chat templates know words only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown_as: Option<String>,
     /// Pictures to features.
     pub features: FeatureSpec,
     /// Where tokens stand for a decoder whose positions have three components.
@@ -54,6 +63,12 @@ pub struct VisionSpec {
     /// The chat template (`configs/templates`) of folders that have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
+    /// As [`VisionLanguageSpec::time_instruction`].
+    #[serde(default)]
+    pub time_instruction: bool,
+    /// As [`VisionLanguageSpec::shown_as`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown_as: Option<String>,
     /// Pictures to features.
     pub features: FeatureSpec,
     /// As [`VisionLanguageSpec::positions`].
@@ -70,6 +85,8 @@ impl VisionLanguageSpec {
             image_token,
             placement,
             chat_template,
+            time_instruction,
+            shown_as,
             features,
             positions,
             decoder,
@@ -80,6 +97,8 @@ impl VisionLanguageSpec {
             image_token,
             placement,
             chat_template,
+            time_instruction,
+            shown_as,
             features,
             positions,
         };
@@ -164,11 +183,29 @@ pub struct SquareSpec {
     pub vision_feature_layer: i64,
     /// Which of its tokens.
     pub vision_feature_select_strategy: Select,
+    /// The norm behind the blocks is applied to them.
+    #[serde(default)]
+    pub vision_feature_norm: bool,
     /// What is done with them then, step after step.
     pub connector: Vec<ConnectorStep>,
-    /// A learned row stands behind the last frame of a video (LLaVA-OneVision).
+    /// Where a learned row stands among those of a video.
     #[serde(default)]
-    pub video_newline: bool,
+    pub video_newline: Newline,
+}
+
+/// Where a learned row stands in a video: `mm_newline_position` of LLaVA-NeXT's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Newline {
+    /// Nowhere.
+    #[default]
+    None,
+    /// Behind the last frame (LLaVA-OneVision, arXiv 2408.03326).
+    End,
+    /// Behind every frame.
+    Frame,
+    /// Behind every line of every frame's grid (LLaVA-Video, arXiv 2410.02713).
+    Grid,
 }
 
 /// Which tokens of an encoder are features.
@@ -214,8 +251,42 @@ pub enum ConnectorStep {
         /// How the four and their squares are ordered.
         order: MergeOrder,
     },
-    /// Half as many patches along each side, rounded up, by bilinear interpolation.
-    Halve,
+    /// Fewer patches along each side.
+    Pool {
+        /// How several become one.
+        #[serde(default)]
+        mode: PoolMode,
+        /// How many times fewer.
+        #[serde(default = "two")]
+        stride: usize,
+    },
+}
+
+/// How squares of patches become one: `mm_spatial_pool_mode` of LLaVA-NeXT's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolMode {
+    /// Interpolated between the nearest four; a side that is no multiple is rounded up.
+    #[default]
+    Bilinear,
+    /// Their mean; a side that is no multiple loses its last patches.
+    Average,
+    /// The largest, likewise.
+    Max,
+}
+
+impl PoolMode {
+    /// The side of what comes out of a grid of this side.
+    pub fn side(self, grid: usize, stride: usize) -> usize {
+        match self {
+            Self::Bilinear => grid.div_ceil(stride.max(1)),
+            Self::Average | Self::Max => grid / stride.max(1),
+        }
+    }
+}
+
+fn two() -> usize {
+    2
 }
 
 /// How squares of 2×2 patches are merged; a grid of odd side gets zeros on the far sides.
@@ -309,8 +380,18 @@ impl SquareSpec {
         Err(Error::new(Kind::BadInput, message))
     }
 
-    /// Rows of features of one picture.
+    /// Rows of features of one picture, those that are learned included.
     pub fn rows(&self) -> usize {
+        let rows = self.pooled();
+        match self.video_newline {
+            Newline::None | Newline::End => rows,
+            Newline::Frame => rows + 1,
+            Newline::Grid => rows + rows.isqrt(),
+        }
+    }
+
+    /// Rows of features of one picture behind the connector.
+    fn pooled(&self) -> usize {
         let class = match self.vision_feature_select_strategy {
             Select::Default => 1,
             Select::Full => 0,
@@ -319,9 +400,8 @@ impl SquareSpec {
         self.connector
             .iter()
             .fold(tokens, |tokens, step| match step {
-                ConnectorStep::Merge { .. } | ConnectorStep::Halve => {
-                    tokens.isqrt().div_ceil(2).pow(2)
-                }
+                ConnectorStep::Merge { .. } => tokens.isqrt().div_ceil(2).pow(2),
+                ConnectorStep::Pool { mode, stride } => mode.side(tokens.isqrt(), *stride).pow(2),
                 _ => tokens,
             })
     }
@@ -330,6 +410,23 @@ impl SquareSpec {
     /// `BadInput` for what the parts do not allow.
     pub fn validate(&self) -> Result<()> {
         self.vision.validate("vision")?;
-        self.blocks().map(drop)
+        self.blocks()?;
+        for step in &self.connector {
+            if let ConnectorStep::Pool { stride, .. } = step
+                && !(1..=STRIDE_MAX).contains(stride)
+            {
+                let message = format!("stride of a pool is {stride}, expected 1 to {STRIDE_MAX}");
+                return Err(Error::new(Kind::BadInput, message));
+            }
+        }
+        if self.vision_feature_norm && !self.vision.post_norm {
+            let message = "vision_feature_norm is true, the encoder has no norm behind its blocks";
+            return Err(Error::new(Kind::BadInput, message));
+        }
+        if self.pooled() == 0 {
+            let message = "the connector leaves no features of a picture, expected some";
+            return Err(Error::new(Kind::BadInput, message));
+        }
+        Ok(())
     }
 }

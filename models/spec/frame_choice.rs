@@ -7,11 +7,14 @@ use std::{fmt, path::Path};
 
 use serde::Deserialize;
 
-use super::processor::{Medium, model_type, processor_json};
+use super::processor::{Medium, model, processor_json};
 use crate::error::{Context, Error, Kind, Result};
 
 /// Numbers that PyTorch's `arange` computes from one base (`RangeFactoriesKernel.cpp`, 8 lanes of f32).
 const LANES: usize = 8;
+
+/// The latest time that is counted with before a video is seen, in seconds.
+pub const TIME_MAX: f64 = 99_999.99;
 
 /// Most frames that are chosen of one video.
 const FRAMES_MAX: usize = 1 << 24;
@@ -69,7 +72,8 @@ struct File {
 }
 
 impl FrameChoice {
-    /// The rule of a model's folder, by `model_type` of its `config.json`, with the numbers of its video processor.
+    /// The rule of a model's folder, by `model_type` of its `config.json` (and `force_sample` of
+    /// LLaVA-Video's), with the numbers of its video processor.
     ///
     /// Where the file gives neither a number of frames nor a rate (transformers then takes every frame),
     /// the one that the model's authors use holds.
@@ -77,7 +81,11 @@ impl FrameChoice {
     /// # Errors
     /// When a file cannot be read or has a number that makes no sense.
     pub fn of_directory(dir: &Path) -> Result<Self> {
-        let usual = Self::of_model(model_type(dir)?.as_deref().unwrap_or_default());
+        let model = model(dir)?.unwrap_or_default();
+        let mut usual = Self::of_model(model.family().unwrap_or_default());
+        if model.force_sample == Some(true) && usual.spread == Spread::Stride {
+            usual.count = Count::Frames(usual.max_frames);
+        }
         let Some((name, json)) = processor_json(dir, Medium::Video)? else {
             return Ok(usual);
         };
@@ -311,6 +319,18 @@ pub fn time_instruction(duration_seconds: f64, frame_seconds: &[f64]) -> String 
         times.len(),
         times.join(",")
     )
+}
+
+/// Most characters of [`time_instruction`] for `n` frames, of a video shorter than a day and more.
+pub fn time_instruction_len(n: u64) -> u64 {
+    let around = time_instruction(TIME_MAX, &[]).len() + n.to_string().len();
+    n.saturating_mul(one_time().len() as u64)
+        .saturating_add(around as u64)
+}
+
+/// The longest of the times in [`time_instruction`] that are counted with, and its comma.
+pub fn one_time() -> String {
+    format!("{TIME_MAX:.2}s,")
 }
 
 fn bad(message: String) -> Error {

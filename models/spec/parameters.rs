@@ -2,7 +2,7 @@
 
 use super::{
     encoder::{EncoderSpec, NativeVitSpec, NormKind, VisionPool, VitSpec},
-    features::{ConnectorStep, FeatureSpec, NativeSpec, SquareSpec},
+    features::{ConnectorStep, FeatureSpec, NativeSpec, Newline, SquareSpec},
 };
 
 impl FeatureSpec {
@@ -16,7 +16,10 @@ impl FeatureSpec {
 }
 
 fn square(spec: &SquareSpec, hidden: usize) -> usize {
-    let newline = if spec.video_newline { hidden } else { 0 };
+    let newline = match spec.video_newline {
+        Newline::None => 0,
+        Newline::End | Newline::Frame | Newline::Grid => hidden,
+    };
     let width = spec.vision.encoder.hidden_size;
     vit(&spec.vision) + connector(&spec.connector, width) + newline
 }
@@ -46,7 +49,8 @@ fn blocks(spec: &EncoderSpec) -> usize {
     let (width, inner) = (spec.hidden_size, spec.intermediate_size);
     let up = if spec.gated { 2 } else { 1 };
     let scales = if spec.layer_scale { 2 * width } else { 0 };
-    let attention = 3 * matrix(width, width, spec.qkv_bias) + matrix(width, width, true);
+    let qk_norms = if spec.qk_norm { 2 * width } else { 0 };
+    let attention = 3 * matrix(width, width, spec.qkv_bias) + matrix(width, width, true) + qk_norms;
     let feed_forward = up * matrix(width, inner, true) + matrix(inner, width, true);
     spec.num_hidden_layers * (attention + feed_forward + 2 * norm(spec.norm, width) + scales)
 }
@@ -89,7 +93,7 @@ fn connector(steps: &[ConnectorStep], mut width: usize) -> usize {
             }
             ConnectorStep::Norm { kind, .. } => sum += norm(*kind, width),
             ConnectorStep::Merge { .. } => width *= 4,
-            ConnectorStep::Activation { .. } | ConnectorStep::Halve => {}
+            ConnectorStep::Activation { .. } | ConnectorStep::Pool { .. } => {}
         }
     }
     sum

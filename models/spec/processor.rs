@@ -26,6 +26,9 @@ const RESCALE: f64 = 0.003_921_568_627_450_98;
 /// From this size on ConvNext's pictures are resized to the square and not cropped.
 const CONVNEXT_SQUARE: usize = 384;
 
+/// LLaVA-Video, and LLaVA-OneVision as its authors store it.
+const LLAVA_QWEN: &str = "llava_qwen";
+
 /// Largest side of a picture for an encoder.
 pub const SIDE_MAX: usize = 16_384;
 
@@ -171,13 +174,16 @@ impl Channels {
 
 /// What of a folder's `config.json` matters here.
 #[derive(Debug, Clone, Default, Deserialize)]
-struct Model {
+pub(crate) struct Model {
     model_type: Option<String>,
+    architectures: Option<Vec<String>>,
     vision_config: Option<VisionModel>,
     image_size: Option<Value>,
     /// Original LLaVA and VILA.
     image_aspect_ratio: Option<String>,
     mm_vision_tower: Option<String>,
+    /// LLaVA-Video: the largest number of frames, however short the video.
+    pub(crate) force_sample: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -205,7 +211,10 @@ impl PictureSpec {
                 Self::of_model(model).doing(|| dir.join("config.json").display().to_string())?
             }
         };
-        match model.and_then(|m| m.image_aspect_ratio).as_deref() {
+        let aspect = model.as_ref().and_then(|m| m.image_aspect_ratio.as_deref());
+        match aspect {
+            // LLaVA-NeXT brings pictures to it, and the frames of a video straight to the square.
+            _ if model.as_ref().and_then(Model::family) == Some(LLAVA_QWEN) => {}
             Some("pad") => spec.pad_to_square = true,
             Some("resize") => spec.make_square(),
             _ => {}
@@ -260,7 +269,7 @@ impl PictureSpec {
     /// What the files of a model usually say; for a folder without one.
     fn of_model(model: &Model) -> Result<Self> {
         let side = |usual| model.side().unwrap_or(usual);
-        let spec = match model.model_type.as_deref().unwrap_or_default() {
+        let spec = match model.family().unwrap_or_default() {
             "clip" | "clip_vision_model" => Self::clip(side(224)),
             "siglip" | "siglip_vision_model" => Self::square(side(224), HALF),
             "vit" => Self {
@@ -279,7 +288,7 @@ impl PictureSpec {
                 ..Self::clip(224)
             },
             "llava" | "llava_llama" | "vipllava" => Self::clip(side(336)),
-            "llava_onevision" => Self::square(side(384), HALF),
+            "llava_onevision" | LLAVA_QWEN => Self::square(side(384), HALF),
             "internvl" => Self::square(side(448), IMAGENET),
             other => {
                 return Err(bad(format!(
@@ -433,6 +442,15 @@ impl Size {
 }
 
 impl Model {
+    /// `model_type`; what LLaVA-NeXT's class says where the authors' folders call it after another's.
+    pub(crate) fn family(&self) -> Option<&str> {
+        let mut classes = self.architectures.iter().flatten();
+        match classes.any(|class| class == "LlavaQwenForCausalLM") {
+            true => Some(LLAVA_QWEN),
+            false => self.model_type.as_deref(),
+        }
+    }
+
     /// The side of the encoder's pictures, where the configuration tells it.
     fn side(&self) -> Option<usize> {
         let vision = self
@@ -498,7 +516,8 @@ pub(crate) fn processor_json(dir: &Path, medium: Medium) -> Result<Option<(&'sta
     Ok(None)
 }
 
-fn model(dir: &Path) -> Result<Option<Model>> {
+/// The folder's `config.json`, none where there is no such file.
+pub(crate) fn model(dir: &Path) -> Result<Option<Model>> {
     let path = dir.join("config.json");
     let Some(json) = json(&path)? else {
         return Ok(None);
@@ -510,7 +529,7 @@ fn model(dir: &Path) -> Result<Option<Model>> {
 
 /// `model_type` of the folder's `config.json`.
 pub(crate) fn model_type(dir: &Path) -> Result<Option<String>> {
-    Ok(model(dir)?.and_then(|model| model.model_type))
+    Ok(model(dir)?.and_then(|model| model.family().map(str::to_owned)))
 }
 
 /// The JSON of a file, none where there is no such file.

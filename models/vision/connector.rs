@@ -6,7 +6,7 @@ use crate::{
     layers::{linear::Linear, norm::Norm},
     spec::{
         encoder::HiddenAct,
-        features::{ConnectorStep, MergeOrder},
+        features::{ConnectorStep, MergeOrder, PoolMode},
     },
 };
 
@@ -20,7 +20,7 @@ enum Step {
     Activation(HiddenAct),
     Norm(Norm),
     Merge(MergeOrder),
-    Halve,
+    Pool(PoolMode, usize),
 }
 
 impl Connector {
@@ -56,7 +56,7 @@ impl Connector {
                     width *= 4;
                     Step::Merge(*order)
                 }
-                ConnectorStep::Halve => Step::Halve,
+                ConnectorStep::Pool { mode, stride } => Step::Pool(*mode, *stride),
             })
         };
         let steps = steps.iter().map(step).collect::<Result<_>>()?;
@@ -81,7 +81,9 @@ impl Connector {
                     x = each(&x, pictures, |picture| merge(picture, width, *order))?;
                     width *= 4;
                 }
-                Step::Halve => x = each(&x, pictures, |picture| halve(picture, width))?,
+                Step::Pool(mode, stride) => {
+                    x = each(&x, pictures, |picture| pool(picture, width, *mode, *stride))?;
+                }
             }
         }
         Ok(x)
@@ -109,10 +111,50 @@ fn side(n: usize) -> Result<usize> {
     Err(Error::new(Kind::Internal, message))
 }
 
-/// tokens `[grid, grid, width]` → `[half, half, width]`: PyTorch's bilinear interpolation with half-pixel centres.
-fn halve(tokens: &[f32], width: usize) -> Result<Vec<f32>> {
+/// tokens `[grid, grid, width]` → `[side, side, width]`, `side` as [`PoolMode::side`] has it.
+fn pool(tokens: &[f32], width: usize, mode: PoolMode, stride: usize) -> Result<Vec<f32>> {
     let grid = side(tokens.len() / width)?;
-    let half = grid.div_ceil(2);
+    let to = mode.side(grid, stride);
+    Ok(match mode {
+        PoolMode::Bilinear => interpolate(tokens, width, grid, to),
+        PoolMode::Average => {
+            let share = 1.0 / (stride * stride) as f32;
+            let mut means = squares(tokens, width, [grid, to, stride], 0.0, |sum, x| sum + x);
+            means.iter_mut().for_each(|mean| *mean *= share);
+            means
+        }
+        PoolMode::Max => squares(
+            tokens,
+            width,
+            [grid, to, stride],
+            f32::NEG_INFINITY,
+            f32::max,
+        ),
+    })
+}
+
+/// tokens `[grid, grid, width]` → `[to, to, width]`, each the fold of a square of `stride` by `stride`.
+fn squares(
+    tokens: &[f32],
+    width: usize,
+    [grid, to, stride]: [usize; 3],
+    first: f32,
+    fold: impl Fn(f32, f32) -> f32,
+) -> Vec<f32> {
+    let mut out = vec![first; to * to * width];
+    let reach = to * stride;
+    for (row, column) in (0..reach).flat_map(|r| (0..reach).map(move |c| (r, c))) {
+        let token = &tokens[(row * grid + column) * width..][..width];
+        let at = (row / stride * to + column / stride) * width;
+        for (x, &y) in out[at..at + width].iter_mut().zip(token) {
+            *x = fold(*x, y);
+        }
+    }
+    out
+}
+
+/// tokens `[grid, grid, width]` → `[half, half, width]`: PyTorch's bilinear interpolation with half-pixel centres.
+fn interpolate(tokens: &[f32], width: usize, grid: usize, half: usize) -> Vec<f32> {
     let taps = |i: usize| {
         let at = ((i as f32 + 0.5) * grid as f32 / half as f32 - 0.5).max(0.0);
         let first = (at as usize).min(grid - 1);
@@ -130,7 +172,7 @@ fn halve(tokens: &[f32], width: usize) -> Result<Vec<f32>> {
         ];
         out.extend((0..width).map(|c| corners.iter().map(|(t, w)| t[c] * w).sum::<f32>()));
     }
-    Ok(out)
+    out
 }
 
 /// tokens `[grid, grid, width]` → `[merged, merged, 4 width]`.
@@ -162,7 +204,7 @@ fn merge(tokens: &[f32], width: usize, order: MergeOrder) -> Result<Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MergeOrder, halve, merge};
+    use super::{MergeOrder, PoolMode, merge, pool};
 
     /// Grid of 3×3, one channel, numbered 1 to 9.
     fn merged(order: MergeOrder) -> Vec<f32> {
@@ -183,12 +225,27 @@ mod tests {
         assert!(merge(&[0.0; 8], 1, MergeOrder::Rows).is_err());
     }
 
+    /// A grid of this side, one channel, numbered from 0.
+    fn pooled(grid: usize, mode: PoolMode, stride: usize) -> Vec<f32> {
+        let tokens: Vec<f32> = (0..grid * grid).map(|i| i as f32).collect();
+        pool(&tokens, 1, mode, stride).unwrap()
+    }
+
     #[test]
-    fn halving_takes_the_mean_of_even_squares_and_weighs_odd_ones() {
-        let tokens: Vec<f32> = (0..16).map(|i| i as f32).collect();
-        assert_eq!(halve(&tokens, 1).unwrap(), [2.5, 4.5, 10.5, 12.5]);
+    fn pools_take_the_mean_of_even_squares_and_weigh_or_leave_out_odd_ones() {
+        use PoolMode::{Average, Bilinear, Max};
+        assert_eq!(pooled(4, Bilinear, 2), [2.5, 4.5, 10.5, 12.5]);
+        assert_eq!(pooled(4, Average, 2), [2.5, 4.5, 10.5, 12.5]);
+        assert_eq!(pooled(4, Max, 2), [5.0, 7.0, 13.0, 15.0]);
         // Centres at 0.25 and 1.75 of a side of three.
-        let tokens: Vec<f32> = (0..9).map(|i| i as f32).collect();
-        assert_eq!(halve(&tokens, 1).unwrap(), [1.0, 2.5, 5.5, 7.0]);
+        assert_eq!(pooled(3, Bilinear, 2), [1.0, 2.5, 5.5, 7.0]);
+        assert_eq!(pooled(3, Average, 2), [2.0]);
+        assert_eq!(pooled(3, Max, 2), [4.0]);
+        for mode in [Average, Bilinear, Max] {
+            assert_eq!(
+                pooled(3, mode, 1),
+                (0..9).map(|i| i as f32).collect::<Vec<_>>()
+            );
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     checkpoint::weights::Weights,
     error::Result,
-    spec::features::{FeatureSpec, Select, SquareSpec},
+    spec::features::{FeatureSpec, Newline, Select, SquareSpec},
     vision::{connector::Connector, native::NativeEncoder, vit::Vit},
 };
 
@@ -34,9 +34,13 @@ pub struct SquareEncoder {
     vision: Vit,
     blocks: usize,
     select: Select,
+    /// The norm behind the encoder's blocks is applied.
+    normed: bool,
     connector: Connector,
-    /// `[hidden of the decoder]`.
-    newline: Option<Vec<f32>>,
+    /// Where the learned row stands.
+    place: Newline,
+    /// The learned row, `[hidden of the decoder]`; empty where there is none.
+    newline: Vec<f32>,
 }
 
 impl SquareEncoder {
@@ -48,11 +52,10 @@ impl SquareEncoder {
             vision: Vit::load(&spec.vision, weights, "vision")?,
             blocks: spec.blocks()?,
             select: spec.vision_feature_select_strategy,
+            normed: spec.vision_feature_norm,
             connector: Connector::load(&spec.connector, width, weights, "connector")?,
-            newline: match spec.video_newline {
-                true => Some(weights.numbers("connector.newline", &[hidden])?),
-                false => None,
-            },
+            place: spec.video_newline,
+            newline: newline(spec.video_newline, hidden, weights)?,
         })
     }
 
@@ -63,7 +66,10 @@ impl SquareEncoder {
 
     /// The learned row behind a video, `[hidden of the decoder]`; empty where there is none.
     pub fn newline(&self) -> &[f32] {
-        self.newline.as_deref().unwrap_or_default()
+        match self.place {
+            Newline::End => &self.newline,
+            Newline::None | Newline::Frame | Newline::Grid => &[],
+        }
     }
 
     /// pixels `[frames, 3, side, side]` of one video → its features `[rows, hidden of the decoder]`.
@@ -83,7 +89,10 @@ impl SquareEncoder {
     pub fn forward(&self, pixels: &[f32]) -> Result<Vec<f32>> {
         let spec = self.vision.spec();
         let width = spec.encoder.hidden_size;
-        let tokens = self.vision.hidden(pixels, self.blocks)?;
+        let mut tokens = self.vision.hidden(pixels, self.blocks)?;
+        if self.normed {
+            tokens = self.vision.normed(&tokens);
+        }
         let of_picture = spec.tokens() * width;
         let first = match self.select {
             Select::Default => width,
@@ -92,6 +101,29 @@ impl SquareEncoder {
         let pictures = tokens.chunks_exact(of_picture);
         let n = pictures.len();
         let selected = pictures.flat_map(|tokens| &tokens[first..]).copied();
-        self.connector.forward(selected.collect(), n, width)
+        let features = self.connector.forward(selected.collect(), n, width)?;
+        Ok(self.with_newlines(features, n))
+    }
+
+    /// features `[n, rows, hidden]` → the same with the learned row where it stands inside a video.
+    fn with_newlines(&self, features: Vec<f32>, n: usize) -> Vec<f32> {
+        let hidden = self.newline.len().max(1);
+        let rows = features.len() / n.max(1) / hidden;
+        let run = match self.place {
+            Newline::None | Newline::End => return features,
+            Newline::Frame => rows,
+            Newline::Grid => rows.isqrt(),
+        };
+        let runs = features.chunks_exact((run * hidden).max(1));
+        runs.flat_map(|run| [run, &self.newline].concat()).collect()
+    }
+}
+
+/// The learned row; one that stands nowhere is taken all the same, where a checkpoint has it.
+fn newline(place: Newline, hidden: usize, weights: &mut Weights) -> Result<Vec<f32>> {
+    const NAME: &str = "connector.newline";
+    match place {
+        Newline::None if !weights.contains(NAME) => Ok(Vec::new()),
+        _ => weights.numbers(NAME, &[hidden]),
     }
 }

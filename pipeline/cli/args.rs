@@ -199,6 +199,15 @@ pub enum AfterVideoArg {
     Side,
 }
 
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SwitchArg {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
 /// `longreel ask`
 #[derive(Debug, Args)]
 #[command(
@@ -258,6 +267,11 @@ pub struct AskArgs {
     /// Where text goes on behind a video (Qwen2-VL, Qwen2.5-VL).
     #[arg(long, value_enum)]
     pub after_video: Option<AfterVideoArg>,
+
+    /// Tell the model the times of the frames, before the question (LLaVA-Video, LLaVA-OneVision); as it was trained
+    /// when absent.
+    #[arg(long, value_enum)]
+    pub time_instruction: Option<SwitchArg>,
 
     /// Print the answer as it is made.
     #[arg(long)]
@@ -553,6 +567,10 @@ pub struct PlanArgs {
     /// The question, where its length matters.
     #[arg(long, default_value = "What is the video about?", value_name = "TEXT")]
     pub question: String,
+
+    /// Tell the model the times of the frames; as for `ask`.
+    #[arg(long, value_enum)]
+    pub time_instruction: Option<SwitchArg>,
 
     /// Longest answer, in tokens.
     #[arg(long, default_value_t = 128, value_name = "N")]

@@ -183,6 +183,7 @@ fn prepare(
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let mut files = ModelFiles::open(&dir)?;
     resolve::choose_after_video(&mut files.spec, args.after_video)?;
+    resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
     let usual = resolve::usual_sampling(&files.dir, &files.spec)?;
     let selection = resolve::selection(&args.sampling, usual)?;
     let chooser = choosing::chooser(&args.sampling, Some(question), voice, cancel)?;
@@ -553,7 +554,8 @@ fn follow_one(
     let last = conversation.tokens().last().copied();
     let tokens = match &model.template {
         Some(template) => {
-            let in_parts = model.spec.vision.is_some();
+            let vision = model.spec.vision.as_ref();
+            let in_parts = vision.is_some_and(|vision| vision.shown_as.is_none());
             vision_prompt::follow_up(&model.tokenizer, template, last, &question, in_parts)?
         }
         None => follow_up(&model.tokenizer, last, &question)?,

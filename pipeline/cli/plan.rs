@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use longreel_models::spec::{ModelSpec, features::PositionRule, patches::PatchesSpec};
+use longreel_models::spec::{
+    ModelSpec, features::PositionRule, frame_choice::time_instruction_len, patches::PatchesSpec,
+};
 use serde::Serialize;
 
 use crate::{
@@ -116,7 +118,8 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
     let path = Path::new(&args.model);
     if path.extension().is_some_and(|e| e == "toml") {
-        let spec = resolve::spec_file(path)?;
+        let mut spec = resolve::spec_file(path)?;
+        resolve::choose_time_instruction(&mut spec, args.time_instruction)?;
         let weight_bytes = 2 * parameters(&spec);
         // No tokenizer here: a token per character is more than any question takes.
         return Ok(Facts {
@@ -129,7 +132,8 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
         });
     }
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let files = ModelFiles::open(&dir)?;
+    let mut files = ModelFiles::open(&dir)?;
+    resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
     let n_videos = args.videos.len().max(1) * usize::from(files.spec.looks());
     let layout = Layout::of(&files, &args.question, n_videos, None)?;
     let budget = resolve::pixel_budget(&args.pixels);
@@ -166,10 +170,17 @@ fn sight(args: &PlanArgs, facts: &Facts, sources: &[Source], sampling: &Sampling
             let n_frames = usize::try_from(frames).unwrap_or(usize::MAX);
             let rows = shape.rows(ASSUMED_SIZE, n_frames)? as u64;
             let of_step = shape.frames() as u64;
+            let steps = frames.div_ceil(of_step);
+            let vision = facts.spec.vision.as_ref();
+            // As for the question: a token a character.
+            let times = match vision.is_some_and(|vision| vision.time_instruction) {
+                true => time_instruction_len(frames),
+                false => 0,
+            };
             Ok(Sight {
                 frames,
                 tokens_per_frame: rows.div_ceil(of_step),
-                vision_tokens: frames.div_ceil(of_step).saturating_mul(rows),
+                vision_tokens: steps.saturating_mul(rows).saturating_add(times),
             })
         }
         (_, None) => Ok(Sight::default()),

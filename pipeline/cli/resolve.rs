@@ -14,6 +14,7 @@ use longreel_models::{
         features::{AfterVideo, PositionRule},
         frame_choice::{Count, FrameChoice},
         model_file::ModelFile,
+        placement::Placement,
     },
 };
 
@@ -21,7 +22,9 @@ use crate::{
     cancel::Cancel,
     chooser::{Candidates, Chooser},
     cli::{
-        args::{AfterVideoArg, DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, SamplingArgs},
+        args::{
+            AfterVideoArg, DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, SamplingArgs, SwitchArg,
+        },
         choosing::usual_candidates,
         output::Voice,
     },
@@ -336,6 +339,27 @@ pub fn choose_after_video(spec: &mut ModelSpec, arg: Option<AfterVideoArg>) -> R
         _ => {
             let message =
                 "--after-video is for Qwen2-VL and Qwen2.5-VL, the model has other positions";
+            Err(Error::new(Kind::Usage, message))
+        }
+    }
+}
+
+/// Puts the user's choice of whether the times of frames are told into the specification.
+///
+/// # Errors
+/// `Usage` for a model whose videos do not stand in one piece, or that sees none.
+pub fn choose_time_instruction(spec: &mut ModelSpec, arg: Option<SwitchArg>) -> Result<()> {
+    let Some(arg) = arg else {
+        return Ok(());
+    };
+    match &mut spec.vision {
+        Some(vision) if vision.placement == Placement::Together && vision.positions.is_none() => {
+            vision.time_instruction = arg == SwitchArg::On;
+            Ok(())
+        }
+        _ => {
+            let message =
+                "--time-instruction is for LLaVA-Video and LLaVA-OneVision, the model is another";
             Err(Error::new(Kind::Usage, message))
         }
     }

@@ -95,6 +95,16 @@ impl Timeline {
         }
     }
 
+    /// From the first frame's time to one mean step behind the last one's, in seconds.
+    fn shown_seconds(&self) -> f64 {
+        let (Some(first), Some(last)) = (self.frames.first(), self.frames.last()) else {
+            return 0.0;
+        };
+        let span = Pts::new(last.ticks.saturating_sub(first.ticks), self.time_base).seconds();
+        let steps = self.frames.len() - 1;
+        span + span / steps.max(1) as f64
+    }
+
     /// The last entry point at or before `ticks`.
     fn entry_for(&self, ticks: i64) -> Option<&EntryPoint> {
         let n = self.entries.partition_point(|e| e.ticks <= ticks);
@@ -291,6 +301,16 @@ impl FrameReader {
         (self.ended, self.damaged_reads) = (false, 0);
         self.report = self.opened.clone();
         Ok(self)
+    }
+
+    /// How long the video is shown, in seconds: as the file states it, else from its first frame's time to one step
+    /// behind its last one's; `None` for a still picture.
+    pub fn shown_seconds(&self) -> Option<f64> {
+        if self.info.still {
+            return None;
+        }
+        let stated = self.info.duration.map(|duration| duration.seconds());
+        Some(stated.unwrap_or_else(|| self.timeline.shown_seconds()))
     }
 
     /// How many frames will be handed on if all of them decode. Always known.

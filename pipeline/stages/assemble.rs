@@ -18,6 +18,8 @@ pub struct Assembly {
     pub prompt_tokens_max: usize,
     /// The row that some models put behind a video; empty for others.
     pub newline: Vec<f32>,
+    /// How long each source is shown, in seconds; `None` for a still picture.
+    pub shown_seconds: Vec<Option<f64>>,
     /// One entry a source, still empty.
     pub seen: Vec<SourceSeen>,
 }
@@ -37,6 +39,7 @@ pub fn run(
         mut layout,
         prompt_tokens_max,
         newline,
+        shown_seconds,
         mut seen,
     } = assembly;
     let mut pieces = Pieces {
@@ -67,7 +70,8 @@ pub fn run(
                 if let Some(entry) = seen.get_mut(source) {
                     entry.end(report);
                 }
-                pieces.send(layout.after(source + 1 == n_sources))?;
+                let shown = shown_seconds.get(source).copied().flatten();
+                pieces.send(layout.after(source + 1 == n_sources, shown)?)?;
             }
         }
     }

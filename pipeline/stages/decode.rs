@@ -33,6 +33,17 @@ impl Source {
         }
     }
 
+    /// How long each of its videos is shown, in seconds; `None` for a still picture.
+    pub fn shown_seconds(&self) -> Vec<Option<f64>> {
+        match self {
+            Self::Video { reader, .. } => vec![reader.shown_seconds()],
+            Self::Reel(reel) => {
+                let videos = reel.header().videos.iter();
+                videos.map(|video| video.duration_s).collect()
+            }
+        }
+    }
+
     /// Frames that will come out of it; `None` when it cannot say.
     pub fn expected_frames(&self) -> Option<u64> {
         match self {

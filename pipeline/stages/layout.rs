@@ -10,7 +10,7 @@ use longreel_models::{
         vision_prompt::{StepPlace, VisionPrompt, words_prompt},
         vocab::Token,
     },
-    spec::{FrameEnd, features::PositionRule},
+    spec::{FrameEnd, features::PositionRule, frame_choice::time_instruction},
 };
 
 use crate::{
@@ -32,7 +32,7 @@ pub struct Sight {
     pub frames: u64,
     /// Positions of one, rounded up where a step has several; of the video where it has most.
     pub tokens_per_frame: u64,
-    /// Positions of all.
+    /// Positions of all, words about them included.
     pub vision_tokens: u64,
 }
 
@@ -69,6 +69,8 @@ pub struct FeatureLayout {
     steps: usize,
     /// The time of its first frame.
     start: Option<Pts>,
+    /// The times of its frames in seconds, where they are told behind it.
+    times: Vec<f64>,
 }
 
 impl FeatureLayout {
@@ -90,6 +92,7 @@ impl FeatureLayout {
             positions: positions.map(PositionBuilder::new),
             steps: 0,
             start: None,
+            times: Vec::new(),
         }
     }
 
@@ -124,6 +127,10 @@ impl FeatureLayout {
         let n_rows = rows.len() / features.width.max(1);
         let tokens = self.prompt.step(&self.tokenizer, place, n_rows)?;
         let time = self.time(frames);
+        if self.prompt.tells_times() {
+            let seconds = frames.iter().map(|frame| frame.time.pts.seconds());
+            self.times.extend(seconds);
+        }
         self.steps += 1;
         let first = tokens
             .iter()
@@ -160,9 +167,14 @@ impl FeatureLayout {
         }
     }
 
-    fn after(&mut self, is_last: bool) -> Piece {
+    fn after(&mut self, is_last: bool, shown_seconds: Option<f64>) -> Result<Piece> {
         (self.steps, self.start) = (0, None);
-        self.words(self.prompt.after(is_last).to_vec())
+        let times = std::mem::take(&mut self.times);
+        let instruction = shown_seconds.map(|shown| time_instruction(shown, &times));
+        let tokens = self
+            .prompt
+            .after(&self.tokenizer, is_last, instruction.as_deref())?;
+        Ok(self.words(tokens))
     }
 
     /// Most tokens of one of `steps` steps with `rows` features.
@@ -260,12 +272,16 @@ impl Layout {
         }
     }
 
-    /// What stands behind a video, which `is_last` or not.
-    pub fn after(&mut self, is_last: bool) -> Piece {
+    /// What stands behind a video, which `is_last` or not and is shown so long; `None` for a still picture, whose
+    /// time nobody tells.
+    ///
+    /// # Errors
+    /// `BadInput` when the words cannot be tokenized.
+    pub fn after(&mut self, is_last: bool, shown_seconds: Option<f64>) -> Result<Piece> {
         match self {
-            Self::Codes { prompt, .. } if is_last => Piece::from(prompt.tail.clone()),
-            Self::Codes { prompt, .. } => Piece::from(prompt.between.clone()),
-            Self::Features(layout) => layout.after(is_last),
+            Self::Codes { prompt, .. } if is_last => Ok(Piece::from(prompt.tail.clone())),
+            Self::Codes { prompt, .. } => Ok(Piece::from(prompt.between.clone())),
+            Self::Features(layout) => layout.after(is_last, shown_seconds),
         }
     }
 
@@ -277,7 +293,8 @@ impl Layout {
         }
     }
 
-    /// Positions of a video of `n_frames` pictures of height and width `size`, words between its steps included; at most.
+    /// Positions of a video of `n_frames` pictures of height and width `size`, words between its steps and about their
+    /// times included; at most.
     ///
     /// # Errors
     /// `BadInput` for pictures that the model does not take, or words around them that cannot be tokenized.
@@ -295,10 +312,14 @@ impl Layout {
             Self::Codes { .. } => rows,
             Self::Features(layout) => layout.step_tokens(rows, steps)?,
         } as u64;
+        let times = match self {
+            Self::Codes { .. } => 0,
+            Self::Features(layout) => layout.prompt.times_tokens(&layout.tokenizer, n_frames)?,
+        };
         Ok(Sight {
             frames: n_frames,
             tokens_per_frame: of_step.div_ceil(per_step),
-            vision_tokens: steps.saturating_mul(of_step),
+            vision_tokens: steps.saturating_mul(of_step).saturating_add(times),
         })
     }
 

@@ -83,6 +83,7 @@ pub fn view(
         layout,
         prompt_tokens_max,
         newline: encoder.map(FrameEncoder::newline).unwrap_or_default(),
+        shown_seconds: sources.iter().flat_map(Source::shown_seconds).collect(),
         seen,
     };
 

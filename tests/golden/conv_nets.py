@@ -1,4 +1,5 @@
-"""Tiny convolutional networks with the switches that tests/golden/systems/resnet and x_vgg do not have.
+"""Tiny convolutional networks with the switches that tests/golden/systems/resnet, x_vgg and
+x_lenet5 do not have.
 
     python tests/golden/conv_nets.py
 
@@ -6,6 +7,7 @@ Writes config.json, model.safetensors and expected.safetensors to tests/golden/c
 Made with transformers 5.23.0 and torch 2.15.0 on a CPU.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -33,6 +35,20 @@ class Vgg(nn.Module):
 
     def forward(self, pixels):
         return self.classifier(torch.flatten(self.avgpool(self.features(pixels)), 1))
+
+
+class Lenet(nn.Module):
+    """LeNet-5 as it is written since: rectifiers, largest values, 28x28 padded to 32x32; small matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 5, padding=2), nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(400, 12), nn.Linear(12, 9), nn.Linear(9, 10)
+
+    def forward(self, pixels):
+        seen = lambda conv, x: torch.max_pool2d(conv(x).relu(), 2)
+        x = torch.flatten(seen(self.conv2, seen(self.conv1, pixels)), 1)
+        return self.fc3(self.fc2(self.fc1(x).relu()).relu())
 
 
 def trained(model):
@@ -67,6 +83,10 @@ def main():
     torch.manual_seed(9)
     vgg = trained(Vgg())
     write("vgg_norm", vgg, **{"in.pixel_values": pixels, "out.logits": vgg(pixels)})
+    torch.manual_seed(11)
+    lenet, digits = Lenet().eval(), torch.randn(2, 1, 28, 28)
+    out = write("lenet_max", lenet, **{"in.pixel_values": digits, "out.logits": lenet(digits)})
+    (out / "config.json").write_text(json.dumps(dict(act="relu", pool="max", padding=2)) + "\n")
 
 
 main()

@@ -10,6 +10,8 @@ use longreel_models::{
     vision::conv_net::{ConvNet, Map},
 };
 
+use serde_json::{Value, json};
+
 use crate::support::golden::{self, Golden, assert_close};
 
 /// As far as f32 is from f64 in `meta.json`, twenty times.
@@ -87,55 +89,128 @@ fn stages(expected: &Golden) -> usize {
     names.iter().filter(|n| n.starts_with("mid.stage")).count() - 1
 }
 
-const ALEXNET: &str = r#"
-num_channels = 3
-layers = [
-    { layer = "conv", name = "features.0", out = 8, kernel = 11, stride = 4, padding = 2, bias = true },
-    { layer = "activation", act = "relu" },
-    { layer = "pool", kind = "max", size = 3, stride = 2 },
-    { layer = "conv", name = "features.3", out = 12, kernel = 5, padding = 2, bias = true },
-    { layer = "activation", act = "relu" },
-    { layer = "pool", kind = "max", size = 3, stride = 2 },
-    { layer = "conv", name = "features.6", out = 16, kernel = 3, padding = 1, bias = true },
-    { layer = "activation", act = "relu" },
-    { layer = "conv", name = "features.8", out = 12, kernel = 3, padding = 1, bias = true },
-    { layer = "activation", act = "relu" },
-    { layer = "conv", name = "features.10", out = 12, kernel = 3, padding = 1, bias = true },
-    { layer = "activation", act = "relu" },
-    { layer = "pool", kind = "max", size = 3, stride = 2 },
-    { layer = "tap", name = "features" },
-    { layer = "adaptive_pool", side = 6 },
-    { layer = "flatten" },
-    { layer = "linear", name = "classifier.1", out = 20 },
-    { layer = "activation", act = "relu" },
-    { layer = "linear", name = "classifier.4", out = 20 },
-    { layer = "activation", act = "relu" },
-    { layer = "linear", name = "classifier.6" },
-]"#;
+/// A list of layers, from pieces of TOML.
+fn listed(channels: usize, layers: &[String]) -> String {
+    let layers = layers.join(",\n    ");
+    format!("num_channels = {channels}\nlayers = [\n    {layers},\n]")
+}
 
-const VGG: &str = r#"
-num_channels = 3
-layers = [
-    { layer = "conv", name = "features.0", out = 4, kernel = 3, padding = 1, bias = true },
-    { layer = "activation", act = "relu" },
-    { layer = "pool", kind = "max", size = 2, stride = 2 },
-    { layer = "conv", name = "features.3", out = 6, kernel = 3, padding = 1, bias = true },
-    { layer = "activation", act = "relu" },
-    { layer = "pool", kind = "max", size = 2, stride = 2 },
-    { layer = "conv", name = "features.6", out = 8, kernel = 3, padding = 1, bias = true },
-    { layer = "activation", act = "relu" },
-    { layer = "conv", name = "features.8", out = 8, kernel = 3, padding = 1, bias = true },
-    { layer = "activation", act = "relu" },
-    { layer = "pool", kind = "max", size = 2, stride = 2 },
-    { layer = "tap", name = "features" },
-    { layer = "adaptive_pool", side = 7 },
-    { layer = "flatten" },
-    { layer = "linear", name = "classifier.0" },
-    { layer = "activation", act = "relu" },
-    { layer = "linear", name = "classifier.3" },
-    { layer = "activation", act = "relu" },
-    { layer = "linear", name = "classifier.6" },
-]"#;
+/// What `config.json` of a folder of `systems` says.
+fn config(folder: &str) -> Value {
+    let path = golden::path(&format!("{folder}/config.json"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn conv(name: &str, out: &Value, rest: &str) -> String {
+    format!(r#"{{ layer = "conv", name = "{name}", out = {out}, {rest}, bias = true }}"#)
+}
+
+fn linear(name: &str) -> String {
+    format!(r#"{{ layer = "linear", name = "{name}" }}"#)
+}
+
+fn activation(act: &Value) -> String {
+    format!(r#"{{ layer = "activation", act = {act} }}"#)
+}
+
+fn pool(kind: &str, size: usize) -> String {
+    format!(r#"{{ layer = "pool", kind = "{kind}", size = {size}, stride = 2 }}"#)
+}
+
+/// torchvision's AlexNet at the widths of its folder.
+fn alexnet() -> String {
+    let (config, relu) = (config("systems/x_alexnet"), activation(&json!("relu")));
+    let mut layers = Vec::new();
+    for (i, at, rest) in [
+        (0, 0, "kernel = 11, stride = 4, padding = 2"),
+        (1, 3, "kernel = 5, padding = 2"),
+        (2, 6, "kernel = 3, padding = 1"),
+        (3, 8, "kernel = 3, padding = 1"),
+        (4, 10, "kernel = 3, padding = 1"),
+    ] {
+        layers.push(conv(
+            &format!("features.{at}"),
+            &config["channels"][i],
+            rest,
+        ));
+        layers.push(relu.clone());
+        if [0, 3, 10].contains(&at) {
+            layers.push(pool("max", 3));
+        }
+    }
+    let around = [
+        r#"{ layer = "tap", name = "features" }"#.to_owned(),
+        r#"{ layer = "adaptive_pool", side = 6 }"#.to_owned(),
+        r#"{ layer = "flatten" }"#.to_owned(),
+        linear("classifier.1"),
+        relu.clone(),
+        linear("classifier.4"),
+        relu,
+        linear("classifier.6"),
+    ];
+    layers.extend(around);
+    listed(3, &layers)
+}
+
+/// torchvision's VGG by the `cfg` of its folder, with batch norms or without.
+fn vgg() -> String {
+    let (config, relu) = (config("systems/x_vgg"), activation(&json!("relu")));
+    let has_norm = config["batch_norm"] == true;
+    let (mut layers, mut at) = (Vec::new(), 0);
+    for entry in config["cfg"].as_array().unwrap() {
+        if entry == "M" {
+            layers.push(pool("max", 2));
+            at += 1;
+            continue;
+        }
+        let norm = match has_norm {
+            true => format!(r#"kernel = 3, padding = 1, norm = "features.{}""#, at + 1),
+            false => "kernel = 3, padding = 1".to_owned(),
+        };
+        layers.push(conv(&format!("features.{at}"), entry, &norm));
+        layers.push(relu.clone());
+        at += if has_norm { 3 } else { 2 };
+    }
+    let side = &config["avgpool"][0];
+    layers.extend([
+        r#"{ layer = "tap", name = "features" }"#.to_owned(),
+        format!(r#"{{ layer = "adaptive_pool", side = {side} }}"#),
+        r#"{ layer = "flatten" }"#.to_owned(),
+        linear("classifier.0"),
+        relu.clone(),
+        linear("classifier.3"),
+        relu,
+        linear("classifier.6"),
+    ]);
+    listed(3, &layers)
+}
+
+/// LeNet-5 as its folder has it: of 1998, or with the rectifiers, largest values and padding of later days.
+fn lenet(config: &Value) -> String {
+    let act = activation(&config["act"]);
+    let kind = match config["pool"].as_str() {
+        Some("max") => "max",
+        _ => "mean",
+    };
+    let first = format!("kernel = 5, padding = {}", config["padding"]);
+    listed(
+        1,
+        &[
+            conv("conv1", &json!(6), &first),
+            act.clone(),
+            pool(kind, 2),
+            conv("conv2", &json!(16), "kernel = 5"),
+            act.clone(),
+            pool(kind, 2),
+            r#"{ layer = "flatten" }"#.to_owned(),
+            linear("fc1"),
+            act.clone(),
+            linear("fc2"),
+            act,
+            linear("fc3"),
+        ],
+    )
+}
 
 const VGG_NORM: &str = r#"
 num_channels = 3
@@ -182,12 +257,13 @@ fn no_counters() -> KeyMap {
 #[test]
 fn other_nets_are_other_lists_of_layers() {
     for (folder, text) in [
-        ("systems/x_alexnet", ALEXNET),
-        ("systems/x_vgg", VGG),
-        ("systems/x_lenet5", LENET),
-        ("conv_nets/vgg_norm", VGG_NORM),
+        ("systems/x_alexnet", alexnet()),
+        ("systems/x_vgg", vgg()),
+        ("systems/x_lenet5", lenet(&config("systems/x_lenet5"))),
+        ("conv_nets/lenet_max", lenet(&config("conv_nets/lenet_max"))),
+        ("conv_nets/vgg_norm", VGG_NORM.to_owned()),
     ] {
-        let net = load(folder, &spec(text), &no_counters());
+        let net = load(folder, &spec(&text), &no_counters());
         let expected = Golden::open(&format!("{folder}/expected.safetensors"));
         let (pixels, size) = pixels(&expected);
         for tap in net.taps() {
@@ -217,8 +293,11 @@ fn pictures_that_a_net_cannot_see_are_refused() {
 
 #[test]
 fn a_pixel_that_is_no_number_is_found_behind_every_layer() {
-    for (folder, text) in [("systems/x_lenet5", LENET), ("systems/x_alexnet", ALEXNET)] {
-        let net = load(folder, &spec(text), &no_counters());
+    for (folder, text) in [
+        ("systems/x_lenet5", LENET.to_owned()),
+        ("systems/x_alexnet", alexnet()),
+    ] {
+        let net = load(folder, &spec(&text), &no_counters());
         let expected = Golden::open(&format!("{folder}/expected.safetensors"));
         let (mut pixels, size) = pixels(&expected);
         // Inside what the kernels see of the first picture.

@@ -10,6 +10,7 @@ mod generate;
 mod import_hf;
 mod import_lwm;
 mod kv_cache;
+mod llava_video;
 mod model_files;
 mod packing;
 mod preprocess;

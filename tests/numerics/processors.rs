@@ -539,7 +539,7 @@ fn whole_prompts_have_the_ids_of_transformers_processors() {
             };
             tokens.extend(prompt.step(&tokenizer, place, rows).unwrap());
         }
-        tokens.extend_from_slice(prompt.after(true));
+        tokens.extend(prompt.after(&tokenizer, true, None).unwrap());
         let ids: Vec<u32> = tokens.iter().map(|token| token.id()).collect();
         let expected: Vec<u32> = serde_json::from_value(expected["prompt_ids"].clone()).unwrap();
         assert_eq!(ids, expected, "{system}");

@@ -1,7 +1,8 @@
 //! Other people's models, read from their own folders, give what their own code gives.
 //!
 //! Each folder of `tests/golden/systems` is read twice: with the configuration as
-//! transformers 5 writes it, and as it stands on the hub.
+//! transformers 5 writes it, and as it stands on the hub. Those with a name in two parts have the switches of
+//! the first part's system that it has not (`tests/golden/variants.py`).
 
 use std::{thread, time::Duration};
 
@@ -32,12 +33,16 @@ use longreel_models::{
         DecoderSpec,
         encoder::{HiddenAct, NormKind},
         features::{AfterVideo, ConnectorStep, MergeOrder, PositionRule, VisionLanguageSpec},
+        processor::Medium,
     },
     vision::{
         classifier::Classifier,
         connector::Connector,
         features::FeatureEncoder,
+        image::RgbView,
         native::{Grid, NativeEncoder},
+        patches::VideoPatches,
+        processor::PictureProcessor,
         vit::Vit,
     },
 };
@@ -90,6 +95,64 @@ impl System {
         let what = format!("{} {tensor}", self.name);
         assert_close(&what, got, &self.expected().f32(tensor), TOLERANCE);
     }
+
+    /// [`System::check`] of a tensor that not every folder has.
+    fn check_if_there(&self, tensor: &str, got: &[f32]) {
+        if self.has(tensor) {
+            self.check(tensor, got);
+        }
+    }
+
+    fn has(&self, tensor: &str) -> bool {
+        self.expected().names().iter().any(|name| name == tensor)
+    }
+
+    /// The ids and the logits of greedy steps behind `input`, by whole passes, are the official ones.
+    fn check_answer(&self, decoder: &Decoder, input: Input) {
+        let file = self.expected();
+        let ids: Vec<Token> = file
+            .i64("gen.tokens")
+            .into_iter()
+            .map(|id| Token::Text(id as u32))
+            .collect();
+        let mut tokens = input.tokens.to_vec();
+        let mut logits = Vec::new();
+        for &id in &ids {
+            let all = logits_of(
+                decoder,
+                Input {
+                    tokens: &tokens,
+                    ..input
+                },
+                &mut |_, _| {},
+            );
+            logits.extend_from_slice(&all[all.len() - decoder.spec().vocab_size..]);
+            tokens.push(id);
+        }
+        self.check("gen.logits", &logits);
+        let most =
+            |logits: &[f32]| (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        let steps = logits.chunks(decoder.spec().vocab_size);
+        let drawn: Vec<Token> = steps
+            .map(|step| Token::Text(most(step).unwrap() as u32))
+            .collect();
+        assert_eq!(drawn, ids, "{}", self.name);
+    }
+}
+
+/// Logits at every place of a prompt that counts its positions from 0, in one pass.
+fn logits_of(decoder: &Decoder, input: Input, trace: &mut Trace) -> Vec<f32> {
+    let positions: Vec<u32> = (0..input.tokens.len() as u32).collect();
+    let mut cache = KvCache::new(decoder.spec(), KvDtype::F32);
+    let mut rows = [Row {
+        tokens: input.tokens,
+        positions: Positions::Line(&positions),
+        segments: None,
+        features: input.features,
+        cache: &mut cache,
+    }];
+    let states = decoder.forward_traced(&mut rows, trace).unwrap();
+    numbers(&decoder.logits(&states, Head::Text).unwrap())
 }
 
 fn check_vit(system: &System, vit: &Vit, embeddings: Option<&str>, first: &str, last: &str) {
@@ -103,7 +166,12 @@ fn check_vit(system: &System, vit: &Vit, embeddings: Option<&str>, first: &str, 
 
 #[test]
 fn classifiers_give_the_official_logits() {
-    for (name, embeddings) in [("vit", Some("mid.embeddings")), ("dinov2", None)] {
+    for (name, embeddings) in [
+        ("vit", Some("mid.embeddings")),
+        ("vit_no_bias", Some("mid.embeddings")),
+        ("dinov2", None),
+        ("dinov2_swiglu", Some("mid.embeddings")),
+    ] {
         for system in System::both(name) {
             let model = system.load(ModelKind::Classifier, Classifier::load);
             check_vit(
@@ -114,6 +182,9 @@ fn classifiers_give_the_official_logits() {
                 "mid.last_layer",
             );
             let pixels = system.expected().f32("in.pixel_values");
+            let vision = model.vision();
+            let last = vision.hidden(&pixels, vision.layers()).unwrap();
+            system.check_if_there("mid.final_norm", &vision.normed(&last));
             system.check("out.logits", &model.logits(&pixels).unwrap());
         }
     }
@@ -150,14 +221,14 @@ fn texts(file: &Golden) -> (Vec<Vec<u32>>, Vec<f32>) {
 
 #[test]
 fn dual_encoders_give_the_official_vectors_and_scores() {
-    for name in ["clip", "siglip"] {
+    for name in ["clip", "clip_end", "siglip", "siglip_wide"] {
         for system in System::both(name) {
             let model = system.load(ModelKind::DualEncoder, DualEncoder::load);
             let file = system.expected();
             let pixels = file.f32("in.pixel_values");
             let (vision, layers) = (model.vision(), model.vision().layers());
             let last = vision.hidden(&pixels, layers).unwrap();
-            if name == "clip" {
+            if name.starts_with("clip") {
                 system.check("mid.vision_last", &last);
                 let penultimate = vision.hidden(&pixels, layers - 1).unwrap();
                 system.check("mid.vision_penultimate", &penultimate);
@@ -166,6 +237,7 @@ fn dual_encoders_give_the_official_vectors_and_scores() {
             }
             let pictures = model.encode_pictures(&pixels).unwrap();
             system.check("out.image_embeds", &pictures);
+            let pooled = |ids: &Vec<u32>| model.text().encode(ids).unwrap();
             let (texts, expected) = texts(&file);
             let hidden = texts.iter().map(|ids| model.text().hidden(ids).unwrap());
             let hidden: Vec<_> = hidden.collect();
@@ -175,6 +247,8 @@ fn dual_encoders_give_the_official_vectors_and_scores() {
                 .map(|ids| model.encode_text(ids).unwrap())
                 .collect();
             system.check("out.text_embeds", &vectors.concat());
+            let pooled: Vec<f32> = texts.iter().flat_map(pooled).collect();
+            system.check_if_there("mid.text_pooled", &pooled);
             let scores: Vec<f32> = pictures
                 .chunks(vectors[0].len())
                 .flat_map(|picture| vectors.iter().map(|text| model.score(picture, text)))
@@ -182,6 +256,41 @@ fn dual_encoders_give_the_official_vectors_and_scores() {
             system.check("out.logits_per_image", &scores);
         }
     }
+}
+
+/// The picture of each folder goes through the folder's own processor.
+#[test]
+fn raw_pictures_become_the_official_pixels() {
+    for name in ["vit", "dinov2", "resnet", "clip", "siglip", "llava15"] {
+        let file = Golden::open(&format!("systems/{name}/expected.safetensors"));
+        let (shape, data) = (file.shape("raw.image_u8"), file.u8("raw.image_u8"));
+        let picture = RgbView::new(shape[1], shape[0], &data).unwrap();
+        let folder = golden::path(&format!("systems/{name}"));
+        let processor = PictureProcessor::of_directory(&folder, Medium::Picture).unwrap();
+        let got = processor.pixels(picture).unwrap();
+        let size = &file.shape("pre.pixel_values")[2..];
+        assert_eq!(processor.spec().shape().unwrap(), size, "{name}");
+        assert_close(name, &got, &file.f32("pre.pixel_values"), TOLERANCE);
+    }
+    let file = Golden::open("systems/qwen2_5_vl/expected.safetensors");
+    let (shape, data) = (file.shape("raw.image_u8"), file.u8("raw.image_u8"));
+    let picture = RgbView::new(shape[1], shape[0], &data).unwrap();
+    let folder = golden::path("systems/qwen2_5_vl");
+    let patches = VideoPatches::of_directory(&folder, Medium::Picture).unwrap();
+    let size = patches.spec().size([shape[0], shape[1]], 1).unwrap();
+    let got = patches.step(&[picture], size).unwrap();
+    let grid: Vec<usize> = file
+        .i64("pre.image_grid_thw")
+        .into_iter()
+        .map(|n| n as usize)
+        .collect();
+    assert_eq!([1, got.grid[0], got.grid[1]], grid[..]);
+    assert_close(
+        "patches",
+        &got.rows,
+        &file.f32("pre.pixel_values"),
+        TOLERANCE,
+    );
 }
 
 #[test]
@@ -199,26 +308,33 @@ fn an_unknown_architecture_is_refused_with_those_that_are_known() {
 }
 
 #[test]
-fn experts_give_mixtrals_logits() {
-    for system in System::both("mixtral") {
+fn decoders_give_the_official_layers_logits_and_ids() {
+    let names = [
+        "llama",
+        "llama_mqa_tied",
+        "llama_linear_wide",
+        "mixtral",
+        "mixtral_mqa",
+    ];
+    for system in names.into_iter().flat_map(System::both) {
         let decoder = system.load(ModelKind::Decoder, Decoder::load);
         let file = system.expected();
-        let mut got = Vec::new();
-        for ids in file.i64("in.input_ids").chunks(13) {
-            let tokens: Vec<Token> = ids.iter().map(|&id| Token::Text(id as u32)).collect();
-            let positions: Vec<u32> = (0..13).collect();
-            let mut cache = KvCache::new(decoder.spec(), KvDtype::F32);
-            let states = decoder.forward(&mut [Row {
-                tokens: &tokens,
-                positions: Positions::Line(&positions),
-                segments: None,
-                features: &[],
-                cache: &mut cache,
-            }]);
-            let logits = decoder.logits(&states.unwrap(), Head::Text).unwrap();
-            got.extend(logits.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        let length = file.shape("in.input_ids")[1];
+        let tokens = file.i64("in.input_ids").into_iter();
+        let tokens: Vec<Token> = tokens.map(|id| Token::Text(id as u32)).collect();
+        let (mut logits, mut first, mut normed) = (Vec::new(), Vec::new(), Vec::new());
+        for text in tokens.chunks(length) {
+            let mut trace = |name: &str, x: &[f32]| match name {
+                "layers.0" => first.extend_from_slice(x),
+                "norm" => normed.extend_from_slice(x),
+                _ => {}
+            };
+            logits.extend(logits_of(&decoder, Input::from(text), &mut trace));
         }
-        system.check("out.logits", &got);
+        system.check("mid.layer0", &first);
+        system.check_if_there("mid.final_norm", &normed);
+        system.check("out.logits", &logits);
+        system.check_answer(&decoder, Input::from(&tokens[..length]));
     }
 }
 
@@ -275,6 +391,24 @@ impl Answering {
     /// Logits at every place of the prompt, prefilled in parts of `chunk` tokens.
     fn logits(&self, chunk: usize) -> Vec<f32> {
         self.traced(chunk, &mut |_, _| {})
+    }
+
+    /// Embeddings with the features in their places, the first layer and the last norm, where the folder has them.
+    fn check_stages(&self, system: &System) {
+        let mut stages: Vec<(String, Vec<f32>)> = Vec::new();
+        let mut trace = |name: &str, x: &[f32]| {
+            let tensor = match name {
+                "embedding" => "mid.inputs_embeds",
+                "layers.0" => "mid.layer0",
+                "norm" => "mid.final_norm",
+                _ => return,
+            };
+            stages.push((tensor.to_owned(), x.to_vec()));
+        };
+        self.traced(self.tokens.len(), &mut trace);
+        for (tensor, x) in stages {
+            system.check_if_there(&tensor, &x);
+        }
     }
 
     fn traced(&self, chunk: usize, trace: &mut Trace) -> Vec<f32> {
@@ -336,6 +470,16 @@ impl Answering {
             positions: long,
         }
     }
+}
+
+/// The tokens of the golden pictures behind the last block of the tower.
+fn last_layer(system: &System) -> Vec<f32> {
+    let (_, encoder, _) = system.load(ModelKind::VisionLanguage, parts);
+    let FeatureEncoder::Square(encoder) = encoder else {
+        panic!("{} has no tower of square pictures", system.name);
+    };
+    let (vision, pixels) = (encoder.vision(), system.expected().f32("in.pixel_values"));
+    vision.hidden(&pixels, vision.layers()).unwrap()
 }
 
 type Parts = (VisionLanguageSpec, FeatureEncoder, Decoder);
@@ -424,15 +568,23 @@ fn quarters(file: &Golden, step: u64) -> Seconds {
 
 #[test]
 fn pictures_stand_in_the_context_and_the_official_logits_and_ids_follow() {
-    for system in ["llava15", "internvl"].into_iter().flat_map(System::both) {
+    let names = [
+        "llava15",
+        "llava15_full",
+        "internvl",
+        "internvl_rms",
+        "internvl_last_norm",
+    ];
+    for system in names.into_iter().flat_map(System::both) {
         let model = Answering::open(&system);
         let file = system.expected();
-        if system.name == "llava15" {
-            system.check("mid.image_features", &model.features);
-        }
+        system.check_if_there("mid.image_features", &model.features);
+        system.check_if_there("mid.vision_layers.last", &last_layer(&system));
+        model.check_stages(&system);
         for chunk in [1, 7, 64] {
             system.check("out.logits", &model.logits(chunk));
         }
+        system.check_answer(&model.decoder, model.input());
         let ids: Vec<u32> = file
             .i64("gen.tokens")
             .into_iter()
@@ -447,10 +599,15 @@ fn pictures_stand_in_the_context_and_the_official_logits_and_ids_follow() {
 
 #[test]
 fn a_video_stands_in_the_context_as_frames_of_half_the_side_and_a_newline() {
-    for system in System::both("llava_onevision") {
+    let names = ["llava_onevision", "llava_onevision_tied"];
+    for system in names.into_iter().flat_map(System::both) {
         let model = Answering::open(&system);
+        model.check_stages(&system);
         for chunk in [1, 7, 64] {
             system.check("out.logits", &model.logits(chunk));
+        }
+        if system.has("gen.logits") {
+            system.check_answer(&model.decoder, model.input());
         }
     }
 }
@@ -536,6 +693,17 @@ fn positions_of_three_components_are_the_official_ones() {
             model.positions.as_ref(),
             Some(&official("out.position_ids"))
         );
+        // How far what is said next stands from where its number would be.
+        let delta = |positions: &[[u32; 3]]| {
+            let next = 1 + i64::from(*positions.iter().flatten().max().unwrap());
+            next - positions.len() as i64
+        };
+        let check_delta = |tensor: &str, positions: &[[u32; 3]]| {
+            if system.has(tensor) {
+                assert_eq!(delta(positions), file.i64(tensor)[0], "{tensor}");
+            }
+        };
+        check_delta("out.rope_delta", model.positions.as_ref().unwrap());
         let after_video = AfterVideo::Side;
         let side = match spec.positions {
             Some(PositionRule::Timed {
@@ -549,6 +717,7 @@ fn positions_of_three_components_are_the_official_ones() {
         };
         let got = numbered(&file, &spec, &model.tokens, side);
         assert_eq!(got, official("alt.position_ids_transformers5"));
+        check_delta("alt.rope_delta_transformers5", &got);
     }
 }
 

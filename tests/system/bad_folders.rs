@@ -177,7 +177,6 @@ fn a_folder_without_a_tokenizer_says_so() {
     );
 }
 
-/// Sets the first number of the tensor whose name ends so to NaN.
 #[test]
 fn a_chat_template_that_does_not_do_is_named() {
     let with = |template: &'static str, expected: &[&str]| {
@@ -222,13 +221,27 @@ fn pictures_of_one_pixel_and_of_extreme_sides_are_answered_or_refused_with_their
             "2",
         ])
     };
-    for system in ["llava15", "llava_onevision", "qwen2_5_vl"] {
+    let square = ["llava15", "llava_onevision", "llava_video", "internvl"];
+    for system in square.iter().chain(&["qwen2_5_vl", "qwen3_vl"]) {
         assert_eq!(ask(system, "1x1").code, 0, "{system}");
+    }
+    // Brought to a square, or cut to one, whatever their proportions.
+    for system in square {
+        assert_eq!(ask(system, "20000x3").code, 0, "{system}");
+    }
+    for (system, size) in [("clip", "1x1"), ("clip", "20000x3"), ("siglip", "20000x3")] {
+        let model = golden::path(&format!("systems/{system}"));
+        let model = model.display().to_string();
+        let out = scratch().join(format!("{system}-{size}.reel"));
+        let out = out.display().to_string();
+        let run = longreel(&["encode", &picture(size), "--out", &out, "--model", &model]);
+        assert_eq!(run.code, 0, "{system} {size}: {}", run.stderr);
     }
     ask("qwen2_5_vl", "20000x3").refused(2, "20000x3");
     ask("qwen3_vl", "20000x3").refused(2, "expected at most 200");
 }
 
+/// Sets the first number of the tensor whose name ends so to NaN.
 fn spoil_number(dir: &Path, end: &str) {
     rewrite(dir, |tensors| {
         let name = ending(tensors, end);

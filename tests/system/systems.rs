@@ -1,12 +1,12 @@
 //! Folders as they stand on the hub, asked about a video through the command line, answer what
-//! transformers answers (`tests/golden/answers.py`, `vila.py`).
+//! transformers answers (`tests/golden/answers.py`, `vila.py`, `llava_video.py`).
 
-use std::sync::OnceLock;
+use std::{fs, path::Path, sync::OnceLock};
 
 use longreel_models::context::{
     chat_template::ChatTemplate, tokenizer::Tokenizer, vision_prompt::follow_up, vocab::Token,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{
     clips, golden,
@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// The systems, each with the rate that takes the frames that transformers was given.
-const SYSTEMS: [(&str, &[&str]); 6] = [
+const SYSTEMS: [(&str, &[&str]); 7] = [
     ("llava15", &["--fps", "1"]),
     ("llava_onevision", &["--fps", "1"]),
     ("vila15", &["--fps", "1"]),
@@ -22,6 +22,7 @@ const SYSTEMS: [(&str, &[&str]); 6] = [
     ("qwen2_5_vl", &[]),
     ("qwen3_vl", &[]),
     ("internvl", &[]),
+    ("llava_video", &[]),
 ];
 
 /// Asks `system` about the golden video, with `more` arguments.
@@ -149,7 +150,9 @@ fn a_further_question_is_what_transformers_puts_behind_an_answer() {
         let tokenizer = Tokenizer::open(&folder).unwrap();
         let template = ChatTemplate::of_directory(&folder).unwrap().unwrap();
         let ids = |last: Option<Token>| -> Vec<u32> {
-            let tokens = follow_up(&tokenizer, &template, last, "And then?", true).unwrap();
+            // LLaVA-Video's template knows words only.
+            let in_parts = system != "llava_video";
+            let tokens = follow_up(&tokenizer, &template, last, "And then?", in_parts).unwrap();
             tokens.into_iter().map(Token::id).collect()
         };
         let expected: Vec<u32> =
@@ -164,6 +167,107 @@ fn a_further_question_is_what_transformers_puts_behind_an_answer() {
             );
         }
     }
+}
+
+/// A copy of the LLaVA-Video folder with other values in its `config.json`.
+fn llava_video(changes: &[(&str, Value)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(golden::path("answers/llava_video")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    for (key, value) in changes {
+        config[*key] = value.clone();
+    }
+    fs::write(path, config.to_string()).unwrap();
+    dir
+}
+
+fn ask_of(inputs: &[&str], model: &Path, more: &[&str]) -> Run {
+    let model = model.display().to_string();
+    let options = ["--max-new-tokens", "6", "--json", "--debug-ids"];
+    longreel(&[&["ask"], inputs, &["--model", &model], &options, more].concat())
+}
+
+/// The letters of the prompt: the folder's tokenizer has a token for each byte, those of ASCII from '!' on first.
+fn said(answer: &Value) -> String {
+    let ids = answer["prompt_ids"].as_array().unwrap().iter();
+    ids.filter_map(|id| u8::try_from(id.as_u64()? + 33).ok())
+        .filter(u8::is_ascii_graphic)
+        .map(char::from)
+        .collect()
+}
+
+#[test]
+fn times_are_told_behind_a_video_where_the_model_was_trained_so_or_where_asked_for() {
+    let video = golden::path("answers/video.mkv").display().to_string();
+    let inputs = [&video, "What moves?"];
+    let expected = expected("llava_video");
+    let check = |changes: &[(&str, Value)], more: &[&str], expected: &Value| {
+        let got = ask_of(&inputs, llava_video(changes).path(), more).json();
+        for ids in ["prompt_ids", "generated_ids"] {
+            assert_eq!(got[ids], expected[ids], "{changes:?} {more:?} {ids}");
+        }
+    };
+    let one_token = ("mm_newline_position", json!("one_token"));
+    // As the authors' folders have it on the hub.
+    let onevision = [one_token.clone(), ("model_type", json!("llava"))];
+    check(&[], &["--time-instruction", "on"], &expected);
+    check(
+        &[],
+        &["--time-instruction", "off"],
+        &expected["without_times"],
+    );
+    check(&onevision, &[], &expected["as_onevision"]);
+    let told = ask_of(
+        &inputs,
+        llava_video(&[one_token]).path(),
+        &["--time-instruction", "on"],
+    );
+    assert!(
+        said(&told.json()).contains("framesareuniformly"),
+        "{}",
+        told.stdout
+    );
+    ask("qwen3_vl", &["--time-instruction", "on"]).refused(2, "--time-instruction is for LLaVA");
+    ask("llava15", &["--time-instruction", "off"]).refused(2, "--time-instruction is for LLaVA");
+}
+
+#[test]
+fn each_of_two_videos_has_its_own_times_and_a_picture_has_none() {
+    let video = golden::path("answers/video.mkv").display().to_string();
+    let picture = scratch().join("still.png");
+    ffmpeg("-f lavfi -i color=red:s=64x48 -frames:v 1", &picture);
+    let picture = picture.display().to_string();
+    let model = golden::path("answers/llava_video");
+    let told = "Thevideolastsfor3.25seconds,and2frames";
+    let both = ask_of(&[&video, &video, "What?"], &model, &["--frames", "2"]).json();
+    let words = said(&both);
+    assert_eq!(words.matches(told).count(), 2, "{words}");
+    assert!(words.contains("locatedat0.00s,3.00s.Please"), "{words}");
+    assert!(words.ends_with("video.What?assistant"), "{words}");
+    let alone = ask_of(&[&picture, "What?"], &model, &[]).json();
+    assert!(
+        said(&alone).ends_with("userWhat?assistant"),
+        "{}",
+        said(&alone)
+    );
+    let plan = [
+        "plan",
+        &video,
+        &video,
+        "--frames",
+        "2",
+        "--question",
+        "What?",
+        "--json",
+    ];
+    let plan = longreel(&[&plan[..], &["--model", &model.display().to_string()]].concat()).json();
+    let (planned, taken) = (&plan["prompt_tokens"], &both["tokens"]["prompt"]);
+    let spare = planned.as_u64().unwrap() - taken.as_u64().unwrap();
+    assert!(spare < 32, "{planned} planned, {taken} taken");
 }
 
 /// Two hours at a frame a second, small.
@@ -290,14 +394,21 @@ fn a_folder_of_the_hub_is_shown_verified_and_planned_with() {
         assert_eq!(shown["spec"]["model_type"], "vision_language", "{system}");
         let sound = longreel(&["models", "verify", &folder]);
         assert_eq!(sound.code, 0, "{}", sound.stderr);
-        let plan = ["plan", &video, "--model", &folder, "--json"];
-        let plan = longreel(&[&plan, sampling].concat()).json();
+        let plan = [
+            "plan",
+            &video,
+            "--model",
+            &folder,
+            "--question",
+            "What moves?",
+        ];
+        let plan = longreel(&[&plan[..], sampling, &["--json"]].concat()).json();
         assert_eq!(plan["fits"], true, "{system}");
         let expected = expected(system);
         let n = |list: &str| expected[list].as_array().unwrap().len();
         assert_eq!(plan["frames"], n("frames"), "{system}");
         let tokens = plan["prompt_tokens"].as_u64().unwrap() as usize;
-        // At most: the words around a step are counted for its longest time.
+        // At most: times in words are counted as the longest.
         assert!(
             (n("prompt_ids")..n("prompt_ids") + 32).contains(&tokens),
             "{system} {tokens}"
@@ -313,6 +424,8 @@ fn an_hour_is_planned_for_every_model_file() {
         ("vila-1.5-3b", Some(3600 * 196)),
         ("llava-onevision-qwen2-7b", Some(3600 * 196)),
         ("internvl3-8b", Some(3600 * 256)),
+        // 14 lines of 14 features and a learned one, ten characters of time, and the words around all times.
+        ("llava-video-7b-qwen2", Some(3600 * (210 + 10) + 175)),
         // 1080 lines of 1920 columns within 768 features a pair: 20 by 36 squares of 28 pixels.
         ("qwen2.5-vl-7b", Some(1800 * 720)),
         // Its budget is that of a whole video.
