@@ -185,7 +185,7 @@ fn llava_video(changes: &[(&str, Value)]) -> tempfile::TempDir {
     dir
 }
 
-fn ask_of(inputs: &[&str], model: &Path, more: &[&str]) -> Run {
+fn ask_inputs(inputs: &[&str], model: &Path, more: &[&str]) -> Run {
     let model = model.display().to_string();
     let options = ["--max-new-tokens", "6", "--json", "--debug-ids"];
     longreel(&[&["ask"], inputs, &["--model", &model], &options, more].concat())
@@ -206,7 +206,7 @@ fn times_are_told_behind_a_video_where_the_model_was_trained_so_or_where_asked_f
     let inputs = [&video, "What moves?"];
     let expected = expected("llava_video");
     let check = |changes: &[(&str, Value)], more: &[&str], expected: &Value| {
-        let got = ask_of(&inputs, llava_video(changes).path(), more).json();
+        let got = ask_inputs(&inputs, llava_video(changes).path(), more).json();
         for ids in ["prompt_ids", "generated_ids"] {
             assert_eq!(got[ids], expected[ids], "{changes:?} {more:?} {ids}");
         }
@@ -221,7 +221,7 @@ fn times_are_told_behind_a_video_where_the_model_was_trained_so_or_where_asked_f
         &expected["without_times"],
     );
     check(&onevision, &[], &expected["as_onevision"]);
-    let told = ask_of(
+    let told = ask_inputs(
         &inputs,
         llava_video(&[one_token]).path(),
         &["--time-instruction", "on"],
@@ -243,12 +243,12 @@ fn each_of_two_videos_has_its_own_times_and_a_picture_has_none() {
     let picture = picture.display().to_string();
     let model = golden::path("answers/llava_video");
     let told = "Thevideolastsfor3.25seconds,and2frames";
-    let both = ask_of(&[&video, &video, "What?"], &model, &["--frames", "2"]).json();
+    let both = ask_inputs(&[&video, &video, "What?"], &model, &["--frames", "2"]).json();
     let words = said(&both);
     assert_eq!(words.matches(told).count(), 2, "{words}");
     assert!(words.contains("locatedat0.00s,3.00s.Please"), "{words}");
     assert!(words.ends_with("video.What?assistant"), "{words}");
-    let alone = ask_of(&[&picture, "What?"], &model, &[]).json();
+    let alone = ask_inputs(&[&picture, "What?"], &model, &[]).json();
     assert!(
         said(&alone).ends_with("userWhat?assistant"),
         "{}",
