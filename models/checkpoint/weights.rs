@@ -292,6 +292,13 @@ impl Weights {
         )?))
     }
 
+    /// Counts the tensors of `part`, whose names begin with its own and a dot, as taken: this use of the model needs none.
+    pub fn leave_out(&mut self, part: &str) {
+        let is_of_it = |name: &&String| name.strip_prefix(part).is_some_and(|n| n.starts_with('.'));
+        let names = self.entries.keys().filter(is_of_it).cloned();
+        self.taken.extend(names);
+    }
+
     /// Whether something took the tensor `name`.
     pub fn is_taken(&self, name: &str) -> bool {
         self.taken.contains(name)

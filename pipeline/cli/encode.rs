@@ -1,18 +1,20 @@
 //! `longreel encode`: videos or images to a reel.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use longreel_models::attention::kv_cache::KvDtype;
 use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
     cli::{args::EncodeArgs, output::Voice, resolve},
-    encoder::EncoderModel,
+    encoder::{EncoderModel, PixelBudget, StepShape},
     error::{Context, Error, Kind, Result},
-    plan,
+    model::ModelFiles,
+    plan::{self, Plan},
     reel::{ReelHeader, ReelVideo, ReelWriter, partial_path},
     sources::file::FrameReader,
-    stages::{self, decode::Source, progress::Progress, seen::SourceSeen},
+    stages::{self, decode::Source, layout::Layout, progress::Progress, seen::SourceSeen},
 };
 
 #[derive(Serialize)]
@@ -50,11 +52,11 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         );
         return Err(Error::new(Kind::Usage, message));
     }
-    let selection = resolve::selection(&args.sampling, resolve::one_a_second()?)?;
-    let sources = resolve::sources(&args.videos, &selection, cancel)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let model = EncoderModel::open(&dir)?;
-    let header = header(&model, &sources)?;
+    let budget = resolve::pixel_budget(&args.pixels);
+    let sources = sources(&args, &dir, &budget, voice, cancel)?;
+    let model = EncoderModel::open(&dir, &budget)?;
+    let header = header(&args, &model, &sources)?;
     let mut writer = ReelWriter::open(&args.out, header, args.force)?;
     let resumed = writer.n_frames();
     if resumed > 0 {
@@ -102,11 +104,50 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })
 }
 
-fn header(model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
+/// The videos, with the frames that `ask` would take of them.
+fn sources(
+    args: &EncodeArgs,
+    dir: &Path,
+    budget: &PixelBudget,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<Vec<Source>> {
+    let usual = resolve::usual_sampling_of(dir)?;
+    let selection = resolve::selection(&args.sampling, usual)?;
+    let sources = resolve::sources(&args.videos, &selection, cancel)?;
+    if !selection.is_own_rule() {
+        return Ok(sources);
+    }
+    let plan = short_question(dir, budget, &sources)?;
+    let Some(fewer) = selection.fewer(&plan, sources.len()) else {
+        return Ok(sources);
+    };
+    let (given, fit) = (plan.frames, plan.frames_that_fit);
+    voice.note(&format!(
+        "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"
+    ));
+    resolve::sources(&args.videos, &fewer, cancel)
+}
+
+/// What a short question about `sources` would take.
+fn short_question(dir: &Path, budget: &PixelBudget, sources: &[Source]) -> Result<Plan> {
+    let files = ModelFiles::open(dir)?;
+    let n_videos = sources.iter().map(Source::n_videos).sum();
+    let layout = Layout::of(&files, plan::SHORT_QUESTION, n_videos, None)?;
+    let shape = StepShape::of(dir, &files.spec, budget)?;
+    let shape = shape.as_ref();
+    let demand = resolve::demand(&files, &layout, shape, sources, KvDtype::Bf16)?;
+    let plan = Plan::new(&files.spec, demand, None);
+    resolve::with_frames_that_fit(plan, &layout, shape, sources)
+}
+
+fn header(args: &EncodeArgs, model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
     let mut videos = Vec::new();
     for source in sources {
         match source {
-            Source::Video { reader, sampling } => videos.push(reel_video(reader, sampling)),
+            Source::Video { reader, sampling } => {
+                videos.push(reel_video(model, reader, sampling)?);
+            }
             Source::Reel(reel) => {
                 let path = reel.path().display();
                 return Err(Error::new(
@@ -116,41 +157,28 @@ fn header(model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
             }
         }
     }
+    let content = model.content(args.reel_dtype.map(resolve::reel_dtype));
     Ok(ReelHeader {
-        model: absolute(&model.dir).display().to_string(),
-        model_modified_s: weights_modified_s(&model.dir),
-        content: model.content()?,
+        model: resolve::absolute(&model.dir).display().to_string(),
+        model_modified_s: resolve::weights_modified_s(&model.dir),
+        content: content.doing(|| "--reel-dtype")?,
         videos,
     })
 }
 
-fn reel_video(reader: &FrameReader, sampling: &str) -> ReelVideo {
+fn reel_video(model: &EncoderModel, reader: &FrameReader, sampling: &str) -> Result<ReelVideo> {
     let info = reader.info();
-    ReelVideo {
-        path: absolute(&info.path).display().to_string(),
+    let doing = || format!("encode {}", info.path.display());
+    let n_frames = reader.expected_frames().unwrap_or(1);
+    let n_frames = usize::try_from(n_frames).unwrap_or(usize::MAX);
+    let step = model.step([info.height, info.width], n_frames);
+    Ok(ReelVideo {
+        step: step.doing(doing)?,
+        path: resolve::absolute(&info.path).display().to_string(),
         bytes: std::fs::metadata(&info.path).map(|m| m.len()).unwrap_or(0),
-        modified_s: modified_s(&info.path),
+        modified_s: resolve::modified_s(&info.path),
         time_base: [info.time_base.num, info.time_base.den],
         duration_s: info.duration.map(|d| d.seconds()),
         sampling: sampling.to_owned(),
-    }
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-/// When the youngest weights in `dir` were written; 0 when nobody knows.
-pub(super) fn weights_modified_s(dir: &Path) -> u64 {
-    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let paths = files.map(|f| f.path());
-    let weights = paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
-    weights.map(|p| modified_s(&p)).max().unwrap_or(0)
-}
-
-/// When `path` was last written, in seconds since 1970; 0 when nobody knows.
-fn modified_s(path: &Path) -> u64 {
-    let modified = std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    let since = modified.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-    since.map_or(0, |d| d.as_secs())
+    })
 }

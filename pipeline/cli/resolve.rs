@@ -8,6 +8,7 @@ use std::{
 
 use longreel_models::{
     attention::kv_cache::KvDtype,
+    checkpoint::import_hf::{picture_model_of_directory, spec_of_directory},
     llama::sampler::Draw,
     spec::{
         FrameEnd, ModelSpec,
@@ -20,24 +21,30 @@ use longreel_models::{
 use crate::{
     cancel::Cancel,
     cli::{
-        args::{AfterVideoArg, DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, SamplingArgs},
+        args::{
+            AfterVideoArg, DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, ReelDtypeArg, SamplingArgs,
+        },
         output::Voice,
     },
-    encoder::PixelBudget,
+    encoder::{PixelBudget, StepShape},
     error::{Context, Error, Kind, Result},
     hub,
-    plan::{Plan, available_memory_bytes},
+    model::ModelFiles,
+    plan::{Demand, Plan, available_memory_bytes},
     ranks::Ranks,
-    reel::{self, ReelReader},
+    reel::{self, ReelHeader, ReelReader, RowsDtype},
     sources::{
         file::FrameReader,
         sampler::{Sampling, TimeRange, parse_rate, parse_time},
     },
-    stages::decode::Source,
+    stages::{decode::Source, layout::Layout},
 };
 
 /// Frames per second when nothing else is asked for.
 const DEFAULT_RATE: &str = "1";
+
+/// Tokens of an answer where nothing else is asked for.
+const SHORT_ANSWER_TOKENS: u64 = 128;
 
 /// The directory of `model`: a path as it is, a name through the hub cache.
 pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
@@ -93,13 +100,16 @@ pub struct Selection {
     pub sampling: Sampling,
     /// Out of which part.
     pub range: TimeRange,
-    /// Whether the user asked for it, or it is the default.
-    asked_for: bool,
     /// Whether the rule is what holds where the user says nothing.
     is_usual: bool,
 }
 
 impl Selection {
+    /// Whether a model's own rule holds because nobody asked for another.
+    pub fn is_own_rule(&self) -> bool {
+        self.is_usual && matches!(self.sampling, Sampling::Rule { .. })
+    }
+
     /// As many frames of each of `n_videos` as fit the context, where a model's own rule gives more and nobody asked for it.
     pub fn fewer(&self, plan: &Plan, n_videos: usize) -> Option<Self> {
         let Sampling::Rule { choice, rate } = self.sampling else {
@@ -130,6 +140,17 @@ pub fn usual_sampling(dir: &Path, spec: &ModelSpec) -> Result<Sampling> {
     Ok(Sampling::Rule { choice, rate: None })
 }
 
+/// [`usual_sampling`] of whatever looks at frames in `dir`.
+///
+/// # Errors
+/// `BadInput` for a configuration that this program cannot run.
+pub fn usual_sampling_of(dir: &Path) -> Result<Sampling> {
+    match picture_model_of_directory(dir)? {
+        Some(_) => one_a_second(),
+        None => usual_sampling(dir, &spec_of_directory(dir)?),
+    }
+}
+
 /// One frame a second.
 pub fn one_a_second() -> Result<Sampling> {
     Ok(Sampling::Fps(parse_rate(DEFAULT_RATE)?))
@@ -157,11 +178,63 @@ pub fn selection(args: &SamplingArgs, usual: Sampling) -> Result<Selection> {
     };
     let range = range(args)?;
     Ok(Selection {
-        asked_for: sampling.is_some() || range != TimeRange::ALL,
         is_usual: sampling.is_none(),
         sampling: sampling.unwrap_or(usual),
         range,
     })
+}
+
+/// What `sources` ask of `model`, on one rank and with a short answer.
+///
+/// # Errors
+/// As [`Layout::sight`].
+pub fn demand(
+    model: &ModelFiles,
+    layout: &Layout,
+    shape: Option<&StepShape>,
+    sources: &[Source],
+    kv_dtype: KvDtype,
+) -> Result<Demand> {
+    let sight = layout.sight(shape, sources)?;
+    let n_videos = sources.iter().map(Source::n_videos).sum();
+    Ok(Demand {
+        frames: sight.frames,
+        tokens_per_frame: sight.tokens_per_frame,
+        vision_tokens: sight.vision_tokens,
+        text_tokens: layout.n_text_tokens(n_videos) as u64,
+        max_new_tokens: SHORT_ANSWER_TOKENS,
+        kv_dtype,
+        contexts: 1,
+        processes: 1,
+        weight_bytes: model.weight_bytes(),
+        ranks: 1,
+        prefill_chunk: 1,
+    })
+}
+
+/// The plan with the number of frames of these `sources` that fit it.
+///
+/// # Errors
+/// As [`Layout::frames_that_fit`].
+pub fn with_frames_that_fit(
+    mut plan: Plan,
+    layout: &Layout,
+    shape: Option<&StepShape>,
+    sources: &[Source],
+) -> Result<Plan> {
+    if let Some(shape) = shape {
+        plan.frames_that_fit = layout.frames_that_fit(shape, sources, plan.room())?;
+    }
+    Ok(plan)
+}
+
+/// What sets the number of frames of each video, for advice.
+pub fn frames_option(sources: &[Source]) -> &'static str {
+    let is_reel = |source: &Source| matches!(source, Source::Reel(_));
+    match sources.iter().any(is_reel) {
+        true => "--from and --to, or encode --frames",
+        false => "--frames",
+    }
 }
 
 /// The range that `--from` and `--to` give.
@@ -191,14 +264,18 @@ fn source(path: &Path, selection: &Selection, cancel: &Cancel) -> Result<Source>
             sampling: describe(sampling, range),
         });
     }
-    if selection.asked_for {
+    if !selection.is_usual {
         let message = format!(
-            "{} is a reel, whose frames were chosen when it was made: expected no --fps, --frames, --all-frames, --from or --to",
+            "{} is a reel, whose frames were chosen when it was made: expected no --fps, --frames or --all-frames",
             path.display()
         );
         return Err(Error::new(Kind::Usage, message));
     }
-    Ok(Source::Reel(ReelReader::open(path)?))
+    let reel = ReelReader::open(path)?;
+    match *range == TimeRange::ALL {
+        true => Ok(Source::Reel(reel)),
+        false => reel.within(*range).map(Source::Reel),
+    }
 }
 
 /// The sampling in words, as it is echoed: `1 frame/s from 00:00:10.000`.
@@ -211,10 +288,8 @@ pub fn describe(sampling: &Sampling, range: &TimeRange) -> String {
         Sampling::Indices(numbers) => format!("{} given frame numbers", numbers.len()),
         Sampling::Rule { choice, .. } => choice.to_string(),
     };
-    for (word, time) in [("from", range.from), ("to", range.to)] {
-        if let Some(time) = time {
-            words += &format!(" {word} {time}");
-        }
+    if *range != TimeRange::ALL {
+        words += &format!(" {range}");
     }
     words
 }
@@ -282,6 +357,97 @@ pub fn choose_after_video(spec: &mut ModelSpec, arg: Option<AfterVideoArg>) -> R
             Err(Error::new(Kind::Usage, message))
         }
     }
+}
+
+/// How numbers of a reel are kept.
+pub fn reel_dtype(arg: ReelDtypeArg) -> RowsDtype {
+    match arg {
+        ReelDtypeArg::F32 => RowsDtype::F32,
+        ReelDtypeArg::Bf16 => RowsDtype::Bf16,
+        ReelDtypeArg::F16 => RowsDtype::F16,
+    }
+}
+
+/// Refuses reels that `model`, whose steps have `shape`, did not make; codes and features mean something to their maker only.
+///
+/// # Errors
+/// `BadInput` with both models, `Usage` for a budget of pixels that comes too late.
+pub fn check_reels(
+    model: &ModelFiles,
+    shape: Option<&StepShape>,
+    budget: &PixelBudget,
+    sources: &[Source],
+    voice: Voice,
+) -> Result<()> {
+    for source in sources {
+        if let (Source::Reel(reel), Some(shape)) = (source, shape) {
+            check_reel(model, shape, budget, reel.header(), voice)
+                .doing(|| format!("read {}", reel.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_reel(
+    model: &ModelFiles,
+    shape: &StepShape,
+    budget: &PixelBudget,
+    header: &ReelHeader,
+    voice: Voice,
+) -> Result<()> {
+    if let Some(vqgan) = &model.spec.vqgan {
+        return header.check_codes(vqgan.grid(), vqgan.num_embeddings);
+    }
+    let width = model.spec.decoder.feature_width();
+    shape.check_reel(header, &model.dir, width)?;
+    if *budget != PixelBudget::default() {
+        let message = "frames got their size when the reel was made, expected no --min-pixels and no --max-pixels";
+        return Err(Error::new(Kind::Usage, message));
+    }
+    check_maker(header, &model.dir, voice)
+}
+
+/// Refuses features that another model made than that in `dir`; says so where only the time of its weights is another.
+///
+/// # Errors
+/// `BadInput` where neither the place of the model nor the time of its weights is that of the reel.
+fn check_maker(header: &ReelHeader, dir: &Path, voice: Voice) -> Result<()> {
+    let (place, modified_s) = (absolute(dir), weights_modified_s(dir));
+    if header.model_modified_s == modified_s {
+        return Ok(());
+    }
+    let (made_by, made_s) = (&header.model, header.model_modified_s);
+    if *made_by == place.display().to_string() {
+        voice.note(&format!(
+            "the weights in {made_by} are of another time than those that made the reel: other weights see other things in it"
+        ));
+        return Ok(());
+    }
+    let message = format!(
+        "the reel was made by {made_by} (weights of {made_s} s), the model is {} (weights of {modified_s} s): expected one model",
+        place.display()
+    );
+    Err(Error::new(Kind::BadInput, message))
+}
+
+/// `path` from the root on, as reels name files.
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// When the youngest weights in `dir` were written; 0 when nobody knows.
+pub fn weights_modified_s(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let paths = files.map(|f| f.path());
+    let weights = paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    weights.map(|p| modified_s(&p)).max().unwrap_or(0)
+}
+
+/// When `path` was last written, in seconds since 1970; 0 when nobody knows.
+pub fn modified_s(path: &Path) -> u64 {
+    let modified = std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let since = modified.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map_or(0, |d| d.as_secs())
 }
 
 /// What follows a frame's codes, where the user chose.

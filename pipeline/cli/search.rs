@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::SearchArgs, encode::weights_modified_s, output::Voice, resolve},
+    cli::{args::SearchArgs, output::Voice, resolve},
     error::{Context, Error, Kind, Result},
     flow::RgbImage,
     plan,
@@ -37,7 +37,8 @@ struct SearchJson {
 #[derive(Serialize)]
 struct MomentJson {
     score: f32,
-    logit: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logit: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     probability: Option<f32>,
     video: String,
@@ -133,7 +134,7 @@ fn model(
     }
     let dir = resolve::model_dir(name, voice, cancel)?;
     let model = VectorModel::expect(&dir)?;
-    let modified_s = weights_modified_s(&dir);
+    let modified_s = resolve::weights_modified_s(&dir);
     if header.is_some_and(|h| h.model_modified_s != modified_s) {
         voice.note(&format!(
             "the weights in {} are of another time than those that made the reel: other weights find nothing",
@@ -156,13 +157,13 @@ fn picture(path: &Path, cancel: &Cancel) -> Result<RgbImage> {
 
 fn moment(hit: &Hit, library: &Library, model: &VectorModel) -> MomentJson {
     let reel = &library.reels()[hit.reel];
-    let time = hit.frame.time;
+    let time = hit.time;
     let (logit, probability) = model.judge(hit.score);
     MomentJson {
         score: hit.score,
         logit,
         probability,
-        video: reel.header().videos[hit.frame.video].path.clone(),
+        video: reel.header().videos[hit.video].path.clone(),
         reel: reel.path().to_owned(),
         time: time.pts.to_string(),
         seconds: time.pts.seconds(),

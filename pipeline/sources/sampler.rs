@@ -109,19 +109,45 @@ impl TimeRange {
         to: None,
     };
 
-    /// The numbers of the frames inside, out of `ticks` in presentation order.
-    fn frames(&self, ticks: &[i64], time_base: TimeBase) -> Result<Range<usize>> {
-        if let (Some(from), Some(to)) = (self.from, self.to)
-            && from >= to
-        {
-            return Err(Error::new(
+    /// Refuses a range in which no time lies.
+    ///
+    /// # Errors
+    /// `Usage`, with both ends.
+    pub fn check(&self) -> Result<()> {
+        match (self.from, self.to) {
+            (Some(from), Some(to)) if from >= to => Err(Error::new(
                 Kind::Usage,
                 format!("the range from {from} to {to} is empty, expected from < to"),
-            ));
+            )),
+            _ => Ok(()),
         }
+    }
+
+    /// Whether `time` lies inside.
+    pub fn contains(&self, time: Pts) -> bool {
+        self.from.is_none_or(|from| from <= time) && self.to.is_none_or(|to| time < to)
+    }
+
+    /// The numbers of the frames inside, out of `ticks` in presentation order.
+    fn frames(&self, ticks: &[i64], time_base: TimeBase) -> Result<Range<usize>> {
+        self.check()?;
         let before = |time: Pts| ticks.partition_point(|&t| Pts::new(t, time_base) < time);
         let start = self.from.map_or(0, before);
         Ok(start..self.to.map_or(ticks.len(), before))
+    }
+}
+
+impl fmt::Display for TimeRange {
+    /// `from 00:00:10.000 to 00:01:00.000`, as far as it has ends.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ends = [("from", self.from), ("to", self.to)];
+        let ends = ends
+            .into_iter()
+            .filter_map(|(word, time)| Some((word, time?)));
+        for (n, (word, time)) in ends.enumerate() {
+            write!(f, "{}{word} {time}", if n == 0 { "" } else { " " })?;
+        }
+        Ok(())
     }
 }
 

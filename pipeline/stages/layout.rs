@@ -10,7 +10,10 @@ use longreel_models::{
         vision_prompt::{StepPlace, VisionPrompt, words_prompt},
         vocab::Token,
     },
-    spec::{FrameEnd, features::PositionRule},
+    spec::{
+        FrameEnd,
+        features::{PositionRule, VisionSpec},
+    },
 };
 
 use crate::{
@@ -18,6 +21,7 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{EncodedStep, FeatureRows, FrameMark, StepContent},
     model::ModelFiles,
+    reel::{RecordHead, ReelContent, ReelReader},
     stages::{decode::Source, piece::Piece},
     time::Pts,
 };
@@ -65,6 +69,8 @@ pub struct FeatureLayout {
     positions: Option<PositionBuilder>,
     /// Positions of a second of video, where time is counted so.
     per_second: Option<u32>,
+    /// Rows that stand behind a video.
+    newlines: usize,
     /// Steps of this video so far.
     steps: usize,
     /// The time of its first frame.
@@ -72,15 +78,13 @@ pub struct FeatureLayout {
 }
 
 impl FeatureLayout {
-    /// A prompt whose videos have not begun.
-    pub fn new(
-        tokenizer: Arc<Tokenizer>,
-        prompt: VisionPrompt,
-        positions: Option<PositionRule>,
-    ) -> Self {
+    /// A prompt whose videos have not begun, of a model of `vision`.
+    pub fn new(tokenizer: Arc<Tokenizer>, prompt: VisionPrompt, vision: &VisionSpec) -> Self {
+        let positions = vision.positions;
         Self {
             tokenizer,
             prompt,
+            newlines: vision.features.newlines(),
             per_second: match positions {
                 Some(PositionRule::Timed {
                     tokens_per_second, ..
@@ -165,6 +169,34 @@ impl FeatureLayout {
         self.words(self.prompt.after(is_last).to_vec())
     }
 
+    /// Tokens of the steps of each video of a reel of features.
+    fn kept(&self, reel: &ReelReader) -> Result<Vec<KeptSteps>> {
+        let header = reel.header();
+        let kept = || KeptSteps::new(header.content.step_frames());
+        let mut videos: Vec<KeptSteps> = header.videos.iter().map(|_| kept()).collect();
+        for head in reel.heads() {
+            let RecordHead { video, frames } = head?;
+            let step = header.videos.get(video).and_then(|video| video.step);
+            let (Some(steps), Some(step)) = (videos.get_mut(video), step) else {
+                continue;
+            };
+            let place = StepPlace {
+                number: steps.tokens.len(),
+                seconds: middle(&frames),
+                is_last: false,
+            };
+            let tokens = |place, rows| self.prompt.step(&self.tokenizer, place, rows);
+            let here = tokens(place, step.rows)?.len() as u64;
+            if steps.tokens.is_empty() {
+                let is_last = true;
+                let last = tokens(StepPlace { is_last, ..place }, step.rows + self.newlines)?;
+                steps.more_at_end = last.len() as i64 - here as i64;
+            }
+            steps.push(&frames, here);
+        }
+        Ok(videos)
+    }
+
     /// Most tokens of one of `steps` steps with `rows` features.
     fn step_tokens(&self, rows: usize, steps: u64) -> Result<usize> {
         let place = StepPlace {
@@ -174,6 +206,79 @@ impl FeatureLayout {
         };
         Ok(self.prompt.step(&self.tokenizer, place, rows)?.len())
     }
+}
+
+/// The steps of a video that were kept, counted in tokens, words between them included.
+struct KeptSteps {
+    /// Frames of a step.
+    of_step: u64,
+    frames: u64,
+    /// Of each step, as if another followed.
+    tokens: Vec<u64>,
+    /// What the last step of a video has more than one that another follows; less where it is negative.
+    more_at_end: i64,
+    /// Times of the first and the last frame, in seconds.
+    span: Option<[f64; 2]>,
+}
+
+impl KeptSteps {
+    fn new(of_step: usize) -> Self {
+        Self {
+            of_step: of_step.max(1) as u64,
+            frames: 0,
+            tokens: Vec::new(),
+            more_at_end: 0,
+            span: None,
+        }
+    }
+
+    fn push(&mut self, frames: &[FrameMark], tokens: u64) {
+        let times = frames.iter().map(|frame| frame.time.pts.seconds());
+        for time in times {
+            let [first, _] = self.span.unwrap_or([time; 2]);
+            self.span = Some([first, time]);
+        }
+        self.frames += frames.len() as u64;
+        self.tokens.push(tokens);
+    }
+
+    /// Tokens of the first `n_frames` frames; where there are fewer, further steps count as the last.
+    fn of_frames(&self, n_frames: u64) -> u64 {
+        let steps = n_frames.div_ceil(self.of_step);
+        let here = usize::try_from(steps).map_or(self.tokens.len(), |n| n.min(self.tokens.len()));
+        let last = self.tokens.last().copied().unwrap_or_default();
+        let beyond = (steps - here as u64).saturating_mul(last);
+        let all = self.tokens[..here]
+            .iter()
+            .sum::<u64>()
+            .saturating_add(beyond);
+        match steps {
+            0 => 0,
+            _ => all.saturating_add_signed(self.more_at_end),
+        }
+    }
+
+    fn sight(&self) -> Sight {
+        let most = self.tokens.iter().copied().max().unwrap_or_default();
+        Sight {
+            frames: self.frames,
+            tokens_per_frame: most.div_ceil(self.of_step),
+            vision_tokens: self.of_frames(self.frames),
+        }
+    }
+
+    /// Seconds from the first frame to the last.
+    fn seconds(&self) -> f64 {
+        self.span.map_or(0.0, |[first, last]| last - first)
+    }
+}
+
+/// One video of a job, before anything of it is decoded or read.
+enum Footage {
+    /// Pictures of this height and width.
+    Pictures([usize; 2]),
+    /// Steps of a reel of features.
+    Kept(KeptSteps),
 }
 
 /// The time between the first and the last frame of a step, in seconds.
@@ -202,7 +307,7 @@ impl Layout {
         if let Some(vision) = &model.spec.vision {
             let template = template.ok_or_else(|| no_template(model))?;
             let prompt = VisionPrompt::new(tokenizer, template, vision, question, n_videos)?;
-            let layout = FeatureLayout::new(Arc::clone(tokenizer), prompt, vision.positions);
+            let layout = FeatureLayout::new(Arc::clone(tokenizer), prompt, vision);
             return Ok(Self::Features(Box::new(layout)));
         }
         let prompt = match template {
@@ -302,18 +407,29 @@ impl Layout {
         })
     }
 
-    /// Most frames of `sources` together, as many of each, that take at most `room` positions.
+    /// Most frames of `sources` together, as many of each video, that take at most `room` positions.
     ///
     /// Where a budget of pixels is shared by all frames of a video, fewer of them are larger each: no division tells.
+    /// Frames of a reel of features are as large as it has them.
     ///
     /// # Errors
-    /// As [`Layout::video_tokens`].
+    /// As [`Layout::video_tokens`], and for a reel that cannot be read.
     pub fn frames_that_fit(&self, shape: &StepShape, sources: &[Source], room: u64) -> Result<u64> {
-        let videos = sources.len().max(1) as u64;
+        let mut footage = Vec::new();
+        for source in sources {
+            footage.extend(self.footage(source)?);
+        }
+        let videos = footage.len().max(1) as u64;
         let taken = |each: u64| -> Result<u64> {
             let mut all = Sight::default();
-            for size in sources.iter().map(size_of) {
-                all.add(self.video_tokens(shape, size, each)?);
+            for video in &footage {
+                all.add(match video {
+                    Footage::Pictures(size) => self.video_tokens(shape, *size, each)?,
+                    Footage::Kept(steps) => Sight {
+                        vision_tokens: steps.of_frames(each),
+                        ..Sight::default()
+                    },
+                });
             }
             Ok(all.vision_tokens)
         };
@@ -339,11 +455,13 @@ impl Layout {
         let Some(per_second) = layout.per_second else {
             return Ok(());
         };
-        let seconds = |source: &Source| match source {
-            Source::Video { reader, .. } => reader.chosen_seconds(),
-            Source::Reel(_) => 0.0,
-        };
-        let seconds: f64 = sources.iter().map(seconds).sum();
+        let mut seconds = 0.0;
+        for source in sources {
+            seconds += match source {
+                Source::Video { reader, .. } => reader.chosen_seconds(),
+                Source::Reel(reel) => layout.kept(reel)?.iter().map(KeptSteps::seconds).sum(),
+            };
+        }
         let last = seconds * f64::from(per_second);
         if last < limit as f64 {
             return Ok(());
@@ -368,17 +486,31 @@ impl Layout {
         for source in sources {
             // A video that cannot tell is counted as it comes, by the assemble stage.
             let n_frames = source.expected_frames().unwrap_or(0);
-            all.add(self.video_tokens(shape, size_of(source), n_frames)?);
+            for video in self.footage(source)? {
+                all.add(match video {
+                    Footage::Pictures(size) => self.video_tokens(shape, size, n_frames)?,
+                    Footage::Kept(steps) => steps.sight(),
+                });
+            }
         }
         Ok(all)
     }
-}
 
-/// Height and width of a source's pictures.
-fn size_of(source: &Source) -> [usize; 2] {
-    match source {
-        Source::Video { reader, .. } => [reader.info().height, reader.info().width],
-        Source::Reel(_) => ASSUMED_SIZE,
+    /// The videos of a source; a reel of codes as one.
+    fn footage(&self, source: &Source) -> Result<Vec<Footage>> {
+        match (self, source) {
+            (_, Source::Video { reader, .. }) => Ok(vec![Footage::Pictures([
+                reader.info().height,
+                reader.info().width,
+            ])]),
+            (Self::Features(layout), Source::Reel(reel))
+                if matches!(reel.header().content, ReelContent::Features { .. }) =>
+            {
+                Ok(layout.kept(reel)?.into_iter().map(Footage::Kept).collect())
+            }
+            // Codes count for themselves, whatever their pictures were.
+            (_, Source::Reel(_)) => Ok(vec![Footage::Pictures(ASSUMED_SIZE)]),
+        }
     }
 }
 
