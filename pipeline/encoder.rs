@@ -104,11 +104,9 @@ impl StepShape {
         };
         let steps = || header.videos.iter().filter_map(|video| video.step);
         match header.content {
-            ReelContent::Features { row, frames: found }
-                if row.width == width && found == frames && steps().all(is_ours) =>
-            {
-                Ok(())
-            }
+            ReelContent::Features {
+                row, frames: found, ..
+            } if row.width == width && found == frames && steps().all(is_ours) => Ok(()),
             found => {
                 let found = match steps().find(|step| !is_ours(*step)) {
                     Some(step) => format!("{found}, {step}"),
@@ -327,6 +325,7 @@ pub struct EncoderModel {
     pub encoder: FrameEncoder,
     /// What a step is; `None` for vectors.
     shape: Option<StepShape>,
+    digest: u64,
 }
 
 impl EncoderModel {
@@ -340,6 +339,7 @@ impl EncoderModel {
                 dir: dir.to_owned(),
                 encoder: FrameEncoder::Vectors(Box::new(model)),
                 shape: None,
+                digest: 0,
             });
         }
         let doing = || format!("open the model {}", dir.display());
@@ -347,6 +347,7 @@ impl EncoderModel {
         let mut weights = weights_of_directory(dir).doing(doing)?;
         let encoder = FrameEncoder::load(dir, &spec, budget, &mut weights).doing(doing)?;
         Ok(Self {
+            digest: encoder_digest(&weights),
             dir: dir.to_owned(),
             encoder: encoder.ok_or_else(|| no_vision(dir))?,
             shape: StepShape::of(dir, &spec, budget).doing(doing)?,
@@ -392,6 +393,7 @@ impl EncoderModel {
                 Ok(ReelContent::Features {
                     row: row(*width, RowsDtype::Bf16),
                     frames: self.encoder.frames_per_step(),
+                    encoder: self.digest,
                 })
             }
         }
@@ -409,6 +411,11 @@ impl EncoderModel {
             _ => Ok(None),
         }
     }
+}
+
+/// What tells the weights that make features from those of other models, wherever they lie.
+pub fn encoder_digest(weights: &Weights) -> u64 {
+    weights.digest(&["vision", "connector", "deepstack"])
 }
 
 /// The model in `dir` sees nothing.

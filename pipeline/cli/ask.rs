@@ -180,7 +180,7 @@ fn prepare(
     let mut sources = resolve::sources(videos, &selection, cancel)?;
     let budget = resolve::pixel_budget(&args.pixels);
     let shape = StepShape::of(&files.dir, &files.spec, &budget)?;
-    resolve::check_reels(&files, shape.as_ref(), &budget, &sources, voice)?;
+    resolve::check_reels(&files, shape.as_ref(), &budget, &sources)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();
     let end = args.frame_end.map(resolve::frame_end);
     let layout = Layout::of(&files, question, n_videos, end)?;

@@ -74,7 +74,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         );
         return Err(Error::new(Kind::BadInput, message));
     }
-    let layout = layout(&args, &facts, &sources, voice)?;
+    let layout = layout(&args, &facts, &sources)?;
     let sampling = &selection.sampling;
     let sight = sight(&args, &facts, layout.as_ref(), &sources, sampling)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();
@@ -139,17 +139,12 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
 }
 
 /// How question and videos will stand; `None` for a model file.
-fn layout(
-    args: &PlanArgs,
-    facts: &Facts,
-    sources: &[Source],
-    voice: Voice,
-) -> Result<Option<Layout>> {
+fn layout(args: &PlanArgs, facts: &Facts, sources: &[Source]) -> Result<Option<Layout>> {
     let Some(files) = &facts.files else {
         return Ok(None);
     };
     let budget = resolve::pixel_budget(&args.pixels);
-    resolve::check_reels(files, facts.shape.as_ref(), &budget, sources, voice)?;
+    resolve::check_reels(files, facts.shape.as_ref(), &budget, sources)?;
     let n_videos: usize = sources.iter().map(Source::n_videos).sum();
     let n_videos = n_videos.max(1) * usize::from(facts.spec.looks());
     Layout::of(files, &args.question, n_videos, None).map(Some)

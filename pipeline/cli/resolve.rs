@@ -32,7 +32,7 @@ use crate::{
     model::ModelFiles,
     plan::{Demand, Plan, available_memory_bytes},
     ranks::Ranks,
-    reel::{self, ReelHeader, ReelReader, RowsDtype},
+    reel::{self, ReelContent, ReelHeader, ReelReader, RowsDtype},
     sources::{
         file::FrameReader,
         sampler::{Sampling, TimeRange, parse_rate, parse_time},
@@ -377,11 +377,10 @@ pub fn check_reels(
     shape: Option<&StepShape>,
     budget: &PixelBudget,
     sources: &[Source],
-    voice: Voice,
 ) -> Result<()> {
     for source in sources {
         if let (Source::Reel(reel), Some(shape)) = (source, shape) {
-            check_reel(model, shape, budget, reel.header(), voice)
+            check_reel(model, shape, budget, reel.header())
                 .doing(|| format!("read {}", reel.path().display()))?;
         }
     }
@@ -393,7 +392,6 @@ fn check_reel(
     shape: &StepShape,
     budget: &PixelBudget,
     header: &ReelHeader,
-    voice: Voice,
 ) -> Result<()> {
     if let Some(vqgan) = &model.spec.vqgan {
         return header.check_codes(vqgan.grid(), vqgan.num_embeddings);
@@ -404,30 +402,25 @@ fn check_reel(
         let message = "frames got their size when the reel was made, expected no --min-pixels and no --max-pixels";
         return Err(Error::new(Kind::Usage, message));
     }
-    check_maker(header, &model.dir, voice)
+    check_maker(model, header)
 }
 
-/// Refuses features that another model made than that in `dir`; says so where only the time of its weights is another.
-///
-/// # Errors
-/// `BadInput` where neither the place of the model nor the time of its weights is that of the reel.
-fn check_maker(header: &ReelHeader, dir: &Path, voice: Voice) -> Result<()> {
-    let (place, modified_s) = (absolute(dir), weights_modified_s(dir));
-    if header.model_modified_s == modified_s {
-        return Ok(());
+/// Refuses features that an encoder of other weights made, wherever either lies.
+fn check_maker(model: &ModelFiles, header: &ReelHeader) -> Result<()> {
+    let digest = model.encoder_digest();
+    match header.content {
+        ReelContent::Features { encoder, .. } if encoder != digest => {
+            let message = format!(
+                "the reel was made by {} (weights of {} s), the model {} (weights of {} s) has an encoder of other weights: expected one model",
+                header.model,
+                header.model_modified_s,
+                model.dir.display(),
+                weights_modified_s(&model.dir)
+            );
+            Err(Error::new(Kind::BadInput, message))
+        }
+        _ => Ok(()),
     }
-    let (made_by, made_s) = (&header.model, header.model_modified_s);
-    if *made_by == place.display().to_string() {
-        voice.note(&format!(
-            "the weights in {made_by} are of another time than those that made the reel: other weights see other things in it"
-        ));
-        return Ok(());
-    }
-    let message = format!(
-        "the reel was made by {made_by} (weights of {made_s} s), the model is {} (weights of {modified_s} s): expected one model",
-        place.display()
-    );
-    Err(Error::new(Kind::BadInput, message))
 }
 
 /// `path` from the root on, as reels name files.

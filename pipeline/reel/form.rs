@@ -57,6 +57,8 @@ pub enum ReelContent {
         row: RowForm,
         /// Frames of a step; the last of a video may have fewer.
         frames: usize,
+        /// What tells the weights of their encoder from others.
+        encoder: u64,
     },
 }
 
@@ -158,6 +160,7 @@ enum WrittenRows {
         frames: usize,
         width: usize,
         dtype: RowsDtype,
+        encoder: u64,
     },
 }
 
@@ -170,7 +173,12 @@ impl From<ReelContent> for Option<WrittenRows> {
                 width,
                 dtype,
             }),
-            ReelContent::Features { row, frames } => Some(WrittenRows::Features {
+            ReelContent::Features {
+                row,
+                frames,
+                encoder,
+            } => Some(WrittenRows::Features {
+                encoder,
                 frames,
                 width: row.width,
                 dtype: row.dtype,
@@ -229,7 +237,9 @@ impl TryFrom<WrittenRows> for ReelContent {
                 frames,
                 width,
                 dtype,
+                encoder,
             } => Ok(Self::Features {
+                encoder,
                 row: RowForm { width, dtype },
                 frames,
             }),
@@ -348,7 +358,7 @@ impl std::fmt::Display for ReelContent {
         match self {
             Self::Codes { grid, codebook } => write!(f, "{grid}x{grid} codes out of {codebook}"),
             Self::Vectors(row) => write!(f, "vectors of {} numbers", row.width),
-            Self::Features { row, frames } => {
+            Self::Features { row, frames, .. } => {
                 let (s, width) = (if *frames == 1 { "" } else { "s" }, row.width);
                 write!(
                     f,

@@ -400,10 +400,16 @@ impl Layout {
             Self::Codes { .. } => rows,
             Self::Features(layout) => layout.step_tokens(rows, steps)?,
         } as u64;
+        let newlines = match self {
+            Self::Features(layout) if steps > 0 => layout.newlines,
+            _ => 0,
+        };
         Ok(Sight {
             frames: n_frames,
             tokens_per_frame: of_step.div_ceil(per_step),
-            vision_tokens: steps.saturating_mul(of_step),
+            vision_tokens: steps
+                .saturating_mul(of_step)
+                .saturating_add(newlines as u64),
         })
     }
 
