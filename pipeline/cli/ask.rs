@@ -187,7 +187,11 @@ fn prepare(
     let planned =
         |sources: &[Source]| planned(&files, &layout, shape.as_ref(), sources, options, ranks);
     let mut plan = planned(&sources)?;
-    if let Some(fewer) = selection.fewer(&plan, n_videos) {
+    // The frames of a reel were chosen when it was made.
+    let chooses = sources
+        .iter()
+        .any(|source| matches!(source, Source::Video { .. }));
+    if chooses && let Some(fewer) = selection.fewer(&plan, n_videos) {
         let (given, fit) = (plan.frames, plan.frames_that_fit);
         voice.note(&format!(
             "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"

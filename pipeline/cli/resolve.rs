@@ -272,10 +272,11 @@ fn source(path: &Path, selection: &Selection, cancel: &Cancel) -> Result<Source>
         return Err(Error::new(Kind::Usage, message));
     }
     let reel = ReelReader::open(path)?;
-    match *range == TimeRange::ALL {
-        true => Ok(Source::Reel(reel)),
-        false => reel.within(*range).map(Source::Reel),
-    }
+    let reel = match *range == TimeRange::ALL {
+        true => reel,
+        false => reel.within(*range)?,
+    };
+    Ok(Source::Reel(Box::new(reel)))
 }
 
 /// The sampling in words, as it is echoed: `1 frame/s from 00:00:10.000`.

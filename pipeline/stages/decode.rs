@@ -21,7 +21,7 @@ pub enum Source {
         sampling: String,
     },
     /// Frames that were encoded before.
-    Reel(ReelReader),
+    Reel(Box<ReelReader>),
 }
 
 impl Source {
@@ -85,7 +85,7 @@ pub fn run(
             Source::Video { reader, .. } => {
                 video(first, *reader, &mut skip, &out, progress, cancel)?
             }
-            Source::Reel(reader) => reel(first, reader, &out, progress, cancel)?,
+            Source::Reel(reader) => reel(first, *reader, &out, progress, cancel)?,
         };
         if !listened {
             return Ok(());

@@ -226,10 +226,8 @@ fn a_reel_cut_anywhere_goes_on_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let reel = dir.path().join("a.reel");
     let (first, second) = (video(), other_video());
-    let encode = || {
-        let options = ["--all-frames", "--force"];
-        encode(&[&first, &second], &reel, &model("qwen3_vl"), &options).json()
-    };
+    let run = |options: &[&str]| encode(&[&first, &second], &reel, &model("qwen3_vl"), options);
+    let encode = || run(&["--all-frames", "--force"]).json();
     let all = encode();
     assert_eq!(all["frames"], 20);
     let whole = fs::read(&reel).unwrap();
@@ -252,6 +250,9 @@ fn a_reel_cut_anywhere_goes_on_to_the_same_bytes() {
         assert_eq!(json["video"], all["video"], "cut by {cut}: {json}");
         assert!(fs::read(&reel).unwrap() == whole, "cut by {cut}");
     }
+    fs::rename(&reel, partial_path(&reel)).unwrap();
+    let smaller = ["--all-frames", "--max-pixels", "9000"];
+    run(&smaller).refused(2, "it belongs to another job");
     // Each video has an odd number of frames: the last of it is a step of its own.
     assert_eq!(resumed, [19, 19, 17, 13, 12, 0]);
 }
@@ -741,6 +742,7 @@ fn two_hours_are_kept_once_and_every_time_in_the_prompt_is_a_pts() {
     );
     let refused = ask(&[&reel], &short, &[]);
     refused.refused(2, "encode --frames");
+    assert!(!refused.stderr.contains("fewer are taken"), "{refused:?}");
     let (_, n) = refused.stderr.split_once("4096 tokens: ").unwrap();
     let n: u64 = n.split(' ').next().unwrap().parse().unwrap();
     let until = |frames: u64| ask(&[&reel], &short, &["--to", &frames.to_string()]);
