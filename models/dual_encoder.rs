@@ -99,7 +99,7 @@ impl DualEncoder {
 }
 
 /// Makes the vector one of length one; zeros stay.
-fn normalise(vector: &mut [f32]) {
+pub fn normalise(vector: &mut [f32]) {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     if length > 0.0 {
         vector.iter_mut().for_each(|x| *x /= length);

@@ -12,7 +12,7 @@ use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
     flow::Frame,
-    reel::{ReelFrame, ReelReader, ReelVideo, absolute},
+    reel::{ReelReader, ReelStep, ReelVideo, absolute},
     search::cosine_as_kept,
     sources::{
         change::ChangeDetector,
@@ -218,21 +218,31 @@ impl Query {
         }
         let video = video_of(&reel, reader.info())?;
         let kept = &header.videos[video].sampling;
-        let sampling = format!("{kept}{}", candidates.range);
+        let sampling = candidates.range.behind(kept.clone());
         let mut pool = Pool::of(self.describe(&sampling, &header.model));
         progress.frames_expected.add(reel.n_frames());
-        while let Some(frame) = reel.next_frame()? {
+        while let Some(kept) = reel.next_step()? {
             cancel.check()?;
             progress.frames_encoded.add(1);
-            if frame.video == video && candidates.range.contains(frame.time.pts) {
-                pool.add(self.rated(&frame, reader.timeline())?);
+            if kept.video == video {
+                let rated = self.rated(&kept, reader.timeline(), candidates.range)?;
+                rated.into_iter().for_each(|rated| pool.add(rated));
             }
         }
         Ok(pool)
     }
 
-    fn rated(&self, frame: &ReelFrame, timeline: &Timeline) -> Result<Rated> {
-        let time = frame.time;
+    /// What speaks for the frame of `kept`; `None` for one that is not in `range`.
+    fn rated(
+        &self,
+        kept: &ReelStep,
+        timeline: &Timeline,
+        range: &TimeRange,
+    ) -> Result<Option<Rated>> {
+        let time = kept.step.frames.first().map(|frame| frame.time);
+        let Some(time) = time.filter(|time| range.contains(time.pts)) else {
+            return Ok(None);
+        };
         let number = usize::try_from(time.index).unwrap_or(usize::MAX);
         let known = timeline.frames.get(number);
         if known.is_none_or(|known| known.ticks != time.pts.ticks) {
@@ -242,8 +252,8 @@ impl Query {
             );
             return Err(bad(message));
         }
-        let rating = f64::from(cosine_as_kept(&self.vector, frame.vector()?));
-        Ok(Rated { number, rating })
+        let rating = f64::from(cosine_as_kept(&self.vector, kept.vector()?));
+        Ok(Some(Rated { number, rating }))
     }
 
     fn describe(&self, sampling: &str, made_by: &str) -> String {

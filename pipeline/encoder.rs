@@ -1,5 +1,5 @@
 //! What looks at frames: a VQGAN that gives codes, a vision transformer with a
-//! connector that gives features, or CLIP or SigLIP that gives vectors.
+//! connector that gives features, or an encoder of pictures that gives vectors.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ use longreel_models::{
 use crate::{
     error::{Context, Error, Kind, Result},
     flow::{FeatureRows, RgbImage, StepContent},
-    reel::{ReelContent, RowsDtype, RowsKind, RowsOfFrame},
+    reel::{ReelContent, ReelHeader, RowForm, RowsDtype, StepRows},
     vectors::VectorModel,
 };
 
@@ -68,18 +68,72 @@ impl StepShape {
     /// # Errors
     /// `BadInput` for sizes that the model does not take.
     pub fn rows(&self, size: [usize; 2], n_frames: usize) -> Result<usize> {
+        self.step(size, n_frames).map(|step| step.rows)
+    }
+
+    /// [`StepShape::rows`], and the lines and columns that they are.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn step(&self, size: [usize; 2], n_frames: usize) -> Result<StepRows> {
         match self {
-            Self::Fixed { rows } => Ok(*rows),
+            Self::Fixed { rows } => Ok(StepRows {
+                rows: *rows,
+                grid: None,
+            }),
             Self::Native(patches) => {
                 let sides = patches.size(size, n_frames)?;
-                Ok(sides.map(|side| side / patches.factor()).iter().product())
+                let [rows, columns] = sides.map(|side| side / patches.factor());
+                Ok(StepRows {
+                    rows: rows.saturating_mul(columns),
+                    grid: Some([rows, columns]),
+                })
+            }
+        }
+    }
+
+    /// Refuses a reel of other features than those of the model in `dir`, whose rows have `width` numbers.
+    ///
+    /// # Errors
+    /// `BadInput`, with what the reel has and both models.
+    pub fn check_reel(&self, header: &ReelHeader, dir: &Path, width: usize) -> Result<()> {
+        let frames = self.frames();
+        let is_ours = |step: StepRows| match self {
+            Self::Fixed { rows } => step.rows == *rows && step.grid.is_none(),
+            Self::Native(_) => step.grid.is_some(),
+        };
+        let steps = || header.videos.iter().filter_map(|video| video.step);
+        match header.content {
+            ReelContent::Features {
+                row, frames: found, ..
+            } if row.width == width && found == frames && steps().all(is_ours) => Ok(()),
+            found => {
+                let found = match steps().find(|step| !is_ours(*step)) {
+                    Some(step) => format!("{found}, {step}"),
+                    None => found.to_string(),
+                };
+                let message = format!(
+                    "the reel was made by {} and has {found}, the model {} makes features of {width} numbers, {self}",
+                    header.model,
+                    dir.display()
+                );
+                Err(Error::new(Kind::BadInput, message))
             }
         }
     }
 }
 
+impl std::fmt::Display for StepShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed { rows } => write!(f, "{rows} for each frame"),
+            Self::Native(_) => write!(f, "a grid of them for {} frames", self.frames()),
+        }
+    }
+}
+
 /// What the user says about a model's own budget of pixels.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PixelBudget {
     /// Fewest pixels.
     pub min: Option<usize>,
@@ -132,7 +186,7 @@ pub enum FrameEncoder {
         /// Channels of a row.
         width: usize,
     },
-    /// Frames to vectors, which stand in no context but are compared with those of texts.
+    /// Frames to vectors, which stand in no context but are compared with those of pictures or texts.
     Vectors(Box<VectorModel>),
 }
 
@@ -269,6 +323,9 @@ pub struct EncoderModel {
     pub dir: PathBuf,
     /// Frames to what they are in a context.
     pub encoder: FrameEncoder,
+    /// What a step is; `None` for vectors.
+    shape: Option<StepShape>,
+    digest: u64,
 }
 
 impl EncoderModel {
@@ -276,21 +333,24 @@ impl EncoderModel {
     ///
     /// # Errors
     /// `BadInput` for a text model.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub fn open(dir: &Path, budget: &PixelBudget) -> Result<Self> {
         if let Some(model) = VectorModel::open(dir)? {
             return Ok(Self {
                 dir: dir.to_owned(),
                 encoder: FrameEncoder::Vectors(Box::new(model)),
+                shape: None,
+                digest: 0,
             });
         }
         let doing = || format!("open the model {}", dir.display());
         let spec = spec_of_directory(dir).doing(doing)?;
         let mut weights = weights_of_directory(dir).doing(doing)?;
-        let encoder =
-            FrameEncoder::load(dir, &spec, &PixelBudget::default(), &mut weights).doing(doing)?;
+        let encoder = FrameEncoder::load(dir, &spec, budget, &mut weights).doing(doing)?;
         Ok(Self {
+            digest: encoder_digest(&weights),
             dir: dir.to_owned(),
             encoder: encoder.ok_or_else(|| no_vision(dir))?,
+            shape: StepShape::of(dir, &spec, budget).doing(doing)?,
         })
     }
 
@@ -307,25 +367,55 @@ impl EncoderModel {
         }
     }
 
-    /// What a frame is in a reel.
+    /// What a step is in a reel, with its numbers kept in `dtype`: vectors in f16 and features in bf16 where it is absent.
     ///
     /// # Errors
-    /// `BadInput` for an encoder whose features are not kept.
-    pub fn content(&self) -> Result<ReelContent> {
+    /// `Usage` for a type of codes, which are none.
+    pub fn content(&self, dtype: Option<RowsDtype>) -> Result<ReelContent> {
+        let row = |width: usize, usual| RowForm {
+            width,
+            dtype: dtype.unwrap_or(usual),
+        };
         match &self.encoder {
+            FrameEncoder::Codes { .. } if dtype.is_some() => {
+                let message =
+                    "the model makes codes, which are whole numbers: expected no type for them";
+                Err(Error::new(Kind::Usage, message))
+            }
             FrameEncoder::Codes { spec, .. } => Ok(ReelContent::Codes {
                 grid: spec.grid(),
                 codebook: spec.num_embeddings,
             }),
-            FrameEncoder::Vectors(model) => Ok(ReelContent::Rows(RowsOfFrame {
-                kind: RowsKind::Vectors,
-                rows: 1,
-                width: model.width(),
-                dtype: RowsDtype::F16,
-            })),
-            FrameEncoder::Pictures { .. } | FrameEncoder::Steps { .. } => Err(no_codes(&self.dir)),
+            FrameEncoder::Vectors(model) => {
+                Ok(ReelContent::Vectors(row(model.width(), RowsDtype::F16)))
+            }
+            FrameEncoder::Pictures { width, .. } | FrameEncoder::Steps { width, .. } => {
+                Ok(ReelContent::Features {
+                    row: row(*width, RowsDtype::Bf16),
+                    frames: self.encoder.frames_per_step(),
+                    encoder: self.digest,
+                })
+            }
         }
     }
+
+    /// The rows of a step of a video of `n_frames` pictures of height and width `size`; `None` for what is no rows.
+    ///
+    /// # Errors
+    /// `BadInput` for sizes that the model does not take.
+    pub fn step(&self, size: [usize; 2], n_frames: usize) -> Result<Option<StepRows>> {
+        match (&self.encoder, &self.shape) {
+            (FrameEncoder::Pictures { .. } | FrameEncoder::Steps { .. }, Some(shape)) => {
+                shape.step(size, n_frames).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// What tells the weights that make features from those of other models, wherever they lie.
+pub fn encoder_digest(weights: &Weights) -> u64 {
+    weights.digest(&["vision", "connector", "deepstack"])
 }
 
 /// The model in `dir` sees nothing.

@@ -24,6 +24,8 @@ pub mod vectors;
 
 pub mod encoder;
 
+pub mod shown;
+
 pub mod model;
 
 pub mod ranks;

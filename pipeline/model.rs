@@ -20,7 +20,7 @@ use longreel_models::{
 };
 
 use crate::{
-    encoder::{FrameEncoder, PixelBudget, no_codes, no_vision},
+    encoder::{FrameEncoder, PixelBudget, encoder_digest, no_codes, no_vision},
     error::{Context, Error, Kind, Result},
 };
 
@@ -76,6 +76,11 @@ impl ModelFiles {
     /// Bytes that the weights will take in memory, mapped or not.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.total_bytes()
+    }
+
+    /// [`encoder_digest`] of its weights.
+    pub fn encoder_digest(&self) -> u64 {
+        encoder_digest(&self.weights)
     }
 
     /// # Errors

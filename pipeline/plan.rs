@@ -81,6 +81,9 @@ pub struct Plan {
     pub encode_flops: f64,
 }
 
+/// What is asked where nobody has asked yet.
+pub const SHORT_QUESTION: &str = "What is the video about?";
+
 /// Working memory beside weights, cache and prefill: decoded pictures in the
 /// queues, the tokenizer's activations for one frame.
 const WORKING_BYTES: u64 = 512 << 20;

@@ -14,7 +14,8 @@ use rayon::prelude::*;
 use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
-    reel::{RECORD_HEAD_BYTES, ReelFrame, ReelReader, RowsDtype, RowsOfFrame, parse_record},
+    flow::FrameTime,
+    reel::{RECORD_HEAD_BYTES, ReelReader, ReelStep, RowForm, RowsDtype},
     time::Pts,
 };
 
@@ -33,8 +34,10 @@ pub struct Hit {
     pub record: u64,
     /// Cosine of its vector and the query's.
     pub score: f32,
-    /// The frame.
-    pub frame: ReelFrame,
+    /// Index of its video in the reel's header.
+    pub video: usize,
+    /// When it is shown.
+    pub time: FrameTime,
 }
 
 /// A frame's place, and how like the query it is. The greatest is the best: of equal scores
@@ -138,8 +141,7 @@ impl Library {
 
     /// Bytes of all records.
     pub fn bytes(&self) -> u64 {
-        let bytes = |r: &ReelReader| r.n_frames() * r.header().record_bytes() as u64;
-        self.reels.iter().map(bytes).sum()
+        self.reels.iter().map(ReelReader::record_bytes).sum()
     }
 
     /// The `k` best moments for `query` `[width]` of length one, the best first.
@@ -186,7 +188,7 @@ impl Library {
     fn hit(&self, candidate: Candidate) -> Result<Hit> {
         let Candidate { reel, record, .. } = candidate;
         let reader = &self.reels[reel];
-        let mut bytes = vec![0; reader.header().record_bytes()];
+        let mut bytes = vec![0; reader.header().record_bytes(0)?];
         reader.read_records(record, &mut bytes)?;
         let doing = || {
             format!(
@@ -194,12 +196,17 @@ impl Library {
                 reader.path().display()
             )
         };
-        let frame = parse_record(reader.header(), &bytes).doing(doing)?;
+        let found = ReelStep::parse(reader.header(), &bytes).doing(doing)?;
+        let frame = found.step.frames.first().ok_or_else(|| {
+            let message = "a record without a frame";
+            Error::new(Kind::Internal, message).doing(doing())
+        })?;
         Ok(Hit {
             reel,
             record,
             score: candidate.score,
-            frame,
+            video: found.video,
+            time: frame.time,
         })
     }
 
@@ -250,22 +257,22 @@ fn widths_differ(reel: &ReelReader, found: usize, expected: usize) -> Error {
 }
 
 fn is_near(a: &Hit, b: &Hit, gap: Pts) -> bool {
-    if (a.reel, a.frame.video) != (b.reel, b.frame.video) {
+    if (a.reel, a.video) != (b.reel, b.video) {
         return false;
     }
-    a.frame.time.pts.distance(b.frame.time.pts) < gap
+    a.time.pts.distance(b.time.pts) < gap
 }
 
 /// The `limit` best frames of one reel.
 fn best_of(
     reel: usize,
     reader: &ReelReader,
-    rows: RowsOfFrame,
+    row: RowForm,
     query: &[f32],
     limit: usize,
     cancel: &Cancel,
 ) -> Result<Best> {
-    let record_bytes = reader.header().record_bytes();
+    let record_bytes = reader.header().record_bytes(0)?;
     let per_chunk = (CHUNK_BYTES / record_bytes).max(1) as u64;
     let chunks = reader.n_frames().div_ceil(per_chunk);
     let scan = |(mut best, mut buffer): (Best, Vec<u32>), chunk: u64| {
@@ -276,7 +283,7 @@ fn best_of(
         buffer.resize((n * record_bytes).div_ceil(4), 0);
         let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..n * record_bytes];
         reader.read_records(first, bytes)?;
-        for (i, score) in scores(rows.dtype, query, bytes, n).into_iter().enumerate() {
+        for (i, score) in scores(row.dtype, query, bytes, n).into_iter().enumerate() {
             let record = first + i as u64;
             best.offer(Candidate {
                 score,

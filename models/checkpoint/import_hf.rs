@@ -19,9 +19,10 @@ use crate::{
     },
     error::{Context, Error, Kind, Result},
     spec::{
-        DecoderSpec, FrameEnd, ModelSpec, ModelType, default_end_of_frame_id,
-        default_end_of_vision_id,
-        encoder::DualEncoderSpec,
+        DecoderSpec, FrameEnd, ModelSpec, ModelType,
+        conv_net::ConvNetSpec,
+        default_end_of_frame_id, default_end_of_vision_id,
+        encoder::{DualEncoderSpec, VitSpec},
         features::{VisionLanguageSpec, VisionSpec},
     },
 };
@@ -57,11 +58,22 @@ fn read_config(path: &Path) -> Result<Value> {
     Err(bad("expected an object".into()).doing(doing()))
 }
 
-/// The specification of a directory with CLIP or SigLIP; `None` for a model of another kind.
+/// What makes one vector of a picture.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PictureModelSpec {
+    /// CLIP or SigLIP, which makes vectors of texts as well.
+    Dual(DualEncoderSpec),
+    /// A vision transformer.
+    Vit(VitSpec),
+    /// A convolutional network.
+    ConvNet(ConvNetSpec),
+}
+
+/// The specification of a directory with an encoder of pictures; `None` for a model of another kind.
 ///
 /// # Errors
 /// `BadInput` for a configuration that this program cannot run, naming the key.
-pub fn dual_encoder_of_directory(dir: &Path) -> Result<Option<DualEncoderSpec>> {
+pub fn picture_model_of_directory(dir: &Path) -> Result<Option<PictureModelSpec>> {
     let path = dir.join("config.json");
     let doing = || format!("read {}", path.display());
     let config = config_of(&std::fs::read_to_string(&path).doing(doing)?).doing(doing)?;
@@ -69,14 +81,24 @@ pub fn dual_encoder_of_directory(dir: &Path) -> Result<Option<DualEncoderSpec>> 
         return Ok(None);
     }
     let architecture = Architecture::of_config(&config).doing(doing)?;
-    if architecture.kind() != ModelKind::DualEncoder {
-        return Ok(None);
-    }
-    let spec: DualEncoderSpec = architecture
-        .spec(ModelKind::DualEncoder, &config)
-        .doing(doing)?;
-    spec.validate().doing(doing)?;
-    Ok(Some(spec))
+    picture_model(&architecture, &config).doing(doing)
+}
+
+fn picture_model(architecture: &Architecture, config: &Value) -> Result<Option<PictureModelSpec>> {
+    Ok(Some(match architecture.kind() {
+        kind @ ModelKind::DualEncoder => {
+            let spec: DualEncoderSpec = architecture.spec(kind, config)?;
+            spec.validate()?;
+            PictureModelSpec::Dual(spec)
+        }
+        kind @ ModelKind::Classifier => {
+            let spec: VitSpec = architecture.spec(kind, config)?;
+            spec.validate("vision")?;
+            PictureModelSpec::Vit(spec)
+        }
+        kind @ ModelKind::ConvNet => PictureModelSpec::ConvNet(architecture.spec(kind, config)?),
+        ModelKind::Decoder | ModelKind::VisionLanguage => return Ok(None),
+    }))
 }
 
 /// The weights of a model directory under the names that they have here.

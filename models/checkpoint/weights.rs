@@ -42,6 +42,27 @@ pub struct Weights {
     taken: BTreeSet<String>,
 }
 
+/// Places of a tensor whose bytes go into a digest, and how many there.
+const DIGEST_SAMPLES: usize = 4;
+const DIGEST_SAMPLE_BYTES: usize = 64;
+
+/// FNV-1a, 64 bits (Fowler, Noll, Vo).
+struct Digest(u64);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Digest {
+    fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+}
+
 /// A two-dimensional weight `[out, in]`, kept as it is stored.
 #[derive(Clone)]
 pub enum Matrix {
@@ -179,6 +200,26 @@ impl Weights {
         shard.as_bytes().get(entry.range.clone())
     }
 
+    /// A number that tells the tensors under some names from others: their names, types, shapes and some of their bytes,
+    /// spread over each (FNV-1a of 64 bits).
+    pub fn digest(&self, parts: &[&str]) -> u64 {
+        let mut digest = Digest::default();
+        for (name, entry) in &self.entries {
+            if !parts.iter().any(|part| is_part(name, part)) {
+                continue;
+            }
+            let what = format!("{name} {:?} {:?}", entry.dtype, entry.shape);
+            digest.add(what.as_bytes());
+            let bytes = self.bytes(name).unwrap_or_default();
+            for sample in 0..DIGEST_SAMPLES {
+                let start = bytes.len() * sample / DIGEST_SAMPLES;
+                let rest = &bytes[start..];
+                digest.add(&rest[..rest.len().min(DIGEST_SAMPLE_BYTES)]);
+            }
+        }
+        digest.0
+    }
+
     /// Bytes of all tensors as stored.
     pub fn total_bytes(&self) -> u64 {
         self.entries.values().map(|e| e.range.len() as u64).sum()
@@ -292,6 +333,13 @@ impl Weights {
         )?))
     }
 
+    /// Counts the tensors of `part`, whose names begin with its own and a dot, as taken: this use of the model needs none.
+    pub fn leave_out(&mut self, part: &str) {
+        let names = self.entries.keys().filter(|name| is_part(name, part));
+        let names: Vec<String> = names.cloned().collect();
+        self.taken.extend(names);
+    }
+
     /// Whether something took the tensor `name`.
     pub fn is_taken(&self, name: &str) -> bool {
         self.taken.contains(name)
@@ -327,6 +375,12 @@ impl Weights {
             ),
         ))
     }
+}
+
+/// Whether a tensor's name begins with that of the part and a dot.
+fn is_part(name: &str, part: &str) -> bool {
+    let rest = name.strip_prefix(part);
+    rest.is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// The safetensors files that make up the model in `dir`, sorted: those that

@@ -196,6 +196,19 @@ impl ConvNetSpec {
         Ok(self.layers.iter().flat_map(ConvLayer::unfolded).collect())
     }
 
+    /// The same without what makes a grid of features to one row: the encoder of a network that names what it sees.
+    pub fn grid(mut self) -> Self {
+        let is_behind = |layer: &ConvLayer| {
+            matches!(
+                layer,
+                ConvLayer::AdaptivePool { .. } | ConvLayer::Flatten | ConvLayer::Linear { .. }
+            )
+        };
+        let end = self.layers.iter().position(is_behind);
+        self.layers.truncate(end.unwrap_or(self.layers.len()));
+        self
+    }
+
     /// # Errors
     /// `BadInput` for sizes that are none, naming the layer.
     pub fn validate(&self) -> Result<()> {

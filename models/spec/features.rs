@@ -329,6 +329,14 @@ impl FeatureSpec {
         }
     }
 
+    /// Learned rows that stand behind a video.
+    pub fn newlines(&self) -> usize {
+        match self {
+            Self::Square(spec) => usize::from(spec.video_newline == Newline::End),
+            Self::Native(_) => 0,
+        }
+    }
+
     /// Rows of features of one picture; `None` where they follow from its size.
     pub fn rows(&self) -> Option<usize> {
         match self {

@@ -18,6 +18,8 @@ use crate::{
 /// A network with its weights.
 pub struct ConvNet {
     channels: usize,
+    /// Of what comes out.
+    out_channels: usize,
     layers: Vec<Layer>,
 }
 
@@ -67,13 +69,26 @@ impl ConvNet {
             norm_eps: spec.norm_eps,
         };
         let layers = spec.unfolded()?;
+        let layers = layers.iter().map(|layer| loader.layer(layer));
         Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
             channels: spec.num_channels,
-            layers: layers
-                .iter()
-                .map(|layer| loader.layer(layer))
-                .collect::<Result<_>>()?,
+            out_channels: loader.channels,
         })
+    }
+
+    /// Channels of what comes out.
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
+    }
+
+    /// pixels `[n, channels, height, width]` → `[n, out]`: the mean over the places of what comes out.
+    ///
+    /// # Errors
+    /// As [`ConvNet::forward`].
+    pub fn pooled(&self, pixels: &[f32], size: [usize; 2]) -> Result<Vec<f32>> {
+        let ends = self.run(pixels, size, self.layers.len())?;
+        Ok(ends.iter().flat_map(|x| adaptive_pool(x, 1).data).collect())
     }
 
     /// Names of the places whose outputs can be asked for.

@@ -5,6 +5,8 @@ pub mod patches;
 pub mod processor;
 pub mod vqgan;
 
+pub mod table;
+
 pub mod vit;
 
 pub mod classifier;

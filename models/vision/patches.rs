@@ -57,19 +57,27 @@ impl VideoPatches {
     /// # Errors
     /// When there are no frames or too many, or `size` is not made of merged patches.
     pub fn step(&self, frames: &[RgbView<'_>], size: [usize; 2]) -> Result<Patches> {
-        let spec = &self.spec;
-        let per_step = spec.temporal_patch_size;
+        let per_step = self.spec.temporal_patch_size;
         self.check(frames.len(), size)?;
-        let [height, width] = size;
-        let resample = resample(spec.filter, Rounding::Torchvision);
-        let resized: Vec<Vec<u8>> = frames
-            .iter()
-            .map(|frame| resize(*frame, [width, height], resample))
-            .collect();
+        let resized: Vec<Vec<u8>> = frames.iter().map(|&f| self.resized(f, size)).collect();
         let frames: Vec<&[u8]> = (0..per_step)
             .filter_map(|t| resized.get(t).or(resized.last()).map(Vec::as_slice))
             .collect();
         Ok(self.patches(&frames, size))
+    }
+
+    /// One frame → bytes `[height, width, 3]` of `size`.
+    ///
+    /// # Errors
+    /// When `size` is not made of merged patches.
+    pub fn shown(&self, frame: RgbView<'_>, size: [usize; 2]) -> Result<Vec<u8>> {
+        self.check(1, size)?;
+        Ok(self.resized(frame, size))
+    }
+
+    fn resized(&self, frame: RgbView<'_>, [height, width]: [usize; 2]) -> Vec<u8> {
+        let resample = resample(self.spec.filter, Rounding::Torchvision);
+        resize(frame, [width, height], resample)
     }
 
     /// frames `[T, height, width, 3]` → patches.

@@ -70,11 +70,27 @@ impl PictureProcessor {
     /// # Errors
     /// When the picture would become too large.
     pub fn pixels(&self, picture: RgbView<'_>) -> Result<Vec<f32>> {
-        let rgb = self.bytes(picture)?;
-        Ok(planes(&self.spec, &rgb.data))
+        self.sized_pixels(picture).map(|(pixels, _)| pixels)
     }
 
-    /// picture → bytes `[height, width, 3]`, resized and cropped.
+    /// [`PictureProcessor::pixels`], and their height and width.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sized_pixels(&self, picture: RgbView<'_>) -> Result<(Vec<f32>, [usize; 2])> {
+        let rgb = self.bytes(picture)?;
+        Ok((planes(&self.spec, &rgb.data), [rgb.height, rgb.width]))
+    }
+
+    /// picture → bytes `[height, width, 3]`, resized and cropped, and their height and width.
+    ///
+    /// # Errors
+    /// As [`PictureProcessor::pixels`].
+    pub fn shown(&self, picture: RgbView<'_>) -> Result<(Vec<u8>, [usize; 2])> {
+        let rgb = self.bytes(picture)?;
+        Ok((rgb.data, [rgb.height, rgb.width]))
+    }
+
     fn bytes(&self, picture: RgbView<'_>) -> Result<Rgb> {
         if !self.spec.pad_to_square || picture.width() == picture.height() {
             return self.resized(picture);

@@ -14,6 +14,7 @@ use crate::{
         norm::LayerNorm,
     },
     spec::encoder::{EncoderSpec, VisionPool, VitSpec},
+    vision::table::stretched,
 };
 
 /// Channels of a picture.
@@ -71,6 +72,26 @@ impl Vit {
             post_norm: norm(weights, spec.post_norm, "post_norm")?,
             attention_pool,
         })
+    }
+
+    /// The same for pictures of another side, whose patches stand closer or farther apart in its table of positions
+    /// ([`stretched`]).
+    ///
+    /// # Errors
+    /// `BadInput` for a side that holds no patch.
+    pub fn for_pictures_of(mut self, side: usize) -> Result<Self> {
+        let from = self.spec.grid();
+        self.spec.image_size = side;
+        self.spec.validate("vision")?;
+        let hidden = self.spec.encoder.hidden_size;
+        let class = if self.spec.class_token { hidden } else { 0 };
+        let to = self.spec.grid();
+        if to != from {
+            let patches = stretched(&self.positions[class..], hidden, from, to);
+            self.positions.truncate(class);
+            self.positions.extend(patches);
+        }
+        Ok(self)
     }
 
     /// What it is made of.
@@ -148,6 +169,21 @@ impl Vit {
     pub fn pooled(&self, pixels: &[f32]) -> Result<Vec<f32>> {
         let tokens = self.normed(&self.hidden(pixels, self.layers())?);
         self.pool(&tokens)
+    }
+
+    /// pixels `[n, 3, side, side]` → the class tokens behind the last norm, `[n, hidden]`.
+    ///
+    /// # Errors
+    /// `Usage` when the encoder has no class token, and as [`Vit::hidden`].
+    pub fn class_tokens(&self, pixels: &[f32]) -> Result<Vec<f32>> {
+        if !self.spec.class_token {
+            let message = "this encoder has no class token, expected one";
+            return Err(Error::new(Kind::Usage, message));
+        }
+        let hidden = self.spec.encoder.hidden_size;
+        let tokens = self.normed(&self.hidden(pixels, self.layers())?);
+        let pictures = tokens.chunks_exact(self.spec.tokens() * hidden);
+        Ok(pictures.flat_map(|p| &p[..hidden]).copied().collect())
     }
 
     /// tokens `[n, tokens, hidden]` behind the last norm → one vector a picture.

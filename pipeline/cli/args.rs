@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use crate::plan::SHORT_QUESTION;
+
 /// Ask questions of hours of video.
 #[derive(Debug, Parser)]
 #[command(
@@ -40,7 +42,7 @@ pub enum Verb {
     Ask(AskArgs),
     /// Write the frames that would be seen, with their exact times.
     Frames(FramesArgs),
-    /// Turn videos or images into a reel: frame tokens or vectors, with times.
+    /// Turn videos or images into a reel: frame tokens, features or vectors, with times.
     Encode(EncodeArgs),
     /// Find the moments that a text or a picture describes.
     Search(SearchArgs),
@@ -181,6 +183,17 @@ pub enum KvDtypeArg {
     Int4,
 }
 
+/// How the numbers of a reel are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReelDtypeArg {
+    /// 4 bytes a number, exact.
+    F32,
+    /// 2 bytes, 8 bits of precision.
+    Bf16,
+    /// 2 bytes, 11 bits of precision, numbers up to 65504.
+    F16,
+}
+
 /// What follows a frame's codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FrameEndArg {
@@ -318,6 +331,9 @@ pub struct FramesArgs {
     /// The model whose preprocessing `--size model` applies.
     #[arg(long, short, value_name = "MODEL", required_if_eq("size", "model"))]
     pub model: Option<String>,
+
+    #[command(flatten)]
+    pub pixels: PixelArgs,
 }
 
 /// Size of written frames.
@@ -333,7 +349,7 @@ pub enum FrameSize {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  longreel encode a.mp4 --out a.reel --model lwm/ --fps 1\n  \
-                        longreel encode cam1.mp4 cam2.mp4 --out day.reel --model lwm/\n\n\
+                        longreel encode cam1.mp4 cam2.mp4 --out day.reel --model org/name --fps 1\n\n\
                         A stopped run leaves OUT.partial; the same command goes on behind it."
 )]
 pub struct EncodeArgs {
@@ -351,6 +367,13 @@ pub struct EncodeArgs {
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub pixels: PixelArgs,
+
+    /// How numbers are kept; features in bf16 and vectors in f16 when absent.
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub reel_dtype: Option<ReelDtypeArg>,
 
     /// Replace an existing reel.
     #[arg(long)]
@@ -565,7 +588,7 @@ pub struct PlanArgs {
     pub hours: Option<f64>,
 
     /// The question, where its length matters.
-    #[arg(long, default_value = "What is the video about?", value_name = "TEXT")]
+    #[arg(long, default_value = SHORT_QUESTION, value_name = "TEXT")]
     pub question: String,
 
     /// Tell the model the times of the frames; as for `ask`.

@@ -22,7 +22,7 @@ use crate::{
         resolve,
     },
     encoder::StepShape,
-    error::{Context, Error, Kind, Result},
+    error::{Error, Kind, Result},
     model::{Model, ModelFiles},
     plan::{Demand, Plan, peak_memory_bytes},
     ranks::Ranks,
@@ -190,16 +190,20 @@ fn prepare(
     let choosing = Instant::now();
     let mut sources = resolve::sources(videos, &selection, chooser.as_ref(), voice, cancel)?;
     let chosen = chooser.map(|_| choosing.elapsed());
-    check_reels(&files, &sources)?;
+    let budget = resolve::pixel_budget(&args.pixels);
+    let shape = StepShape::of(&files.dir, &files.spec, &budget)?;
+    resolve::check_reels(&files, shape.as_ref(), &budget, &sources)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();
     let end = args.frame_end.map(resolve::frame_end);
     let layout = Layout::of(&files, question, n_videos, end)?;
-    let budget = resolve::pixel_budget(&args.pixels);
-    let shape = StepShape::of(&files.dir, &files.spec, &budget)?;
     let planned =
         |sources: &[Source]| planned(&files, &layout, shape.as_ref(), sources, options, ranks);
     let mut plan = planned(&sources)?;
-    if let Some(fewer) = selection.fewer(&plan, n_videos) {
+    // The frames of a reel were chosen when it was made.
+    let chooses = sources
+        .iter()
+        .any(|source| matches!(source, Source::Video { .. }));
+    if chooses && let Some(fewer) = selection.fewer(&plan, n_videos) {
         let (given, fit) = (plan.frames, plan.frames_that_fit);
         voice.note(&format!(
             "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"
@@ -207,7 +211,7 @@ fn prepare(
         sources = resolve::sources(videos, &fewer, None, voice, cancel)?;
         plan = planned(&sources)?;
     }
-    plan.check("--frames", n_videos)?;
+    plan.check(resolve::frames_option(&sources), n_videos)?;
     layout.check_times(&sources, files.spec.decoder.max_position_embeddings)?;
     let model = files.load_with(&budget)?;
     Ok(Prepared {
@@ -424,18 +428,6 @@ fn options(args: &AskArgs) -> Result<AnswerOptions> {
     })
 }
 
-/// Codes mean something only to the tokenizer that made them.
-fn check_reels(model: &ModelFiles, sources: &[Source]) -> Result<()> {
-    for source in sources {
-        if let (Source::Reel(reel), Some(vqgan)) = (source, &model.spec.vqgan) {
-            reel.header()
-                .check_codes(vqgan.grid(), vqgan.num_embeddings)
-                .doing(|| format!("read {}", reel.path().display()))?;
-        }
-    }
-    Ok(())
-}
-
 /// What the question takes, whether or not it fits.
 fn planned(
     model: &ModelFiles,
@@ -445,25 +437,15 @@ fn planned(
     options: &AnswerOptions,
     ranks: &Ranks,
 ) -> Result<Plan> {
-    let sight = layout.sight(shape, sources)?;
     let demand = Demand {
-        frames: sight.frames,
-        tokens_per_frame: sight.tokens_per_frame,
-        vision_tokens: sight.vision_tokens,
-        text_tokens: layout.n_text_tokens(sources.iter().map(Source::n_videos).sum()) as u64,
         max_new_tokens: options.max_new_tokens as u64,
-        kv_dtype: options.kv_dtype,
-        contexts: 1,
         processes: ranks.place().1 as u64,
-        weight_bytes: model.weight_bytes(),
         ranks: ranks.count() as u64,
         prefill_chunk: options.prefill_chunk as u64,
+        ..resolve::demand(model, layout, shape, sources, options.kv_dtype)?
     };
-    let mut plan = Plan::new(&model.spec, demand, resolve::memory_of(ranks));
-    if let Some(shape) = shape {
-        plan.frames_that_fit = layout.frames_that_fit(shape, sources, plan.room())?;
-    }
-    Ok(plan)
+    let plan = Plan::new(&model.spec, demand, resolve::memory_of(ranks));
+    resolve::with_frames_that_fit(plan, layout, shape, sources)
 }
 
 /// Prints the answer as it is made, where that was asked for.

@@ -2,16 +2,19 @@
 
 use std::{path::Path, time::Instant};
 
+use longreel_models::attention::kv_cache::KvDtype;
 use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
     cli::{args::EncodeArgs, choosing, output::Voice, resolve},
-    encoder::EncoderModel,
+    encoder::{EncoderModel, PixelBudget, StepShape},
     error::{Context, Error, Kind, Result},
-    plan,
-    reel::{ReelHeader, ReelVideo, ReelWriter, absolute, modified_s, partial_path},
-    stages::{self, decode::Source, progress::Progress, seen::SourceSeen},
+    model::ModelFiles,
+    plan::{self, Plan},
+    reel::{ReelHeader, ReelVideo, ReelWriter, absolute, partial_path},
+    sources::file::FrameReader,
+    stages::{self, decode::Source, layout::Layout, progress::Progress, seen::SourceSeen},
 };
 
 #[derive(Serialize)]
@@ -52,14 +55,11 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         );
         return Err(Error::new(Kind::Usage, message));
     }
-    let selection = resolve::selection(&args.sampling, resolve::one_a_second()?)?;
-    let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
-    let choosing = Instant::now();
-    let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
-    let chosen = chooser.map(|_| choosing.elapsed().as_secs_f64());
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let model = EncoderModel::open(&dir)?;
-    let header = header(&model, &sources)?;
+    let budget = resolve::pixel_budget(&args.pixels);
+    let (sources, chosen) = sources(&args, &dir, &budget, voice, cancel)?;
+    let model = EncoderModel::open(&dir, &budget)?;
+    let header = header(&args, &model, &sources)?;
     let mut writer = ReelWriter::open(&args.out, header, args.force)?;
     let resumed = writer.n_frames();
     if resumed > 0 {
@@ -108,12 +108,53 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })
 }
 
-fn header(model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
+/// The videos, with the frames that `ask` would take of them, and how many seconds choosing by what they show took.
+fn sources(
+    args: &EncodeArgs,
+    dir: &Path,
+    budget: &PixelBudget,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<(Vec<Source>, Option<f64>)> {
+    let usual = resolve::usual_sampling_of(dir)?;
+    let selection = resolve::selection(&args.sampling, usual)?;
+    let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
+    let choosing = Instant::now();
+    let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
+    let chosen = chooser.map(|_| choosing.elapsed().as_secs_f64());
+    if !selection.is_own_rule() {
+        return Ok((sources, chosen));
+    }
+    let plan = short_question(dir, budget, &sources)?;
+    let Some(fewer) = selection.fewer(&plan, sources.len()) else {
+        return Ok((sources, chosen));
+    };
+    let (given, fit) = (plan.frames, plan.frames_that_fit);
+    voice.note(&format!(
+        "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"
+    ));
+    let sources = resolve::sources(&args.videos, &fewer, None, voice, cancel)?;
+    Ok((sources, chosen))
+}
+
+/// What a short question about `sources` would take.
+fn short_question(dir: &Path, budget: &PixelBudget, sources: &[Source]) -> Result<Plan> {
+    let files = ModelFiles::open(dir)?;
+    let n_videos = sources.iter().map(Source::n_videos).sum();
+    let layout = Layout::of(&files, plan::SHORT_QUESTION, n_videos, None)?;
+    let shape = StepShape::of(dir, &files.spec, budget)?;
+    let shape = shape.as_ref();
+    let demand = resolve::demand(&files, &layout, shape, sources, KvDtype::Bf16)?;
+    let plan = Plan::new(&files.spec, demand, None);
+    resolve::with_frames_that_fit(plan, &layout, shape, sources)
+}
+
+fn header(args: &EncodeArgs, model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
     let mut videos = Vec::new();
     for source in sources {
         match source {
             Source::Video { reader, sampling } => {
-                videos.push(ReelVideo::of(reader.info(), sampling));
+                videos.push(reel_video(model, reader, sampling)?);
             }
             Source::Reel(reel) => {
                 let path = reel.path().display();
@@ -124,18 +165,25 @@ fn header(model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
             }
         }
     }
+    let content = model.content(args.reel_dtype.map(resolve::reel_dtype));
     Ok(ReelHeader {
         model: absolute(&model.dir).display().to_string(),
-        model_modified_s: weights_modified_s(&model.dir),
-        content: model.content()?,
+        model_modified_s: resolve::weights_modified_s(&model.dir),
+        content: content.doing(|| "--reel-dtype")?,
         videos,
     })
 }
 
-/// When the youngest weights in `dir` were written; 0 when nobody knows.
-pub(super) fn weights_modified_s(dir: &Path) -> u64 {
-    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let paths = files.map(|f| f.path());
-    let weights = paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
-    weights.map(|p| modified_s(&p)).max().unwrap_or(0)
+fn reel_video(model: &EncoderModel, reader: &FrameReader, sampling: &str) -> Result<ReelVideo> {
+    let info = reader.info();
+    let doing = || format!("encode {}", info.path.display());
+    let n_frames = reader.expected_frames().unwrap_or(1);
+    let n_frames = usize::try_from(n_frames).unwrap_or(usize::MAX);
+    let step = model.step([info.height, info.width], n_frames);
+    let step = step.doing(doing)?;
+    Ok(ReelVideo {
+        step,
+        shown_s: step.and_then(|_| reader.shown_seconds()),
+        ..ReelVideo::of(info, sampling)
+    })
 }

@@ -6,10 +6,6 @@ use std::{
     path::Path,
 };
 
-use longreel_models::{
-    checkpoint::import_hf::spec_of_directory,
-    vision::image::{RgbView, lwm_frame},
-};
 use serde::Serialize;
 
 use crate::{
@@ -21,7 +17,8 @@ use crate::{
         resolve::{self, Selection},
     },
     error::{Context, Error, Kind, Result},
-    flow::{Frame, RgbImage},
+    flow::Frame,
+    shown::Shown,
     sources::{
         file::{DecodeReport, FrameReader, VideoInfo},
         png::write_png,
@@ -57,7 +54,7 @@ struct FramesJson<'a> {
 /// Runs the verb.
 pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let selection = selection(&args)?;
-    let side = model_side(&args, voice, cancel)?;
+    let shown = shown(&args, voice, cancel)?;
     let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
     let (mut reader, sampling) =
         resolve::video(&args.video, &selection, chooser.as_ref(), voice, cancel)?;
@@ -68,7 +65,7 @@ pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         .frames_expected
         .add(reader.expected_frames().unwrap_or(0));
     let frames = voice.show(&progress, || {
-        write_all(&args.out, &mut reader, side, &progress, cancel)
+        write_all(&args.out, &mut reader, shown.as_ref(), &progress, cancel)
     })?;
     let report = reader.report();
     voice.warn(&args.video, &report.warnings);
@@ -102,39 +99,31 @@ fn selection(args: &FramesArgs) -> Result<Selection> {
     resolve::selection(&args.sampling, resolve::one_a_second()?)
 }
 
-/// Side of the model's input with `--size model`.
-fn model_side(args: &FramesArgs, voice: Voice, cancel: &Cancel) -> Result<Option<usize>> {
+/// What the model does to frames, with `--size model`.
+fn shown(args: &FramesArgs, voice: Voice, cancel: &Cancel) -> Result<Option<Shown>> {
     let (FrameSize::Model, Some(model)) = (args.size, &args.model) else {
         return Ok(None);
     };
     let dir = resolve::model_dir(model, voice, cancel)?;
-    let spec = spec_of_directory(&dir)?;
-    let vqgan = spec.vqgan.ok_or_else(|| {
-        Error::new(
-            Kind::BadInput,
-            format!(
-                "the model {} is a text model, it sees no frames",
-                dir.display()
-            ),
-        )
-    })?;
-    Ok(Some(vqgan.resolution))
+    Shown::of(&dir, &resolve::pixel_budget(&args.pixels)).map(Some)
 }
 
 fn write_all(
     out: &Path,
     reader: &mut FrameReader,
-    side: Option<usize>,
+    shown: Option<&Shown>,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<u64> {
     let list = out.join("frames.jsonl");
     let doing = || format!("write {}", list.display());
     let mut lines = BufWriter::new(temporary_beside(&list, ".jsonl").doing(doing)?);
+    let n_frames = reader.expected_frames().unwrap_or(1);
+    let n_frames = usize::try_from(n_frames).unwrap_or(usize::MAX);
     let mut n = 0;
     while let Some(frame) = reader.next_frame()? {
         cancel.check()?;
-        let line = write_frame(out, frame, side)?;
+        let line = write_frame(out, frame, shown, n_frames)?;
         writeln!(lines, "{}", to_json(&line)?).doing(doing)?;
         n += 1;
         progress.frames_encoded.add(1);
@@ -154,23 +143,23 @@ fn write_all(
     Ok(n)
 }
 
-fn write_frame(out: &Path, frame: Frame, side: Option<usize>) -> Result<FrameLine> {
+fn write_frame(
+    out: &Path,
+    frame: Frame,
+    shown: Option<&Shown>,
+    n_frames: usize,
+) -> Result<FrameLine> {
     let Frame {
         time,
         key,
         corrupt,
         image,
     } = frame;
-    let image = match side {
+    let image = match shown {
         None => image,
-        Some(side) => {
-            let data = lwm_frame(RgbView::new(image.width, image.height, &image.data)?, side)?;
-            RgbImage {
-                width: side,
-                height: side,
-                data,
-            }
-        }
+        Some(shown) => shown
+            .of_frame(&image, n_frames)
+            .doing(|| format!("frame at {}", time.pts))?,
     };
     let file = format!("frame_{:06}_pts_{}.png", time.index, time.pts.ticks);
     write_png(&out.join(&file), &image)?;

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Kind, Result},
     model::ModelFiles,
     plan::{Demand, MachineSpeed, Plan, available_memory_bytes, bytes},
-    sources::sampler::Sampling,
+    sources::sampler::{Sampling, TimeRange},
     stages::{
         self,
         decode::Source,
@@ -58,9 +58,8 @@ const ASSUMED_RATE: f64 = 25.0;
 struct Facts {
     spec: ModelSpec,
     weight_bytes: u64,
-    text_tokens: u64,
     /// Absent for a model file, which has no tokenizer.
-    layout: Option<Layout>,
+    files: Option<ModelFiles>,
     shape: Option<StepShape>,
     usual: Sampling,
 }
@@ -79,12 +78,15 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         );
         return Err(Error::new(Kind::BadInput, message));
     }
-    let sight = sight(&args, &facts, &sources, &selection.sampling)?;
+    let layout = layout(&args, &facts, &sources)?;
+    let sampling = &selection.sampling;
+    let sight = sight(&args, &facts, layout.as_ref(), &sources, sampling)?;
+    let n_videos = sources.iter().map(Source::n_videos).sum();
     let demand = Demand {
         frames: sight.frames,
         tokens_per_frame: sight.tokens_per_frame,
         vision_tokens: sight.vision_tokens,
-        text_tokens: facts.text_tokens,
+        text_tokens: text_tokens(&args, layout.as_ref(), n_videos),
         max_new_tokens: args.max_new_tokens as u64,
         kv_dtype: resolve::kv_dtype(args.kv_dtype),
         contexts: 1,
@@ -94,10 +96,10 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         prefill_chunk: 512,
     };
     let mut plan = Plan::new(&facts.spec, demand, available(&args)?);
-    if let (Some(layout), Some(shape)) = (&facts.layout, &facts.shape) {
+    if let (Some(layout), Some(shape)) = (&layout, &facts.shape) {
         plan.frames_that_fit = layout.frames_that_fit(shape, &sources, plan.room())?;
     }
-    let verdict = plan.check("--frames", sources.iter().map(Source::n_videos).sum());
+    let verdict = plan.check(resolve::frames_option(&sources), n_videos);
     let predicted_seconds = args
         .measure
         .then(|| predict(&plan, args.max_new_tokens))
@@ -121,30 +123,45 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
         let mut spec = resolve::spec_file(path)?;
         resolve::choose_time_instruction(&mut spec, args.time_instruction)?;
         let weight_bytes = 2 * parameters(&spec);
-        // No tokenizer here: a token per character is more than any question takes.
         return Ok(Facts {
             shape: usual_shape(&spec),
             spec,
             weight_bytes,
-            text_tokens: args.question.len() as u64 + 64,
-            layout: None,
+            files: None,
             usual: resolve::one_a_second()?,
         });
     }
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let mut files = ModelFiles::open(&dir)?;
     resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
-    let n_videos = args.videos.len().max(1) * usize::from(files.spec.looks());
-    let layout = Layout::of(&files, &args.question, n_videos, None)?;
     let budget = resolve::pixel_budget(&args.pixels);
     Ok(Facts {
-        text_tokens: layout.n_text_tokens(n_videos) as u64,
-        layout: Some(layout),
         shape: StepShape::of(&dir, &files.spec, &budget)?,
         usual: resolve::usual_sampling(&dir, &files.spec)?,
         weight_bytes: files.weight_bytes(),
-        spec: files.spec,
+        spec: files.spec.clone(),
+        files: Some(files),
     })
+}
+
+/// How question and videos will stand; `None` for a model file.
+fn layout(args: &PlanArgs, facts: &Facts, sources: &[Source]) -> Result<Option<Layout>> {
+    let Some(files) = &facts.files else {
+        return Ok(None);
+    };
+    let budget = resolve::pixel_budget(&args.pixels);
+    resolve::check_reels(files, facts.shape.as_ref(), &budget, sources)?;
+    let n_videos: usize = sources.iter().map(Source::n_videos).sum();
+    let n_videos = n_videos.max(1) * usize::from(facts.spec.looks());
+    Layout::of(files, &args.question, n_videos, None).map(Some)
+}
+
+fn text_tokens(args: &PlanArgs, layout: Option<&Layout>, n_videos: usize) -> u64 {
+    match layout {
+        Some(layout) => layout.n_text_tokens(n_videos.max(1)) as u64,
+        // No tokenizer here: a token per character is more than any question takes.
+        None => args.question.len() as u64 + 64,
+    }
 }
 
 /// What a step of a video takes in a model without a folder, whose processor would have its own budget.
@@ -161,9 +178,15 @@ fn usual_shape(spec: &ModelSpec) -> Option<StepShape> {
 }
 
 /// Frames and the positions that they take: of the sources, or of so many hours.
-fn sight(args: &PlanArgs, facts: &Facts, sources: &[Source], sampling: &Sampling) -> Result<Sight> {
+fn sight(
+    args: &PlanArgs,
+    facts: &Facts,
+    layout: Option<&Layout>,
+    sources: &[Source],
+    sampling: &Sampling,
+) -> Result<Sight> {
     let frames = frames(args, sources, sampling)?;
-    match (&facts.layout, &facts.shape) {
+    match (layout, &facts.shape) {
         (Some(layout), shape) if args.hours.is_none() => layout.sight(shape.as_ref(), sources),
         (Some(layout), Some(shape)) => layout.video_tokens(shape, ASSUMED_SIZE, frames),
         (None, Some(shape)) => {
@@ -256,7 +279,13 @@ fn source_plan(source: &Source) -> SourcePlan {
             let duration_s = info.duration.map(|d| d.seconds());
             (info.path.clone(), duration_s, sampling.clone())
         }
-        Source::Reel(reel) => (reel.path().to_owned(), None, "as in the reel".to_owned()),
+        Source::Reel(reel) => {
+            let sampling = match reel.range() {
+                TimeRange::ALL => "as in the reel".to_owned(),
+                range => format!("as in the reel, {range}"),
+            };
+            (reel.path().to_owned(), None, sampling)
+        }
     };
     SourcePlan {
         path,

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{args::ReconstructArgs, output::Voice, resolve},
-    encoder::EncoderModel,
+    encoder::{EncoderModel, PixelBudget},
     error::{Context, Result},
     reel::ReelReader,
     sources::sampler::{Rate, parse_rate},
@@ -26,7 +26,7 @@ struct ReconstructJson<'a> {
 pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let model = EncoderModel::open(&dir)?;
+    let model = EncoderModel::open(&dir, &PixelBudget::default())?;
     let (vqgan, spec) = model.codes()?;
     let mut reel = ReelReader::open(&args.reel)?;
     reel.header()
@@ -36,10 +36,11 @@ pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let progress = Progress::default();
     progress.frames_expected.add(reel.n_frames());
     let frames = voice.show(&progress, || -> Result<u64> {
-        while let Some(frame) = reel.next_frame()? {
+        while let Some(kept) = reel.next_step()? {
             cancel.check()?;
-            out.write_codes(vqgan, frame.codes()?)
-                .doing(|| format!("frame at {}", frame.time.pts))?;
+            let at = kept.step.frames.first().map(|frame| frame.time.pts);
+            let doing = || at.map_or_else(String::new, |at| format!("frame at {at}"));
+            out.write_codes(vqgan, kept.codes()?).doing(doing)?;
             progress.frames_encoded.add(1);
         }
         Ok(progress.frames_encoded.get())

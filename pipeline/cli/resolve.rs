@@ -8,6 +8,7 @@ use std::{
 
 use longreel_models::{
     attention::kv_cache::KvDtype,
+    checkpoint::import_hf::{picture_model_of_directory, spec_of_directory},
     llama::sampler::Draw,
     spec::{
         FrameEnd, ModelSpec,
@@ -23,26 +24,31 @@ use crate::{
     chooser::{Candidates, Chooser},
     cli::{
         args::{
-            AfterVideoArg, DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, SamplingArgs, SwitchArg,
+            AfterVideoArg, DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, ReelDtypeArg,
+            SamplingArgs, SwitchArg,
         },
         choosing::usual_candidates,
         output::Voice,
     },
-    encoder::PixelBudget,
+    encoder::{PixelBudget, StepShape},
     error::{Context, Error, Kind, Result},
     hub,
-    plan::{Plan, available_memory_bytes},
+    model::ModelFiles,
+    plan::{Demand, Plan, available_memory_bytes},
     ranks::Ranks,
-    reel::{self, ReelReader},
+    reel::{self, ReelContent, ReelHeader, ReelReader, RowsDtype, modified_s},
     sources::{
         file::FrameReader,
         sampler::{Sampling, TimeRange, parse_rate, parse_time},
     },
-    stages::{decode::Source, progress::Progress},
+    stages::{decode::Source, layout::Layout, progress::Progress},
 };
 
 /// Frames per second when nothing else is asked for.
 const DEFAULT_RATE: &str = "1";
+
+/// Tokens of an answer where nothing else is asked for.
+const SHORT_ANSWER_TOKENS: u64 = 128;
 
 /// The directory of `model`: a path as it is, a name through the hub cache.
 pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
@@ -98,8 +104,6 @@ pub struct Selection {
     pub sampling: Sampling,
     /// Out of which part.
     pub range: TimeRange,
-    /// Whether the user asked for it, or it is the default.
-    asked_for: bool,
     /// Whether the rule is what holds where the user says nothing.
     is_usual: bool,
 }
@@ -110,9 +114,13 @@ impl Selection {
         Self {
             sampling,
             range,
-            asked_for: true,
             is_usual: false,
         }
+    }
+
+    /// Whether a model's own rule holds because nobody asked for another.
+    pub fn is_own_rule(&self) -> bool {
+        self.is_usual && matches!(self.sampling, Sampling::Rule { .. })
     }
 
     /// As many frames of each of `n_videos` as fit the context, where a model's own rule gives more and nobody asked for it.
@@ -143,6 +151,17 @@ pub fn usual_sampling(dir: &Path, spec: &ModelSpec) -> Result<Sampling> {
     }
     let choice = FrameChoice::of_directory(dir)?;
     Ok(Sampling::Rule { choice, rate: None })
+}
+
+/// [`usual_sampling`] of whatever looks at frames in `dir`.
+///
+/// # Errors
+/// `BadInput` for a configuration that this program cannot run.
+pub fn usual_sampling_of(dir: &Path) -> Result<Sampling> {
+    match picture_model_of_directory(dir)? {
+        Some(_) => one_a_second(),
+        None => usual_sampling(dir, &spec_of_directory(dir)?),
+    }
 }
 
 /// One frame a second.
@@ -183,11 +202,63 @@ pub fn selection(args: &SamplingArgs, usual: Sampling) -> Result<Selection> {
     };
     let range = range(args)?;
     Ok(Selection {
-        asked_for: sampling.is_some() || is_choosing || range != TimeRange::ALL,
-        is_usual: sampling.is_none(),
+        is_usual: sampling.is_none() && !is_choosing,
         sampling: sampling.unwrap_or(usual),
         range,
     })
+}
+
+/// What `sources` ask of `model`, on one rank and with a short answer.
+///
+/// # Errors
+/// As [`Layout::sight`].
+pub fn demand(
+    model: &ModelFiles,
+    layout: &Layout,
+    shape: Option<&StepShape>,
+    sources: &[Source],
+    kv_dtype: KvDtype,
+) -> Result<Demand> {
+    let sight = layout.sight(shape, sources)?;
+    let n_videos = sources.iter().map(Source::n_videos).sum();
+    Ok(Demand {
+        frames: sight.frames,
+        tokens_per_frame: sight.tokens_per_frame,
+        vision_tokens: sight.vision_tokens,
+        text_tokens: layout.n_text_tokens(n_videos) as u64,
+        max_new_tokens: SHORT_ANSWER_TOKENS,
+        kv_dtype,
+        contexts: 1,
+        processes: 1,
+        weight_bytes: model.weight_bytes(),
+        ranks: 1,
+        prefill_chunk: 1,
+    })
+}
+
+/// The plan with the number of frames of these `sources` that fit it.
+///
+/// # Errors
+/// As [`Layout::frames_that_fit`].
+pub fn with_frames_that_fit(
+    mut plan: Plan,
+    layout: &Layout,
+    shape: Option<&StepShape>,
+    sources: &[Source],
+) -> Result<Plan> {
+    if let Some(shape) = shape {
+        plan.frames_that_fit = layout.frames_that_fit(shape, sources, plan.room())?;
+    }
+    Ok(plan)
+}
+
+/// What sets the number of frames of each video, for advice.
+pub fn frames_option(sources: &[Source]) -> &'static str {
+    let is_reel = |source: &Source| matches!(source, Source::Reel(_));
+    match sources.iter().any(is_reel) {
+        true => "--from and --to, or encode --frames",
+        false => "--frames",
+    }
 }
 
 /// The range that `--from` and `--to` give.
@@ -225,14 +296,19 @@ fn source(
         let reader = Box::new(reader);
         return Ok(Source::Video { reader, sampling });
     }
-    if selection.asked_for {
+    if !selection.is_usual {
         let message = format!(
-            "{} is a reel, whose frames were chosen when it was made: expected no --fps, --frames, --all-frames, --from, --to or --sampler",
+            "{} is a reel, whose frames were chosen when it was made: expected no --fps, --frames, --all-frames or --sampler",
             path.display()
         );
         return Err(Error::new(Kind::Usage, message));
     }
-    Ok(Source::Reel(ReelReader::open(path)?))
+    let reel = ReelReader::open(path)?;
+    let reel = match selection.range == TimeRange::ALL {
+        true => reel,
+        false => reel.within(selection.range)?,
+    };
+    Ok(Source::Reel(Box::new(reel)))
 }
 
 /// Opens the video at `path`, whose frames `chooser` may choose; and how they are chosen, in words.
@@ -276,7 +352,7 @@ pub fn describe(sampling: &Sampling, range: &TimeRange) -> String {
         Sampling::Indices(numbers) => format!("{} given frame numbers", numbers.len()),
         Sampling::Rule { choice, .. } => choice.to_string(),
     };
-    format!("{words}{range}")
+    range.behind(words)
 }
 
 /// Refuses a temperature that is no temperature.
@@ -363,6 +439,78 @@ pub fn choose_time_instruction(spec: &mut ModelSpec, arg: Option<SwitchArg>) -> 
             Err(Error::new(Kind::Usage, message))
         }
     }
+}
+
+/// How numbers of a reel are kept.
+pub fn reel_dtype(arg: ReelDtypeArg) -> RowsDtype {
+    match arg {
+        ReelDtypeArg::F32 => RowsDtype::F32,
+        ReelDtypeArg::Bf16 => RowsDtype::Bf16,
+        ReelDtypeArg::F16 => RowsDtype::F16,
+    }
+}
+
+/// Refuses reels that `model`, whose steps have `shape`, did not make; codes and features mean something to their maker only.
+///
+/// # Errors
+/// `BadInput` with both models, `Usage` for a budget of pixels that comes too late.
+pub fn check_reels(
+    model: &ModelFiles,
+    shape: Option<&StepShape>,
+    budget: &PixelBudget,
+    sources: &[Source],
+) -> Result<()> {
+    for source in sources {
+        if let (Source::Reel(reel), Some(shape)) = (source, shape) {
+            check_reel(model, shape, budget, reel.header())
+                .doing(|| format!("read {}", reel.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_reel(
+    model: &ModelFiles,
+    shape: &StepShape,
+    budget: &PixelBudget,
+    header: &ReelHeader,
+) -> Result<()> {
+    if let Some(vqgan) = &model.spec.vqgan {
+        return header.check_codes(vqgan.grid(), vqgan.num_embeddings);
+    }
+    let width = model.spec.decoder.feature_width();
+    shape.check_reel(header, &model.dir, width)?;
+    if *budget != PixelBudget::default() {
+        let message = "frames got their size when the reel was made, expected no --min-pixels and no --max-pixels";
+        return Err(Error::new(Kind::Usage, message));
+    }
+    check_maker(model, header)
+}
+
+/// Refuses features that an encoder of other weights made, wherever either lies.
+fn check_maker(model: &ModelFiles, header: &ReelHeader) -> Result<()> {
+    let digest = model.encoder_digest();
+    match header.content {
+        ReelContent::Features { encoder, .. } if encoder != digest => {
+            let message = format!(
+                "the reel was made by {} (weights of {} s), the model {} (weights of {} s) has an encoder of other weights: expected one model",
+                header.model,
+                header.model_modified_s,
+                model.dir.display(),
+                weights_modified_s(&model.dir)
+            );
+            Err(Error::new(Kind::BadInput, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// When the youngest weights in `dir` were written; 0 when nobody knows.
+pub fn weights_modified_s(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let paths = files.map(|f| f.path());
+    let weights = paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    weights.map(|p| modified_s(&p)).max().unwrap_or(0)
 }
 
 /// What follows a frame's codes, where the user chose.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::SearchArgs, encode::weights_modified_s, output::Voice, resolve},
+    cli::{args::SearchArgs, output::Voice, resolve},
     error::{Context, Error, Kind, Result},
     flow::RgbImage,
     plan,
@@ -38,7 +38,8 @@ struct SearchJson {
 #[derive(Serialize)]
 struct MomentJson {
     score: f32,
-    logit: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logit: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     probability: Option<f32>,
     video: String,
@@ -137,7 +138,7 @@ pub(super) fn model_of_reel(
     }
     let dir = resolve::model_dir(name.unwrap_or(made_by), voice, cancel)?;
     let model = VectorModel::expect(&dir)?;
-    if header.model_modified_s != weights_modified_s(&dir) {
+    if header.model_modified_s != resolve::weights_modified_s(&dir) {
         voice.note(&format!(
             "the weights in {} are of another time than those that made the reel: other weights find nothing",
             dir.display()
@@ -159,13 +160,13 @@ fn picture(path: &Path, cancel: &Cancel) -> Result<RgbImage> {
 
 fn moment(hit: &Hit, library: &Library, model: &VectorModel) -> MomentJson {
     let reel = &library.reels()[hit.reel];
-    let time = hit.frame.time;
+    let time = hit.time;
     let (logit, probability) = model.judge(hit.score);
     MomentJson {
         score: hit.score,
         logit,
         probability,
-        video: reel.header().videos[hit.frame.video].path.clone(),
+        video: reel.header().videos[hit.video].path.clone(),
         reel: reel.path().to_owned(),
         time: time.pts.to_string(),
         seconds: time.pts.seconds(),

@@ -109,21 +109,36 @@ impl TimeRange {
         to: None,
     };
 
-    /// Whether `time` is inside.
+    /// Refuses a range in which no time lies.
+    ///
+    /// # Errors
+    /// `Usage`, with both ends.
+    pub fn check(&self) -> Result<()> {
+        match (self.from, self.to) {
+            (Some(from), Some(to)) if from >= to => Err(Error::new(
+                Kind::Usage,
+                format!("the range from {from} to {to} is empty, expected from < to"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether `time` lies inside.
     pub fn contains(&self, time: Pts) -> bool {
         self.from.is_none_or(|from| from <= time) && self.to.is_none_or(|to| time < to)
     }
 
+    /// `words`, and behind them the range where it is not all.
+    pub fn behind(&self, words: String) -> String {
+        match *self == Self::ALL {
+            true => words,
+            false => format!("{words} {self}"),
+        }
+    }
+
     /// The numbers of the frames inside, out of `ticks` in presentation order.
     fn frames(&self, ticks: &[i64], time_base: TimeBase) -> Result<Range<usize>> {
-        if let (Some(from), Some(to)) = (self.from, self.to)
-            && from >= to
-        {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("the range from {from} to {to} is empty, expected from < to"),
-            ));
-        }
+        self.check()?;
         let before = |time: Pts| ticks.partition_point(|&t| Pts::new(t, time_base) < time);
         let start = self.from.map_or(0, before);
         Ok(start..self.to.map_or(ticks.len(), before))
@@ -131,13 +146,16 @@ impl TimeRange {
 }
 
 impl fmt::Display for TimeRange {
-    /// Words behind others, ` from 00:00:10.000 to 00:00:20.000`; none for the whole video.
+    /// `from 00:00:10.000 to 00:01:00.000`, as far as it has ends.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sides = [("from", self.from), ("to", self.to)];
-        let mut sides = sides
-            .iter()
-            .filter_map(|(word, time)| Some((word, (*time)?)));
-        sides.try_for_each(|(word, time)| write!(f, " {word} {time}"))
+        let ends = [("from", self.from), ("to", self.to)];
+        let ends = ends
+            .into_iter()
+            .filter_map(|(word, time)| Some((word, time?)));
+        for (n, (word, time)) in ends.enumerate() {
+            write!(f, "{}{word} {time}", if n == 0 { "" } else { " " })?;
+        }
+        Ok(())
     }
 }
 

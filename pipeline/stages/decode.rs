@@ -21,7 +21,7 @@ pub enum Source {
         sampling: String,
     },
     /// Frames that were encoded before.
-    Reel(ReelReader),
+    Reel(Box<ReelReader>),
 }
 
 impl Source {
@@ -39,7 +39,7 @@ impl Source {
             Self::Video { reader, .. } => vec![reader.shown_seconds()],
             Self::Reel(reel) => {
                 let videos = reel.header().videos.iter();
-                videos.map(|video| video.duration_s).collect()
+                videos.map(|video| video.shown_s).collect()
             }
         }
     }
@@ -62,7 +62,7 @@ pub enum Decoded {
         /// The picture and its time.
         frame: Frame,
     },
-    /// A frame that a reel already had.
+    /// A step that a reel already had.
     Encoded {
         /// Index of the source.
         source: usize,
@@ -96,7 +96,7 @@ pub fn run(
             Source::Video { reader, .. } => {
                 video(first, *reader, &mut skip, &out, progress, cancel)?
             }
-            Source::Reel(reader) => reel(first, reader, &out, progress, cancel)?,
+            Source::Reel(reader) => reel(first, *reader, &out, progress, cancel)?,
         };
         if !listened {
             return Ok(());
@@ -151,18 +151,18 @@ fn reel(
     let mut video = 0;
     loop {
         cancel.check()?;
-        let Some(frame) = progress.decode_busy.measure(|| reader.next_frame())? else {
+        let Some(kept) = progress.decode_busy.measure(|| reader.next_step())? else {
             break;
         };
-        progress.frames_decoded.add(1);
-        while video < frame.video {
+        let step = kept.step;
+        progress.frames_decoded.add(step.frames.len() as u64);
+        while video < kept.video {
             if out.send(end(video)).is_err() {
                 return Ok(false);
             }
             video += 1;
         }
-        let source = first + frame.video;
-        let step = frame.into_step();
+        let source = first + kept.video;
         if out.send(Decoded::Encoded { source, step }).is_err() {
             return Ok(false);
         }

@@ -1,6 +1,6 @@
 //! How a question and what its videos show stand in a context.
 
-use std::sync::Arc;
+use std::{cmp::Ordering, sync::Arc};
 
 use longreel_models::{
     context::{
@@ -10,7 +10,11 @@ use longreel_models::{
         vision_prompt::{StepPlace, VisionPrompt, words_prompt},
         vocab::Token,
     },
-    spec::{FrameEnd, features::PositionRule, frame_choice::time_instruction},
+    spec::{
+        FrameEnd,
+        features::{PositionRule, VisionSpec},
+        frame_choice::time_instruction,
+    },
 };
 
 use crate::{
@@ -18,6 +22,7 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{EncodedStep, FeatureRows, FrameMark, StepContent},
     model::ModelFiles,
+    reel::{RecordHead, ReelContent, ReelReader, ReelVideo},
     stages::{decode::Source, piece::Piece},
     time::Pts,
 };
@@ -65,6 +70,8 @@ pub struct FeatureLayout {
     positions: Option<PositionBuilder>,
     /// Positions of a second of video, where time is counted so.
     per_second: Option<u32>,
+    /// Rows that stand behind a video.
+    newlines: usize,
     /// Steps of this video so far.
     steps: usize,
     /// The time of its first frame.
@@ -74,15 +81,13 @@ pub struct FeatureLayout {
 }
 
 impl FeatureLayout {
-    /// A prompt whose videos have not begun.
-    pub fn new(
-        tokenizer: Arc<Tokenizer>,
-        prompt: VisionPrompt,
-        positions: Option<PositionRule>,
-    ) -> Self {
+    /// A prompt whose videos have not begun, of a model of `vision`.
+    pub fn new(tokenizer: Arc<Tokenizer>, prompt: VisionPrompt, vision: &VisionSpec) -> Self {
+        let positions = vision.positions;
         Self {
             tokenizer,
             prompt,
+            newlines: vision.features.newlines(),
             per_second: match positions {
                 Some(PositionRule::Timed {
                     tokens_per_second, ..
@@ -170,11 +175,60 @@ impl FeatureLayout {
     fn after(&mut self, is_last: bool, shown_seconds: Option<f64>) -> Result<Piece> {
         (self.steps, self.start) = (0, None);
         let times = std::mem::take(&mut self.times);
-        let instruction = shown_seconds.map(|shown| time_instruction(shown, &times));
+        let instruction = instruction(shown_seconds, &times);
         let tokens = self
             .prompt
             .after(&self.tokenizer, is_last, instruction.as_deref())?;
         Ok(self.words(tokens))
+    }
+
+    /// Tokens of the steps of each video of a reel of features; those of their times are not counted yet.
+    fn kept(&self, reel: &ReelReader) -> Result<Vec<KeptSteps>> {
+        let header = reel.header();
+        let kept = |video: &ReelVideo| KeptSteps::new(header.content.step_frames(), video.shown_s);
+        let mut videos: Vec<KeptSteps> = header.videos.iter().map(kept).collect();
+        for head in reel.heads() {
+            let RecordHead { video, frames } = head?;
+            let step = header.videos.get(video).and_then(|video| video.step);
+            let (Some(steps), Some(step)) = (videos.get_mut(video), step) else {
+                continue;
+            };
+            let place = StepPlace {
+                number: steps.tokens.len(),
+                seconds: middle(&frames),
+                is_last: false,
+            };
+            let tokens = |place, rows| self.prompt.step(&self.tokenizer, place, rows);
+            let here = tokens(place, step.rows)?.len() as u64;
+            if steps.tokens.is_empty() {
+                let is_last = true;
+                let last = tokens(StepPlace { is_last, ..place }, step.rows + self.newlines)?;
+                steps.more_at_end = last.len() as i64 - here as i64;
+            }
+            steps.push(&frames, here);
+        }
+        Ok(videos)
+    }
+
+    /// The videos of a reel of features, which is the last source or not.
+    fn footage(&self, reel: &ReelReader, is_last: bool) -> Result<Vec<Footage>> {
+        let mut videos = self.kept(reel)?;
+        let n = videos.len();
+        for (i, steps) in videos.iter_mut().enumerate() {
+            steps.told = self.told(steps, is_last && i + 1 == n)?;
+        }
+        Ok(videos.into_iter().map(Footage::Kept).collect())
+    }
+
+    /// Tokens that tell the times of all frames of `steps`, behind the last of all videos or another.
+    fn told(&self, steps: &KeptSteps, is_last: bool) -> Result<u64> {
+        if !self.prompt.tells_times() {
+            return Ok(0);
+        }
+        let instruction = instruction(steps.shown_seconds, &steps.times);
+        let behind = |words: Option<&str>| self.prompt.after(&self.tokenizer, is_last, words);
+        let (with, without) = (behind(instruction.as_deref())?, behind(None)?);
+        Ok(with.len().saturating_sub(without.len()) as u64)
     }
 
     /// Most tokens of one of `steps` steps with `rows` features.
@@ -186,6 +240,101 @@ impl FeatureLayout {
         };
         Ok(self.prompt.step(&self.tokenizer, place, rows)?.len())
     }
+}
+
+/// The steps of a video that were kept, counted in tokens, words between them included.
+struct KeptSteps {
+    /// Frames of a step.
+    of_step: u64,
+    /// Of each step, as if another followed.
+    tokens: Vec<u64>,
+    /// What the last step of a video has more than one that another follows; less where it is negative.
+    more_at_end: i64,
+    /// Those that tell the times of all frames.
+    told: u64,
+    /// Times of the frames, in seconds.
+    times: Vec<f64>,
+    /// How long the video is shown, in seconds.
+    shown_seconds: Option<f64>,
+}
+
+impl KeptSteps {
+    fn new(of_step: usize, shown_seconds: Option<f64>) -> Self {
+        Self {
+            of_step: of_step.max(1) as u64,
+            tokens: Vec::new(),
+            more_at_end: 0,
+            told: 0,
+            times: Vec::new(),
+            shown_seconds,
+        }
+    }
+
+    fn push(&mut self, frames: &[FrameMark], tokens: u64) {
+        let times = frames.iter().map(|frame| frame.time.pts.seconds());
+        self.times.extend(times);
+        self.tokens.push(tokens);
+    }
+
+    fn frames(&self) -> u64 {
+        self.times.len() as u64
+    }
+
+    /// Tokens of the first `n_frames` frames and of their times, of which there are `most_told` at most; where there
+    /// are fewer frames, further steps count as the last.
+    fn of_frames(&self, n_frames: u64, most_told: u64) -> u64 {
+        let told = match n_frames.cmp(&self.frames()) {
+            Ordering::Less => most_told.min(self.told),
+            Ordering::Equal => self.told,
+            Ordering::Greater => most_told.max(self.told),
+        };
+        self.of_steps(n_frames).saturating_add(told)
+    }
+
+    /// Tokens of the steps of the first `n_frames` frames.
+    fn of_steps(&self, n_frames: u64) -> u64 {
+        let steps = n_frames.div_ceil(self.of_step);
+        let here = usize::try_from(steps).map_or(self.tokens.len(), |n| n.min(self.tokens.len()));
+        let last = self.tokens.last().copied().unwrap_or_default();
+        let beyond = (steps - here as u64).saturating_mul(last);
+        let all = self.tokens[..here]
+            .iter()
+            .sum::<u64>()
+            .saturating_add(beyond);
+        match steps {
+            0 => 0,
+            _ => all.saturating_add_signed(self.more_at_end),
+        }
+    }
+
+    fn sight(&self) -> Sight {
+        let most = self.tokens.iter().copied().max().unwrap_or_default();
+        Sight {
+            frames: self.frames(),
+            tokens_per_frame: most.div_ceil(self.of_step),
+            vision_tokens: self.of_frames(self.frames(), self.told),
+        }
+    }
+
+    /// Seconds from the first frame to the last.
+    fn seconds(&self) -> f64 {
+        let ends = self.times.first().zip(self.times.last());
+        ends.map_or(0.0, |(first, last)| last - first)
+    }
+}
+
+/// One video of a job, before anything of it is decoded or read.
+enum Footage {
+    /// So many pictures of one height and width.
+    Pictures { size: [usize; 2], n_frames: u64 },
+    /// Steps of a reel of features.
+    Kept(KeptSteps),
+}
+
+/// What tells the times of a video's frames; `None` for a still picture, and where no frame is taken.
+fn instruction(shown_seconds: Option<f64>, times: &[f64]) -> Option<String> {
+    let shown = shown_seconds.filter(|_| !times.is_empty())?;
+    Some(time_instruction(shown, times))
 }
 
 /// The time between the first and the last frame of a step, in seconds.
@@ -214,7 +363,7 @@ impl Layout {
         if let Some(vision) = &model.spec.vision {
             let template = template.ok_or_else(|| no_template(model))?;
             let prompt = VisionPrompt::new(tokenizer, template, vision, question, n_videos)?;
-            let layout = FeatureLayout::new(Arc::clone(tokenizer), prompt, vision.positions);
+            let layout = FeatureLayout::new(Arc::clone(tokenizer), prompt, vision);
             return Ok(Self::Features(Box::new(layout)));
         }
         let prompt = match template {
@@ -312,29 +461,38 @@ impl Layout {
             Self::Codes { .. } => rows,
             Self::Features(layout) => layout.step_tokens(rows, steps)?,
         } as u64;
-        let times = match self {
-            Self::Codes { .. } => 0,
-            Self::Features(layout) => layout.prompt.times_tokens(&layout.tokenizer, n_frames)?,
+        let newlines = match self {
+            Self::Features(layout) if steps > 0 => layout.newlines as u64,
+            _ => 0,
         };
+        let behind = newlines.saturating_add(self.times_tokens(n_frames)?);
         Ok(Sight {
             frames: n_frames,
             tokens_per_frame: of_step.div_ceil(per_step),
-            vision_tokens: steps.saturating_mul(of_step).saturating_add(times),
+            vision_tokens: steps.saturating_mul(of_step).saturating_add(behind),
         })
     }
 
-    /// Most frames of `sources` together, as many of each, that take at most `room` positions.
+    /// Most frames of `sources` together, as many of each video, that take at most `room` positions.
     ///
     /// Where a budget of pixels is shared by all frames of a video, fewer of them are larger each: no division tells.
+    /// Frames of a reel of features are as large as it has them.
     ///
     /// # Errors
-    /// As [`Layout::video_tokens`].
+    /// As [`Layout::video_tokens`], and for a reel that cannot be read.
     pub fn frames_that_fit(&self, shape: &StepShape, sources: &[Source], room: u64) -> Result<u64> {
-        let videos = sources.len().max(1) as u64;
+        let footage = self.footage(sources)?;
+        let videos = footage.len().max(1) as u64;
         let taken = |each: u64| -> Result<u64> {
             let mut all = Sight::default();
-            for size in sources.iter().map(size_of) {
-                all.add(self.video_tokens(shape, size, each)?);
+            for video in &footage {
+                all.add(match video {
+                    Footage::Pictures { size, .. } => self.video_tokens(shape, *size, each)?,
+                    Footage::Kept(steps) => Sight {
+                        vision_tokens: steps.of_frames(each, self.times_tokens(each)?),
+                        ..Sight::default()
+                    },
+                });
             }
             Ok(all.vision_tokens)
         };
@@ -360,11 +518,13 @@ impl Layout {
         let Some(per_second) = layout.per_second else {
             return Ok(());
         };
-        let seconds = |source: &Source| match source {
-            Source::Video { reader, .. } => reader.chosen_seconds(),
-            Source::Reel(_) => 0.0,
-        };
-        let seconds: f64 = sources.iter().map(seconds).sum();
+        let mut seconds = 0.0;
+        for source in sources {
+            seconds += match source {
+                Source::Video { reader, .. } => reader.chosen_seconds(),
+                Source::Reel(reel) => layout.kept(reel)?.iter().map(KeptSteps::seconds).sum(),
+            };
+        }
         let last = seconds * f64::from(per_second);
         if last < limit as f64 {
             return Ok(());
@@ -386,16 +546,47 @@ impl Layout {
             return Ok(Sight::default());
         };
         let mut all = Sight::default();
-        for source in sources {
-            // A video that cannot tell is counted as it comes, by the assemble stage.
-            let n_frames = source.expected_frames().unwrap_or(0);
-            all.add(self.video_tokens(shape, size_of(source), n_frames)?);
+        for video in self.footage(sources)? {
+            all.add(match video {
+                Footage::Pictures { size, n_frames } => self.video_tokens(shape, size, n_frames)?,
+                Footage::Kept(steps) => steps.sight(),
+            });
         }
         Ok(all)
     }
+
+    /// The videos of `sources`, one after another; a reel of codes as one.
+    fn footage(&self, sources: &[Source]) -> Result<Vec<Footage>> {
+        let mut left: usize = sources.iter().map(Source::n_videos).sum();
+        let mut all = Vec::new();
+        for source in sources {
+            left -= source.n_videos();
+            match (self, source) {
+                (Self::Features(layout), Source::Reel(reel))
+                    if matches!(reel.header().content, ReelContent::Features { .. }) =>
+                {
+                    all.extend(layout.footage(reel, left == 0)?);
+                }
+                _ => all.push(Footage::Pictures {
+                    size: size_of(source),
+                    // A video that cannot tell is counted as it comes, by the assemble stage.
+                    n_frames: source.expected_frames().unwrap_or(0),
+                }),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Tokens that tell the times of `n_frames` frames of a video; at most.
+    fn times_tokens(&self, n_frames: u64) -> Result<u64> {
+        match self {
+            Self::Codes { .. } => Ok(0),
+            Self::Features(layout) => layout.prompt.times_tokens(&layout.tokenizer, n_frames),
+        }
+    }
 }
 
-/// Height and width of a source's pictures.
+/// Height and width of a source's pictures; codes count for themselves, whatever their pictures were.
 fn size_of(source: &Source) -> [usize; 2] {
     match source {
         Source::Video { reader, .. } => [reader.info().height, reader.info().width],

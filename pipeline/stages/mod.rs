@@ -23,7 +23,7 @@ use crate::{
     cancel::Cancel,
     encoder::{EncoderModel, FrameEncoder},
     error::{Error, Kind, Result},
-    reel::{ReelFrame, ReelReader, ReelWriter},
+    reel::{ReelReader, ReelStep, ReelWriter},
     stages::{
         answer::Conversation, assemble::Assembly, decode::Source, encode::Encoded,
         exit::FirstFailure, layout::Layout, progress::Progress, seen::SourceSeen,
@@ -124,7 +124,7 @@ pub fn view(
     failure.result(seen)
 }
 
-/// Appends every frame of `sources` behind those that `writer` has: decode and encode overlap.
+/// Appends the steps of all frames of `sources` behind those that `writer` has: decode and encode overlap.
 ///
 /// Returns what was seen of each source, as counts.
 pub fn encode_to_reel(
@@ -186,10 +186,14 @@ fn write_reel(
     for message in frames {
         match message {
             Encoded::Step { source, step } => {
-                let frame = ReelFrame::of_step(source, step)?;
-                writer.append(&frame)?;
+                let kept = ReelStep {
+                    video: source,
+                    step,
+                };
+                writer.append(&kept)?;
                 if let Some(entry) = seen.get_mut(source) {
-                    entry.count(frame.time);
+                    let frames = kept.step.frames.iter();
+                    frames.for_each(|frame| entry.count(frame.time));
                 }
             }
             Encoded::End { source, report } => {
@@ -207,10 +211,11 @@ fn count_resumed(writer: &ReelWriter, seen: &mut [SourceSeen]) -> Result<()> {
     if writer.n_frames() == 0 {
         return Ok(());
     }
-    let mut reader = ReelReader::open(writer.partial())?;
-    while let Some(frame) = reader.next_frame()? {
-        if let Some(entry) = seen.get_mut(frame.video) {
-            entry.count(frame.time);
+    let reader = ReelReader::open(writer.partial())?;
+    for head in reader.heads() {
+        let head = head?;
+        if let Some(entry) = seen.get_mut(head.video) {
+            head.frames.iter().for_each(|frame| entry.count(frame.time));
         }
     }
     Ok(())

@@ -6,8 +6,11 @@ use serde::Serialize;
 
 use crate::{
     flow::FrameTime,
-    reel::ReelReader,
-    sources::file::{DecodeReport, FrameReader},
+    reel::{ReelReader, ReelVideo},
+    sources::{
+        file::{DecodeReport, FrameReader},
+        sampler::TimeRange,
+    },
 };
 
 /// One source of an answer or of a reel, with the frames that were really taken.
@@ -60,11 +63,16 @@ impl SourceSeen {
 
     /// The videos of a reel, of which nothing has been seen yet.
     pub fn reel(reader: &ReelReader) -> impl Iterator<Item = Self> {
-        reader.header().videos.iter().map(|video| Self {
+        let range = reader.range();
+        let sampling = move |video: &ReelVideo| match range == TimeRange::ALL {
+            true => video.sampling.clone(),
+            false => format!("{}, of these {range}", video.sampling),
+        };
+        reader.header().videos.iter().map(move |video| Self {
             duration_s: video.duration_s,
             time_base: format!("{}/{}", video.time_base[0], video.time_base[1]),
             reel: Some(reader.path().to_owned()),
-            ..Self::new(PathBuf::from(&video.path), video.sampling.clone())
+            ..Self::new(PathBuf::from(&video.path), sampling(video))
         })
     }
 

@@ -84,6 +84,24 @@ fn resnets_give_the_official_stages_and_logits() {
     }
 }
 
+#[test]
+fn a_resnet_without_its_classes_gives_the_official_vector() {
+    let golden = Golden::open("search/pictures.safetensors");
+    for config in ["config.json", "config_v4.json"] {
+        let (spec, keys) = architecture("systems/resnet", config);
+        let path = golden::path("systems/resnet/model.safetensors");
+        let mut weights = Weights::open(&path).unwrap().renamed(&keys).unwrap();
+        weights.leave_out("classifier");
+        let net = ConvNet::load(&spec.grid(), &mut weights).unwrap();
+        weights.finish().unwrap();
+        let expected = Golden::open("systems/resnet/expected.safetensors");
+        let (pixels, size) = pixels(&expected);
+        let got = net.pooled(&pixels, size).unwrap();
+        assert_eq!(net.out_channels() * 2, got.len());
+        assert_close(config, &got, &golden.f32("resnet.pooled"), TOLERANCE);
+    }
+}
+
 fn stages(expected: &Golden) -> usize {
     let names = expected.names();
     names.iter().filter(|n| n.starts_with("mid.stage")).count() - 1

@@ -190,6 +190,28 @@ fn classifiers_give_the_official_logits() {
     }
 }
 
+#[test]
+fn encoders_of_pictures_give_the_official_vectors() {
+    let golden = Golden::open("search/pictures.safetensors");
+    for name in ["vit", "dinov2"] {
+        for system in System::both(name) {
+            let vit = system.load(ModelKind::Classifier, |spec, weights| {
+                weights.leave_out("classifier");
+                Vit::load(spec, weights, "vision")
+            });
+            let got = vit.class_tokens(&system.expected().f32("in.pixel_values"));
+            let official = golden.f32(&format!("{name}.pooled"));
+            assert_close(name, &got.unwrap(), &official, TOLERANCE);
+            if name == "dinov2" {
+                let larger = vit.for_pictures_of(56).unwrap();
+                let got = larger.class_tokens(&golden.f32("dinov2.larger.pixels"));
+                let official = golden.f32("dinov2.larger.pooled");
+                assert_close("larger", &got.unwrap(), &official, TOLERANCE);
+            }
+        }
+    }
+}
+
 /// Texts of the golden file without what its attention mask hides, and the expected
 /// hidden states of what is left.
 fn texts(file: &Golden) -> (Vec<Vec<u32>>, Vec<f32>) {

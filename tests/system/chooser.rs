@@ -626,6 +626,65 @@ fn a_reel_of_chosen_frames_is_the_same_by_model_and_by_reel() {
     assert!(resumed == by_model, "the resumed reel differs");
 }
 
+/// Asks a vision-language model about a video or a reel, to the ids.
+fn asked(input: &Path, model: &Path, more: &[&str]) -> Value {
+    let fixed = ["ask", &text(input), "What moves?", "--model", &text(model)];
+    let options = ["--max-new-tokens", "4", "--json", "--debug-ids"];
+    longreel(&[&fixed[..], &options, more].concat()).json()
+}
+
+#[test]
+fn a_reel_of_features_of_chosen_frames_answers_as_its_video() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (clip, video) = (model("clip", dir.path()), scenes());
+    let (vectors, exact) = (text(&at("vectors.reel")), text(&at("exact.reel")));
+    encode(&video, vectors.as_ref(), &clip, &["--fps", "4"]).json();
+    let f32 = ["--fps", "4", "--reel-dtype", "f32"];
+    encode(&video, exact.as_ref(), &clip, &f32).json();
+    let (clip, reel) = (text(&clip), at("a.reel"));
+    let query = ["--sampler", "query", "--query", "w5", "--frames", "5"];
+    let choosers = [
+        vec!["--sampler", "change", "--all-frames"],
+        [&query[..], &["--query-model", &clip, "--fps", "4"]].concat(),
+        [&query[..], &["--query-reel", &vectors]].concat(),
+        [&query[..], &["--query-reel", &exact]].concat(),
+    ];
+    for system in ["llava_video", "qwen3_vl", "internvl"] {
+        let model = golden::path(&format!("answers/{system}"));
+        let mut seen = Vec::new();
+        for chooser in &choosers {
+            let what = format!("{system} {chooser:?}");
+            let more = [&chooser[..], &["--reel-dtype", "f32", "--force"]].concat();
+            let encoded = encode(&video, &reel, &model, &more).json();
+            assert!(encoded["seconds"]["choose"].is_number(), "{encoded}");
+            let (of_reel, of_video) = (asked(&reel, &model, &[]), asked(&video, &model, chooser));
+            for key in ["prompt_ids", "generated_ids"] {
+                assert_eq!(of_reel[key], of_video[key], "{what} {key}");
+            }
+            for key in ["index", "ticks", "sampling"] {
+                let [kept, taken] = [&of_reel, &of_video].map(|json| &json["video"][0][key]);
+                assert_eq!(kept, taken, "{what} {key}");
+            }
+            seen.push(of_reel["video"][0]["index"].clone());
+        }
+        assert_eq!(seen[0].as_array().unwrap().len(), 5, "{system}");
+        assert_ne!(seen[0], seen[1], "{system}");
+        // Vectors in f16 or exact: the same frames are nearest.
+        assert!(seen[1] == seen[2] && seen[2] == seen[3], "{seen:?}");
+    }
+    encode(
+        &video,
+        &reel,
+        &golden::path("answers/internvl"),
+        &["--force"],
+    )
+    .json();
+    let features = text(&reel);
+    let by_features = [&query[..], &["--query-reel", &features]].concat();
+    frames(&video, &by_features).refused(2, "has features of");
+}
+
 fn frames(video: &Path, more: &[&str]) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let args = ["frames", &text(video), "--out", &text(dir.path())];

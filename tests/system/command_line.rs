@@ -23,7 +23,7 @@ fn the_overview_lists_every_verb() {
             Commands:
               ask          Ask a question of one or more videos
               frames       Write the frames that would be seen, with their exact times
-              encode       Turn videos or images into a reel: frame tokens or vectors, with times
+              encode       Turn videos or images into a reel: frame tokens, features or vectors, with times
               search       Find the moments that a text or a picture describes
               reconstruct  Decode a reel back to a video: see what the model sees
               generate     Make an image or a video from a description

@@ -8,6 +8,7 @@ mod command_line;
 mod decode;
 mod fuzz_corpus;
 mod hub;
+mod reels;
 mod ring;
 mod sampler;
 mod search;

@@ -8,14 +8,14 @@ use std::{
 use longreel::{
     cancel::Cancel,
     error::Kind,
-    flow::{FeatureRows, FrameTime, StepContent},
+    flow::{EncodedStep, FeatureRows, FrameMark, FrameTime, StepContent},
     reel::{
-        ReelContent, ReelFrame, ReelHeader, ReelReader, ReelVideo, ReelWriter, RowsDtype, RowsKind,
-        RowsOfFrame,
+        ReelContent, ReelHeader, ReelReader, ReelStep, ReelVideo, ReelWriter, RowForm, RowsDtype,
     },
     search::{Hit, Library},
     time::{Pts, TimeBase},
 };
+use safetensors::{SafeTensors, serialize_to_file};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -35,12 +35,7 @@ fn header(dtype: RowsDtype, width: usize) -> ReelHeader {
     ReelHeader {
         model: "clip".into(),
         model_modified_s: 1,
-        content: ReelContent::Rows(RowsOfFrame {
-            kind: RowsKind::Vectors,
-            rows: 1,
-            width,
-            dtype,
-        }),
+        content: ReelContent::Vectors(RowForm { width, dtype }),
         videos: vec![ReelVideo {
             path: "a.mp4".into(),
             bytes: 1,
@@ -48,24 +43,31 @@ fn header(dtype: RowsDtype, width: usize) -> ReelHeader {
             time_base: [1, 10],
             duration_s: None,
             sampling: "1 frames/s".into(),
+            step: None,
+            shown_s: None,
         }],
     }
 }
 
-fn frame(index: usize, vector: &[f32]) -> ReelFrame {
-    ReelFrame {
-        video: 0,
+fn frame(index: usize, vector: &[f32]) -> ReelStep {
+    let mark = FrameMark {
         time: FrameTime {
             index: index as u64,
             pts: seconds(index as i64),
         },
         key: false,
         corrupt: false,
-        content: StepContent::Features(FeatureRows {
-            rows: vector.to_vec(),
-            width: vector.len(),
-            grid: None,
-        }),
+    };
+    ReelStep {
+        video: 0,
+        step: EncodedStep {
+            frames: vec![mark],
+            content: StepContent::Features(FeatureRows {
+                rows: vector.to_vec(),
+                width: vector.len(),
+                grid: None,
+            }),
+        },
     }
 }
 
@@ -126,11 +128,11 @@ fn bf16_scores_are_those_of_its_own_numbers() {
         .moments(query, 700, seconds(0), &Cancel::new())
         .unwrap();
     assert_eq!(found.len(), 700);
+    let vectors = golden_vectors();
     for hit in found {
-        let StepContent::Features(kept) = &hit.frame.content else {
-            panic!("not numbers")
-        };
-        let expected: f32 = kept.rows.iter().zip(query).map(|(a, b)| a * b).sum();
+        let kept = &vectors[300 * hit.reel + hit.record as usize];
+        let kept = kept.iter().map(|&x| half::bf16::from_f32(x).to_f32());
+        let expected: f32 = kept.zip(query).map(|(a, b)| a * b).sum();
         assert!((hit.score - expected).abs() < 1e-6, "{hit:?}");
     }
 }
@@ -171,29 +173,13 @@ fn moments_lie_apart_and_are_the_best_that_do() {
 }
 
 #[test]
-fn rows_come_back_as_they_were_kept() {
+fn vectors_come_back_as_they_were_kept() {
     let numbers = vec![0.5, -1.0, 0.25, 3.0, 0.0, -0.125];
     for dtype in [RowsDtype::F16, RowsDtype::Bf16, RowsDtype::F32] {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("features.reel");
-        let content = ReelContent::Rows(RowsOfFrame {
-            kind: RowsKind::Features,
-            rows: 2,
-            width: 3,
-            dtype,
-        });
-        let header = ReelHeader {
-            content,
-            ..header(dtype, 3)
-        };
-        let kept = ReelFrame {
-            content: StepContent::Features(FeatureRows {
-                rows: numbers.clone(),
-                width: 3,
-                grid: None,
-            }),
-            ..frame(4, &[])
-        };
+        let path = dir.path().join("vectors.reel");
+        let header = header(dtype, numbers.len());
+        let kept = frame(4, &numbers);
         let mut writer = ReelWriter::open(&path, header.clone(), false).unwrap();
         writer.append(&kept).unwrap();
         let refused = writer.append(&frame(5, &[1.0; 3])).unwrap_err();
@@ -201,12 +187,7 @@ fn rows_come_back_as_they_were_kept() {
         writer.finish().unwrap();
         let mut reader = ReelReader::open(&path).unwrap();
         assert_eq!(*reader.header(), header);
-        assert_eq!(reader.next_frame().unwrap(), Some(kept));
-        let refused = Library::open(&[path]).map(drop).unwrap_err();
-        assert!(
-            refused.to_string().contains("expected vectors"),
-            "{refused}"
-        );
+        assert_eq!(reader.next_step().unwrap(), Some(kept));
     }
 }
 
@@ -329,6 +310,96 @@ fn a_picture_finds_itself_and_moments_are_merged() {
     let said = longreel(&["search", "w5", &text(&reel), "--top", "1"]);
     assert_eq!((said.code, said.stdout.lines().count()), (0, 1), "{said:?}");
     assert!(said.stdout.starts_with("00:00:00."), "{said:?}");
+}
+
+/// Encoders of pictures alone.
+const PICTURES: [&str; 3] = ["vit", "dinov2", "resnet"];
+
+#[test]
+fn encoders_of_pictures_find_frames_alike() {
+    let golden = Golden::open("search/pictures.safetensors");
+    for name in PICTURES {
+        let dir = tempfile::tempdir().unwrap();
+        let reel = dir.path().join("a.reel");
+        let model = golden::path(&format!("systems/{name}"));
+        encode(golden_clip(), &reel, &model, &["--all-frames"]).json();
+        let width = golden.shape(&format!("{name}.frames"))[1];
+        let vectors = golden.f32(&format!("{name}.frames"));
+        let vectors: Vec<&[f32]> = vectors.chunks(width).collect();
+        for (asked, query) in vectors.iter().enumerate() {
+            let picture = text(&golden::path(&format!("e2e/clip/frame_{asked:03}.png")));
+            let args = ["search", "--image", &picture, &text(&reel), "--json"];
+            let json = longreel(&[&args[..], &["--min-gap", "0"]].concat()).json();
+            let results = json["results"].as_array().unwrap();
+            assert_eq!(results[0]["frame"], asked, "{name} {json}");
+            assert_eq!(results.len(), 5);
+            for result in results {
+                let frame = result["frame"].as_u64().unwrap() as usize;
+                let products = query.iter().zip(vectors[frame]).map(|(a, b)| a * b);
+                let (got, expected) = (result["score"].as_f64().unwrap(), products.sum::<f32>());
+                let what = format!("{name} {asked} {frame}: {got} {expected}");
+                assert!((got - f64::from(expected)).abs() < 5e-3, "{what}");
+                assert!(result.get("logit").is_none(), "{what}");
+            }
+        }
+        let said = longreel(&["search", "a red boat", &text(&reel)]);
+        said.refused(2, "has no text encoder");
+        let ask = [
+            "ask",
+            &text(&reel),
+            "What?",
+            "--model",
+            &text(&golden::path("answers/llava15")),
+        ];
+        longreel(&ask).refused(2, "has vectors of");
+    }
+}
+
+/// The folder of an encoder without the classes that it was trained to name, and without the names of that model.
+fn alone(name: &str, class: &str, dir: &Path) -> PathBuf {
+    let from = golden::path(&format!("systems/{name}"));
+    let bytes = fs::read(from.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let prefix = format!("{name}.");
+    let kept = tensors.tensors().into_iter();
+    let kept = kept.filter_map(|(n, t)| Some((n.strip_prefix(&prefix)?.to_owned(), t)));
+    serialize_to_file(kept, None, &dir.join("model.safetensors")).unwrap();
+    let config = fs::read_to_string(from.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["architectures"] = json!([class]);
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    fs::copy(
+        from.join("preprocessor_config.json"),
+        dir.join("preprocessor_config.json"),
+    )
+    .unwrap();
+    dir.to_owned()
+}
+
+#[test]
+fn an_encoder_without_its_classes_makes_the_same_vectors() {
+    for (name, class) in [
+        ("vit", "ViTModel"),
+        ("dinov2", "Dinov2Model"),
+        ("resnet", "ResNetModel"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = alone(name, class, dir.path());
+        let kept = |model: &Path| {
+            let reel = dir.path().join("a.reel");
+            encode(
+                golden_clip(),
+                &reel,
+                model,
+                &["--reel-dtype", "f32", "--force"],
+            )
+            .json();
+            let mut reader = ReelReader::open(&reel).unwrap();
+            reader.next_step().unwrap()
+        };
+        let classifier = golden::path(&format!("systems/{name}"));
+        assert_eq!(kept(&folder), kept(&classifier), "{name}");
+    }
 }
 
 #[test]

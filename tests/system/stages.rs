@@ -4,8 +4,8 @@ use std::fs;
 
 use longreel::{
     error::Kind,
-    flow::{FrameTime, StepContent},
-    reel::{self, ReelContent, ReelFrame, ReelHeader, ReelReader, ReelVideo, ReelWriter},
+    flow::{EncodedStep, FrameMark, FrameTime, StepContent},
+    reel::{self, ReelContent, ReelHeader, ReelReader, ReelStep, ReelVideo, ReelWriter},
     time::{Pts, TimeBase},
 };
 use proptest::prelude::*;
@@ -18,6 +18,8 @@ fn header() -> ReelHeader {
         time_base: [1, den],
         duration_s: Some(2.0),
         sampling: "every frame".into(),
+        step: None,
+        shown_s: None,
     };
     ReelHeader {
         model: "m".into(),
@@ -30,15 +32,20 @@ fn header() -> ReelHeader {
     }
 }
 
-fn frame(video: usize, index: u64) -> ReelFrame {
+fn frame(video: usize, index: u64) -> ReelStep {
     let den = if video == 0 { 90_000 } else { 1000 };
     let pts = Pts::new(index as i64 * 3003 - 5, TimeBase::new(1, den).unwrap());
-    ReelFrame {
-        video,
+    let mark = FrameMark {
         time: FrameTime { index, pts },
         key: index.is_multiple_of(3),
         corrupt: index % 5 == 1,
-        content: StepContent::Codes((0..4).map(|c| ((index + c) % 16) as u32).collect()),
+    };
+    ReelStep {
+        video,
+        step: EncodedStep {
+            frames: vec![mark],
+            content: StepContent::Codes((0..4).map(|c| ((index + c) % 16) as u32).collect()),
+        },
     }
 }
 
@@ -46,7 +53,7 @@ fn frame(video: usize, index: u64) -> ReelFrame {
 fn a_reel_gives_back_what_was_appended() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.reel");
-    let frames: Vec<ReelFrame> = (0..7).map(|i| frame(usize::from(i > 3), i)).collect();
+    let frames: Vec<ReelStep> = (0..7).map(|i| frame(usize::from(i > 3), i)).collect();
     let mut writer = ReelWriter::open(&path, header(), false).unwrap();
     frames.iter().for_each(|f| writer.append(f).unwrap());
     assert!(
@@ -57,7 +64,7 @@ fn a_reel_gives_back_what_was_appended() {
     assert!(reel::is_reel(&path));
     let mut reader = ReelReader::open(&path).unwrap();
     let mut read = Vec::new();
-    while let Some(frame) = reader.next_frame().unwrap() {
+    while let Some(frame) = reader.next_step().unwrap() {
         read.push(frame);
     }
     assert_eq!(read, frames);

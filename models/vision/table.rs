@@ -1,0 +1,61 @@
+//! A square table of positions, for more places or fewer.
+
+/// What a cubic of PyTorch's `interpolate` overshoots by (`UpSample.h`).
+const SHARPNESS: f64 = -0.75;
+
+/// Where the tap of one output lies, and how much it counts.
+type Tap = (usize, f64);
+
+/// table `[from, from, width]` → `[to, to, width]`, by cubics, corners of the outer pixels upon one another and no
+/// smoothing where it shrinks: `interpolate(mode="bicubic", align_corners=False)`, with which transformers brings
+/// DINOv2's positions to its pictures.
+pub fn stretched(table: &[f32], width: usize, from: usize, to: usize) -> Vec<f32> {
+    let taps: Vec<[Tap; 4]> = (0..to).map(|at| taps(at, from, to)).collect();
+    let place = |row: usize, column: usize| &table[(row * from + column) * width..][..width];
+    let mut out = Vec::with_capacity(to * to * width);
+    for (down, right) in taps.iter().flat_map(|d| taps.iter().map(move |r| (d, r))) {
+        let mut sum = vec![0.0_f64; width];
+        for (row, y) in down {
+            for (column, x) in right {
+                let here = sum.iter_mut().zip(place(*row, *column));
+                here.for_each(|(sum, p)| *sum += y * x * f64::from(*p));
+            }
+        }
+        out.extend(sum.into_iter().map(|x| x as f32));
+    }
+    out
+}
+
+/// The four places that the `at`-th of `to` is made of; those beyond the edge are those at it.
+fn taps(at: usize, from: usize, to: usize) -> [Tap; 4] {
+    let middle = (at as f64 + 0.5) * from as f64 / to as f64 - 0.5;
+    let first = middle.floor();
+    [-1.0, 0.0, 1.0, 2.0].map(|step| {
+        let place = (first + step).clamp(0.0, (from - 1) as f64);
+        (place as usize, cubic((middle - first - step).abs()))
+    })
+}
+
+/// The cubic of Keys (1981) at a distance of up to two places.
+fn cubic(t: f64) -> f64 {
+    let a = SHARPNESS;
+    match t {
+        t if t <= 1.0 => ((a + 2.0) * t - (a + 3.0)) * t * t + 1.0,
+        t => (((t - 5.0) * t + 8.0) * t - 4.0) * a,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stretched;
+
+    #[test]
+    fn as_many_places_are_the_same_and_a_plane_stays_one() {
+        let table: Vec<f32> = (0..50).map(|i| (i * i % 17) as f32).collect();
+        assert_eq!(stretched(&table, 2, 5, 5), table);
+        let plane: Vec<f32> = (0..64).map(|i| (i / 8 + 2 * (i % 8)) as f32).collect();
+        let larger = stretched(&plane, 1, 8, 16);
+        // Away from the edges, whose places are repeated: line 7 lies at 3.25, column 8 at 3.75.
+        assert!((larger[7 * 16 + 8] - (3.25 + 2.0 * 3.75)).abs() < 1e-5);
+    }
+}
