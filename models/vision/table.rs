@@ -50,12 +50,21 @@ mod tests {
     use super::stretched;
 
     #[test]
-    fn as_many_places_are_the_same_and_a_plane_stays_one() {
+    fn as_many_places_are_the_same_and_what_is_mirrored_stays_so() {
         let table: Vec<f32> = (0..50).map(|i| (i * i % 17) as f32).collect();
         assert_eq!(stretched(&table, 2, 5, 5), table);
-        let plane: Vec<f32> = (0..64).map(|i| (i / 8 + 2 * (i % 8)) as f32).collect();
-        let larger = stretched(&plane, 1, 8, 16);
-        // Away from the edges, whose places are repeated: line 7 lies at 3.25, column 8 at 3.75.
-        assert!((larger[7 * 16 + 8] - (3.25 + 2.0 * 3.75)).abs() < 1e-5);
+        for to in [3, 8, 11] {
+            let level = stretched(&[0.75; 25], 1, 5, to);
+            assert!(level.iter().all(|x| (x - 0.75).abs() < 1e-6), "{level:?}");
+            let hill: Vec<f32> = (0..25).map(|i| (i % 5 * (4 - i % 5)) as f32).collect();
+            let hill = stretched(&hill, 1, 5, to);
+            let line = &hill[to..2 * to];
+            let mirrored = line.iter().rev().zip(line);
+            assert!(
+                mirrored.clone().all(|(a, b)| (a - b).abs() < 1e-5),
+                "{line:?}"
+            );
+            assert!(line[0] < line[to / 2], "{line:?}");
+        }
     }
 }

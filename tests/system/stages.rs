@@ -4,7 +4,7 @@ use std::fs;
 
 use longreel::{
     error::Kind,
-    flow::{EncodedStep, FrameMark, FrameTime, StepContent},
+    flow::{EncodedStep, FeatureRows, FrameMark, FrameTime, StepContent},
     reel::{self, ReelContent, ReelHeader, ReelReader, ReelStep, ReelVideo, ReelWriter},
     time::{Pts, TimeBase},
 };
@@ -95,6 +95,37 @@ fn a_record_cut_short_is_left_out_and_written_again() {
     writer.append(&frame(0, 4)).unwrap();
     writer.finish().unwrap();
     assert_eq!(ReelReader::open(&path).unwrap().n_frames(), 5);
+}
+
+#[test]
+fn reels_of_codes_and_vectors_of_the_first_form_are_read() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (name, content, expected) in [
+        (
+            "one_frame",
+            "1x1 codes out of 4",
+            StepContent::Codes(vec![3]),
+        ),
+        (
+            "one_vector",
+            "vectors of 3 numbers",
+            StepContent::Features(FeatureRows {
+                rows: vec![0.5, -0.5, 0.25],
+                width: 3,
+                grid: None,
+            }),
+        ),
+    ] {
+        let bytes = fs::read(root.join("tests/fuzz/corpus/reel").join(name)).unwrap();
+        let (header, steps) = reel::parse(&bytes).unwrap();
+        assert_eq!(header.content.to_string(), content);
+        assert_eq!(
+            (steps.len(), &steps[0].step.content),
+            (1, &expected),
+            "{name}"
+        );
+        assert_eq!(steps[0].step.frames.len(), 1, "{name}");
+    }
 }
 
 #[test]
