@@ -6,7 +6,7 @@
 //! widened at once and multiplied in registers, as in [`crate::linear`]. x is not rounded: the
 //! result is that of the weights that the blocks stand for.
 
-use std::{cell::RefCell, marker::PhantomData};
+use std::{cell::RefCell, fmt, marker::PhantomData};
 
 use half::f16;
 use rayon::prelude::*;
@@ -96,6 +96,25 @@ impl Format {
     /// Weights of `bytes`, which are whole blocks.
     pub fn weights_of(self, bytes: &[u8]) -> usize {
         bytes.len() / self.block_bytes() * self.block_weights()
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+            Self::Q8K => "Q8_K",
+        };
+        f.write_str(name)
     }
 }
 

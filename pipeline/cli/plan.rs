@@ -114,6 +114,10 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
     let path = Path::new(&args.model);
     if path.extension().is_some_and(|e| e == "toml") {
+        if args.decoder.is_some() {
+            let message = "--decoder needs a model directory, the model is a file of shapes";
+            return Err(Error::new(Kind::Usage, message));
+        }
         let spec = resolve::spec_file(path)?;
         let weight_bytes = 2 * parameters(&spec);
         // No tokenizer here: a token per character is more than any question takes.
@@ -127,7 +131,7 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
         });
     }
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let files = ModelFiles::open(&dir)?;
+    let files = ModelFiles::open_with(&dir, args.decoder.as_deref())?;
     let n_videos = args.videos.len().max(1) * usize::from(files.spec.looks());
     let layout = Layout::of(&files, &args.question, n_videos, None)?;
     let budget = resolve::pixel_budget(&args.pixels);
