@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::{
     cpu::{Level, per_level},
-    linear::{Columns, dots},
+    linear::{Columns, Element, dots},
     multiply::Product,
 };
 
@@ -215,7 +215,7 @@ per_level! {
 fn widen_body<B: Blocks>(_: PhantomData<B>, bytes: &[u8], weights: &mut [f32]) {
     let blocks = bytes.chunks_exact(B::BYTES);
     for (block, weights) in blocks.zip(weights.chunks_exact_mut(B::WEIGHTS)) {
-        B::widen(block, weights);
+        B::widen(one_by_one(block), weights);
     }
 }
 
@@ -232,6 +232,13 @@ fn stream_body<B: Blocks>(
         widen_body(format, blocks, row);
         *y = dots::<f32, 1>([x], row)[0];
     }
+}
+
+/// Keeps compilers from computing several blocks, or parts of one, side by side: their weights lie apart, and
+/// those of one fill a vector.
+#[inline(always)]
+fn one_by_one<T>(part: T) -> T {
+    std::hint::black_box(part)
 }
 
 /// What the bytes of a block mean.
@@ -258,7 +265,7 @@ struct Q8K;
 /// The f16 at byte `at`.
 #[inline(always)]
 fn half(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    f16::from_le_bytes([block[at], block[at + 1]]).widen()
 }
 
 /// codes `[n]` → `code · scale + least` each.
@@ -366,15 +373,27 @@ impl Blocks for Q8_0 {
 
     #[inline(always)]
     fn widen(block: &[u8], weights: &mut [f32]) {
-        signed(&block[2..34], half(block, 0), weights);
+        signed::<32>(codes(&block[2..34], 0, 255), half(block, 0), weights);
     }
 }
 
 /// codes `[n]`, i8 → `code · scale` each.
 #[inline(always)]
-fn signed(codes: &[u8], scale: f32, weights: &mut [f32]) {
-    for (weight, &code) in weights.iter_mut().zip(codes) {
+fn signed<const N: usize>(codes: [u8; N], scale: f32, weights: &mut [f32]) {
+    for (weight, code) in weights[..N].iter_mut().zip(codes) {
         *weight = f32::from(code as i8) * scale;
+    }
+}
+
+/// weights `[32]` → each half of them times its scale and plus its least value, in place.
+#[inline(always)]
+fn halves(weights: &mut [f32], scales: [f32; 2], least: [f32; 2]) {
+    let sides = weights
+        .chunks_exact_mut(16)
+        .zip(one_by_one(scales))
+        .zip(least);
+    for ((weights, scale), least) in sides {
+        weights.iter_mut().for_each(|w| *w = *w * scale + least);
     }
 }
 
@@ -385,12 +404,19 @@ impl Blocks for Q2K {
     #[inline(always)]
     fn widen(block: &[u8], weights: &mut [f32]) {
         let (scale, least) = (half(block, 80), half(block, 82));
-        for (part, weights) in weights.chunks_exact_mut(16).enumerate() {
-            // Two halves of 128 weights, four pairs of bits in each of their 32 bytes.
-            let bytes = &block[16 + part / 8 * 32 + part % 2 * 16..][..16];
-            let shift = part % 8 / 2 * 2;
-            let [s, m] = [block[part] & 15, block[part] >> 4].map(f32::from);
-            spread::<16>(codes(bytes, shift, 3), scale * s, -least * m, weights);
+        let sides = weights.as_chunks_mut::<128>().0;
+        for (side, bytes) in sides.iter_mut().zip(block[16..80].as_chunks::<32>().0) {
+            for (i, byte) in bytes.iter().enumerate() {
+                side[i] = f32::from(byte & 3);
+                side[i + 32] = f32::from(byte >> 2 & 3);
+                side[i + 64] = f32::from(byte >> 4 & 3);
+                side[i + 96] = f32::from(byte >> 6);
+            }
+        }
+        let parts = weights.as_chunks_mut::<32>().0;
+        for (part, of_half) in parts.iter_mut().zip(block.as_chunks::<2>().0) {
+            let scales = of_half.map(|s| scale * f32::from(s & 15));
+            halves(part, scales, of_half.map(|s| -least * f32::from(s >> 4)));
         }
     }
 }
@@ -402,14 +428,14 @@ impl Blocks for Q3K {
     #[inline(always)]
     fn widen(block: &[u8], weights: &mut [f32]) {
         let scale = half(block, 108);
-        for (part, weights) in weights.chunks_exact_mut(16).enumerate() {
-            let bytes = &block[32 + part / 8 * 32 + part % 2 * 16..][..16];
-            let highest = &block[part % 2 * 16..][..16];
-            let (shift, bit) = (part % 8 / 2 * 2, part / 2);
-            let mut codes: [u8; 16] = codes(bytes, shift, 3);
-            raise(&mut codes, 2, highest, bit, 1);
-            let of_part = f32::from(i16::from(q3k_scale(&block[96..108], part)) - 32);
-            centre(codes, 4, scale * of_part, weights);
+        for (part, weights) in weights.chunks_exact_mut(32).enumerate() {
+            let bytes = &block[32 + part / 4 * 32..][..32];
+            let mut codes: [u8; 32] = codes(bytes, part % 4 * 2, 3);
+            raise(&mut codes, 2, &block[..32], part, 1);
+            centre(codes, 4, 1.0, weights);
+            let of_half = |half| i16::from(q3k_scale(&block[96..108], half)) - 32;
+            let scales = [2 * part, 2 * part + 1].map(|half| scale * f32::from(of_half(half)));
+            halves(weights, scales, [0.0; 2]);
         }
     }
 }
@@ -476,20 +502,23 @@ impl Blocks for Q6K {
     #[inline(always)]
     fn widen(block: &[u8], weights: &mut [f32]) {
         let scale = half(block, 208);
-        for (part, weights) in weights.chunks_exact_mut(16).enumerate() {
-            // Two halves of 128 weights: 64 bytes of low bits and 32 of high ones each.
-            let (side, quarter, rest) = (part / 8, part % 8 / 2, part % 2 * 16);
-            let low = &block[side * 64 + quarter % 2 * 32 + rest..][..16];
-            let high = &block[128 + side * 32 + rest..][..16];
-            let (low_shift, high_shift) = (quarter / 2 * 4, quarter * 2);
-            let mut codes: [u8; 16] = codes(low, low_shift, 15);
-            raise(&mut codes, 4, high, high_shift, 3);
-            centre(
-                codes,
-                32,
-                scale * f32::from(block[192 + part] as i8),
-                weights,
-            );
+        // Two sides of 128 weights: 64 bytes of low bits and 32 of high ones each.
+        let low = block[..128].as_chunks::<64>().0;
+        let high = block[128..192].as_chunks::<32>().0;
+        let sides = weights.as_chunks_mut::<128>().0;
+        for ((side, low), high) in sides.iter_mut().zip(low).zip(high) {
+            for (i, high) in high.iter().enumerate() {
+                let code = |low: u8, high: u8| f32::from((low | (high & 3) << 4) as i8 - 32);
+                side[i] = code(low[i] & 15, *high);
+                side[i + 32] = code(low[i + 32] & 15, high >> 2);
+                side[i + 64] = code(low[i] >> 4, high >> 4);
+                side[i + 96] = code(low[i + 32] >> 4, high >> 6);
+            }
+        }
+        let parts = weights.as_chunks_mut::<32>().0;
+        for (part, of_half) in parts.iter_mut().zip(block[192..208].as_chunks::<2>().0) {
+            let scales = of_half.map(|s| scale * f32::from(s as i8));
+            halves(part, scales, [0.0; 2]);
         }
     }
 }
@@ -501,7 +530,9 @@ impl Blocks for Q8K {
     #[inline(always)]
     fn widen(block: &[u8], weights: &mut [f32]) {
         let scale = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-        signed(&block[4..260], scale, weights);
+        for (part, weights) in weights.chunks_exact_mut(32).enumerate() {
+            signed::<32>(codes(&block[4 + 32 * part..], 0, 255), scale, weights);
+        }
     }
 }
 

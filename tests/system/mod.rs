@@ -6,6 +6,7 @@ mod bench;
 mod command_line;
 mod decode;
 mod fuzz_corpus;
+mod gguf;
 mod hub;
 mod ring;
 mod sampler;
