@@ -27,6 +27,9 @@ const MAX_AXES: u32 = 4;
 /// Where tensors begin, when the file says nothing.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
+/// Most experts that one tensor holds.
+const MAX_EXPERTS: usize = 1024;
+
 /// Most parts of a key that becomes part of a configuration.
 const MAX_PARTS: usize = 8;
 
@@ -70,13 +73,17 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// The matrices of experts that stand in one tensor, as tensors of their own (`ffn_up.E`); any other as it is.
+    /// The matrices of experts that stand in one tensor, as tensors of their own (`ffn_up.E`); any other, and one of
+    /// more experts than any model has, as it is.
     pub fn by_expert(self) -> Vec<Self> {
         let block = self.name.strip_suffix("_exps.weight");
         let (Some(block), &[experts, _, _]) = (block, self.shape.as_slice()) else {
             return vec![self];
         };
-        let bytes = self.range.len().checked_div(experts).unwrap_or(0);
+        if !(1..=MAX_EXPERTS).contains(&experts) {
+            return vec![self];
+        }
+        let bytes = self.range.len() / experts;
         let part = |expert: usize| Self {
             name: format!("{block}.{expert}.weight"),
             stored: self.stored,

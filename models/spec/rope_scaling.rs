@@ -28,8 +28,6 @@ pub enum RopeScaling {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         original_max_position_embeddings: Option<f64>,
     },
-    /// Each frequency divided by a number that stands among the weights, `model.rope_divisors` (GGUF files of LLaMA 3.1).
-    Stored,
     /// Slow frequencies divided, fast ones kept, those between mixed (LLaMA 3.1).
     Llama3 {
         /// What slow frequencies are divided by.
@@ -57,6 +55,8 @@ pub enum RopeScaling {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attention_factor: Option<f64>,
     },
+    /// Each frequency divided by a number that stands among the weights, `model.rope_divisors` (GGUF files of LLaMA 3.1).
+    Stored,
 }
 
 fn beta_fast() -> f64 {
