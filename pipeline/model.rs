@@ -7,11 +7,13 @@ use std::{
 
 use longreel_models::{
     checkpoint::{
+        gguf_model::{GgufModel, gguf_of, with_decoder},
         import_hf::{spec_of_directory, weights_of_directory},
         weights::Weights,
     },
     context::{
         chat_template::ChatTemplate,
+        gguf,
         tokenizer::{Tokenizer, tokenizer_folder},
     },
     llama::Decoder,
@@ -56,10 +58,23 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Reads the configuration, the tokenizer and the headers of the weights in `dir`.
+    /// Reads the configuration, the tokenizer and the headers of the weights in `dir`, which may be a GGUF file.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_with(dir, None)
+    }
+
+    /// [`ModelFiles::open`] with the decoder of the GGUF file `decoder` instead of the folder's.
+    ///
+    /// # Errors
+    /// `BadInput` when the two do not have one shape.
+    pub fn open_with(dir: &Path, decoder: Option<&Path>) -> Result<Self> {
         let doing = || format!("open the model {}", dir.display());
-        let mut spec = spec_of_directory(dir).doing(doing)?;
+        let spec = spec_of_directory(dir).doing(doing)?;
+        let weights = weights_of_directory(dir).doing(doing)?;
+        let (mut spec, weights) = match decoder {
+            Some(file) => with_decoder((spec, weights), &GgufModel::open(file)?).doing(doing)?,
+            None => (spec, weights),
+        };
         let mut tokenizer = Tokenizer::open(dir).doing(doing)?;
         if let Some(vision) = &mut spec.vision {
             give_pictures_an_id(vision, &mut tokenizer).doing(doing)?;
@@ -69,13 +84,14 @@ impl ModelFiles {
             tokenizer: Arc::new(tokenizer),
             template: template(dir, &spec).doing(doing)?.map(Arc::new),
             spec,
-            weights: weights_of_directory(dir).doing(doing)?,
+            weights,
         })
     }
 
-    /// Bytes that the weights will take in memory, mapped or not.
+    /// Bytes that the weights will take in memory, mapped or not: what is stored in 2 bytes may take 4.
     pub fn weight_bytes(&self) -> u64 {
-        self.weights.total_bytes()
+        let mapped = self.weights.mapped_bytes();
+        mapped.saturating_add(self.weights.resident_bytes())
     }
 
     /// [`encoder_digest`] of its weights.
@@ -161,9 +177,13 @@ fn template(dir: &Path, spec: &ModelSpec) -> Result<Option<ChatTemplate>> {
     }
 }
 
-/// The tokenizer's end of sequence, and those that `generation_config.json` names: one or a list.
+/// The tokenizer's end of sequence, those that a GGUF file names beside it, and those that
+/// `generation_config.json` names: one or a list.
 fn stop_ids(dir: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+    if let Some(file) = gguf_of(dir)? {
+        ids.extend(gguf::stop_ids(&GgufModel::open(&file)?)?);
+    }
     let path = tokenizer_folder(dir).join("generation_config.json");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,

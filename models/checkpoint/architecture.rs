@@ -1,7 +1,7 @@
-//! How a Hugging Face folder of a known architecture is read: as data.
+//! How a Hugging Face folder, or a GGUF file, of a known architecture is read: as data.
 //!
 //! Each file in `configs/architectures/` says which architectures it is for, what the
-//! specification is made of (values that begin with `$` are looked up in `config.json`),
+//! specification is made of (values that begin with `$` are looked up in `config.json`, or in what a GGUF file says),
 //! and what the tensors are called here.
 //!
 //! ```toml
@@ -21,7 +21,10 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value as Json;
 use toml::Value;
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    spec::DecoderSpec,
+};
 
 /// The name and the text of every file of `configs/architectures`.
 macro_rules! files {
@@ -53,6 +56,9 @@ const FILES: &[(&str, &str)] = &files![
     "vila",
     "vit"
 ];
+
+/// Those of GGUF files, by `general.architecture`.
+const GGUF_FILES: &[(&str, &str)] = &files!["gguf_llama", "gguf_qwen2", "gguf_qwen3"];
 
 /// One architecture, as its file describes it.
 #[derive(Debug, Clone, Deserialize)]
@@ -109,17 +115,29 @@ impl Architecture {
             found.check(config).doing(|| "read config.json")?;
             return Ok(found.clone());
         }
-        let mut known: Vec<&str> = all
-            .iter()
-            .flat_map(|a| a.model_types.iter().map(String::as_str))
-            .collect();
-        known.sort_unstable();
-        known.dedup();
         let message = format!(
             "model_type is {}, architectures {}: expected one of {}",
             config["model_type"],
             config["architectures"],
-            known.join(", ")
+            known(&all)
+        );
+        Err(Error::new(Kind::BadInput, message))
+    }
+
+    /// The architecture of a GGUF file; `config` is what it says of its model, and `model_type` its architecture.
+    ///
+    /// # Errors
+    /// As [`Architecture::of_config`].
+    pub fn of_gguf(config: &Json) -> Result<Self> {
+        let all = Self::all_gguf()?;
+        if let Some(found) = all.iter().find(|a| a.is_of(config)) {
+            found.check(config)?;
+            return Ok(found.clone());
+        }
+        let message = format!(
+            "general.architecture is {}, expected one of {}",
+            config["model_type"],
+            known(&all)
         );
         Err(Error::new(Kind::BadInput, message))
     }
@@ -151,11 +169,15 @@ impl Architecture {
     /// # Errors
     /// `Internal` when a file is no description.
     pub fn all() -> Result<Vec<Self>> {
-        let read = |(name, text): (&str, &str)| {
-            let parsed = toml::from_str(text);
-            parsed.map_err(|e| Error::with_source(Kind::Internal, format!("read {name}"), e))
-        };
-        FILES.iter().copied().map(read).collect()
+        read_all(FILES)
+    }
+
+    /// Every architecture of GGUF files.
+    ///
+    /// # Errors
+    /// As [`Architecture::all`].
+    pub fn all_gguf() -> Result<Vec<Self>> {
+        read_all(GGUF_FILES)
     }
 
     /// Which of our specifications it has.
@@ -175,12 +197,23 @@ impl Architecture {
             );
             return Err(Error::new(Kind::BadInput, message));
         }
+        self.read(config).doing(|| "read config.json")
+    }
+
+    /// The specification of a decoder of which a GGUF file says `config`.
+    ///
+    /// # Errors
+    /// As [`Architecture::spec`].
+    pub fn gguf_spec(&self, config: &Json) -> Result<DecoderSpec> {
+        self.read(config)
+    }
+
+    fn read<T: DeserializeOwned>(&self, config: &Json) -> Result<T> {
         let resolved = resolve(&self.spec, config)?;
         let resolved =
             resolved.ok_or_else(|| Error::new(Kind::Internal, "an empty specification"))?;
         let spec = serde_path_to_error::deserialize(resolved);
         spec.map_err(|e| Error::new(Kind::BadInput, e.to_string()))
-            .doing(|| "read config.json")
     }
 
     /// Keys of `config.json` and the folders of the parts that they describe.
@@ -195,6 +228,23 @@ impl Architecture {
     pub fn keys(&self) -> Result<KeyMap> {
         KeyMap::new(&self.keys)
     }
+}
+
+fn read_all(files: &[(&str, &str)]) -> Result<Vec<Architecture>> {
+    let read = |(name, text): (&str, &str)| {
+        let parsed = toml::from_str(text);
+        parsed.map_err(|e| Error::with_source(Kind::Internal, format!("read {name}"), e))
+    };
+    files.iter().copied().map(read).collect()
+}
+
+/// The names of architectures, in order.
+fn known(all: &[Architecture]) -> String {
+    let names = all.iter().flat_map(|a| a.model_types.iter());
+    let mut names: Vec<&str> = names.map(String::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(", ")
 }
 
 /// What tensors of a foreign checkpoint are called here.
@@ -420,7 +470,8 @@ mod tests {
 
     #[test]
     fn every_file_is_a_description_whose_patterns_are_some() {
-        for architecture in Architecture::all().unwrap() {
+        let gguf = Architecture::all_gguf().unwrap();
+        for architecture in Architecture::all().unwrap().iter().chain(&gguf) {
             architecture.keys().unwrap();
         }
     }

@@ -12,6 +12,7 @@ use crate::{
     checkpoint::{
         architecture::{Architecture, ModelKind},
         foreign::{Element, Piece, Storage, View},
+        gguf_model::{GgufModel, gguf_of},
         import_lwm::open,
         torch,
         weights::{self, Weights},
@@ -27,11 +28,14 @@ use crate::{
     },
 };
 
-/// The specification of a model directory: our `config.json`, or a Hugging Face LLaMA's.
+/// The specification of a model directory: our `config.json`, a Hugging Face LLaMA's, or that of its GGUF file ([`gguf_of`]).
 ///
 /// # Errors
 /// `BadInput` for a configuration that this program cannot run, naming the key.
 pub fn spec_of_directory(dir: &Path) -> Result<ModelSpec> {
+    if let Some(file) = gguf_of(dir)? {
+        return GgufModel::open(&file)?.spec();
+    }
     let config = config_of_directory(dir)?;
     spec_of_json(&config).doing(|| format!("read {}", dir.join("config.json").display()))
 }
@@ -74,6 +78,9 @@ pub enum PictureModelSpec {
 /// # Errors
 /// `BadInput` for a configuration that this program cannot run, naming the key.
 pub fn picture_model_of_directory(dir: &Path) -> Result<Option<PictureModelSpec>> {
+    if gguf_of(dir)?.is_some() {
+        return Ok(None);
+    }
     let path = dir.join("config.json");
     let doing = || format!("read {}", path.display());
     let config = config_of(&std::fs::read_to_string(&path).doing(doing)?).doing(doing)?;
@@ -106,6 +113,9 @@ fn picture_model(architecture: &Architecture, config: &Value) -> Result<Option<P
 /// # Errors
 /// As [`Weights::open`], [`Architecture::of_config`] and [`Weights::renamed`].
 pub fn weights_of_directory(dir: &Path) -> Result<Weights> {
+    if let Some(file) = gguf_of(dir)? {
+        return GgufModel::open(&file)?.weights();
+    }
     let config = config_of_directory(dir)?;
     if is_ours(&config) {
         return Weights::open(dir);

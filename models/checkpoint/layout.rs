@@ -1,10 +1,13 @@
 //! Every tensor a model has, by name and shape: the one list that importers,
 //! `models verify` and the loaders agree on.
 
-use crate::spec::{DecoderSpec, ModelSpec, VqganSpec};
+use crate::spec::{DecoderSpec, ModelSpec, VqganSpec, rope_scaling::RopeScaling};
 
 /// A tensor's name in a model directory and its shape.
 pub type NamedShape = (String, Vec<usize>);
+
+/// What RoPE's frequencies are divided by, `[d/2]`, where the specification says that it is stored.
+pub const ROPE_DIVISORS: &str = "model.rope_divisors";
 
 /// All tensors of a model: the decoder's, then the VQGAN's.
 pub fn model_tensors(spec: &ModelSpec) -> Vec<NamedShape> {
@@ -31,6 +34,9 @@ pub fn decoder_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
         }
     }
     tensors.push(named("model.norm.weight", &[hidden]));
+    if spec.rope_scaling == Some(RopeScaling::Stored) {
+        tensors.push(named(ROPE_DIVISORS, &[spec.head_dim() / 2]));
+    }
     if !spec.tie_word_embeddings {
         tensors.push(named("lm_head.weight", &[spec.vocab_size, hidden]));
     }

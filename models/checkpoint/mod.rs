@@ -5,10 +5,12 @@
 //! description; [`layout`] lists what a model has; [`foreign`] is a tensor where another
 //! program left it; [`msgpack`], [`pickle`] and [`torch`] find such tensors in
 //! untrusted bytes; [`writer`] writes the model directory; [`import_lwm`] and
-//! [`import_hf`] join them.
+//! [`import_hf`] join them. [`gguf`] reads the head of a GGUF file, and [`gguf_model`] makes a decoder of it.
 
 pub mod architecture;
 pub mod foreign;
+pub mod gguf;
+pub mod gguf_model;
 pub mod import_hf;
 pub mod import_lwm;
 pub mod layout;

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fmt, path::Path};
 
 use half::{bf16, f16};
+use longreel_kernels::quantized::{self, Format};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::Serialize;
@@ -12,7 +13,7 @@ use crate::{
     checkpoint::{
         import_hf::{spec_of_directory, weights_of_directory},
         layout,
-        weights::Weights,
+        weights::{Stored, Weights},
         writer::keep_going,
     },
     error::Result,
@@ -111,8 +112,8 @@ pub fn verify(
     if let Some(Err(error)) = spec.vision.as_ref().map(|_| vision(&spec, &mut weights)) {
         report.missing.push(error.to_string());
     }
-    for (name, dtype, shape) in weights.list() {
-        *report.dtypes.entry(format!("{dtype:?}")).or_default() += 1;
+    for (name, stored, shape) in weights.list() {
+        *report.dtypes.entry(stored.to_string()).or_default() += 1;
         match expected.remove(name) {
             None if weights.is_taken(name) => {}
             None => report.unknown.push(name.to_owned()),
@@ -121,9 +122,9 @@ pub fn verify(
                 .push(format!("{name} has shape {shape:?}, expected {s:?}")),
             Some(_) => {}
         }
-        match not_finite(dtype, weights.bytes(name).unwrap_or_default(), going)? {
+        match not_finite(stored, weights.bytes(name).unwrap_or_default(), going)? {
             None => report.misshapen.push(format!(
-                "{name} has dtype {dtype:?}, expected F32, BF16 or F16"
+                "{name} has dtype {stored}, expected F32, BF16 or F16"
             )),
             Some(0) => {}
             Some(count) => {
@@ -136,7 +137,11 @@ pub fn verify(
 }
 
 /// How many values are NaN or infinite; `None` for a type that no weight has.
-fn not_finite(dtype: Dtype, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<Option<u64>> {
+fn not_finite(stored: Stored, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<Option<u64>> {
+    let dtype = match stored {
+        Stored::Plain(dtype) => dtype,
+        Stored::Blocks(format) => return blocks_not_finite(format, bytes, going).map(Some),
+    };
     let count: fn(&[u8]) -> u64 = match dtype {
         Dtype::F32 => |b| bad_values(b, |b| f32::from_le_bytes(b).is_finite()),
         Dtype::BF16 => |b| bad_values(b, |b| bf16::from_le_bytes(b).is_finite()),
@@ -149,6 +154,24 @@ fn not_finite(dtype: Dtype, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<Op
         total += block.par_chunks(1 << 20).map(count).sum::<u64>();
     }
     Ok(Some(total))
+}
+
+/// How many weights of quantised blocks are NaN or infinite: those of a block whose scale is.
+fn blocks_not_finite(format: Format, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<u64> {
+    let count = |blocks: &[u8]| {
+        let mut weights = vec![0.0; format.weights_of(blocks)];
+        quantized::widen(format, blocks, &mut weights);
+        weights.iter().filter(|w| !w.is_finite()).count() as u64
+    };
+    let mut total = 0;
+    for part in bytes.chunks((BLOCK_BYTES >> 14) * format.block_bytes()) {
+        keep_going(going)?;
+        total += part
+            .par_chunks(64 * format.block_bytes())
+            .map(count)
+            .sum::<u64>();
+    }
+    Ok(total)
 }
 
 fn bad_values<const N: usize>(bytes: &[u8], is_finite: impl Fn([u8; N]) -> bool) -> u64 {

@@ -1,29 +1,51 @@
 //! A model directory's tensors, taken by name with an expected shape.
 //!
-//! The directory's `*.safetensors` files are mapped; nothing is read until
+//! The directory's `*.safetensors` files, or those of a GGUF model, are mapped; nothing is read until
 //! a tensor is taken. [`Weights::finish`] makes a forgotten or a surplus tensor
 //! impossible to overlook.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     ops::Range,
     path::{Path, PathBuf},
 };
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use longreel_kernels::mapping::MappedBytes;
+use longreel_kernels::{
+    mapping::MappedBytes,
+    quantized::{self, Format},
+};
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
 use crate::{
-    checkpoint::{architecture::KeyMap, foreign::element_count},
+    checkpoint::{architecture::KeyMap, foreign::element_count, gguf::Header},
     error::{Context, Error, Kind, Result},
 };
+
+/// How the elements of a tensor are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// One by one.
+    Plain(Dtype),
+    /// In blocks with scales.
+    Blocks(Format),
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(dtype) => write!(f, "{dtype:?}"),
+            Self::Blocks(format) => write!(f, "{format}"),
+        }
+    }
+}
 
 /// One tensor in a mapped file.
 struct Entry {
     shard: usize,
-    dtype: Dtype,
+    stored: Stored,
     shape: Vec<usize>,
     range: Range<usize>,
 }
@@ -77,6 +99,13 @@ pub enum Matrix {
         /// Columns.
         in_features: usize,
     },
+    /// `[out, in]` in blocks, row-major, still in the mapped file.
+    MappedBlocks {
+        /// Whole blocks, `in` weights a row.
+        bytes: MappedBytes,
+        /// How they are written.
+        format: Format,
+    },
 }
 
 impl Weights {
@@ -97,6 +126,56 @@ impl Weights {
             weights.add_directory(&dir.join(part), &format!("{part}."))?;
         }
         Ok(weights)
+    }
+
+    /// Maps the files of a GGUF model; tensors that hold several experts become one for each.
+    ///
+    /// # Errors
+    /// As [`Header::read`]; `BadInput` when a tensor is in more than one file.
+    pub fn open_gguf(files: &[(PathBuf, MappedBytes)]) -> Result<Self> {
+        let mut weights = Self::none();
+        for (path, bytes) in files {
+            let doing = || path.display().to_string();
+            let header = Header::read(bytes.as_bytes()).doing(doing)?;
+            let shard = weights.shards.len();
+            let tensors = header.tensors.into_iter().flat_map(|t| t.by_expert());
+            for tensor in tensors {
+                let entry = Entry {
+                    shard,
+                    stored: tensor.stored,
+                    shape: tensor.shape,
+                    range: tensor.range,
+                };
+                weights.insert(tensor.name, entry).doing(doing)?;
+            }
+            weights.shards.push((path.clone(), bytes.clone()));
+        }
+        Ok(weights)
+    }
+
+    /// The same tensors, and those of `others` instead of all that `gone` names.
+    ///
+    /// # Errors
+    /// `BadInput` when both have a tensor of one name that `gone` does not name.
+    pub fn replaced(mut self, gone: impl Iterator<Item = String>, others: Self) -> Result<Self> {
+        gone.for_each(|name| drop(self.entries.remove(&name)));
+        let shards = self.shards.len();
+        self.shards.extend(others.shards);
+        for (name, entry) in others.entries {
+            let shard = shards + entry.shard;
+            self.insert(name, Entry { shard, ..entry })?;
+        }
+        Ok(self)
+    }
+
+    fn insert(&mut self, name: String, entry: Entry) -> Result<()> {
+        match self.entries.insert(name.clone(), entry) {
+            None => Ok(()),
+            Some(_) => {
+                let message = format!("tensor {name} is in more than one file");
+                Err(Error::new(Kind::BadInput, message))
+            }
+        }
     }
 
     fn none() -> Self {
@@ -142,17 +221,12 @@ impl Weights {
             let name = format!("{prefix}{name}");
             let entry = Entry {
                 shard,
-                dtype,
+                stored: Stored::Plain(dtype),
                 shape,
                 range,
             };
-            if self.entries.insert(name.clone(), entry).is_some() {
-                return Err(Error::new(
-                    Kind::BadInput,
-                    format!("tensor {name} is in more than one file"),
-                )
-                .doing(path.display().to_string()));
-            }
+            self.insert(name, entry)
+                .doing(|| path.display().to_string())?;
         }
         self.shards.push((path, bytes));
         Ok(())
@@ -186,11 +260,11 @@ impl Weights {
         Some(&self.entries.get(name)?.shape)
     }
 
-    /// Name, dtype and shape of every tensor, sorted by name.
-    pub fn list(&self) -> impl Iterator<Item = (&str, Dtype, &[usize])> {
+    /// Name, kind of storage and shape of every tensor, sorted by name.
+    pub fn list(&self) -> impl Iterator<Item = (&str, Stored, &[usize])> {
         self.entries
             .iter()
-            .map(|(name, e)| (name.as_str(), e.dtype, e.shape.as_slice()))
+            .map(|(name, e)| (name.as_str(), e.stored, e.shape.as_slice()))
     }
 
     /// The elements of the tensor `name` as stored.
@@ -208,7 +282,7 @@ impl Weights {
             if !parts.iter().any(|part| is_part(name, part)) {
                 continue;
             }
-            let what = format!("{name} {:?} {:?}", entry.dtype, entry.shape);
+            let what = format!("{name} {} {:?}", entry.stored, entry.shape);
             digest.add(what.as_bytes());
             let bytes = self.bytes(name).unwrap_or_default();
             for sample in 0..DIGEST_SAMPLES {
@@ -235,7 +309,7 @@ impl Weights {
             .fold(0, u64::saturating_add)
     }
 
-    /// Bytes of the tensors that are used where they are mapped: the decoder's bf16 matrices.
+    /// Bytes of the tensors that are used where they are mapped: the decoder's bf16 and quantised matrices.
     pub fn mapped_bytes(&self) -> u64 {
         self.entries
             .iter()
@@ -245,17 +319,22 @@ impl Weights {
     }
 
     fn stays_mapped(&self, name: &str, entry: &Entry) -> bool {
-        entry.dtype == Dtype::BF16
-            && entry.shape.len() == 2
-            && !name.starts_with("vqgan.")
-            && self
-                .shards
-                .get(entry.shard)
-                .and_then(|(_, shard)| shard.slice(entry.range.clone()))
-                .is_some_and(|bytes| bytes.as_elements::<bf16>().is_some())
+        let is_matrix = entry.shape.len() == 2 && !name.starts_with("vqgan.");
+        let is_aligned = || {
+            let (_, shard) = self.shards.get(entry.shard)?;
+            shard
+                .slice(entry.range.clone())?
+                .as_elements::<bf16>()
+                .map(drop)
+        };
+        match entry.stored {
+            Stored::Blocks(_) => is_matrix,
+            Stored::Plain(Dtype::BF16) => is_matrix && is_aligned().is_some(),
+            Stored::Plain(_) => false,
+        }
     }
 
-    fn take(&mut self, name: &str, shape: &[usize]) -> Result<(Dtype, MappedBytes)> {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<(Stored, MappedBytes)> {
         let Some(entry) = self.entries.get(name) else {
             return Err(Error::new(
                 Kind::BadInput,
@@ -281,13 +360,13 @@ impl Weights {
                 )
             })?;
         self.taken.insert(name.to_owned());
-        Ok((entry.dtype, bytes))
+        Ok((entry.stored, bytes))
     }
 
     /// The tensor `name` of exactly `shape`, converted to f32 on the CPU.
     pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let (dtype, bytes) = self.take(name, shape)?;
-        let data = to_f32(dtype, bytes.as_bytes()).doing(|| format!("tensor {name}"))?;
+        let (stored, bytes) = self.take(name, shape)?;
+        let data = to_f32(stored, bytes.as_bytes()).doing(|| format!("tensor {name}"))?;
         Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
     }
 
@@ -310,22 +389,26 @@ impl Weights {
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
-    /// The matrix `name` of shape `[out_features, in_features]`: bf16 stays mapped, the rest becomes f32.
+    /// The matrix `name` of shape `[out_features, in_features]`: bf16 and blocks stay mapped, the rest becomes f32.
     pub fn matrix(
         &mut self,
         name: &str,
         out_features: usize,
         in_features: usize,
     ) -> Result<Matrix> {
-        let (dtype, bytes) = self.take(name, &[out_features, in_features])?;
-        if dtype == Dtype::BF16 && bytes.as_elements::<bf16>().is_some() {
-            return Ok(Matrix::MappedBf16 {
-                bytes,
-                out_features,
-                in_features,
-            });
+        let (stored, bytes) = self.take(name, &[out_features, in_features])?;
+        match stored {
+            Stored::Blocks(format) => return Ok(Matrix::MappedBlocks { bytes, format }),
+            Stored::Plain(Dtype::BF16) if bytes.as_elements::<bf16>().is_some() => {
+                return Ok(Matrix::MappedBf16 {
+                    bytes,
+                    out_features,
+                    in_features,
+                });
+            }
+            Stored::Plain(_) => {}
         }
-        let data = to_f32(dtype, bytes.as_bytes()).doing(|| format!("tensor {name}"))?;
+        let data = to_f32(stored, bytes.as_bytes()).doing(|| format!("tensor {name}"))?;
         Ok(Matrix::F32(Tensor::from_vec(
             data,
             (out_features, in_features),
@@ -481,8 +564,16 @@ pub fn read_header(file: &[u8]) -> Result<Vec<HeaderEntry>> {
     Ok(tensors)
 }
 
-/// Little-endian elements of `dtype` as f32.
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+/// Little-endian elements as f32.
+fn to_f32(stored: Stored, bytes: &[u8]) -> Result<Vec<f32>> {
+    let dtype = match stored {
+        Stored::Plain(dtype) => dtype,
+        Stored::Blocks(format) => {
+            let mut values = vec![0.0; format.weights_of(bytes)];
+            quantized::widen(format, bytes, &mut values);
+            return Ok(values);
+        }
+    };
     let values = match dtype {
         Dtype::F32 => bytes
             .chunks_exact(4)

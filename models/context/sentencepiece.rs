@@ -94,6 +94,36 @@ pub(super) struct Converted {
 /// `add_prefix_space` overrides the file's own `add_dummy_prefix`.
 pub(super) fn convert(bytes: &[u8], add_prefix_space: Option<bool>) -> Result<Converted> {
     let model = ModelProto::decode(bytes).map_err(|e| bad(format!("not a protobuf model: {e}")))?;
+    convert_model(&model, add_prefix_space)
+}
+
+/// Converts pieces, each with its score and the number of its type, as GGUF files have them.
+///
+/// Pieces that the user defined are found before anything is merged, as llama.cpp does.
+pub(super) fn of_pieces(pieces: Vec<(String, f32, i32)>, prefix: bool) -> Result<Converted> {
+    let has_bytes = pieces.iter().any(|p| p.2 == PieceType::Byte as i32);
+    let piece = |(piece, score, kind)| Piece {
+        piece: Some(piece),
+        score: Some(score),
+        r#type: Some(kind),
+    };
+    let model = ModelProto {
+        pieces: pieces.into_iter().map(piece).collect(),
+        trainer_spec: Some(TrainerSpec {
+            model_type: Some(2),
+            byte_fallback: Some(has_bytes),
+        }),
+        normalizer_spec: None,
+    };
+    let mut converted = convert_model(&model, Some(prefix))?;
+    let defined = names(&model.pieces, PieceType::UserDefined);
+    let defined = defined.map(|name| AddedToken::from(name, false).normalized(false));
+    let added = converted.tokenizer.add_tokens(defined.collect::<Vec<_>>());
+    added.map_err(|e| bad(e.to_string()))?;
+    Ok(converted)
+}
+
+fn convert_model(model: &ModelProto, add_prefix_space: Option<bool>) -> Result<Converted> {
     check_model_type(model.trainer_spec.as_ref())?;
     let vocab = vocabulary(&model.pieces)?;
     let byte_fallback = model

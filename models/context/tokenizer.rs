@@ -17,10 +17,13 @@ use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::{
-    sentencepiece,
+    gguf, sentencepiece,
     streaming::{Rule, StreamingDecoder},
 };
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    checkpoint::gguf_model::{GgufModel, gguf_of},
+    error::{Context, Error, Kind, Result},
+};
 
 /// Largest tokenizer file that is read; the largest in use have about 30 MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -87,6 +90,17 @@ impl SpecialToken {
     }
 }
 
+/// Special tokens of a vocabulary by their spelling, and which of them stand around a text.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Named {
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+    pub pad: Option<String>,
+    pub unk: Option<String>,
+    pub add_bos: bool,
+    pub add_eos: bool,
+}
+
 impl TokenizerConfig {
     /// Parses the text of a `tokenizer_config.json`.
     pub fn from_json(text: &str) -> Result<Self> {
@@ -96,8 +110,10 @@ impl TokenizerConfig {
 }
 
 impl Tokenizer {
-    /// The tokenizer of the model directory `dir` ([`tokenizer_folder`]): `tokenizer.json`, else `tokenizer.model`.
+    /// The tokenizer of the model directory `dir` ([`tokenizer_folder`]): `tokenizer.json`, else `tokenizer.model`, else
+    /// that of the GGUF file that `dir` is or holds.
     pub fn open(dir: &Path) -> Result<Self> {
+        let model_dir = dir;
         let dir = &tokenizer_folder(dir);
         let config = match read(&dir.join("tokenizer_config.json"))? {
             Some(bytes) => {
@@ -111,6 +127,9 @@ impl Tokenizer {
         }
         if let Some(bytes) = read(&model)? {
             return Self::from_sentencepiece(&bytes, &config).doing(|| model.display().to_string());
+        }
+        if let Some(file) = gguf_of(model_dir)? {
+            return gguf::tokenizer(&GgufModel::open(&file)?);
         }
         Err(Error::new(
             Kind::NotFound,
@@ -167,6 +186,20 @@ impl Tokenizer {
             .is_some_and(|class| class.starts_with("Llama"));
         let says = config.add_bos_token.is_some() || config.add_eos_token.is_some();
         Self::new(inner, config, llama && says)
+    }
+
+    /// A tokenizer whose special tokens are `named`.
+    pub(super) fn of_vocabulary(inner: Inner, named: Named) -> Result<Self> {
+        let config = TokenizerConfig {
+            add_bos_token: Some(named.add_bos),
+            add_eos_token: Some(named.add_eos),
+            bos_token: named.bos.map(SpecialToken::Plain),
+            eos_token: named.eos.map(SpecialToken::Plain),
+            pad_token: named.pad.map(SpecialToken::Plain),
+            unk_token: named.unk.map(SpecialToken::Plain),
+            ..TokenizerConfig::default()
+        };
+        Self::new(inner, &config, true)
     }
 
     fn new(inner: Inner, config: &TokenizerConfig, ends_from_config: bool) -> Result<Self> {
@@ -304,8 +337,9 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// The folder of a model's tokenizer and of what belongs to it: VILA has them in `llm/`.
+/// The folder of a model's tokenizer and of what belongs to it: VILA has them in `llm/`, a model of one file beside it.
 pub fn tokenizer_folder(dir: &Path) -> PathBuf {
+    let dir = folder_of(dir);
     let has_one = |dir: &Path| {
         let mut names = ["tokenizer.json", "tokenizer.model"].iter();
         names.any(|name| dir.join(name).is_file())
@@ -315,6 +349,12 @@ pub fn tokenizer_folder(dir: &Path) -> PathBuf {
         true => of_decoder,
         false => dir.to_owned(),
     }
+}
+
+/// The folder that a model is, or in which its file lies.
+pub(super) fn folder_of(model: &Path) -> &Path {
+    let folder = model.parent().filter(|_| model.is_file());
+    folder.unwrap_or(model)
 }
 
 /// The file's bytes; `None` where there is no such file.
@@ -401,7 +441,7 @@ fn merged(merge: &Value) -> String {
 
 /// Runs code of the tokenizers crate, which panics on some malformed files
 /// (a `Strip` longer than a piece, for one): here that is an error.
-fn guarded<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result,
         Err(_) => Err(bad("the tokenizer's rules contradict one another".into())),

@@ -19,6 +19,7 @@ pub mod linear;
 pub mod mapping;
 mod multiply;
 pub mod peak;
+pub mod quantized;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

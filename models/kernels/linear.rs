@@ -110,7 +110,7 @@ fn linear_at<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y
 
 /// Where threads write disjoint columns of one output.
 #[derive(Clone, Copy)]
-struct Columns(*mut f32);
+pub(crate) struct Columns(pub(crate) *mut f32);
 
 // SAFETY: each task writes its own columns only.
 unsafe impl Send for Columns {}
@@ -118,11 +118,16 @@ unsafe impl Send for Columns {}
 unsafe impl Sync for Columns {}
 
 impl Columns {
+    /// The columns of the output y.
+    pub(crate) fn of(y: &mut [f32]) -> Self {
+        Self(y.as_mut_ptr())
+    }
+
     /// The output from column `column` on.
     ///
     /// # Safety
     /// `column` lies inside the first row of the output.
-    unsafe fn from(self, column: usize) -> Self {
+    pub(crate) unsafe fn from(self, column: usize) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { self.0.add(column) })
     }
@@ -132,7 +137,7 @@ fn few_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y:
     let out = w.len() / in_features;
     // Every output is a dot product of its own: no split changes it.
     let block = out.div_ceil(4 * rayon::current_num_threads());
-    let y = Columns(y.as_mut_ptr());
+    let y = Columns::of(y);
     w.par_chunks(block * in_features)
         .enumerate()
         .for_each(|(task, rows)| {
@@ -173,7 +178,7 @@ fn stream_body<W: Element>(x: &[f32], w: &[W], d: usize, y: Columns, stride: usi
 
 /// x `R` times `[d]`, row `[d]` → `x[r] · row`, in 32 lanes each.
 #[inline(always)]
-fn dots<W: Element, const R: usize>(x: [&[f32]; R], row: &[W]) -> [f32; R] {
+pub(crate) fn dots<W: Element, const R: usize>(x: [&[f32]; R], row: &[W]) -> [f32; R] {
     const LANES: usize = 32;
     let mut sums = [[0f32; LANES]; R];
     let whole = row.len() / LANES * LANES;
@@ -200,7 +205,7 @@ const TASK_ROWS: usize = 64;
 
 fn many_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
     let stride = w.len() / in_features;
-    let y = Columns(y.as_mut_ptr());
+    let y = Columns::of(y);
     w.par_chunks(TASK_ROWS * in_features)
         .enumerate()
         .for_each(|(task, w)| {

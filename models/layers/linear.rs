@@ -1,7 +1,11 @@
-//! A weight matrix as a layer: f32 in memory, or bf16 in the mapped file.
+//! A weight matrix as a layer: f32 in memory, or bf16 or quantised blocks in the mapped file.
 
 use half::bf16;
-use longreel_kernels::{linear::linear, mapping::MappedBytes};
+use longreel_kernels::{
+    linear::linear,
+    mapping::MappedBytes,
+    quantized::{self, Format},
+};
 use rayon::prelude::*;
 
 use crate::{
@@ -12,6 +16,7 @@ use crate::{
 enum Store {
     F32(Vec<f32>),
     MappedBf16(MappedBytes),
+    MappedBlocks(MappedBytes, Format),
 }
 
 /// `y = x · wᵀ`, plus a bias where there is one.
@@ -75,6 +80,7 @@ impl Linear {
         let store = match weights.matrix(name, out_features, in_features)? {
             Matrix::F32(tensor) => Store::F32(tensor.flatten_all()?.to_vec1()?),
             Matrix::MappedBf16 { bytes, .. } => Store::MappedBf16(bytes),
+            Matrix::MappedBlocks { bytes, format } => Store::MappedBlocks(bytes, format),
         };
         Ok(Self {
             store,
@@ -100,6 +106,9 @@ impl Linear {
         match &self.store {
             Store::F32(w) => linear(x, w, self.in_features, &mut y),
             Store::MappedBf16(bytes) => linear(x, elements(bytes), self.in_features, &mut y),
+            Store::MappedBlocks(bytes, format) => {
+                quantized::multiply(*format, x, bytes.as_bytes(), self.in_features, &mut y);
+            }
         }
         if let Some(bias) = &self.bias {
             add_rows(&mut y, bias);
@@ -119,6 +128,16 @@ impl Linear {
             Store::MappedBf16(bytes) => elements(bytes)
                 .get(range)
                 .map(|row| out.extend(row.iter().map(|v| v.to_f32()))),
+            Store::MappedBlocks(bytes, format) => {
+                let row_bytes = self.in_features / format.block_weights() * format.block_bytes();
+                let start = (index as usize).saturating_mul(row_bytes);
+                let row = bytes.as_bytes().get(start..start.saturating_add(row_bytes));
+                row.map(|row| {
+                    let before = out.len();
+                    out.resize(before + self.in_features, 0.0);
+                    quantized::widen(*format, row, &mut out[before..]);
+                })
+            }
         };
         found.ok_or_else(|| {
             Error::new(

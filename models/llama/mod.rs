@@ -62,7 +62,7 @@ pub struct Decoder {
 pub type Trace<'a> = dyn FnMut(&str, &[f32]) + 'a;
 
 impl Decoder {
-    /// Takes the decoder's weights; bf16 matrices stay in the mapped file.
+    /// Takes the decoder's weights; bf16 and quantised matrices stay in the mapped file.
     pub fn load(spec: &DecoderSpec, weights: &mut Weights) -> Result<Self> {
         let hidden = spec.hidden_size;
         let mut linear = |name: &str, out| Linear::load(weights, name, out, hidden);
@@ -84,7 +84,7 @@ impl Decoder {
             spec: spec.clone(),
             text_embedding,
             vision_embedding,
-            rope: Rope::new(spec),
+            rope: Rope::load(spec, weights)?,
             blocks,
             norm: RmsNorm::load(weights, "model.norm.weight", hidden, spec.rms_norm_eps)?,
             text_head,

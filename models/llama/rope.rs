@@ -11,6 +11,8 @@ use std::f64::consts::PI;
 use longreel_kernels::rope::Pairs;
 
 use crate::{
+    checkpoint::{layout::ROPE_DIVISORS, weights::Weights},
+    error::{Error, Kind, Result},
     layers::rotary::{Turns, angle, frequencies},
     llama::input::Positions,
     spec::{DecoderSpec, MropeSpec, RopePairs, rope_scaling::RopeScaling},
@@ -44,6 +46,26 @@ impl Rope {
             factor: factor as f32,
             pairs,
         }
+    }
+
+    /// [`Rope::new`], with the numbers that stand among the weights where the specification says so.
+    ///
+    /// # Errors
+    /// `BadInput` when they are missing, or no divisors.
+    pub fn load(spec: &DecoderSpec, weights: &mut Weights) -> Result<Self> {
+        let mut rope = Self::new(spec);
+        if spec.rope_scaling == Some(RopeScaling::Stored) {
+            let divisors = weights.vector(ROPE_DIVISORS, rope.frequencies.len())?;
+            for (frequency, divisor) in rope.frequencies.iter_mut().zip(divisors) {
+                if !(divisor.is_finite() && divisor > 0.0) {
+                    let message =
+                        format!("{ROPE_DIVISORS} has {divisor}, expected numbers above 0");
+                    return Err(Error::new(Kind::BadInput, message));
+                }
+                *frequency /= f64::from(divisor);
+            }
+        }
+        Ok(rope)
     }
 
     /// positions `[n]` → cosine and sine `[n, d/2]`.
@@ -95,6 +117,8 @@ fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) ->
             raise_base(factor * longer - (factor - 1.0), frequencies);
             1.0
         }
+        // They are known when the weights are.
+        RopeScaling::Stored => 1.0,
         RopeScaling::Linear { factor } => {
             frequencies.iter_mut().for_each(|f| *f /= factor);
             1.0

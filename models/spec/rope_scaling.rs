@@ -55,6 +55,8 @@ pub enum RopeScaling {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attention_factor: Option<f64>,
     },
+    /// Each frequency divided by a number that stands among the weights, `model.rope_divisors` (GGUF files of LLaMA 3.1).
+    Stored,
 }
 
 fn beta_fast() -> f64 {

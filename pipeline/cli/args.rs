@@ -235,9 +235,13 @@ pub struct AskArgs {
     #[arg(required = true, num_args = 1.., value_name = "VIDEO... QUESTION")]
     pub inputs: Vec<String>,
 
-    /// A model directory, or org/name on the hub.
+    /// A model directory, org/name on the hub, or a GGUF file.
     #[arg(long, short, value_name = "MODEL")]
     pub model: String,
+
+    /// A GGUF file whose decoder takes the place of the model's own.
+    #[arg(long, value_name = "FILE.gguf")]
+    pub decoder: Option<PathBuf>,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -548,12 +552,12 @@ pub enum ModelsVerb {
     List,
     /// Shape, size and files of a model.
     Show {
-        /// A model directory, or org/name on the hub.
+        /// A model directory, org/name on the hub, or a GGUF file.
         model: String,
     },
     /// Check every tensor's name, shape and values.
     Verify {
-        /// A model directory, or org/name on the hub.
+        /// A model directory, org/name on the hub, or a GGUF file.
         model: String,
     },
     /// Fetch a model from the hub into the cache; goes on where it stopped.
@@ -573,9 +577,13 @@ pub struct PlanArgs {
     #[arg(value_name = "VIDEO")]
     pub videos: Vec<PathBuf>,
 
-    /// A model directory, org/name on the hub, or a .toml model file.
+    /// A model directory, org/name on the hub, a GGUF file, or a .toml model file.
     #[arg(long, short, value_name = "MODEL")]
     pub model: String,
+
+    /// A GGUF file whose decoder takes the place of the model's own.
+    #[arg(long, value_name = "FILE.gguf")]
+    pub decoder: Option<PathBuf>,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -634,7 +642,7 @@ pub enum BenchVerb {
                         mpirun -n 2 longreel bench context --model lwm/ --tokens 32768 --threads 1 --json"
 )]
 pub struct ContextArgs {
-    /// A model directory, org/name on the hub, or a .toml model file.
+    /// A model directory, org/name on the hub, a GGUF file, or a .toml model file.
     #[arg(long, short, value_name = "MODEL")]
     pub model: String,
 

@@ -155,7 +155,8 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 /// The part of a process that another one leads.
 fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel) -> Result<()> {
     let dir = resolve::model_dir(&args.model, voice, cancel);
-    match dir.and_then(|dir| ModelFiles::open(&dir)?.load()) {
+    let open = |dir: PathBuf| ModelFiles::open_with(&dir, args.decoder.as_deref());
+    match dir.and_then(open).and_then(ModelFiles::load) {
         Ok(model) => ranks.serve(&model.decoder),
         Err(error) => Err(ranks.give_up(error)),
     }
@@ -181,7 +182,7 @@ fn prepare(
     cancel: &Cancel,
 ) -> Result<Prepared> {
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let mut files = ModelFiles::open(&dir)?;
+    let mut files = ModelFiles::open_with(&dir, args.decoder.as_deref())?;
     resolve::choose_after_video(&mut files.spec, args.after_video)?;
     resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
     let usual = resolve::usual_sampling(&files.dir, &files.spec)?;

@@ -76,7 +76,7 @@ fn show(dir: &Path, voice: Voice) -> Result<()> {
     let weights = weights_of_directory(dir)?;
     let mut dtypes: Vec<String> = weights
         .list()
-        .map(|(_, dtype, _)| format!("{dtype:?}"))
+        .map(|(_, stored, _)| stored.to_string())
         .collect();
     dtypes.sort();
     dtypes.dedup();

@@ -120,6 +120,10 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
     let path = Path::new(&args.model);
     if path.extension().is_some_and(|e| e == "toml") {
+        if args.decoder.is_some() {
+            let message = "--decoder needs a model directory, the model is a file of shapes";
+            return Err(Error::new(Kind::Usage, message));
+        }
         let mut spec = resolve::spec_file(path)?;
         resolve::choose_time_instruction(&mut spec, args.time_instruction)?;
         let weight_bytes = 2 * parameters(&spec);
@@ -132,7 +136,7 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
         });
     }
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let mut files = ModelFiles::open(&dir)?;
+    let mut files = ModelFiles::open_with(&dir, args.decoder.as_deref())?;
     resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
     let budget = resolve::pixel_budget(&args.pixels);
     Ok(Facts {

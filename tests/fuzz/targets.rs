@@ -7,9 +7,10 @@ use longreel::{
 };
 use longreel_models::{
     attention::link::wire::Arriving,
-    checkpoint::{msgpack, pickle, weights},
+    checkpoint::{gguf::Header, msgpack, pickle, weights},
     context::{
         chat_template::{ChatTemplate, Content, Message, Role},
+        gguf,
         tokenizer::{Tokenizer, TokenizerConfig},
     },
     spec::{
@@ -24,7 +25,7 @@ use longreel_models::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("msgpack", msgpack_stream),
     ("pickle", pickle_file),
     ("safetensors_header", safetensors_header),
@@ -34,6 +35,7 @@ pub const TARGETS: [Target; 9] = [
     ("envelope", envelope_of_a_message),
     ("processor", processor),
     ("chat_template", chat_template),
+    ("gguf", gguf_file),
 ];
 
 /// LWM's streaming checkpoint, as a stream and as one document; ranges lie inside the file.
@@ -152,5 +154,24 @@ pub fn chat_template(bytes: &[u8]) {
     };
     if let Ok(template) = ChatTemplate::new("fuzzed", source, Vec::new()) {
         let _ = template.render(&[said]);
+    }
+}
+
+/// The head of a GGUF file, and what it says of text; ranges lie inside the file.
+pub fn gguf_file(bytes: &[u8]) {
+    let Ok(header) = Header::read(bytes) else {
+        return;
+    };
+    for tensor in &header.tensors {
+        let is_inside = bytes.get(tensor.range.clone()).is_some();
+        assert!(is_inside, "{} lies outside the file", tensor.name);
+        for part in tensor.clone().by_expert() {
+            let is_inside = bytes.get(part.range).is_some();
+            assert!(is_inside, "{} lies outside the file", part.name);
+        }
+    }
+    let _ = header.config("llama");
+    if let Ok(tokenizer) = gguf::of_header(&header) {
+        let _ = tokenizer.encode("What moves at 12:30?");
     }
 }

@@ -14,7 +14,7 @@ use longreel_models::{
         import_lwm::{LwmFiles, import_lwm, read_pickle},
         layout, msgpack,
         verify::verify,
-        weights::Weights,
+        weights::{Stored, Weights},
         writer::{ImportOptions, StoredDtype, Written},
     },
     error::{Kind, Result},
@@ -403,8 +403,8 @@ fn half_precision_keeps_what_half_precision_can_hold() {
     import(&params.display().to_string(), &out).unwrap();
     let golden = Golden::open("llama/weights.safetensors");
     let weights = Weights::open(&out).unwrap();
-    for (name, dtype, _) in weights.list() {
-        assert_eq!(dtype, Dtype::F32, "{name}");
+    for (name, stored, _) in weights.list() {
+        assert_eq!(stored, Stored::Plain(Dtype::F32), "{name}");
     }
     assert_eq!(weights.resident_bytes(), weights.total_bytes());
     assert_eq!(weights.mapped_bytes(), 0);

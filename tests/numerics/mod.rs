@@ -7,6 +7,7 @@ mod conv_net;
 mod decoder;
 mod end_to_end;
 mod generate;
+mod gguf;
 mod import_hf;
 mod import_lwm;
 mod kv_cache;

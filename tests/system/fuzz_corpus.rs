@@ -40,6 +40,7 @@ fn golden_items(target: &str) -> Vec<&'static str> {
         ],
         "safetensors_header" => vec!["vqgan/variants/expected.safetensors"],
         "tokenizer" => vec!["tokenizer/tokenizer.model"],
+        "gguf" => vec!["gguf/chat.gguf", "gguf/pieces.gguf", "gguf/mixtral.gguf"],
         _ => vec![],
     }
 }

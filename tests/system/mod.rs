@@ -7,6 +7,7 @@ mod chooser;
 mod command_line;
 mod decode;
 mod fuzz_corpus;
+mod gguf;
 mod hub;
 mod reels;
 mod ring;
