@@ -178,7 +178,7 @@ fn stream_body<W: Element>(x: &[f32], w: &[W], d: usize, y: Columns, stride: usi
 
 /// x `R` times `[d]`, row `[d]` → `x[r] · row`, in 32 lanes each.
 #[inline(always)]
-pub(crate) fn dots<W: Element, const R: usize>(x: [&[f32]; R], row: &[W]) -> [f32; R] {
+fn dots<W: Element, const R: usize>(x: [&[f32]; R], row: &[W]) -> [f32; R] {
     const LANES: usize = 32;
     let mut sums = [[0f32; LANES]; R];
     let whole = row.len() / LANES * LANES;
