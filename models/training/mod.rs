@@ -1,4 +1,6 @@
-//! What training adds to the models: gradients of what is our own.
+//! What training adds to the models: data, gradients of what is our own, losses, an optimizer.
+
+pub mod data;
 
 pub mod batch_mask;
 

@@ -19,5 +19,6 @@ mod ring;
 mod ring_backward;
 mod systems;
 mod tokenizer;
+mod training_data;
 mod vila;
 mod vqgan;
