@@ -15,3 +15,15 @@ pub mod attention;
 pub mod ring_gradients;
 
 pub mod ring_attention;
+
+mod pointwise;
+
+pub mod loss;
+
+pub mod parameters;
+
+pub mod network;
+
+pub mod schedule;
+
+pub mod optimizer;

@@ -19,6 +19,7 @@ mod ring;
 mod ring_backward;
 mod systems;
 mod tokenizer;
+mod training;
 mod training_data;
 mod vila;
 mod vqgan;
