@@ -34,4 +34,6 @@ pub mod search;
 
 pub mod bench;
 
+pub mod train;
+
 pub mod cli;

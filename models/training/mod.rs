@@ -27,3 +27,7 @@ pub mod network;
 pub mod schedule;
 
 pub mod optimizer;
+
+pub mod trainer;
+
+pub mod model_directory;

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor, Var, backprop::GradStore};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     attention::ring::Ring,
@@ -77,7 +78,8 @@ impl Losses {
 }
 
 /// Whether what a block computes is kept for its gradients, or computed again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activations {
     /// Kept: faster.
     Kept,

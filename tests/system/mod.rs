@@ -13,3 +13,4 @@ mod search;
 mod stages;
 mod systems;
 mod tidy;
+mod train;

@@ -125,7 +125,12 @@ impl Stream {
         Some(batch)
     }
 
-    /// Tokens that wait.
+    /// Tokens that wait, and how much of the loss each is.
+    pub fn waiting(&self) -> (&[Token], &[f32]) {
+        (&self.tokens, &self.loss)
+    }
+
+    /// How many tokens wait.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
@@ -189,4 +194,21 @@ pub fn packed(examples: &[Example], rules: &BatchRules) -> Result<Batch> {
     }
     batch.segments = Some(segments);
     Ok(batch)
+}
+
+/// How many of `lengths`, from the first on, stand together in `rows` rows of `seq_length` read tokens (best fit,
+/// in their order): the next one would open another row.
+pub fn fitting(lengths: impl IntoIterator<Item = usize>, rules: &BatchRules) -> usize {
+    let mut room = vec![rules.seq_length; rules.rows];
+    let mut n = 0;
+    for length in lengths {
+        let read = length.saturating_sub(1);
+        let fits = room.iter_mut().filter(|room| **room >= read);
+        let Some(best) = fits.min() else {
+            break;
+        };
+        *best -= read;
+        n += 1;
+    }
+    n
 }
