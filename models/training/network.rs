@@ -294,7 +294,8 @@ impl Network {
         let norm_weight = self.parameters.get("model.norm.weight")?;
         let hidden = norm(x, norm_weight, self.spec.rms_norm_eps)?;
         let mut losses = Losses::default();
-        let mut total = Tensor::zeros((), x.dtype(), &Device::Cpu)?;
+        // A rank of a ring whose tokens all count nothing goes backwards like the others: they wait for its keys.
+        let mut total = (hidden.narrow(0, 0, 1)?.sum_all()? * 0.0)?;
         let text_head = match self.spec.tie_word_embeddings {
             true => "model.embed_tokens.weight",
             false => "lm_head.weight",

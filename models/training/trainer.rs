@@ -206,8 +206,7 @@ impl Trainer {
                 .collect()
         });
         let (mut losses, mut all) = (Losses::default(), ByName::new());
-        for share in shares {
-            let (of_rank, gradients) = share?;
+        for (of_rank, gradients) in of_all(shares)? {
             losses.add(of_rank);
             add(&mut all, gradients)?;
         }
@@ -321,6 +320,23 @@ fn places(batch: &Batch, dealt: &Dealt, rank: usize) -> Vec<usize> {
 
 fn at<T: Copy>(all: &[T], places: &[usize]) -> Vec<T> {
     places.iter().map(|&i| all[i]).collect()
+}
+
+/// What every rank gave.
+///
+/// # Errors
+/// That of the rank that failed, and not of one that only missed it.
+fn of_all<T>(shares: Vec<Result<T>>) -> Result<Vec<T>> {
+    let mut missed = None;
+    let mut all = Vec::new();
+    for share in shares {
+        match share {
+            Ok(share) => all.push(share),
+            Err(error) if error.kind() == Kind::Network => missed = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    missed.map_or(Ok(all), Err)
 }
 
 fn fell() -> Error {

@@ -96,7 +96,16 @@ impl Stage {
     }
 
     fn weights(&self, out: &str) -> Vec<u8> {
-        std::fs::read(self.path(out).join("model/model.safetensors")).unwrap()
+        let files = std::fs::read_dir(self.path(out).join("model")).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        let is_weights = |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors");
+        let mut weights: Vec<PathBuf> = paths.filter(is_weights).collect();
+        weights.sort();
+        assert!(!weights.is_empty());
+        weights
+            .iter()
+            .flat_map(|path| std::fs::read(path).unwrap())
+            .collect()
     }
 }
 
