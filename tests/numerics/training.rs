@@ -9,6 +9,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
+use longreel::train::config::TrainConfig;
 use longreel_models::{
     attention::{link::in_process::InProcess, ring::Ring, shard::Layout},
     context::vocab::Token,
@@ -489,3 +490,38 @@ fn twenty_steps_bring_the_loss_of_a_batch_down() {
     }
     assert!(losses[19] < 0.5 * losses[0], "{losses:?}");
 }
+
+#[test]
+fn stages_of_lwm_read_the_tokens_of_the_paper_s_tables() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/train");
+    let mut found = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let config = TrainConfig::open(&path).unwrap();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let Some((_, tokens)) = TABLE.iter().find(|(stage, _)| *stage == name) else {
+            continue;
+        };
+        let data = &config.data;
+        let per_step = data.seq_length * data.rows * data.batches_per_step;
+        let billions = (per_step as u64 * config.steps) as f64 / 1e9;
+        assert!((billions / tokens - 1.0).abs() < 0.12, "{name}: {billions} of {tokens}");
+        assert_eq!(config.model.max_position_embeddings, Some(data.seq_length), "{name}");
+        found += 1;
+    }
+    assert_eq!(found, TABLE.len());
+}
+
+/// Tokens of each stage, in thousand millions (arXiv 2402.08268).
+const TABLE: [(&str, f64); 10] = [
+    ("lwm-text-32k", 4.8),
+    ("lwm-text-128k", 12.0),
+    ("lwm-text-256k", 12.0),
+    ("lwm-text-512k", 3.0),
+    ("lwm-text-1m", 1.8),
+    ("lwm-chat-1k", 363.0),
+    ("lwm-chat-8k", 107.0),
+    ("lwm-chat-32k", 10.0),
+    ("lwm-chat-128k", 3.5),
+    ("lwm-chat-1m", 0.4),
+];
