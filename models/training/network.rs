@@ -295,7 +295,9 @@ impl Network {
         let hidden = norm(x, norm_weight, self.spec.rms_norm_eps)?;
         let mut losses = Losses::default();
         // A rank of a ring whose tokens all count nothing goes backwards like the others: they wait for its keys.
-        let mut total = (hidden.narrow(0, 0, 1)?.sum_all()? * 0.0)?;
+        // Times a tensor: a factor of 0 would be the end of the way back to candle.
+        let nothing = Tensor::zeros((), x.dtype(), &Device::Cpu)?;
+        let mut total = hidden.narrow(0, 0, 1)?.sum_all()?.mul(&nothing)?;
         let text_head = match self.spec.tie_word_embeddings {
             true => "model.embed_tokens.weight",
             false => "lm_head.weight",
