@@ -22,10 +22,8 @@ use longreel::{
         spread::Spread,
     },
     cancel::Cancel,
-    flow::{FeatureRows, FrameTime, StepContent},
-    reel::{
-        ReelContent, ReelFrame, ReelHeader, ReelVideo, ReelWriter, RowsDtype, RowsKind, RowsOfFrame,
-    },
+    flow::{EncodedStep, FeatureRows, FrameMark, FrameTime, StepContent},
+    reel::{ReelContent, ReelHeader, ReelStep, ReelVideo, ReelWriter, RowForm, RowsDtype},
     search::Library,
     time::{Pts, TimeBase},
 };
@@ -105,9 +103,7 @@ fn header(shape: &Shape) -> ReelHeader {
     ReelHeader {
         model: "random".into(),
         model_modified_s: 0,
-        content: ReelContent::Rows(RowsOfFrame {
-            kind: RowsKind::Vectors,
-            rows: 1,
+        content: ReelContent::Vectors(RowForm {
             width: shape.width,
             dtype: shape.dtype,
         }),
@@ -118,24 +114,31 @@ fn header(shape: &Shape) -> ReelHeader {
             time_base: [1, 1],
             duration_s: None,
             sampling: "1 frames/s".into(),
+            step: None,
+            shown_s: None,
         }],
     }
 }
 
-fn frame(index: usize, vector: Vec<f32>) -> ReelFrame {
-    ReelFrame {
-        video: 0,
+fn frame(index: usize, vector: Vec<f32>) -> ReelStep {
+    let mark = FrameMark {
         time: FrameTime {
             index: index as u64,
             pts: Pts::new(index as i64, TimeBase::new(1, 1).unwrap()),
         },
         key: false,
         corrupt: false,
-        content: StepContent::Features(FeatureRows {
-            width: vector.len(),
-            rows: vector,
-            grid: None,
-        }),
+    };
+    ReelStep {
+        video: 0,
+        step: EncodedStep {
+            frames: vec![mark],
+            content: StepContent::Features(FeatureRows {
+                width: vector.len(),
+                rows: vector,
+                grid: None,
+            }),
+        },
     }
 }
 

@@ -38,4 +38,6 @@ pub mod chooser;
 
 pub mod bench;
 
+pub mod train;
+
 pub mod cli;

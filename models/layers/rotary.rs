@@ -20,6 +20,14 @@ impl Turns {
         }
     }
 
+    /// The same angles the other way round.
+    pub fn reversed(&self) -> Self {
+        Self {
+            cos: self.cos.clone(),
+            sin: self.sin.iter().map(|sin| -sin).collect(),
+        }
+    }
+
     /// x `[n, heads, d]` → x turned in place.
     pub fn apply(&self, x: &mut [f32], heads: usize, d: usize, pairs: Pairs) {
         rotate(x, heads, &self.cos, &self.sin, d / 2, pairs);

@@ -236,6 +236,14 @@ impl Spread {
     }
 }
 
+/// All of `total` frames, or `most` of them from the first to the last, truncated: LWM, at inference and in training.
+pub fn ends_truncated(total: usize, most: usize) -> Vec<usize> {
+    match total <= most {
+        true => (0..total).collect(),
+        false => linspace(total, most, f64::floor),
+    }
+}
+
 /// `torch.arange(start, total, step).int()`, with the rounding of its vectors of f32.
 ///
 /// Where rounding makes it one longer, the last would lie behind the video and is left out.

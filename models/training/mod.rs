@@ -1,4 +1,6 @@
-//! What training adds to the models: gradients of what is our own.
+//! What training adds to the models: data, gradients of what is our own, losses, an optimizer.
+
+pub mod data;
 
 pub mod batch_mask;
 
@@ -13,3 +15,19 @@ pub mod attention;
 pub mod ring_gradients;
 
 pub mod ring_attention;
+
+mod pointwise;
+
+pub mod loss;
+
+pub mod parameters;
+
+pub mod network;
+
+pub mod schedule;
+
+pub mod optimizer;
+
+pub mod trainer;
+
+pub mod model_directory;

@@ -1,6 +1,6 @@
 //! What attention is given: tensors whose sizes fit, and their numbers in place.
 
-use candle_core::{DType, Layout, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Storage, StorageRef, Tensor};
 
 use crate::{
     attention::blockwise::Heads,
@@ -110,4 +110,12 @@ impl Numbers<'_> {
             range.ok_or_else(|| Error::new(Kind::Internal, "the tensor is not contiguous"))?;
         Ok(&storage.as_slice()?[start..end])
     }
+}
+
+/// The numbers of contiguous f32 storage, as an operation is given them.
+pub fn slice_of<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    let range = layout.contiguous_offsets();
+    let (start, end) =
+        range.ok_or_else(|| candle_core::Error::msg("the tensor is not contiguous"))?;
+    Ok(&storage.as_slice()?[start..end])
 }

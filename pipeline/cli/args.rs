@@ -60,6 +60,13 @@ pub enum Verb {
     Models(ModelsVerb),
     /// Count frames, tokens, bytes and operations before anything runs.
     Plan(PlanArgs),
+    /// Train a model by LWM's recipe.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  longreel train decoder configs/train/text.toml --out runs/text/\n  \
+                        longreel train decoder configs/train/text.toml --out runs/text/ --ring 2"
+    )]
+    Train(TrainVerb),
     /// Measure this machine and what the program makes of it.
     #[command(
         subcommand,
@@ -759,3 +766,35 @@ const DTYPE_NAMES: [&str; 4] = ["f32", "bf16", "int8", "int4"];
 
 /// Names of `longreel_kernels::cpu::Level`.
 const LEVEL_NAMES: [&str; 5] = ["scalar", "neon", "avx2", "avx512", "avx512bf16"];
+
+/// What to train.
+#[derive(Debug, Subcommand)]
+pub enum TrainVerb {
+    /// A decoder, on text and codes of frames.
+    Decoder(TrainDecoderArgs),
+}
+
+/// `longreel train decoder`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  longreel train decoder configs/train/text.toml --out runs/text/\n\n\
+                        A stopped run leaves a checkpoint in OUT; the same command goes on behind it, with the \
+                        same result to the bit. OUT/metrics.jsonl has the figures of every step, OUT/loss.svg \
+                        shows them, OUT/model/ is the model directory."
+)]
+pub struct TrainDecoderArgs {
+    /// The stage: model, data, recipe (TOML).
+    pub config: PathBuf,
+
+    /// The folder of the run.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Share every row among so many ranks, each with its part of the threads.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub ring: Option<u16>,
+
+    /// How the trained model's weights are stored.
+    #[arg(long, value_enum, default_value_t = WeightDtypeArg::F32)]
+    pub dtype: WeightDtypeArg,
+}

@@ -16,6 +16,7 @@ mod reconstruct;
 mod resolve;
 mod search;
 mod signals;
+mod train;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -53,7 +54,7 @@ pub fn main() -> ExitCode {
     };
     let resumable = matches!(
         cli.verb,
-        Verb::Encode(_) | Verb::Models(ModelsVerb::Pull { .. })
+        Verb::Encode(_) | Verb::Train(_) | Verb::Models(ModelsVerb::Pull { .. })
     );
     let work = || {
         // That bench has pools of its own, of every size that it is told.
@@ -103,6 +104,7 @@ fn run(verb: Verb, threads: &[usize], voice: Voice, signals: &Signals) -> Result
         Verb::Import(args) => import::run(args, voice, cancel),
         Verb::Models(verb) => models::run(verb, voice, cancel),
         Verb::Plan(args) => plan::run(args, voice, cancel),
+        Verb::Train(verb) => train::run(verb, voice, cancel),
         Verb::Bench(verb) => bench::run(verb, threads, voice, cancel),
     }
 }

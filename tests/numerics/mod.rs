@@ -21,5 +21,7 @@ mod ring;
 mod ring_backward;
 mod systems;
 mod tokenizer;
+mod training;
+mod training_data;
 mod vila;
 mod vqgan;

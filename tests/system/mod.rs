@@ -16,3 +16,4 @@ mod search;
 mod stages;
 mod systems;
 mod tidy;
+mod train;

@@ -6,9 +6,9 @@ use std::{
 };
 
 /// The pipeline's modules in the order in which they may import one another.
-const PIPELINE_ORDER: [&str; 19] = [
+const PIPELINE_ORDER: [&str; 20] = [
     "error", "time", "cancel", "flow", "sources", "reel", "plan", "hub", "vectors", "encoder",
-    "shown", "model", "ranks", "stages", "search", "chooser", "bench", "cli", "main",
+    "shown", "model", "ranks", "stages", "search", "chooser", "bench", "train", "cli", "main",
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.

@@ -1,0 +1,92 @@
+//! Which parts of a line an example is made of, as LWM writes them: `[question],[vision],answer`.
+
+use crate::error::{Error, Kind, Result};
+
+/// One part of an example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Field {
+    /// What it is.
+    pub content: Content,
+    /// Whether its tokens are predicted; in `[brackets]` they are not.
+    pub is_predicted: bool,
+}
+
+/// What a part of an example is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// The token that begins a text: `<|bos|>`.
+    Begin,
+    /// The token that ends a text: `<|eos|>`.
+    End,
+    /// Codes of frames: any key that has `vision` in its name.
+    Vision(String),
+    /// Values of these keys with blanks between: `prompt+caption`.
+    Text(Vec<String>),
+}
+
+/// Parts with commas between them.
+///
+/// # Errors
+/// `BadInput` for a part without a name, or an unknown `<|mark|>`.
+pub fn parse(fields: &str) -> Result<Vec<Field>> {
+    fields.split(',').map(field).collect()
+}
+
+fn field(written: &str) -> Result<Field> {
+    let inside = written
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    Ok(Field {
+        content: content(inside.unwrap_or(written))?,
+        is_predicted: inside.is_none(),
+    })
+}
+
+fn content(name: &str) -> Result<Content> {
+    let keys = || name.split('+').map(str::to_owned).collect();
+    match name {
+        "<|bos|>" => Ok(Content::Begin),
+        "<|eos|>" => Ok(Content::End),
+        _ if name.starts_with("<|") => {
+            let message = format!("the field is {name}, expected <|bos|>, <|eos|> or a key");
+            Err(Error::new(Kind::BadInput, message))
+        }
+        _ if name.contains("vision") => Ok(Content::Vision(name.to_owned())),
+        _ if name.split('+').any(str::is_empty) => {
+            let message = format!("the field {name:?} names no key");
+            Err(Error::new(Kind::BadInput, message))
+        }
+        _ => Ok(Content::Text(keys())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Content, parse};
+
+    #[test]
+    fn brackets_say_what_is_not_predicted_and_plus_joins_keys() {
+        let fields = parse("<|bos|>,[prompt+caption],vision,<|eos|>").unwrap();
+        let predicted: Vec<bool> = fields.iter().map(|f| f.is_predicted).collect();
+        assert_eq!(predicted, [true, false, true, true]);
+        assert_eq!(fields[0].content, Content::Begin);
+        assert_eq!(
+            fields[1].content,
+            Content::Text(vec!["prompt".into(), "caption".into()])
+        );
+        assert_eq!(fields[2].content, Content::Vision("vision".into()));
+        assert_eq!(fields[3].content, Content::End);
+    }
+
+    #[test]
+    fn a_field_that_names_nothing_is_refused() {
+        for (fields, expected) in [
+            ("question,,answer", "names no key"),
+            ("a+", "names no key"),
+            ("<|pad|>", "expected <|bos|>, <|eos|> or a key"),
+        ] {
+            let error = parse(fields).unwrap_err().to_string();
+            assert!(error.contains(expected), "{fields}: {error}");
+        }
+    }
+}

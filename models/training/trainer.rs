@@ -1,0 +1,351 @@
+//! A step of training: gradients of some batches together, on one rank or several, and what the optimizer makes of them.
+
+use std::{
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use candle_core::{Device, Tensor};
+use rayon::ThreadPool;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    attention::{
+        link::{Link, in_process::InProcess},
+        ring::Ring,
+        shard::Layout,
+    },
+    error::{Error, Kind, Result},
+    training::{
+        batch_mask::BatchMask,
+        data::batch::Batch,
+        loss::{HeadLoss, MODALITY_SHARE, Reduction, token_weights},
+        network::{Activations, Attending, Losses, Network, Sequences, add},
+        optimizer::{AdamW, Moments},
+        parameters::ByName,
+        ring_gradients::Dealt,
+        schedule::Schedule,
+    },
+};
+
+/// Before the names of what the optimizer remembers of a parameter: means of gradients, and of their squares.
+const MOMENTS: [&str; 2] = ["mean.", "square."];
+
+/// How a network is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Over what the loss is averaged.
+    pub reduction: Reduction,
+    /// Whether activations are kept.
+    #[serde(default = "kept")]
+    pub activations: Activations,
+    /// The optimizer.
+    #[serde(default)]
+    pub optimizer: AdamW,
+    /// Its learning rate.
+    pub schedule: Schedule,
+}
+
+fn kept() -> Activations {
+    Activations::Kept
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Steps behind it, itself included.
+    pub step: u64,
+    /// What is made small.
+    pub loss: f64,
+    /// Of text targets, as a mean.
+    pub text_loss: f64,
+    /// Share of them that are the most likely ones.
+    pub text_accuracy: f64,
+    /// Of codes and terminators, as a mean.
+    pub vision_loss: f64,
+    /// Likewise.
+    pub vision_accuracy: f64,
+    /// Length of the gradient before it was shortened.
+    pub gradient: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Tokens read.
+    pub tokens: u64,
+}
+
+/// A network on its way.
+pub struct Trainer {
+    network: Network,
+    moments: Moments,
+    recipe: Recipe,
+    /// The threads of each rank; one rank with all threads when empty.
+    pools: Vec<ThreadPool>,
+}
+
+impl Trainer {
+    /// Trains `network` by `recipe`, on as many ranks as there are `pools` of threads.
+    pub fn new(network: Network, recipe: Recipe, pools: Vec<ThreadPool>) -> Self {
+        Self {
+            network,
+            moments: Moments::default(),
+            recipe,
+            pools,
+        }
+    }
+
+    /// What is trained.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.moments.steps
+    }
+
+    /// One step over `batches` together.
+    ///
+    /// # Errors
+    /// `Compute` for a loss or a gradient that is no number: nothing is changed then.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        let (losses, gradients) = self.gradients(batches)?;
+        let lr = self.recipe.schedule.at(self.moments.steps);
+        let parameters = self.network.parameters();
+        let adam = &self.recipe.optimizer;
+        let gradient = adam.step(parameters, &gradients, &mut self.moments, lr)?;
+        let tokens = batches.iter().map(|batch| batch.input.len() as u64).sum();
+        Ok(StepReport {
+            step: self.moments.steps,
+            gradient,
+            lr,
+            tokens,
+            ..self.report(losses)
+        })
+    }
+
+    /// The losses of `batches` together; nothing is changed.
+    ///
+    /// # Errors
+    /// `Compute` for a loss that is no number.
+    pub fn evaluate(&self, batches: &[Batch]) -> Result<StepReport> {
+        let mut sum = Losses::default();
+        for (batch, weights) in batches.iter().zip(self.weights(batches)) {
+            sum.add(self.network.evaluate(&whole(batch, &weights)?)?);
+        }
+        Ok(self.report(sum))
+    }
+
+    /// As means over each modality, not as its share of the sum.
+    fn report(&self, losses: Losses) -> StepReport {
+        let share = f64::from(self.share());
+        StepReport {
+            loss: losses.total(),
+            text_loss: losses.text.loss / share,
+            text_accuracy: losses.text.accuracy / share,
+            vision_loss: losses.vision.loss / share,
+            vision_accuracy: losses.vision.accuracy / share,
+            ..StepReport::default()
+        }
+    }
+
+    /// What each modality's mean counts: half where there are two.
+    fn share(&self) -> f32 {
+        match self.network.spec().vision_vocab_size {
+            Some(_) => MODALITY_SHARE,
+            None => 1.0,
+        }
+    }
+
+    /// What each target of each batch counts in the loss of all.
+    fn weights(&self, batches: &[Batch]) -> Vec<Vec<f32>> {
+        let of_batch = |batch| token_weights(batch, self.recipe.reduction);
+        let (mut weights, groups): (Vec<_>, Vec<_>) = batches.iter().map(of_batch).unzip();
+        let scale = self.share() / groups.iter().sum::<usize>().max(1) as f32;
+        for weight in weights.iter_mut().flatten() {
+            *weight *= scale;
+        }
+        weights
+    }
+
+    fn gradients(&self, batches: &[Batch]) -> Result<(Losses, ByName)> {
+        let (mut losses, mut all) = (Losses::default(), ByName::new());
+        for (batch, weights) in batches.iter().zip(self.weights(batches)) {
+            let (of_batch, gradients) = match self.pools.len() {
+                0 | 1 => {
+                    let sequences = whole(batch, &weights)?;
+                    self.network
+                        .gradients(&sequences, self.recipe.activations)?
+                }
+                _ => self.ring_gradients(batch, &weights)?,
+            };
+            losses.add(of_batch);
+            add(&mut all, gradients)?;
+        }
+        Ok((losses, all))
+    }
+
+    /// The same, every rank with its tokens of each row.
+    fn ring_gradients(&self, batch: &Batch, weights: &[f32]) -> Result<(Losses, ByName)> {
+        let ranks = self.pools.len();
+        let runs = (0..ranks).map(|rank| Layout::Zigzag.runs(batch.seq_length, rank, ranks));
+        let dealt = Arc::new(Dealt::new(runs.collect(), mask(batch)?)?);
+        let links = InProcess::connect(ranks, Duration::MAX).into_iter();
+        let shares: Vec<Result<(Losses, ByName)>> = thread::scope(|scope| {
+            let started: Vec<_> = links
+                .zip(&self.pools)
+                .map(|(link, pool)| {
+                    let dealt = &dealt;
+                    scope.spawn(move || pool.install(|| self.rank(link, dealt, batch, weights)))
+                })
+                .collect();
+            let ended = started.into_iter();
+            ended
+                .map(|rank| rank.join().unwrap_or_else(|_| Err(fell())))
+                .collect()
+        });
+        let (mut losses, mut all) = (Losses::default(), ByName::new());
+        for (of_rank, gradients) in of_all(shares)? {
+            losses.add(of_rank);
+            add(&mut all, gradients)?;
+        }
+        Ok((losses, all))
+    }
+
+    /// This rank's part.
+    fn rank(
+        &self,
+        link: InProcess,
+        dealt: &Arc<Dealt>,
+        batch: &Batch,
+        weights: &[f32],
+    ) -> Result<(Losses, ByName)> {
+        let rank = link.rank();
+        let places = places(batch, dealt, rank);
+        let (input, target) = (at(&batch.input, &places), at(&batch.target, &places));
+        let (weights, positions) = (at(weights, &places), at(&batch.positions, &places));
+        let sequences = Sequences {
+            rows: batch.rows(),
+            input: &input,
+            target: &target,
+            weights: &weights,
+            positions: &positions,
+            attending: Attending::Ring {
+                ring: Arc::new(Mutex::new(Ring::new(Box::new(link)))),
+                dealt: Arc::clone(dealt),
+            },
+        };
+        self.network.gradients(&sequences, self.recipe.activations)
+    }
+
+    /// What the optimizer remembers, by name.
+    ///
+    /// # Errors
+    /// When candle has no memory for it.
+    pub fn moments(&self) -> Result<ByName> {
+        let mut tensors = ByName::new();
+        for (name, means) in &self.moments.means {
+            for (prefix, numbers) in MOMENTS.iter().zip(means) {
+                let tensor = Tensor::from_slice(numbers, numbers.len(), &Device::Cpu)?;
+                tensors.insert(format!("{prefix}{name}"), tensor);
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// Goes on behind `steps`, with what the optimizer remembered then.
+    ///
+    /// # Errors
+    /// `BadInput` where something of a parameter is missing or has another length.
+    pub fn resume(&mut self, steps: u64, remembered: &ByName) -> Result<()> {
+        let mut moments = Moments {
+            steps,
+            ..Moments::default()
+        };
+        for (name, var) in self.network.parameters().iter() {
+            let found = |prefix: &str| {
+                let tensor = remembered.get(&format!("{prefix}{name}"));
+                let tensor = tensor.filter(|tensor| tensor.elem_count() == var.elem_count());
+                let tensor = tensor.ok_or_else(|| forgotten(prefix, name))?;
+                Ok::<Vec<f32>, Error>(tensor.flatten_all()?.to_vec1()?)
+            };
+            let [mean, square] = MOMENTS;
+            moments
+                .means
+                .insert(name.clone(), [found(mean)?, found(square)?]);
+        }
+        self.moments = moments;
+        Ok(())
+    }
+}
+
+impl Losses {
+    fn add(&mut self, more: Self) {
+        let pairs = [(&mut self.text, more.text), (&mut self.vision, more.vision)];
+        for (HeadLoss { loss, accuracy }, more) in pairs {
+            *loss += more.loss;
+            *accuracy += more.accuracy;
+        }
+    }
+}
+
+/// All tokens of a batch on one rank.
+fn whole<'a>(batch: &'a Batch, weights: &'a [f32]) -> Result<Sequences<'a>> {
+    Ok(Sequences {
+        rows: batch.rows(),
+        input: &batch.input,
+        target: &batch.target,
+        weights,
+        positions: &batch.positions,
+        attending: Attending::Alone(Arc::new(mask(batch)?)),
+    })
+}
+
+fn mask(batch: &Batch) -> Result<BatchMask> {
+    let mask = BatchMask::causal(batch.rows(), batch.seq_length);
+    match &batch.segments {
+        Some(segments) => mask.with_segments(segments.clone()),
+        None => Ok(mask),
+    }
+}
+
+/// Places of a rank's tokens in the batch, row by row.
+fn places(batch: &Batch, dealt: &Dealt, rank: usize) -> Vec<usize> {
+    let runs = &dealt.runs()[rank];
+    let of_row = |row: usize| runs.iter().cloned().flatten().map(move |i| (row, i));
+    let all = (0..batch.rows()).flat_map(of_row);
+    all.map(|(row, i)| row * batch.seq_length + i).collect()
+}
+
+fn at<T: Copy>(all: &[T], places: &[usize]) -> Vec<T> {
+    places.iter().map(|&i| all[i]).collect()
+}
+
+/// What every rank gave.
+///
+/// # Errors
+/// That of the rank that failed, and not of one that only missed it.
+fn of_all<T>(shares: Vec<Result<T>>) -> Result<Vec<T>> {
+    let mut missed = None;
+    let mut all = Vec::new();
+    for share in shares {
+        match share {
+            Ok(share) => all.push(share),
+            Err(error) if error.kind() == Kind::Network => missed = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    missed.map_or(Ok(all), Err)
+}
+
+fn fell() -> Error {
+    Error::new(Kind::Internal, "a rank ended without a word")
+}
+
+fn forgotten(prefix: &str, name: &str) -> Error {
+    let message = format!(
+        "{prefix}{name} is missing or has another length, expected what the optimizer knew of {name}"
+    );
+    Error::new(Kind::BadInput, message)
+}

@@ -1,0 +1,233 @@
+//! `longreel train`: the recipe that LWM was made by.
+
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use longreel_models::{
+    checkpoint::writer::{ImportOptions, StoredDtype, check_layout, write_model},
+    context::tokenizer::Tokenizer,
+    spec::ModelSpec,
+    training::{
+        model_directory::{planned, planned_vqgan},
+        trainer::Trainer,
+    },
+};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    cli::{
+        args::{TrainDecoderArgs, TrainVerb, WeightDtypeArg},
+        output::{Voice, tell},
+    },
+    error::{Context, Error, Kind, Result},
+    plan::peak_memory_bytes,
+    train::{
+        config::TrainConfig,
+        decoder::{Job, spec_of, tokenizer_of, train},
+        metrics::Figures,
+        run_directory::RunDirectory,
+    },
+};
+
+#[derive(Serialize)]
+struct DecoderJson<'a> {
+    out: &'a Path,
+    model: String,
+    steps: u64,
+    tokens: u64,
+    /// Figures of the last step of this run; absent where nothing was left to do.
+    last: Option<Figures>,
+    skipped_lines: u64,
+    seconds: f64,
+    peak_memory_bytes: Option<u64>,
+}
+
+/// Runs the verb.
+pub fn run(verb: TrainVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
+    match verb {
+        TrainVerb::Decoder(args) => decoder(&args, voice, cancel),
+    }
+}
+
+fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let start = Instant::now();
+    let config = TrainConfig::open(&args.config)?;
+    let written = toml::to_string(&config)
+        .map_err(|e| Error::with_source(Kind::Internal, "write the configuration", e))?;
+    let spec = spec_of(&config)?;
+    let tokenizer_at = tokenizer_of(&config).ok_or_else(|| {
+        Error::new(
+            Kind::BadInput,
+            "model.tokenizer is missing, expected a tokenizer",
+        )
+    })?;
+    let tokenizer_at = tokenizer_at.clone();
+    let vqgan = vqgan_at(&config, &spec)?;
+    let run = RunDirectory::open(&args.out, &written)?;
+    let job = Job {
+        tokenizer: Tokenizer::open(&tokenizer_at)?,
+        pools: pools(args.ring.map_or(1, usize::from))?,
+        spec: spec.clone(),
+        config: config.clone(),
+    };
+    let mut bar = StepBar::new(voice, config.steps);
+    let trained = train(job, &run, &mut |figures| bar.show(figures), cancel);
+    drop(bar);
+    let (outcome, trainer) = trained.doing(|| format!("train {}", args.out.display()))?;
+    for line in &outcome.skipped {
+        voice.note(&format!("left out: {line}"));
+    }
+    let model = run.model();
+    write_trained(
+        &model,
+        &spec,
+        &trainer,
+        vqgan.as_deref(),
+        &tokenizer_at,
+        args,
+    )?;
+    let result = DecoderJson {
+        out: &args.out,
+        model: model.display().to_string(),
+        steps: outcome.standing.step,
+        tokens: outcome.standing.tokens,
+        last: outcome.last,
+        skipped_lines: outcome.skipped_lines,
+        seconds: start.elapsed().as_secs_f64(),
+        peak_memory_bytes: peak_memory_bytes(),
+    };
+    voice.say(&result, || {
+        let loss = result
+            .last
+            .map_or(String::new(), |last| format!(", loss {:.4}", last.loss));
+        format!(
+            "{} steps, {} tokens{loss}; the model is in {} ({:.0} s)",
+            result.steps, result.tokens, result.model, result.seconds
+        )
+    })
+}
+
+/// Where the VQGAN of the trained model comes from; `None` for a model without one.
+fn vqgan_at(config: &TrainConfig, spec: &ModelSpec) -> Result<Option<PathBuf>> {
+    let named = config.model.vqgan.as_ref().or(config.model.init.as_ref());
+    match (&spec.vqgan, named) {
+        (None, _) => Ok(None),
+        (Some(vqgan), Some(dir)) => {
+            // Before hours of training, not behind them.
+            planned_vqgan(dir, vqgan)?;
+            Ok(Some(dir.clone()))
+        }
+        (Some(_), None) => {
+            let message =
+                "model.vqgan is missing, expected a model directory whose VQGAN the model keeps";
+            Err(Error::new(Kind::BadInput, message))
+        }
+    }
+}
+
+/// Threads for each of `ranks` ranks; none for one, which has all.
+fn pools(ranks: usize) -> Result<Vec<ThreadPool>> {
+    if ranks == 1 {
+        return Ok(Vec::new());
+    }
+    let each = (rayon::current_num_threads() / ranks).max(1);
+    let pool = |_| ThreadPoolBuilder::new().num_threads(each).build();
+    let pools = (0..ranks).map(pool).collect::<std::result::Result<_, _>>();
+    pools.map_err(|e| Error::with_source(Kind::Internal, "start the threads of a rank", e))
+}
+
+/// The trained model, in the place of what an earlier call left there.
+fn write_trained(
+    out: &Path,
+    spec: &ModelSpec,
+    trainer: &Trainer,
+    vqgan: Option<&Path>,
+    tokenizer: &Path,
+    args: &TrainDecoderArgs,
+) -> Result<()> {
+    let mut tensors = planned(trainer.network().parameters())?;
+    if let (Some(dir), Some(shape)) = (vqgan, &spec.vqgan) {
+        tensors.extend(planned_vqgan(dir, shape)?);
+    }
+    check_layout(spec, &tensors)?;
+    let options = ImportOptions {
+        dtype: match args.dtype {
+            WeightDtypeArg::Bf16 => StoredDtype::Bf16,
+            WeightDtypeArg::F32 => StoredDtype::F32,
+            WeightDtypeArg::Stored => StoredDtype::AsStored,
+        },
+        force: true,
+        ..ImportOptions::default()
+    };
+    write_model(out, spec, &tensors, tokenizer, options).map(drop)
+}
+
+/// Time between two lines where stderr is a file.
+const LINE: Duration = Duration::from_secs(10);
+
+/// How far a run has come: a bar, or a line now and then.
+struct StepBar {
+    bar: ProgressBar,
+    steps: u64,
+    /// Where stderr is a file: when the next line is due.
+    next_line: Option<Instant>,
+}
+
+impl StepBar {
+    fn new(voice: Voice, steps: u64) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = match terminal && !voice.quiet {
+            true => ProgressBar::new(steps),
+            false => ProgressBar::hidden(),
+        };
+        let template = "step {pos}/{len} [{bar:30}] {msg}  ETA {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        let next_line = (!terminal && !voice.quiet).then(Instant::now);
+        Self {
+            bar,
+            steps,
+            next_line,
+        }
+    }
+
+    fn show(&mut self, figures: &Figures) {
+        let words = words(figures);
+        self.bar.set_position(figures.step);
+        self.bar.set_message(words.clone());
+        let now = Instant::now();
+        if let Some(due) = self.next_line.filter(|&due| now >= due || figures.held_out) {
+            tell(&format!("step {}/{}  {words}", figures.step, self.steps));
+            self.next_line = Some(due.max(now) + LINE);
+        }
+    }
+}
+
+impl Drop for StepBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `loss 1.2345  text 0.61 (83.1%)  codes 2.10 (40.2%)  12345 tokens/s`
+fn words(figures: &Figures) -> String {
+    let of = |name: &str, loss: f64, accuracy: f64| match loss > 0.0 {
+        true => format!("  {name} {loss:.3} ({:.1}%)", 100.0 * accuracy),
+        false => String::new(),
+    };
+    let held_out = if figures.held_out { "held out: " } else { "" };
+    let text = of("text", figures.text_loss, figures.text_accuracy);
+    let codes = of("codes", figures.vision_loss, figures.vision_accuracy);
+    let speed = match figures.held_out {
+        true => String::new(),
+        false => format!("  {:.0} tokens/s", figures.tokens_per_s),
+    };
+    format!("{held_out}loss {:.4}{text}{codes}{speed}", figures.loss)
+}

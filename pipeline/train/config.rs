@@ -1,0 +1,218 @@
+//! A stage of training as written: `configs/train/*.toml`.
+
+use std::path::{Path, PathBuf};
+
+use longreel_models::training::{
+    data::{
+        batch::{Dealing, PadRule},
+        example::FieldsOf,
+    },
+    trainer::Recipe,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error, Kind, Result};
+
+/// Most rows, tokens, batches or steps that a file may ask for.
+const MOST: u64 = 1 << 40;
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// One line for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Where the network comes from.
+    pub model: ModelConfig,
+    /// What it learns from.
+    pub data: DataConfig,
+    /// Steps in all.
+    pub steps: u64,
+    /// Of the first weights, and of the order of lines.
+    #[serde(default)]
+    pub seed: u64,
+    /// A checkpoint every so many steps.
+    #[serde(default = "a_hundred")]
+    pub checkpoint_every: u64,
+    /// The held-out lines are looked at every so many steps.
+    #[serde(default = "a_hundred")]
+    pub evaluate_every: u64,
+    /// Loss, optimizer, learning rate.
+    pub recipe: Recipe,
+}
+
+/// Where a network comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A model file: random weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<PathBuf>,
+    /// A model directory, whose weights are trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// A directory that has tokenizer.json or tokenizer.model; that of `init` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// A model directory whose VQGAN the trained model keeps; that of `init` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vqgan: Option<PathBuf>,
+    /// Another base of the positions' frequencies than the model has: longer contexts take larger ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// Another longest context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_position_embeddings: Option<usize>,
+    /// Standard deviation of random weights (`initializer_range`).
+    #[serde(default = "initializer_range")]
+    pub initializer_range: f32,
+}
+
+/// What a network learns from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Lines of JSON.
+    pub train: Vec<PathBuf>,
+    /// Held-out lines.
+    #[serde(default)]
+    pub held_out: Vec<PathBuf>,
+    /// The same fields for all lines, e.g. `[question],[vision],answer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fields: Option<String>,
+    /// Where each line names its own.
+    #[serde(default = "fields_key")]
+    pub fields_key: String,
+    /// How examples become rows.
+    pub dealing: Dealing,
+    /// Of rows that are filled up or cut off.
+    #[serde(default)]
+    pub pad_rule: PadRule,
+    /// Tokens of a row.
+    pub seq_length: usize,
+    /// Rows of a batch.
+    pub rows: usize,
+    /// Batches whose gradients make one step.
+    #[serde(default = "one")]
+    pub batches_per_step: usize,
+    /// Most frames of a vision field, spread evenly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_frames_max: Option<usize>,
+    /// Lines in another order in every pass; in their own when false, as upstream.
+    #[serde(default)]
+    pub shuffle: bool,
+}
+
+fn a_hundred() -> u64 {
+    100
+}
+
+fn one() -> usize {
+    1
+}
+
+fn initializer_range() -> f32 {
+    0.02
+}
+
+fn fields_key() -> String {
+    "fields".to_owned()
+}
+
+impl TrainConfig {
+    /// Reads the file at `path`; paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// `BadInput` for an unknown key or a value outside its range.
+    pub fn open(path: &Path) -> Result<Self> {
+        let doing = || format!("read {}", path.display());
+        let text = std::fs::read_to_string(path).doing(doing)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Self::from_toml(&text)
+            .doing(doing)
+            .map(|c| c.inside(folder))
+    }
+
+    /// Parses and checks the text of such a file.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::open`].
+    pub fn from_toml(text: &str) -> Result<Self> {
+        let config: Self =
+            toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().replace('\n', " ")))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn inside(mut self, folder: &Path) -> Self {
+        let model = &mut self.model;
+        let single = [
+            &mut model.spec,
+            &mut model.init,
+            &mut model.tokenizer,
+            &mut model.vqgan,
+        ];
+        let paths = single.into_iter().flatten();
+        let data = self.data.train.iter_mut().chain(&mut self.data.held_out);
+        for path in paths.chain(data) {
+            let inside = folder.join(&*path);
+            *path = std::path::absolute(&inside).unwrap_or(inside);
+        }
+        self
+    }
+
+    /// # Errors
+    /// `BadInput` naming the key, its value and what it may be.
+    pub fn validate(&self) -> Result<()> {
+        let data = &self.data;
+        let counts = [
+            ("steps", self.steps),
+            ("checkpoint_every", self.checkpoint_every),
+            ("evaluate_every", self.evaluate_every),
+            ("data.seq_length", data.seq_length as u64),
+            ("data.rows", data.rows as u64),
+            ("data.batches_per_step", data.batches_per_step as u64),
+            ("data.n_frames_max", data.n_frames_max.unwrap_or(1) as u64),
+        ];
+        for (key, value) in counts {
+            if !(1..=MOST).contains(&value) {
+                return Err(bad(format!("{key} is {value}, expected 1 to {MOST}")));
+            }
+        }
+        if data.train.is_empty() {
+            return Err(bad("data.train is empty, expected at least one file".into()));
+        }
+        let spread = self.model.initializer_range;
+        if !(spread.is_finite() && spread > 0.0) {
+            return Err(bad(format!(
+                "model.initializer_range is {spread}, expected more than 0"
+            )));
+        }
+        self.recipe
+            .schedule
+            .validate()
+            .doing(|| "recipe.schedule")?;
+        match (&self.model.spec, &self.model.init, &self.model.tokenizer) {
+            (Some(_), Some(_), _) | (None, None, _) => Err(bad(
+                "model.spec and model.init: expected exactly one of them".into(),
+            )),
+            (Some(_), None, None) => Err(bad(
+                "model.tokenizer is missing, expected one for random weights".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the fields of lines are named.
+    pub fn fields(&self) -> FieldsOf {
+        match &self.data.fields {
+            Some(fields) => FieldsOf::All(fields.clone()),
+            None => FieldsOf::Line(self.data.fields_key.clone()),
+        }
+    }
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}

@@ -1,0 +1,239 @@
+//! Files of JSON lines as an endless row of examples: any of them can be gone back to, and what is no example is
+//! counted and named.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use longreel_models::training::data::example::{Example, ExampleRules};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    error::{Context, Error, Kind, Result},
+    flow::StepContent,
+    reel::ReelReader,
+};
+
+/// Longest line, in bytes: a million codes.
+const LINE_BYTES_MAX: u64 = 64 << 20;
+
+/// How many lines that are no examples are named.
+const NAMED: usize = 5;
+
+/// One line of a file.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    file: usize,
+    /// From 0; upstream chooses among alternatives by it.
+    line: u64,
+    start: u64,
+    bytes: u64,
+}
+
+/// Lines of files, in their order or another one in every pass.
+pub struct Dataset {
+    files: Vec<(PathBuf, File)>,
+    places: Vec<Place>,
+    shuffle: Option<u64>,
+    /// The pass whose order `order` is.
+    pass: Option<u64>,
+    order: Vec<u32>,
+    /// Lines that were no examples, each counted once a pass.
+    skipped: u64,
+    named: Vec<String>,
+}
+
+impl Dataset {
+    /// Finds the lines of `paths`: 32 bytes of memory each.
+    ///
+    /// # Errors
+    /// `NotFound` or `Io` for a file that cannot be read, `BadInput` where there is no line.
+    pub fn open(paths: &[PathBuf], shuffle: Option<u64>) -> Result<Self> {
+        let (mut files, mut places) = (Vec::new(), Vec::new());
+        for (file, path) in paths.iter().enumerate() {
+            let doing = || format!("read the lines of {}", path.display());
+            let opened = File::open(path).doing(doing)?;
+            places.extend(lines_of(file, &opened).doing(doing)?);
+            files.push((path.clone(), opened));
+        }
+        if places.is_empty() {
+            return Err(Error::new(
+                Kind::BadInput,
+                "the files have no line, expected at least one",
+            ));
+        }
+        if u32::try_from(places.len()).is_err() {
+            let message = format!(
+                "the files have {} lines, expected at most {}",
+                places.len(),
+                u32::MAX
+            );
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        Ok(Self {
+            files,
+            places,
+            shuffle,
+            pass: None,
+            order: Vec::new(),
+            skipped: 0,
+            named: Vec::new(),
+        })
+    }
+
+    /// Lines of one pass.
+    pub fn n_lines(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Lines that were no examples so far, and the first few of them with the reason.
+    pub fn skipped(&self) -> (u64, &[String]) {
+        (self.skipped, &self.named)
+    }
+
+    /// The first example at or behind the place `number` of the endless row, and the place behind it.
+    ///
+    /// # Errors
+    /// `BadInput` when a whole pass has no example, with the reason of the first line.
+    pub fn example(&mut self, mut number: u64, rules: &ExampleRules) -> Result<(Example, u64)> {
+        for _ in 0..self.places.len() {
+            let place = self.place(number);
+            number += 1;
+            let line = self.line(place)?;
+            if line.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            match std::str::from_utf8(&line)
+                .map_err(|e| Error::with_source(Kind::BadInput, "it is no text", e))
+                .and_then(|line| rules.example(line, place.line))
+            {
+                Ok(example) => return Ok((example, number)),
+                Err(error) => self.skip(place, &error),
+            }
+        }
+        let why = self
+            .named
+            .first()
+            .map_or("all lines are empty", String::as_str);
+        let message = format!("no line is an example: {why}");
+        Err(Error::new(Kind::BadInput, message))
+    }
+
+    /// Counts the example at place `number` as none: it has `tokens` tokens, a row holds `seq_length` and one.
+    pub fn skip_long(&mut self, number: u64, tokens: usize, seq_length: usize) {
+        let message = format!(
+            "it has {tokens} tokens, expected at most {}",
+            seq_length + 1
+        );
+        let place = self.place(number);
+        self.skip(place, &Error::new(Kind::TooLarge, message));
+    }
+
+    fn skip(&mut self, place: Place, error: &Error) {
+        self.skipped += 1;
+        if self.named.len() < NAMED {
+            let path = self.files[place.file].0.display();
+            self.named
+                .push(format!("{path}, line {}: {error}", place.line + 1));
+        }
+    }
+
+    /// The line at place `number` of the endless row.
+    fn place(&mut self, number: u64) -> Place {
+        let n = self.places.len() as u64;
+        let (pass, at) = (number / n, (number % n) as usize);
+        let Some(seed) = self.shuffle else {
+            return self.places[at];
+        };
+        if self.pass != Some(pass) {
+            self.order = shuffled(n as u32, seed, pass);
+            self.pass = Some(pass);
+        }
+        self.places[self.order[at] as usize]
+    }
+
+    fn line(&self, place: Place) -> Result<Vec<u8>> {
+        let (path, file) = &self.files[place.file];
+        let mut line = vec![0; place.bytes as usize];
+        file.read_exact_at(&mut line, place.start)
+            .doing(|| format!("read {}, line {}", path.display(), place.line + 1))?;
+        Ok(line)
+    }
+}
+
+fn lines_of(file: usize, opened: &File) -> Result<Vec<Place>> {
+    let mut reader = BufReader::with_capacity(1 << 20, opened);
+    let (mut places, mut start, mut line) = (Vec::new(), 0, 0);
+    loop {
+        let bytes = skip_line(&mut reader)?;
+        if bytes == 0 {
+            return Ok(places);
+        }
+        if bytes > LINE_BYTES_MAX {
+            let message = format!(
+                "line {} has {bytes} bytes, expected at most {LINE_BYTES_MAX}",
+                line + 1
+            );
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        places.push(Place {
+            file,
+            line,
+            start,
+            bytes,
+        });
+        start += bytes;
+        line += 1;
+    }
+}
+
+/// Bytes of the next line with its end; 0 at the end of the file.
+fn skip_line(reader: &mut impl BufRead) -> Result<u64> {
+    let mut bytes = 0;
+    loop {
+        let buffer = reader.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(bytes);
+        }
+        let end = buffer.iter().position(|&b| b == b'\n');
+        let n = end.map_or(buffer.len(), |end| end + 1);
+        reader.consume(n);
+        bytes += n as u64;
+        if end.is_some() {
+            return Ok(bytes);
+        }
+    }
+}
+
+/// The numbers below `n` in the order of pass `pass` (Fisher and Yates, 1938).
+fn shuffled(n: u32, seed: u64, pass: u64) -> Vec<u32> {
+    let mut numbers = ChaCha8Rng::seed_from_u64(seed);
+    numbers.set_stream(pass);
+    let mut order: Vec<u32> = (0..n).collect();
+    for i in (1..order.len()).rev() {
+        order.swap(i, numbers.random_range(0..=i));
+    }
+    order
+}
+
+/// The codes of all frames of the reel `name`, which is named relative to `folder`.
+///
+/// # Errors
+/// `BadInput` for a reel without codes, or with those of another codebook.
+pub fn codes_of_reel(folder: &Path, name: &str, grid: usize, codebook: usize) -> Result<Vec<u32>> {
+    let path = folder.join(name);
+    let doing = || format!("read the reel {}", path.display());
+    let mut reel = ReelReader::open(&path)?;
+    reel.header().check_codes(grid, codebook).doing(doing)?;
+    let mut codes = Vec::new();
+    while let Some(record) = reel.next_step().doing(doing)? {
+        if let StepContent::Codes(of_frame) = record.step.content {
+            codes.extend(of_frame);
+        }
+    }
+    Ok(codes)
+}

@@ -1,0 +1,383 @@
+//! A stage of decoder training, from its configuration to a model directory.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use candle_core::{Device, Tensor};
+use longreel_models::{
+    checkpoint::{
+        import_hf::{spec_of_directory, weights_of_directory},
+        layout::decoder_tensors,
+    },
+    context::{prompt::FrameTerminators, tokenizer::Tokenizer, vocab::Token},
+    spec::{FrameEnd, ModelSpec},
+    training::{
+        data::{
+            batch::{Batch, BatchRules, Stream, packed},
+            example::{Example, ExampleRules, OpenCodes, VisionRules},
+        },
+        network::Network,
+        parameters::{ByName, Parameters},
+        trainer::Trainer,
+    },
+};
+use rayon::ThreadPool;
+
+use crate::{
+    cancel::Cancel,
+    error::{Context, Error, Kind, Result},
+    train::{
+        config::TrainConfig,
+        dataset::{Dataset, codes_of_reel},
+        feed::Feed,
+        metrics::{Figures, MetricsFile},
+        plot::write_plot,
+        run_directory::{RunDirectory, Standing},
+    },
+};
+
+/// What a run needs beside its configuration.
+pub struct Job {
+    /// The stage.
+    pub config: TrainConfig,
+    /// What the network is made of; weights come by `config.model`.
+    pub spec: ModelSpec,
+    /// Text to ids.
+    pub tokenizer: Tokenizer,
+    /// The threads of each rank.
+    pub pools: Vec<ThreadPool>,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Where it stands.
+    pub standing: Standing,
+    /// Figures of the last step, if one was done.
+    pub last: Option<Figures>,
+    /// Lines that were no examples, each counted once a pass.
+    pub skipped_lines: u64,
+    /// The first few of them, with the reason.
+    pub skipped: Vec<String>,
+}
+
+/// The specification of the network that `config` trains.
+///
+/// # Errors
+/// `BadInput` for a specification or a directory that cannot be read.
+pub fn spec_of(config: &TrainConfig) -> Result<ModelSpec> {
+    let mut spec = match (&config.model.spec, &config.model.init) {
+        (Some(path), _) => {
+            let doing = || format!("read {}", path.display());
+            let text = std::fs::read_to_string(path).doing(doing)?;
+            ModelSpec::from_toml(&text).doing(doing)?
+        }
+        (None, Some(dir)) => spec_of_directory(dir)?,
+        (None, None) => {
+            let message = "model.spec and model.init are missing, expected one of them";
+            return Err(Error::new(Kind::BadInput, message));
+        }
+    };
+    if let Some(theta) = config.model.rope_theta {
+        spec.decoder.rope_theta = theta;
+    }
+    if let Some(longest) = config.model.max_position_embeddings {
+        spec.decoder.max_position_embeddings = longest;
+    }
+    spec.validate()?;
+    Ok(spec)
+}
+
+/// Where the tokenizer of `config` lies.
+pub fn tokenizer_of(config: &TrainConfig) -> Option<&PathBuf> {
+    config
+        .model
+        .tokenizer
+        .as_ref()
+        .or(config.model.init.as_ref())
+}
+
+/// Trains, or goes on where an earlier run stopped; `tell` hears of every step.
+///
+/// On Ctrl-C a checkpoint is written first.
+///
+/// # Errors
+/// `Compute` for a loss that is no number, `Interrupted` when told to stop; the last checkpoint stays.
+pub fn train(
+    job: Job,
+    run: &RunDirectory,
+    tell: &mut dyn FnMut(&Figures),
+    cancel: &Cancel,
+) -> Result<(Outcome, Trainer)> {
+    let mut training = Training::begin(job, run)?;
+    training.go_on(run, tell, cancel)?;
+    let (skipped_lines, skipped) = training.lines.skipped();
+    let outcome = Outcome {
+        standing: training.standing,
+        last: training.last,
+        skipped_lines,
+        skipped: skipped.to_vec(),
+    };
+    Ok((outcome, training.trainer))
+}
+
+struct Training {
+    config: TrainConfig,
+    spec: ModelSpec,
+    tokenizer: Tokenizer,
+    trainer: Trainer,
+    lines: Dataset,
+    stream: Stream,
+    standing: Standing,
+    metrics: MetricsFile,
+    last: Option<Figures>,
+}
+
+impl Training {
+    fn begin(job: Job, run: &RunDirectory) -> Result<Self> {
+        let Job {
+            config,
+            spec,
+            tokenizer,
+            pools,
+        } = job;
+        let checkpoint = run.checkpoint()?;
+        let parameters = match &checkpoint {
+            Some(checkpoint) => Parameters::of(checkpoint.parameters.clone())?,
+            None => first_parameters(&config, &spec)?,
+        };
+        let network = Network::new(spec.decoder.clone(), parameters)?;
+        let mut trainer = Trainer::new(network, config.recipe, pools);
+        let (mut standing, mut stream) = (Standing::default(), Stream::default());
+        if let Some(checkpoint) = &checkpoint {
+            standing = checkpoint.standing;
+            trainer.resume(standing.step, &checkpoint.moments)?;
+            stream = waiting(&checkpoint.stream)?;
+        }
+        let data = &config.data;
+        Ok(Self {
+            lines: Dataset::open(&data.train, data.shuffle.then_some(config.seed))?,
+            metrics: MetricsFile::open(run.file("metrics.jsonl"), standing.step)?,
+            config,
+            spec,
+            tokenizer,
+            trainer,
+            stream,
+            standing,
+            last: None,
+        })
+    }
+
+    fn go_on(
+        &mut self,
+        run: &RunDirectory,
+        tell: &mut dyn FnMut(&Figures),
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let mut is_saved = true;
+        while self.standing.step < self.config.steps {
+            if let Err(stopped) = cancel.check() {
+                if !is_saved {
+                    self.save(run)?;
+                }
+                return Err(stopped);
+            }
+            self.step(tell)?;
+            let step = self.standing.step;
+            let is_last = step == self.config.steps;
+            if step.is_multiple_of(self.config.evaluate_every) || is_last {
+                self.look_at_held_out(tell)?;
+            }
+            is_saved = step.is_multiple_of(self.config.checkpoint_every) || is_last;
+            if is_saved {
+                self.save(run)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, tell: &mut dyn FnMut(&Figures)) -> Result<()> {
+        let start = Instant::now();
+        let doing = |step: u64| move || format!("step {}", step + 1);
+        let batches = self.batches()?;
+        let report = self
+            .trainer
+            .step(&batches)
+            .doing(doing(self.standing.step))?;
+        self.standing.step = report.step;
+        self.standing.tokens += report.tokens;
+        let figures =
+            Figures::of_step(&report, self.standing.tokens, start.elapsed().as_secs_f64());
+        self.metrics.append(&figures)?;
+        self.last = Some(figures);
+        tell(&figures);
+        Ok(())
+    }
+
+    fn look_at_held_out(&mut self, tell: &mut dyn FnMut(&Figures)) -> Result<()> {
+        if self.config.data.held_out.is_empty() {
+            return Ok(());
+        }
+        let mut lines = Dataset::open(&self.config.data.held_out, None)?;
+        let rules = batch_rules(&self.config, &self.tokenizer)?;
+        let open_codes = open_codes(&self.config, &self.spec);
+        let examples = example_rules(&self.config, &self.spec, &self.tokenizer, &open_codes);
+        let (mut all, mut next) = (Vec::new(), 0);
+        while next < lines.n_lines() as u64 {
+            let (example, behind) = lines.example(next, &examples)?;
+            next = behind;
+            // The row of lines has no end: what comes of the next pass is left out.
+            let is_of_this_pass = behind <= lines.n_lines() as u64;
+            let fits = example.tokens.len() <= rules.seq_length + 1;
+            all.extend((is_of_this_pass && fits).then_some(example));
+        }
+        let batch = packed(&all, &rules)?;
+        let report = self.trainer.evaluate(&[batch]).doing(|| "held-out lines")?;
+        let figures = Figures::held_out(&report, self.standing.step, self.standing.tokens);
+        self.metrics.append(&figures)?;
+        tell(&figures);
+        Ok(())
+    }
+
+    fn save(&self, run: &RunDirectory) -> Result<()> {
+        let moments = self.trainer.moments()?;
+        let parameters = self.trainer.network().parameters();
+        run.write_checkpoint(self.standing, parameters, &moments, &kept(&self.stream)?)?;
+        let title = self.config.description.as_deref().unwrap_or("training");
+        write_plot(&run.file("loss.svg"), title, &self.metrics.read()?)
+    }
+
+    /// The batches of the next step.
+    fn batches(&mut self) -> Result<Vec<Batch>> {
+        let rules = batch_rules(&self.config, &self.tokenizer)?;
+        let dealing = self.config.data.dealing;
+        let open_codes = open_codes(&self.config, &self.spec);
+        let examples = example_rules(&self.config, &self.spec, &self.tokenizer, &open_codes);
+        let mut feed = Feed {
+            lines: &mut self.lines,
+            examples: &examples,
+            next: &mut self.standing.next_example,
+            stream: &mut self.stream,
+        };
+        let n = self.config.data.batches_per_step;
+        (0..n).map(|_| feed.batch(dealing, &rules)).collect()
+    }
+}
+
+/// The weights that a run begins with.
+fn first_parameters(config: &TrainConfig, spec: &ModelSpec) -> Result<Parameters> {
+    let shapes = decoder_tensors(&spec.decoder);
+    match &config.model.init {
+        None => Parameters::random(&shapes, config.model.initializer_range, config.seed),
+        Some(dir) => {
+            let mut weights = weights_of_directory(dir)?;
+            let doing = || format!("take the weights of {}", dir.display());
+            Parameters::of_weights(&shapes, &mut weights).doing(doing)
+        }
+    }
+}
+
+/// The shape of batches, and what fills them.
+fn batch_rules(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<BatchRules> {
+    let fill = tokenizer.bos_id().ok_or_else(|| {
+        let message = "the tokenizer has no token that begins a text";
+        Error::new(Kind::BadInput, message)
+    })?;
+    Ok(BatchRules {
+        rows: config.data.rows,
+        seq_length: config.data.seq_length,
+        fill: Token::Text(fill),
+        pad_rule: config.data.pad_rule,
+    })
+}
+
+/// Gives the codes of reels, which lines name relative to the folder of the first file.
+fn open_codes(
+    config: &TrainConfig,
+    spec: &ModelSpec,
+) -> impl Fn(&str) -> Result<Vec<u32>> + Sync + use<> {
+    let first = config.data.train.first();
+    let folder = first
+        .and_then(|path| path.parent())
+        .unwrap_or(Path::new(""))
+        .to_owned();
+    let shape = spec
+        .vqgan
+        .as_ref()
+        .map(|vqgan| (vqgan.grid(), vqgan.num_embeddings));
+    move |name| match shape {
+        Some((grid, codebook)) => codes_of_reel(&folder, name, grid, codebook),
+        None => {
+            let message =
+                format!("the model has no VQGAN, expected one that reads the reel {name}");
+            Err(Error::new(Kind::BadInput, message))
+        }
+    }
+}
+
+fn example_rules<'a>(
+    config: &TrainConfig,
+    spec: &ModelSpec,
+    tokenizer: &'a Tokenizer,
+    open_codes: &'a OpenCodes<'a>,
+) -> ExampleRules<'a> {
+    let vision = spec.vqgan.as_ref().map(|vqgan| VisionRules {
+        codes_per_frame: vqgan.codes_per_frame(),
+        terminators: FrameTerminators {
+            end: FrameEnd::Training,
+            ..FrameTerminators::from(spec)
+        },
+        codebook: vqgan.num_embeddings,
+        n_frames_max: config.data.n_frames_max,
+    });
+    ExampleRules {
+        tokenizer,
+        fields: config.fields(),
+        vision,
+        open_codes,
+    }
+}
+
+/// Tokens of a stream as tensors: `ids`, `vision` (1 for codes and terminators), `loss`.
+fn kept(stream: &Stream) -> Result<ByName> {
+    let (tokens, loss) = stream.waiting();
+    let n = tokens.len();
+    let ids: Vec<u32> = tokens.iter().map(|token| token.id()).collect();
+    let vision: Vec<u8> = tokens
+        .iter()
+        .map(|token| u8::from(token.is_vision()))
+        .collect();
+    let tensors = [
+        ("ids", Tensor::from_vec(ids, n, &Device::Cpu)?),
+        ("vision", Tensor::from_vec(vision, n, &Device::Cpu)?),
+        ("loss", Tensor::from_slice(loss, n, &Device::Cpu)?),
+    ];
+    Ok(tensors
+        .map(|(name, tensor)| (name.to_owned(), tensor))
+        .into())
+}
+
+/// [`kept`], the other way round.
+fn waiting(tensors: &ByName) -> Result<Stream> {
+    let of = |name: &str| {
+        let missing = || Error::new(Kind::BadInput, format!("the stream has no {name}"));
+        tensors.get(name).ok_or_else(missing)
+    };
+    let ids: Vec<u32> = of("ids")?.to_vec1()?;
+    let vision: Vec<u8> = of("vision")?.to_vec1()?;
+    let tokens = ids
+        .into_iter()
+        .zip(vision)
+        .map(|(id, vision)| match vision {
+            0 => Token::Text(id),
+            _ => Token::Vision(id),
+        });
+    let mut stream = Stream::default();
+    stream.push(&Example {
+        tokens: tokens.collect(),
+        loss: of("loss")?.to_vec1()?,
+    });
+    Ok(stream)
+}

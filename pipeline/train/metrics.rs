@@ -1,0 +1,130 @@
+//! Figures of a run, one JSON object a line, in step with its checkpoints.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    path::PathBuf,
+};
+
+use longreel_models::training::trainer::StepReport;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Context, Error, Kind, Result},
+    train::run_directory::write_whole,
+};
+
+/// One line.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Steps done.
+    pub step: u64,
+    /// Of the batches that were trained on, or of held-out lines.
+    pub held_out: bool,
+    /// What is made small.
+    pub loss: f64,
+    /// Mean over text targets.
+    pub text_loss: f64,
+    /// Share of text targets that were the most likely ids.
+    pub text_accuracy: f64,
+    /// Mean over codes and terminators.
+    pub vision_loss: f64,
+    /// Likewise.
+    pub vision_accuracy: f64,
+    /// Length of the gradient before it was shortened; 0 for held-out lines.
+    pub gradient: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Tokens read so far.
+    pub tokens: u64,
+    /// Tokens a second of this step; 0 for held-out lines.
+    pub tokens_per_s: f64,
+}
+
+impl Figures {
+    /// Of a step that took `seconds`, behind which `tokens` had been read.
+    pub fn of_step(report: &StepReport, tokens: u64, seconds: f64) -> Self {
+        Self {
+            tokens_per_s: report.tokens as f64 / seconds,
+            ..Self::of(report, report.step, tokens, false)
+        }
+    }
+
+    /// Of held-out lines behind `step`.
+    pub fn held_out(report: &StepReport, step: u64, tokens: u64) -> Self {
+        Self::of(report, step, tokens, true)
+    }
+
+    fn of(report: &StepReport, step: u64, tokens: u64, held_out: bool) -> Self {
+        Self {
+            step,
+            held_out,
+            loss: report.loss,
+            text_loss: report.text_loss,
+            text_accuracy: report.text_accuracy,
+            vision_loss: report.vision_loss,
+            vision_accuracy: report.vision_accuracy,
+            gradient: report.gradient,
+            lr: report.lr,
+            tokens,
+            tokens_per_s: 0.0,
+        }
+    }
+}
+
+/// The file of a run.
+pub struct MetricsFile(PathBuf);
+
+impl MetricsFile {
+    /// The file at `path`, without what was written behind `step`: that will be done again.
+    ///
+    /// # Errors
+    /// `BadInput` for a line that is no figures.
+    pub fn open(path: PathBuf, step: u64) -> Result<Self> {
+        let file = Self(path);
+        let kept: Vec<Figures> = file.read()?;
+        let kept = kept.into_iter().filter(|figures| figures.step <= step);
+        let text: String = kept.map(|figures| line(&figures)).collect::<Result<_>>()?;
+        write_whole(&file.0, text.as_bytes())?;
+        Ok(file)
+    }
+
+    /// All lines; none where there is no file.
+    ///
+    /// # Errors
+    /// `BadInput` for a line that is no figures; a last one that was cut off is left out.
+    pub fn read(&self) -> Result<Vec<Figures>> {
+        let doing = || format!("read {}", self.0.display());
+        let text = match fs::read_to_string(&self.0) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            text => text.doing(doing)?,
+        };
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let parsed = whole.lines().map(|line| {
+            serde_json::from_str(line)
+                .map_err(|e| Error::with_source(Kind::BadInput, "a line is no figures", e))
+        });
+        parsed.collect::<Result<_>>().doing(doing)
+    }
+
+    /// Puts one line behind the others.
+    ///
+    /// # Errors
+    /// `Io` where writing fails.
+    pub fn append(&self, figures: &Figures) -> Result<()> {
+        let doing = || format!("write {}", self.0.display());
+        let mut options = OpenOptions::new();
+        let mut file = options
+            .append(true)
+            .create(true)
+            .open(&self.0)
+            .doing(doing)?;
+        file.write_all(line(figures)?.as_bytes()).doing(doing)
+    }
+}
+
+fn line(figures: &Figures) -> Result<String> {
+    let json = serde_json::to_string(figures);
+    json.map(|json| json + "\n")
+        .map_err(|e| Error::with_source(Kind::Internal, "write figures", e))
+}

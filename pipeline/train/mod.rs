@@ -1,0 +1,15 @@
+//! Training of decoders: what is trained on what, kept where, and shown how.
+
+pub mod config;
+
+pub mod dataset;
+
+pub mod feed;
+
+pub mod run_directory;
+
+pub mod metrics;
+
+pub mod plot;
+
+pub mod decoder;

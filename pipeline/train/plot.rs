@@ -1,0 +1,92 @@
+//! Figures of a run as a picture (SVG): losses by step.
+
+use std::path::Path;
+
+use plotters::prelude::{
+    BLACK, BLUE, ChartBuilder, Color, IntoDrawingArea, LineSeries, PathElement, RED, RGBColor,
+    SVGBackend, SeriesLabelPosition, WHITE,
+};
+
+use crate::{
+    error::{Context, Error, Kind, Result},
+    train::{metrics::Figures, run_directory::write_whole},
+};
+
+/// Pixels across and down.
+const SIZE: (u32, u32) = (960, 540);
+
+const GREEN: RGBColor = RGBColor(0, 128, 64);
+
+type Curve = (&'static str, RGBColor, fn(&Figures) -> Option<f64>);
+
+/// What is drawn.
+const CURVES: [Curve; 3] = [
+    ("text, trained on", BLUE, |f| {
+        (!f.held_out).then_some(f.text_loss)
+    }),
+    ("text, held out", RED, |f| f.held_out.then_some(f.text_loss)),
+    ("codes, trained on", GREEN, |f| {
+        (!f.held_out && f.vision_loss > 0.0).then_some(f.vision_loss)
+    }),
+];
+
+/// Draws the losses of `figures` into the file at `path`; nothing where there are fewer than two.
+///
+/// # Errors
+/// `Io` where writing fails.
+pub fn write_plot(path: &Path, title: &str, figures: &[Figures]) -> Result<()> {
+    let Some(last) = figures.last().filter(|last| last.step > 1) else {
+        return Ok(());
+    };
+    let values = figures
+        .iter()
+        .flat_map(|f| CURVES.iter().filter_map(|curve| curve.2(f)));
+    let most = values.filter(|v| v.is_finite()).fold(0.1, f64::max) * 1.05;
+    let mut svg = String::new();
+    draw(&mut svg, title, figures, last.step, most)
+        .map_err(|e| Error::new(Kind::Internal, format!("draw the losses: {e}")))?;
+    write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.display()))
+}
+
+fn draw(
+    svg: &mut String,
+    title: &str,
+    figures: &[Figures],
+    steps: u64,
+    most: f64,
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(title, ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(32)
+        .y_label_area_size(48)
+        .build_cartesian_2d(0..steps, 0.0..most)?;
+    chart
+        .configure_mesh()
+        .x_desc("step")
+        .y_desc("loss, nats a token")
+        .draw()?;
+    for (name, colour, of) in CURVES {
+        let points: Vec<(u64, f64)> = figures
+            .iter()
+            .filter_map(|f| Some((f.step, of(f)?)))
+            .collect();
+        if points.is_empty() {
+            continue;
+        }
+        chart
+            .draw_series(LineSeries::new(points, &colour))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK)
+        .draw()?;
+    area.present()?;
+    Ok(())
+}
