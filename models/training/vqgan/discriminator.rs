@@ -81,7 +81,7 @@ impl Discriminator {
             let name = format!("discriminator.Conv_{i}");
             let shape = [TAPS, TAPS, cin, cout];
             let conv = Conv::load(source, &name, shape, sampling(stride))?;
-            layers.push(Layer::Conv(conv));
+            layers.push(Layer::Conv(Box::new(conv)));
         }
         Ok(Self(Chain(layers)))
     }

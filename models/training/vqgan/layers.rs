@@ -228,7 +228,7 @@ impl Resnet {
 
 /// One layer with its weights.
 pub enum Layer {
-    Conv(Conv),
+    Conv(Box<Conv>),
     Norm(Norm),
     Resnet(Box<Resnet>),
     /// x where it is positive, a fifth of it elsewhere.
@@ -253,7 +253,10 @@ impl Layer {
                 path,
                 shape,
                 sampling,
-            } => Self::Conv(Conv::load(source, &name(&path), shape, sampling)?),
+            } => {
+                let conv = Conv::load(source, &name(&path), shape, sampling)?;
+                Self::Conv(Box::new(conv))
+            }
             Plan::NormSilu { path, .. } => Self::Norm(Norm::load(source, &name(&path))?),
             Plan::Resnet { path, channels } => {
                 let block = Resnet::load(source, &name(&path), channels)?;

@@ -551,6 +551,9 @@ fn check_shapes(parameters: &Parameters, shapes: &[NamedShape]) -> Result<()> {
 /// One picture that was judged: its logits and what the layers kept.
 type Seen = (Picture, Vec<Kept>);
 
+/// A real picture and the one made of it.
+type Pair = [(Origin, Seen); 2];
+
 /// Losses over `logits` logits of a batch and their gradients.
 fn judged(
     judge: &Discriminator,
@@ -567,7 +570,7 @@ fn judged(
         let back = judge.pixels_back(&made.1, all);
         ([(Origin::Real, real), (Origin::Made, made)], back)
     });
-    let (seen, back): (Vec<[(Origin, Seen); 2]>, Vec<Vec<f32>>) = seen.collect();
+    let (seen, back): (Vec<Pair>, Vec<Vec<f32>>) = seen.collect();
     let share = 0.5 / logits;
     let (mut of_made, mut of_judge) = (0.0, 0.0);
     for (origin, (picture, _)) in seen.iter().flatten() {
