@@ -16,10 +16,10 @@ pub const GROUPS: usize = 32;
 pub const EPS: f64 = 1e-6;
 
 /// Pixels whose sums are kept in f32 before they are added up in f64.
-const RUN_PIXELS: usize = 16;
+pub(crate) const RUN_PIXELS: usize = 16;
 
 /// Pixels of one task.
-const TASK_PIXELS: usize = 1024;
+pub(crate) const TASK_PIXELS: usize = 1024;
 
 /// x `[pixels, channels]`, scale, bias `[channels]` → y `[pixels, channels]`:
 /// `y = silu((x − mean) / √(var + ε) · scale + bias)`, `silu(v) = v / (1 + e^−v)`.
@@ -45,7 +45,7 @@ fn group_norm_silu_at(level: Level, x: &[f32], scale: &[f32], bias: &[f32], y: &
 }
 
 /// Each channel's mean and factor, `scale / √(var + ε)`.
-fn statistics(level: Level, x: &[f32], scale: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn statistics(level: Level, x: &[f32], scale: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let channels = scale.len();
     let per_group = channels / GROUPS;
     let sums = channel_sums(level, x, channels);

@@ -1,4 +1,5 @@
-//! What training adds to the models: data, gradients of what is our own, losses, an optimizer.
+//! What training adds to the models: data, gradients of what is our own, losses, an optimizer; of the decoder, and
+//! of the VQGAN before it.
 
 pub mod data;
 
@@ -31,3 +32,5 @@ pub mod optimizer;
 pub mod trainer;
 
 pub mod model_directory;
+
+pub mod vqgan;

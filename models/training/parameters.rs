@@ -75,6 +75,12 @@ impl Parameters {
         self.0.iter()
     }
 
+    /// Those whose names `wanted` takes: the same numbers, not copies.
+    pub fn select(&self, wanted: impl Fn(&str) -> bool) -> Self {
+        let taken = self.0.iter().filter(|(name, _)| wanted(name));
+        Self(taken.map(|(n, var)| (n.clone(), var.clone())).collect())
+    }
+
     /// Numbers of all together.
     pub fn count(&self) -> usize {
         self.0.values().map(|var| var.elem_count()).sum()
@@ -82,7 +88,7 @@ impl Parameters {
 }
 
 /// One number of the standard normal distribution (Box and Muller, 1958).
-fn normal(numbers: &mut ChaCha8Rng) -> f32 {
+pub(super) fn normal(numbers: &mut ChaCha8Rng) -> f32 {
     let above_zero = 1.0 - numbers.random::<f64>();
     let angle = 2.0 * std::f64::consts::PI * numbers.random::<f64>();
     ((-2.0 * above_zero.ln()).sqrt() * angle.cos()) as f32

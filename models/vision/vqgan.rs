@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Channels of a picture.
-const RGB: usize = 3;
+pub(crate) const RGB: usize = 3;
 
 /// Called after each layer with its flax path, its shape `[h, w, channels]` and its output.
 ///
@@ -28,20 +28,17 @@ const RGB: usize = 3;
 pub type Trace<'a> = &'a mut dyn FnMut(&str, [usize; 3], &[f32]);
 
 /// One step of the encoder or decoder, before its weights are known.
-enum Plan {
+pub(crate) enum Plan {
+    /// A convolution with a kernel of `shape`.
     Conv {
         path: String,
         shape: [usize; 4],
         sampling: Sampling,
     },
-    Resnet {
-        path: String,
-        channels: [usize; 2],
-    },
-    NormSilu {
-        path: String,
-        channels: usize,
-    },
+    /// A residual block from so many channels to so many.
+    Resnet { path: String, channels: [usize; 2] },
+    /// GroupNorm and SiLU.
+    NormSilu { path: String, channels: usize },
 }
 
 /// One step with its weights.
@@ -231,14 +228,14 @@ impl Vqgan {
 }
 
 /// The codebook's name.
-const EMBEDDINGS: &str = "vqgan.quantize.embeddings";
+pub(crate) const EMBEDDINGS: &str = "vqgan.quantize.embeddings";
 
 fn codebook_shape(spec: &VqganSpec) -> [usize; 2] {
     [spec.num_embeddings, spec.quantized_embed_dim]
 }
 
 /// A path without the `vqgan.` that every tensor's name begins with.
-fn tensor_name(path: &str, leaf: &str) -> String {
+pub(crate) fn tensor_name(path: &str, leaf: &str) -> String {
     format!("vqgan.{path}.{leaf}")
 }
 
@@ -272,7 +269,7 @@ fn resnet_plans(path: &str, n: usize, [cin, cout]: [usize; 2]) -> impl Iterator<
 }
 
 /// Pixels to z.
-fn encoder_plan(spec: &VqganSpec) -> Vec<Plan> {
+pub(crate) fn encoder_plan(spec: &VqganSpec) -> Vec<Plan> {
     let mut channels = spec.hidden_channels;
     let mut plans = vec![conv_plan(
         "encoder.Conv_0",
@@ -315,7 +312,7 @@ fn encoder_plan(spec: &VqganSpec) -> Vec<Plan> {
 }
 
 /// Codebook rows to pixels. `UpsamplingBlock_0` is the first to run, the deepest level.
-fn decoder_plan(spec: &VqganSpec) -> Vec<Plan> {
+pub(crate) fn decoder_plan(spec: &VqganSpec) -> Vec<Plan> {
     let deepest = spec.channel_mult.last().copied().unwrap_or(1);
     let mut channels = spec.hidden_channels * deepest;
     let mut plans = vec![

@@ -23,5 +23,6 @@ mod systems;
 mod tokenizer;
 mod training;
 mod training_data;
+mod training_vqgan;
 mod vila;
 mod vqgan;

@@ -1,0 +1,103 @@
+//! A discriminator of patches (Isola et al., "Image-to-Image Translation", arXiv 1611.07004): convolutions and leaky
+//! ReLUs, without norms, so that no picture's judgement depends on its batch.
+
+use longreel_kernels::conv::Sampling;
+
+use crate::{
+    checkpoint::layout::NamedShape,
+    error::{Error, Kind, Result},
+    training::vqgan::{
+        layers::{Chain, Conv, Kept, Layer, Picture, Source, Wanted},
+        options::Adversarial,
+    },
+    vision::vqgan::RGB,
+};
+
+/// Rows and columns of every kernel.
+const TAPS: usize = 4;
+
+/// Most times the first convolution's channels.
+const WIDEST: usize = 8;
+
+/// Its convolutions: steps, input channels, output channels.
+fn plan(adversarial: &Adversarial) -> Vec<[usize; 3]> {
+    let width = |layer: usize| adversarial.channels * WIDEST.min(1 << layer);
+    let n = adversarial.layers;
+    let mut convs = vec![[2, RGB, width(0)]];
+    convs.extend((1..n).map(|i| [2, width(i - 1), width(i)]));
+    convs.push([1, width(n - 1), width(n)]);
+    convs.push([1, width(n), 1]);
+    convs
+}
+
+fn sampling(stride: usize) -> Sampling {
+    Sampling::Strided { stride, padding: 1 }
+}
+
+/// Names and shapes of its tensors, kernels `[4, 4, in, out]`.
+pub fn tensors(adversarial: &Adversarial) -> Vec<NamedShape> {
+    let convs = plan(adversarial).into_iter().enumerate();
+    let tensors = convs.flat_map(|(i, [_, cin, cout])| {
+        let name = format!("discriminator.Conv_{i}");
+        [
+            (format!("{name}.kernel"), vec![TAPS, TAPS, cin, cout]),
+            (format!("{name}.bias"), vec![cout]),
+        ]
+    });
+    tensors.collect()
+}
+
+/// Logits of one picture of `side` pixels.
+///
+/// # Errors
+/// `BadInput` when the picture is too small for the layers.
+pub fn logits_of(adversarial: &Adversarial, side: usize) -> Result<usize> {
+    let convs = plan(adversarial).into_iter();
+    let left = convs.fold(side, |side, [stride, ..]| {
+        sampling(stride).output(side, TAPS)
+    });
+    if left > 0 {
+        return Ok(left * left);
+    }
+    let message = format!(
+        "a discriminator of {} layers leaves nothing of {side} pixels, expected fewer layers",
+        adversarial.layers
+    );
+    Err(Error::new(Kind::BadInput, message))
+}
+
+/// The discriminator of one step.
+pub struct Discriminator(Chain);
+
+impl Discriminator {
+    /// # Errors
+    /// `Internal` when a parameter is missing.
+    pub fn load(source: Source<'_>, adversarial: &Adversarial) -> Result<Self> {
+        let mut layers = Vec::new();
+        for (i, [stride, cin, cout]) in plan(adversarial).into_iter().enumerate() {
+            if i > 0 {
+                layers.push(Layer::Leaky);
+            }
+            let name = format!("discriminator.Conv_{i}");
+            let shape = [TAPS, TAPS, cin, cout];
+            let conv = Conv::load(source, &name, shape, sampling(stride))?;
+            layers.push(Layer::Conv(Box::new(conv)));
+        }
+        Ok(Self(Chain(layers)))
+    }
+
+    /// pixels `[side, side, 3]` → a logit for each patch, and what the layers kept.
+    pub fn run(&self, pixels: Picture) -> (Picture, Vec<Kept>) {
+        self.0.run(pixels)
+    }
+
+    /// Gradients of logits → of the pixels.
+    pub fn pixels_back(&self, kept: &[Kept], logits: Picture) -> Vec<f32> {
+        self.0.back(kept, logits, None, Wanted::Input).data
+    }
+
+    /// Gradients of logits → of the weights, which are added to `row`.
+    pub fn weights_back(&self, kept: &[Kept], logits: Picture, row: &mut [f32]) {
+        self.0.back(kept, logits, Some(row), Wanted::Weights);
+    }
+}

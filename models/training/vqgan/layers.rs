@@ -1,0 +1,364 @@
+//! Layers over one picture, there and back: what `vision::vqgan` runs, with the kernels' own gradients.
+
+use std::ops::Range;
+
+use longreel_kernels::{
+    conv::{Kernel, Sampling, Start, conv},
+    conv_backward::{BackKernel, input_gradient, weight_gradient},
+    group_norm::group_norm_silu,
+    group_norm_backward::group_norm_silu_backward,
+};
+use rayon::prelude::*;
+
+use crate::{
+    error::Result,
+    training::{operands::numbers, parameters::Parameters, vqgan::places::Places},
+    vision::vqgan::{Plan, tensor_name},
+};
+
+/// How much of a negative number a leaky ReLU lets through (Isola et al., arXiv 1611.07004).
+const LEAK: f32 = 0.2;
+
+/// A square picture between two layers: `[side, side, channels]`.
+#[derive(Clone)]
+pub struct Picture {
+    pub side: usize,
+    pub data: Vec<f32>,
+}
+
+impl Picture {
+    fn like(&self) -> Self {
+        Self {
+            side: self.side,
+            data: vec![0.0; self.data.len()],
+        }
+    }
+}
+
+/// Where weights come from and gradients go.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    pub parameters: &'a Parameters,
+    pub places: &'a Places,
+}
+
+impl Source<'_> {
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        let var = self.parameters.get(name)?;
+        Ok(numbers(var).as_slice()?.to_vec())
+    }
+}
+
+/// The row that gradients of weights are added to, where they are wanted.
+pub type Row<'a> = Option<&'a mut [f32]>;
+
+/// A convolution.
+pub struct Conv {
+    forward: Kernel,
+    back: BackKernel,
+    sampling: Sampling,
+    kernel: Range<usize>,
+    bias: Range<usize>,
+}
+
+impl Conv {
+    /// `NAME.kernel` with `shape`, and `NAME.bias`.
+    pub fn load(
+        source: Source<'_>,
+        name: &str,
+        shape: [usize; 4],
+        sampling: Sampling,
+    ) -> Result<Self> {
+        let (kernel, bias) = (format!("{name}.kernel"), format!("{name}.bias"));
+        let weights = source.values(&kernel)?;
+        Ok(Self {
+            forward: Kernel::pack(&weights, &source.values(&bias)?, shape),
+            back: BackKernel::pack(&weights, shape, sampling),
+            sampling,
+            kernel: source.places.get(&kernel)?,
+            bias: source.places.get(&bias)?,
+        })
+    }
+
+    /// x `[side, side, in]` → y `[.., .., out]`.
+    fn run(&self, x: &Picture) -> Picture {
+        let [taps, _, _, channels] = self.forward.shape();
+        let side = self.sampling.output(x.side, taps);
+        let mut data = vec![0.0; side * side * channels];
+        self.run_into(x, Start::Bias, &mut data);
+        Picture { side, data }
+    }
+
+    fn run_into(&self, x: &Picture, start: Start, y: &mut [f32]) {
+        let size = [x.side; 2];
+        conv(&x.data, size, &self.forward, self.sampling, start, y);
+    }
+
+    /// x, dy → the kernel's gradient in a row of its own.
+    pub fn kernel_gradient(&self, x: &Picture, dy: &[f32]) -> Vec<f32> {
+        let mut dw = vec![0.0; self.kernel.len()];
+        let mut db = vec![0.0; self.bias.len()];
+        self.add_weights(x, dy, [&mut dw, &mut db]);
+        dw
+    }
+
+    fn add_weights(&self, x: &Picture, dy: &[f32], gradients: [&mut [f32]; 2]) {
+        let (size, shape) = ([x.side; 2], self.forward.shape());
+        weight_gradient(&x.data, size, dy, shape, self.sampling, gradients);
+    }
+
+    /// x, dy → the gradients of kernel and bias are added to `row`, where there is one.
+    fn weights_back(&self, x: &Picture, dy: &Picture, row: Row<'_>) {
+        if let Some(row) = row {
+            // Names are in order: a bias stands before its kernel.
+            let (before, from) = row.split_at_mut(self.kernel.start);
+            let dw = &mut from[..self.kernel.len()];
+            self.add_weights(x, &dy.data, [dw, &mut before[self.bias.clone()]]);
+        }
+    }
+
+    /// dy → dx, of which `dx` has the side and what it is added to, if it is.
+    fn input_back(&self, dy: &Picture, start: Start, dx: &mut Picture) {
+        let size = [dx.side; 2];
+        input_gradient(&dy.data, size, &self.back, start, &mut dx.data);
+    }
+}
+
+fn add(sum: &mut [f32], more: &[f32]) {
+    sum.iter_mut().zip(more).for_each(|(sum, x)| *sum += x);
+}
+
+/// GroupNorm and SiLU.
+pub struct Norm {
+    scale: Vec<f32>,
+    bias: Vec<f32>,
+    places: [Range<usize>; 2],
+}
+
+impl Norm {
+    fn load(source: Source<'_>, name: &str) -> Result<Self> {
+        let (scale, bias) = (format!("{name}.scale"), format!("{name}.bias"));
+        Ok(Self {
+            scale: source.values(&scale)?,
+            bias: source.values(&bias)?,
+            places: [source.places.get(&scale)?, source.places.get(&bias)?],
+        })
+    }
+
+    fn run(&self, x: &Picture) -> Picture {
+        let mut y = x.like();
+        group_norm_silu(&x.data, &self.scale, &self.bias, &mut y.data);
+        y
+    }
+
+    /// x, dy → dx is added to.
+    fn back(&self, x: &Picture, dy: &Picture, dx: &mut Picture, row: Row<'_>) {
+        let n = self.scale.len();
+        let (mut d_scale, mut d_bias) = (vec![0.0; n], vec![0.0; n]);
+        let weights = [&self.scale[..], &self.bias];
+        let gradients = [&mut d_scale[..], &mut d_bias];
+        group_norm_silu_backward(&x.data, weights, &dy.data, &mut dx.data, gradients);
+        if let Some(row) = row {
+            add(&mut row[self.places[0].clone()], &d_scale);
+            add(&mut row[self.places[1].clone()], &d_bias);
+        }
+    }
+}
+
+/// `x → conv(silu(gn(conv(silu(gn(x)))))) + shortcut(x)`.
+pub struct Resnet {
+    norms: [Norm; 2],
+    convs: [Conv; 2],
+    shortcut: Option<Conv>,
+}
+
+/// What a residual block keeps: its input, and what goes into its first convolution, second norm and second
+/// convolution.
+type Inside = [Picture; 4];
+
+impl Resnet {
+    fn load(source: Source<'_>, name: &str, [cin, cout]: [usize; 2]) -> Result<Self> {
+        let norm = |i| Norm::load(source, &format!("{name}.GroupNorm_{i}"));
+        let conv = |i, taps, cin| {
+            let name = format!("{name}.Conv_{i}");
+            Conv::load(source, &name, [taps, taps, cin, cout], Sampling::Same)
+        };
+        Ok(Self {
+            norms: [norm(0)?, norm(1)?],
+            convs: [conv(0, 3, cin)?, conv(1, 3, cout)?],
+            shortcut: (cin != cout).then(|| conv(2, 1, cin)).transpose()?,
+        })
+    }
+
+    fn run(&self, x: Picture) -> (Picture, Inside) {
+        let first = self.norms[0].run(&x);
+        let hidden = self.convs[0].run(&first);
+        let second = self.norms[1].run(&hidden);
+        let mut y = match &self.shortcut {
+            None => x.clone(),
+            Some(conv) => conv.run(&x),
+        };
+        self.convs[1].run_into(&second, Start::Residual, &mut y.data);
+        (y, [x, first, hidden, second])
+    }
+
+    fn back(&self, inside: &Inside, dy: Picture, mut row: Row<'_>) -> Picture {
+        let [x, first, hidden, second] = inside;
+        self.convs[1].weights_back(second, &dy, row.as_deref_mut());
+        let mut inner = second.like();
+        self.convs[1].input_back(&dy, Start::Bias, &mut inner);
+        let mut d_hidden = hidden.like();
+        self.norms[1].back(hidden, &inner, &mut d_hidden, row.as_deref_mut());
+        self.convs[0].weights_back(first, &d_hidden, row.as_deref_mut());
+        let mut inner = first.like();
+        self.convs[0].input_back(&d_hidden, Start::Bias, &mut inner);
+        let mut dx = match &self.shortcut {
+            None => dy,
+            Some(conv) => {
+                let mut dx = x.like();
+                conv.weights_back(x, &dy, row.as_deref_mut());
+                conv.input_back(&dy, Start::Bias, &mut dx);
+                dx
+            }
+        };
+        self.norms[0].back(x, &inner, &mut dx, row);
+        dx
+    }
+}
+
+/// One layer with its weights.
+pub enum Layer {
+    Conv(Box<Conv>),
+    Norm(Norm),
+    Resnet(Box<Resnet>),
+    /// x where it is positive, a fifth of it elsewhere.
+    Leaky,
+}
+
+/// What a layer keeps of the way there.
+pub enum Kept {
+    Input(Picture),
+    Inside(Box<Inside>),
+}
+
+impl Layer {
+    /// A layer of the VQGAN.
+    pub fn load(source: Source<'_>, plan: Plan) -> Result<Self> {
+        let name = |path: &str| {
+            let whole = tensor_name(path, "");
+            whole.trim_end_matches('.').to_owned()
+        };
+        Ok(match plan {
+            Plan::Conv {
+                path,
+                shape,
+                sampling,
+            } => {
+                let conv = Conv::load(source, &name(&path), shape, sampling)?;
+                Self::Conv(Box::new(conv))
+            }
+            Plan::NormSilu { path, .. } => Self::Norm(Norm::load(source, &name(&path))?),
+            Plan::Resnet { path, channels } => {
+                let block = Resnet::load(source, &name(&path), channels)?;
+                Self::Resnet(Box::new(block))
+            }
+        })
+    }
+
+    fn run(&self, x: Picture) -> (Picture, Kept) {
+        let y = match self {
+            Self::Conv(conv) => conv.run(&x),
+            Self::Norm(norm) => norm.run(&x),
+            Self::Resnet(block) => {
+                let (y, inside) = block.run(x);
+                return (y, Kept::Inside(Box::new(inside)));
+            }
+            Self::Leaky => leaky(&x, &x),
+        };
+        (y, Kept::Input(x))
+    }
+
+    /// dy → dx; the gradients of weights are added to `row`.
+    fn back(&self, kept: &Kept, dy: Picture, row: Row<'_>, wanted: Wanted) -> Picture {
+        match (self, kept) {
+            (Self::Resnet(block), Kept::Inside(inside)) => block.back(inside, dy, row),
+            (Self::Conv(conv), Kept::Input(x)) => {
+                conv.weights_back(x, &dy, row);
+                if wanted == Wanted::Weights {
+                    return dy;
+                }
+                let mut dx = x.like();
+                conv.input_back(&dy, Start::Bias, &mut dx);
+                dx
+            }
+            (Self::Norm(norm), Kept::Input(x)) => {
+                let mut dx = x.like();
+                norm.back(x, &dy, &mut dx, row);
+                dx
+            }
+            (_, Kept::Input(x)) => leaky(x, &dy),
+            (_, Kept::Inside(_)) => dy,
+        }
+    }
+}
+
+/// y where x is positive, a fifth of it elsewhere.
+fn leaky(x: &Picture, y: &Picture) -> Picture {
+    let pairs = x.data.iter().zip(&y.data);
+    let through = |(&x, &y)| if x > 0.0 { y } else { LEAK * y };
+    Picture {
+        side: y.side,
+        data: pairs.map(through).collect(),
+    }
+}
+
+/// Which gradients the first layer gives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those of its weights.
+    Weights,
+    /// Those of its input as well.
+    Input,
+}
+
+/// Layers one after another.
+pub struct Chain(pub Vec<Layer>);
+
+impl Chain {
+    /// x → y, and what every layer kept.
+    pub fn run(&self, x: Picture) -> (Picture, Vec<Kept>) {
+        let mut kept = Vec::with_capacity(self.0.len());
+        let y = self.0.iter().fold(x, |x, layer| {
+            let (y, of_layer) = layer.run(x);
+            kept.push(of_layer);
+            y
+        });
+        (y, kept)
+    }
+
+    /// dy → dx if it is wanted; the gradients of weights are added to `row`.
+    pub fn back(&self, kept: &[Kept], dy: Picture, mut row: Row<'_>, wanted: Wanted) -> Picture {
+        let layers = self.0.iter().zip(kept).enumerate().rev();
+        layers.fold(dy, |dy, (i, (layer, kept))| {
+            let wanted = if i == 0 { wanted } else { Wanted::Input };
+            layer.back(kept, dy, row.as_deref_mut(), wanted)
+        })
+    }
+
+    /// What went into the last layer and the layer, where that is a convolution.
+    pub fn last<'a>(&'a self, kept: &'a [Kept]) -> Option<(&'a Picture, &'a Conv)> {
+        match (kept.last()?, self.0.last()?) {
+            (Kept::Input(x), Layer::Conv(conv)) => Some((x, conv)),
+            _ => None,
+        }
+    }
+}
+
+/// Layers of `plans`, packed side by side.
+///
+/// # Errors
+/// `Internal` when a parameter is missing.
+pub fn chain(source: Source<'_>, plans: Vec<Plan>) -> Result<Chain> {
+    let layers = plans.into_par_iter().map(|plan| Layer::load(source, plan));
+    layers.collect::<Result<_>>().map(Chain)
+}

@@ -1,0 +1,147 @@
+//! How a VQGAN is trained; the defaults are those of the paper's code (`taming-transformers`, `vqperceptual.py`)
+//! where it has them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Kind, Result},
+    training::{
+        optimizer::AdamW,
+        schedule::{Decay, Schedule},
+    },
+};
+
+/// How the codebook follows the encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum CodebookRule {
+    /// The codebook loss `mean (e − sg(z))²` moves it, as any parameter.
+    #[default]
+    Loss,
+    /// Each row is the moving average of the vectors it stood for (arXiv 1711.00937, appendix A.1).
+    Average {
+        /// How slowly the average forgets.
+        decay: f64,
+    },
+}
+
+/// The adversarial loss and its discriminator.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Adversarial {
+    /// First step with it, from 0.
+    pub start: u64,
+    /// What the adversarial loss counts, times the adaptive weight.
+    pub weight: f64,
+    /// Channels of the discriminator's first convolution.
+    pub channels: usize,
+    /// Its convolutions with steps of two pixels.
+    pub layers: usize,
+}
+
+impl Default for Adversarial {
+    fn default() -> Self {
+        Self {
+            start: 0,
+            weight: 0.8,
+            channels: 64,
+            layers: 3,
+        }
+    }
+}
+
+/// What a trainer is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VqganOptions {
+    /// The learning rate, of the discriminator as well.
+    pub schedule: Schedule,
+    /// Constants of the optimizer; what a file leaves out of this table is [`AdamW`]'s own default.
+    pub adam: AdamW,
+    /// What the mean of absolute differences counts.
+    pub l1_weight: f64,
+    /// What the mean of squared differences counts.
+    pub l2_weight: f64,
+    /// What the codebook's two losses count.
+    pub codebook_weight: f64,
+    /// What the commitment loss counts among them, β in the paper.
+    pub commitment: f64,
+    /// How the codebook follows.
+    pub codebook: CodebookRule,
+    /// Steps after which a code that nobody used becomes one of the batch's vectors; 0: never.
+    pub restart_after: u32,
+    /// The adversarial loss, if there is one.
+    pub adversarial: Option<Adversarial>,
+    /// Of the first weights and of the vectors that dead codes become.
+    pub seed: u64,
+}
+
+impl Default for VqganOptions {
+    fn default() -> Self {
+        Self {
+            schedule: Schedule {
+                init_lr: 0.0,
+                lr: 4.5e-6,
+                end_lr: 0.0,
+                lr_warmup_steps: 0,
+                lr_decay_steps: 0,
+                decay: Decay::Constant,
+            },
+            adam: AdamW {
+                b1: 0.5,
+                b2: 0.9,
+                weight_decay: 0.0,
+                ..AdamW::default()
+            },
+            l1_weight: 1.0,
+            l2_weight: 0.0,
+            codebook_weight: 1.0,
+            commitment: 0.25,
+            codebook: CodebookRule::Loss,
+            restart_after: 0,
+            adversarial: None,
+            seed: 0,
+        }
+    }
+}
+
+impl VqganOptions {
+    /// # Errors
+    /// `BadInput` naming the option that cannot be.
+    pub fn validate(&self) -> Result<()> {
+        self.schedule.validate()?;
+        let mut weights = vec![
+            ("l1_weight", self.l1_weight),
+            ("l2_weight", self.l2_weight),
+            ("codebook_weight", self.codebook_weight),
+            ("commitment", self.commitment),
+        ];
+        weights.extend(self.adversarial.map(|a| ("adversarial.weight", a.weight)));
+        for (key, weight) in weights {
+            if !(weight.is_finite() && weight >= 0.0) {
+                return refused(format!("{key} is {weight}, expected 0 or more"));
+            }
+        }
+        if let CodebookRule::Average { decay } = self.codebook
+            && !(0.0..1.0).contains(&decay)
+        {
+            return refused(format!(
+                "codebook.average.decay is {decay}, expected 0 or more and less than 1"
+            ));
+        }
+        match self.adversarial {
+            Some(Adversarial {
+                channels, layers, ..
+            }) if !(1..=4096).contains(&channels) || !(1..=8).contains(&layers) => {
+                refused(format!(
+                    "adversarial has {layers} layers of {channels} channels, expected 1 to 8 of 1 to 4096"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn refused<T>(message: String) -> Result<T> {
+    Err(Error::new(Kind::BadInput, message))
+}
