@@ -32,6 +32,8 @@ pub mod stages;
 
 pub mod search;
 
+pub mod synth;
+
 pub mod bench;
 
 pub mod cli;

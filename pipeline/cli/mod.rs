@@ -15,6 +15,7 @@ mod reconstruct;
 mod resolve;
 mod search;
 mod signals;
+mod synth;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -52,7 +53,7 @@ pub fn main() -> ExitCode {
     };
     let resumable = matches!(
         cli.verb,
-        Verb::Encode(_) | Verb::Models(ModelsVerb::Pull { .. })
+        Verb::Encode(_) | Verb::Synth(_) | Verb::Models(ModelsVerb::Pull { .. })
     );
     let work = || {
         // That bench has pools of its own, of every size that it is told.
@@ -99,6 +100,7 @@ fn run(verb: Verb, threads: &[usize], voice: Voice, signals: &Signals) -> Result
         Verb::Search(args) => search::run(args, voice, cancel),
         Verb::Reconstruct(args) => reconstruct::run(args, voice, cancel),
         Verb::Generate(args) => generate::run(args, voice, cancel),
+        Verb::Synth(args) => synth::run(args, voice, cancel),
         Verb::Import(args) => import::run(args, voice, cancel),
         Verb::Models(verb) => models::run(verb, voice, cancel),
         Verb::Plan(args) => plan::run(args, voice, cancel),

@@ -6,9 +6,9 @@ use std::{
 };
 
 /// The pipeline's modules in the order in which they may import one another.
-const PIPELINE_ORDER: [&str; 17] = [
+const PIPELINE_ORDER: [&str; 18] = [
     "error", "time", "cancel", "flow", "sources", "reel", "plan", "hub", "vectors", "encoder",
-    "model", "ranks", "stages", "search", "bench", "cli", "main",
+    "model", "ranks", "stages", "search", "synth", "bench", "cli", "main",
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.
