@@ -206,12 +206,10 @@ impl<'s> Told<'s> {
         }
     }
 
-    /// What comes after `seen`, where both are alone.
+    /// What follows on `seen`, where both are alone.
     fn after(&self, seen: Seen<'_>) -> Option<Asked> {
-        let next = self
-            .seen
-            .iter()
-            .find(|s| s.shot.from == seen.alone().map_or(0, |s| s.shot.to))?;
+        let end = seen.alone()?.shot.to;
+        let next = self.seen.iter().find(|next| next.shot.from == end)?;
         let question = format!("What comes right after the {}?", seen.name());
         let answer = next.alone()?.object.look.with_article();
         Some((question, answer, [seen.shot.from, next.shot.to]))

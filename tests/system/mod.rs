@@ -11,5 +11,6 @@ mod ring;
 mod sampler;
 mod search;
 mod stages;
+mod synth;
 mod systems;
 mod tidy;
