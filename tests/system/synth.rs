@@ -481,8 +481,8 @@ fn every_answer_can_be_read_off_the_decoded_video() {
             let watched = Watched::video(&dir.path().join(&line.video));
             for question in &line.questions {
                 let seen = watched.answer(question);
-                let asked = (&line.video, &question.question);
-                assert_eq!(question.answer, seen, "{asked:?}: {:?}", watched.0);
+                let which = (&line.video, &question.question);
+                assert_eq!(question.answer, seen, "{which:?}: {:?}", watched.0);
                 *asked.entry(question.kind).or_default() += 1;
             }
         }
