@@ -144,7 +144,7 @@ impl Canvas {
         let mut draws = Draws::new(&[noise.seed, micros as u64]);
         let steps = 2 * u32::from(noise.level) + 1;
         for bytes in self.data.chunks_mut(8) {
-            let random = draws.next().to_le_bytes();
+            let random = draws.bits().to_le_bytes();
             for (byte, random) in bytes.iter_mut().zip(random) {
                 let up = u32::from(random) * steps / 256;
                 let shifted = i32::from(*byte) + up as i32 - i32::from(noise.level);

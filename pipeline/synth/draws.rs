@@ -9,13 +9,13 @@ impl Draws {
     pub fn new(parts: &[u64]) -> Self {
         let mut draws = Self(0);
         for part in parts {
-            draws.0 = draws.next() ^ part;
+            draws.0 = draws.bits() ^ part;
         }
-        Self(draws.next())
+        Self(draws.bits())
     }
 
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,7 +26,7 @@ impl Draws {
     /// A number below `n`; 0 where `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
         // The quotient of two numbers of 64 bits is below `n`, which is a usize.
-        ((u128::from(self.next()) * n as u128) >> 64) as usize
+        ((u128::from(self.bits()) * n as u128) >> 64) as usize
     }
 
     /// A number from `from` to `to`, both possible.

@@ -170,7 +170,7 @@ impl Recipe {
         self.check()?;
         let (seconds, world) = (self.seconds(index), self.world(index));
         for attempt in 0..ATTEMPTS {
-            let seed = Draws::new(&[self.seed, index, attempt]).next();
+            let seed = Draws::new(&[self.seed, index, attempt]).bits();
             let mut draws = Draws::new(&[seed]);
             let script = world.script(seconds, self.noise, &mut draws);
             if Split::of(&script) == self.split {

@@ -395,7 +395,7 @@ impl World {
             Self::Shots { n_objects_max } => shots(seconds, n_objects_max, draws),
             Self::Needle { depth } => needle(seconds, depth, draws),
         };
-        let seed = draws.next();
+        let seed = draws.bits();
         script.noise = (noise > 0).then_some(Noise { level: noise, seed });
         script
     }
