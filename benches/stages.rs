@@ -1,17 +1,21 @@
-//! Decoding on the clips of the tests and preprocessing at 1080p: median and
-//! spread, by Criterion.
+//! Decoding on the clips of the tests, preprocessing at 1080p, and synthetic clips:
+//! median and spread, by Criterion.
 
 use std::{hint::black_box, path::Path};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use longreel::{
     cancel::Cancel,
+    error::Result,
     sources::{
         file::FrameReader,
         sampler::{Sampling, TimeRange, parse_rate},
     },
+    stages::progress::Counter,
+    synth::{clip::Collection, draw::whole_seconds, recipe::Recipe},
 };
 use longreel_models::vision::image::{RgbView, lwm_frame};
+use rayon::prelude::*;
 
 fn clip(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -20,7 +24,7 @@ fn clip(name: &str) -> std::path::PathBuf {
 }
 
 /// Decodes `name` with `sampling` and returns the number of frames.
-fn decode(name: &str, sampling: &Sampling) -> longreel::error::Result<usize> {
+fn decode(name: &str, sampling: &Sampling) -> Result<usize> {
     let mut reader = FrameReader::open(&clip(name), sampling, &TimeRange::ALL, Cancel::new())?;
     let mut frames = 0;
     while let Some(frame) = reader.next_frame()? {
@@ -58,5 +62,42 @@ fn preprocess(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode_stage, preprocess);
+/// Clips of 16 s with up to three objects, on all cores: as pictures at whole seconds, and as files.
+fn synthetic_clips(c: &mut Criterion) {
+    const CLIPS: u64 = 64;
+    let recipe = Recipe {
+        difficulty: 3,
+        ..Recipe::default()
+    };
+    let mut group = c.benchmark_group("synth");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(CLIPS));
+    group.bench_function("clips as pictures", |b| {
+        b.iter(|| {
+            let drawn = (0..CLIPS).into_par_iter().map(|index| {
+                let clip = recipe.clip(index)?;
+                Ok(whole_seconds(&clip.script, 96).len())
+            });
+            drawn.sum::<Result<usize>>()
+        });
+    });
+    let collection = Collection {
+        clips: CLIPS,
+        side: 96,
+        fps: 8,
+        recipe: recipe.clone(),
+    };
+    group.bench_function("clips as mp4", |b| b.iter(|| written(&collection)));
+    group.finish();
+}
+
+/// Writes all clips of `collection` to a directory that is removed afterwards.
+fn written(collection: &Collection) -> Result<u64> {
+    let dir = tempfile::tempdir()?;
+    collection.open(dir.path(), false)?;
+    let made = collection.write(dir.path(), &Counter::default(), &Cancel::new())?;
+    Ok(made.written)
+}
+
+criterion_group!(benches, decode_stage, preprocess, synthetic_clips);
 criterion_main!(benches);

@@ -36,6 +36,8 @@ pub mod search;
 
 pub mod chooser;
 
+pub mod synth;
+
 pub mod bench;
 
 pub mod train;

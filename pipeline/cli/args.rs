@@ -50,6 +50,8 @@ pub enum Verb {
     Reconstruct(ReconstructArgs),
     /// Make an image or a video from a description.
     Generate(GenerateArgs),
+    /// Make clips of a synthetic world, with questions and exact answers.
+    Synth(SynthArgs),
     /// Turn a foreign checkpoint into a model directory.
     Import(ImportArgs),
     /// List, show, verify and fetch models.
@@ -495,6 +497,89 @@ pub struct GenerateArgs {
     pub debug_ids: bool,
 }
 
+/// What synthetic clips are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    /// To learn from: seven of eight stories.
+    Train,
+    /// To measure with: the others.
+    Test,
+}
+
+/// `longreel synth`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Writes OUT/clips/000000.mp4 and so on, OUT/questions.jsonl (one line a clip: what happens when,\n\
+                        questions, answers, and where each is to be seen), and OUT/synth.json. The same options give\n\
+                        the same clips, and go on where they were stopped. No story of one split is in the other.\n\n\
+                        Examples:\n  longreel synth --clips 100 --out world/\n  \
+                        longreel synth --clips 50 --split test --difficulty 3 --out exam/ --json\n  \
+                        longreel synth --clips 30 --needle --length 60,600 --depth 0,50,100 --split test --out hay/"
+)]
+pub struct SynthArgs {
+    /// How many clips.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub clips: u64,
+
+    /// The directory to write.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// The same seed gives the same clips.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+
+    /// What they are for.
+    #[arg(long, value_enum, default_value_t = SplitArg::Train)]
+    pub split: SplitArg,
+
+    /// Seconds of a clip; of several, clips take one after the other.
+    #[arg(
+        long,
+        visible_alias = "seconds",
+        value_name = "SECONDS",
+        value_delimiter = ',',
+        default_value = "16"
+    )]
+    pub length: Vec<u32>,
+
+    /// Most objects at a time: 1 to 3.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub difficulty: u8,
+
+    /// One coloured object in one second among drifting grey blobs.
+    #[arg(long)]
+    pub needle: bool,
+
+    /// Where the needle lies, in percent of the clip; of several, each for every length in turn.
+    #[arg(long, value_name = "PERCENT", value_delimiter = ',')]
+    pub depth: Vec<u32>,
+
+    /// Levels of noise, up or down, in every pixel.
+    #[arg(long, default_value_t = 0, value_name = "LEVELS")]
+    pub noise: u8,
+
+    /// Only questions of these kinds.
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = QUESTION_NAMES)]
+    pub kinds: Vec<String>,
+
+    /// Questions of each kind for a clip.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub per_kind: usize,
+
+    /// Pixels of a side.
+    #[arg(long, default_value_t = 96, value_name = "PIXELS")]
+    pub side: usize,
+
+    /// Frames in a second, a whole number.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub fps: u32,
+
+    /// Replace clips that were made with other options.
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// How imported weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum WeightDtypeArg {
@@ -766,6 +851,11 @@ const DTYPE_NAMES: [&str; 4] = ["f32", "bf16", "int8", "int4"];
 
 /// Names of `longreel_kernels::cpu::Level`.
 const LEVEL_NAMES: [&str; 5] = ["scalar", "neon", "avx2", "avx512", "avx512bf16"];
+
+/// Words of `longreel::synth::questions::QuestionKind`.
+const QUESTION_NAMES: [&str; 8] = [
+    "shape", "colour", "motion", "count", "order", "when", "what_at", "needle",
+];
 
 /// What to train.
 #[derive(Debug, Subcommand)]

@@ -16,6 +16,7 @@ mod reconstruct;
 mod resolve;
 mod search;
 mod signals;
+mod synth;
 mod train;
 
 use std::{
@@ -54,7 +55,7 @@ pub fn main() -> ExitCode {
     };
     let resumable = matches!(
         cli.verb,
-        Verb::Encode(_) | Verb::Train(_) | Verb::Models(ModelsVerb::Pull { .. })
+        Verb::Encode(_) | Verb::Synth(_) | Verb::Train(_) | Verb::Models(ModelsVerb::Pull { .. })
     );
     let work = || {
         // That bench has pools of its own, of every size that it is told.
@@ -101,6 +102,7 @@ fn run(verb: Verb, threads: &[usize], voice: Voice, signals: &Signals) -> Result
         Verb::Search(args) => search::run(args, voice, cancel),
         Verb::Reconstruct(args) => reconstruct::run(args, voice, cancel),
         Verb::Generate(args) => generate::run(args, voice, cancel),
+        Verb::Synth(args) => synth::run(args, voice, cancel),
         Verb::Import(args) => import::run(args, voice, cancel),
         Verb::Models(verb) => models::run(verb, voice, cancel),
         Verb::Plan(args) => plan::run(args, voice, cancel),

@@ -27,6 +27,7 @@ fn the_overview_lists_every_verb() {
               search       Find the moments that a text or a picture describes
               reconstruct  Decode a reel back to a video: see what the model sees
               generate     Make an image or a video from a description
+              synth        Make clips of a synthetic world, with questions and exact answers
               import       Turn a foreign checkpoint into a model directory
               models       List, show, verify and fetch models
               plan         Count frames, tokens, bytes and operations before anything runs
@@ -62,6 +63,7 @@ fn every_verb_has_help_with_an_example() {
         "search",
         "reconstruct",
         "generate",
+        "synth",
         "import",
         "models",
         "plan",

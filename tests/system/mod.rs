@@ -14,6 +14,7 @@ mod ring;
 mod sampler;
 mod search;
 mod stages;
+mod synth;
 mod systems;
 mod tidy;
 mod train;

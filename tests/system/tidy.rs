@@ -6,9 +6,10 @@ use std::{
 };
 
 /// The pipeline's modules in the order in which they may import one another.
-const PIPELINE_ORDER: [&str; 20] = [
+const PIPELINE_ORDER: [&str; 21] = [
     "error", "time", "cancel", "flow", "sources", "reel", "plan", "hub", "vectors", "encoder",
-    "shown", "model", "ranks", "stages", "search", "chooser", "bench", "train", "cli", "main",
+    "shown", "model", "ranks", "stages", "search", "chooser", "synth", "bench", "train", "cli",
+    "main",
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.

@@ -1,0 +1,313 @@
+//! What can be asked of a script, and the exact answers.
+//!
+//! Every answer of a kind comes about equally often, so that a question alone does not
+//! give its answer away: looks, motions and numbers of objects are drawn evenly, and
+//! what would come too often (that something begins with the video) is asked less.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    draws::Draws,
+    world::{Colour, Look, Object, Script, Shape, Shot, words},
+};
+
+/// How often a question of a kind is sought before the clip counts as having none.
+const TRIES: usize = 64;
+
+words! {
+    /// What a question is about.
+    QuestionKind {
+        /// The outline of an object.
+        Shape = "shape",
+        /// The paint of an object.
+        Colour = "colour",
+        /// Where an object goes.
+        Motion = "motion",
+        /// How many objects are shown at a time.
+        Count = "count",
+        /// Which of two comes first, or what follows on something.
+        Order = "order",
+        /// At what second something appears.
+        When = "when",
+        /// What is shown at a time.
+        WhatAt = "what_at",
+        /// One object in one second of a long clip.
+        Needle = "needle",
+    }
+}
+
+/// A question of a clip, with its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// What it is about.
+    pub kind: QuestionKind,
+    /// As a person would ask it.
+    pub question: String,
+    /// Lower case, from a closed set.
+    pub answer: String,
+    /// Where it is to be seen: the first second, and the first one behind.
+    pub time: [u32; 2],
+}
+
+impl Question {
+    /// The question without what is named in it: `What colour is the SHAPE at second N?`
+    ///
+    /// Answers to one form are of one sort, so its most frequent answer is the best that
+    /// someone can say who sees no video.
+    pub fn form(&self) -> String {
+        let words = self
+            .question
+            .split_inclusive(|c: char| !c.is_alphanumeric());
+        words.map(form_of).collect()
+    }
+}
+
+fn form_of(word: &str) -> String {
+    let name = word.trim_end_matches(|c: char| !c.is_alphanumeric());
+    let end = &word[name.len()..];
+    let placeholder = match name {
+        _ if Colour::ALL.iter().any(|c| c.word() == name) => "COLOUR",
+        _ if Shape::ALL.iter().any(|s| s.word() == name) => "SHAPE",
+        _ if !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) => "N",
+        _ => name,
+    };
+    format!("{placeholder}{end}")
+}
+
+/// Up to `n` different questions of `kind` about `script`; fewer where it gives no more.
+pub fn questions(
+    script: &Script,
+    kind: QuestionKind,
+    n: usize,
+    draws: &mut Draws,
+) -> Vec<Question> {
+    let told = Told::of(script);
+    let mut asked: Vec<Question> = Vec::new();
+    for _ in 0..TRIES.saturating_mul(n) {
+        if asked.len() == n {
+            break;
+        }
+        let found = told.ask(kind, draws);
+        let is_new = |q: &Question| asked.iter().all(|a| a.question != q.question);
+        asked.extend(found.filter(is_new));
+    }
+    asked
+}
+
+/// One object and the shot that it is in.
+#[derive(Clone, Copy)]
+struct Seen<'s> {
+    shot: &'s Shot,
+    object: &'s Object,
+}
+
+/// A script, and all that is in it.
+struct Told<'s> {
+    script: &'s Script,
+    seen: Vec<Seen<'s>>,
+}
+
+impl<'s> Told<'s> {
+    fn of(script: &'s Script) -> Self {
+        let of_shot = |shot: &'s Shot| shot.objects.iter().map(move |object| Seen { shot, object });
+        let seen = script.shots.iter().flat_map(of_shot).collect();
+        Self { script, seen }
+    }
+
+    /// A random question, or none where what was drawn cannot be asked.
+    fn ask(&self, kind: QuestionKind, draws: &mut Draws) -> Option<Question> {
+        let is_needle = kind == QuestionKind::Needle;
+        if self.seen.is_empty() || is_needle == self.script.blobs.is_empty() {
+            return None;
+        }
+        let (question, answer, time) = match kind {
+            QuestionKind::Shape => self.shape(draws),
+            QuestionKind::Colour => self.colour(draws),
+            QuestionKind::Motion => self.motion(draws),
+            QuestionKind::Count => self.count(draws),
+            QuestionKind::Order => self.order(draws),
+            QuestionKind::When => self.when(draws),
+            QuestionKind::WhatAt => self.what_at(draws),
+            QuestionKind::Needle => Some(self.needle(draws)),
+        }?;
+        Some(Question {
+            kind,
+            question,
+            answer,
+            time,
+        })
+    }
+
+    fn shape(&self, draws: &mut Draws) -> Option<Asked> {
+        let seen = draws.one_of(&self.seen);
+        let colour = seen.object.look.colour;
+        let is_alike = |object: &Object| object.look.colour == colour;
+        let question = match draws.below(3) {
+            0 => seen.alone()?.at(draws, "What shape is shown"),
+            1 => {
+                let what = format!("What shape is the {} object", colour.word());
+                seen.unlike_others(is_alike)?.at(draws, &what)
+            }
+            _ => {
+                self.once(is_alike)?;
+                format!("What shape is the {} object?", colour.word())
+            }
+        };
+        let answer = seen.object.look.shape.word().to_owned();
+        Some((question, answer, seen.time()))
+    }
+
+    fn colour(&self, draws: &mut Draws) -> Option<Asked> {
+        let seen = draws.one_of(&self.seen);
+        let shape = seen.object.look.shape;
+        let is_alike = |object: &Object| object.look.shape == shape;
+        let question = match draws.below(3) {
+            0 => seen.alone()?.at(draws, "What colour is the object"),
+            1 => {
+                let what = format!("What colour is the {}", shape.word());
+                seen.unlike_others(is_alike)?.at(draws, &what)
+            }
+            _ => {
+                self.once(is_alike)?;
+                format!("What colour is the {}?", shape.word())
+            }
+        };
+        let answer = seen.object.look.colour.word().to_owned();
+        Some((question, answer, seen.time()))
+    }
+
+    /// Only of shots in which something could move.
+    fn motion(&self, draws: &mut Draws) -> Option<Asked> {
+        let seen = self.unique(draws)?;
+        let question = format!("Which way does the {} move?", seen.name());
+        let answer = seen.object.motion.word().to_owned();
+        (seen.shot.seconds() > 1).then(|| (question, answer, seen.time()))
+    }
+
+    fn count(&self, draws: &mut Draws) -> Option<Asked> {
+        let shots: Vec<&Shot> = self.script.shots.iter().collect();
+        let shot = draws.one_of(&shots);
+        let second = second_of(shot, draws);
+        let question = format!("How many objects are shown at second {second}?");
+        Some((
+            question,
+            shot.objects.len().to_string(),
+            [shot.from, shot.to],
+        ))
+    }
+
+    fn order(&self, draws: &mut Draws) -> Option<Asked> {
+        let (first, second) = (self.unique(draws)?, self.unique(draws)?);
+        match draws.below(2) {
+            0 if first.shot.from != second.shot.from => Some(first_of(first, second)),
+            1 => self.after(first),
+            _ => None,
+        }
+    }
+
+    /// What follows on `seen`, where both are alone.
+    fn after(&self, seen: Seen<'_>) -> Option<Asked> {
+        let end = seen.alone()?.shot.to;
+        let next = self.seen.iter().find(|next| next.shot.from == end)?;
+        let question = format!("What comes right after the {}?", seen.name());
+        let answer = next.alone()?.object.look.with_article();
+        Some((question, answer, [seen.shot.from, next.shot.to]))
+    }
+
+    fn when(&self, draws: &mut Draws) -> Option<Asked> {
+        let seen = self.unique(draws)?;
+        // A shot surely begins at 0; at any other second one begins in two clips of five.
+        if seen.shot.from == 0 && draws.below(5) > 1 {
+            return None;
+        }
+        let begin = draws.one_of(&["At what second does", "When does"]);
+        let question = format!("{begin} the {} appear?", seen.name());
+        Some((question, seen.shot.from.to_string(), seen.time()))
+    }
+
+    fn what_at(&self, draws: &mut Draws) -> Option<Asked> {
+        let seen = draws.one_of(&self.seen).alone()?;
+        let begin = draws.one_of(&["What is shown", "Which object is seen"]);
+        let question = seen.at(draws, begin);
+        Some((question, seen.object.look.with_article(), seen.time()))
+    }
+
+    fn needle(&self, draws: &mut Draws) -> Asked {
+        let seen = self.seen[0];
+        let Look { colour, shape } = seen.object.look;
+        let (question, answer) = match draws.below(3) {
+            0 => {
+                let question = format!("What colour is the {}?", shape.word());
+                (question, colour.word().to_owned())
+            }
+            1 => ("What shape appears?".to_owned(), shape.word().to_owned()),
+            _ => {
+                let question = "At what second does it appear?".to_owned();
+                (question, seen.shot.from.to_string())
+            }
+        };
+        (question, answer, seen.time())
+    }
+
+    /// An object whose look is seen once in the clip.
+    fn unique(&self, draws: &mut Draws) -> Option<Seen<'s>> {
+        let seen = draws.one_of(&self.seen);
+        self.once(|object| object.look == seen.object.look)?;
+        Some(seen)
+    }
+
+    /// `None` unless one object of the clip is so.
+    fn once(&self, is_alike: impl Fn(&Object) -> bool) -> Option<()> {
+        let n = self.seen.iter().filter(|s| is_alike(s.object)).count();
+        (n == 1).then_some(())
+    }
+}
+
+/// Question, answer, and where it is to be seen.
+type Asked = (String, String, [u32; 2]);
+
+impl Seen<'_> {
+    /// `None` where more is shown.
+    fn alone(self) -> Option<Self> {
+        (self.shot.objects.len() == 1).then_some(self)
+    }
+
+    /// `None` where nothing else is shown, or another object is so too.
+    fn unlike_others(self, is_alike: impl Fn(&Object) -> bool) -> Option<Self> {
+        let n = self.shot.objects.iter().filter(|o| is_alike(o)).count();
+        (n == 1 && self.shot.objects.len() > 1).then_some(self)
+    }
+
+    /// `WHAT at second N?`, for a second at which it is shown.
+    fn at(self, draws: &mut Draws, what: &str) -> String {
+        format!("{what} at second {}?", second_of(self.shot, draws))
+    }
+
+    fn name(self) -> String {
+        self.object.look.name()
+    }
+
+    fn time(self) -> [u32; 2] {
+        [self.shot.from, self.shot.to]
+    }
+}
+
+fn second_of(shot: &Shot, draws: &mut Draws) -> u32 {
+    shot.from + draws.below(shot.seconds() as usize) as u32
+}
+
+/// They are named in the order in which they were drawn, which says nothing of time.
+fn first_of(one: Seen<'_>, other: Seen<'_>) -> Asked {
+    let question = format!(
+        "What is shown first, the {} or the {}?",
+        one.name(),
+        other.name()
+    );
+    let [earlier, later] = match one.shot.from < other.shot.from {
+        true => [one, other],
+        false => [other, one],
+    };
+    let answer = format!("the {}", earlier.name());
+    (question, answer, [earlier.shot.from, later.shot.to])
+}

@@ -1,0 +1,228 @@
+//! How clips are made: a recipe and a number give a clip, always the same one.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{
+    draws::Draws,
+    questions::{Question, QuestionKind, questions},
+    world::{Script, World, words},
+};
+use crate::error::{Error, Kind, Result};
+
+/// Longest clip, seconds.
+const SECONDS_MAX: u32 = 36_000;
+/// Strongest noise, levels.
+const NOISE_MAX: u8 = 64;
+/// Most questions of a kind.
+const PER_KIND_MAX: usize = 100;
+/// Most lengths, and most depths.
+const CHOICES_MAX: usize = 1000;
+/// Scripts that are drawn before none of the split is to be had.
+const ATTEMPTS: u64 = 10_000;
+/// One of so many stories is for testing.
+const TEST_ONE_OF: u8 = 8;
+
+words! {
+    /// What clips are for.
+    Split {
+        /// To learn from.
+        Train = "train",
+        /// To measure with.
+        Test = "test",
+    }
+}
+
+impl Split {
+    /// The split of a script, by the first byte of the SHA-256 of its story ([`Script::story`]).
+    ///
+    /// No seed and no option can therefore bring a story of one split into the other.
+    pub fn of(script: &Script) -> Self {
+        match Sha256::digest(script.story())[0] % TEST_ONE_OF {
+            0 => Self::Test,
+            _ => Self::Train,
+        }
+    }
+}
+
+/// What clips are made by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Other seeds give other clips.
+    pub seed: u64,
+    /// What they are for.
+    pub split: Split,
+    /// Seconds of a clip; clips take them in turn.
+    pub lengths: Vec<u32>,
+    /// Most objects of a shot, 1 to 3.
+    pub difficulty: u8,
+    /// One object in one second instead.
+    pub needle: bool,
+    /// Where a needle lies, percent of the clip; each for all lengths in turn, anywhere when empty.
+    pub depths: Vec<u32>,
+    /// Levels of noise, 0 for none.
+    pub noise: u8,
+    /// What is asked; all that the clips are fit for when empty.
+    pub kinds: Vec<QuestionKind>,
+    /// Questions of each kind for a clip.
+    pub per_kind: usize,
+}
+
+impl Default for Recipe {
+    /// Clips of 16 s to learn from, one object at a time, one question of each kind.
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            split: Split::Train,
+            lengths: vec![16],
+            difficulty: 1,
+            needle: false,
+            depths: Vec::new(),
+            noise: 0,
+            kinds: Vec::new(),
+            per_kind: 1,
+        }
+    }
+}
+
+/// What is shown and asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clip {
+    /// What its draws began with.
+    pub seed: u64,
+    /// What happens when.
+    pub script: Script,
+    /// By kind.
+    pub questions: Vec<Question>,
+}
+
+impl Recipe {
+    /// Whether clips can be made by it.
+    ///
+    /// # Errors
+    /// `Usage`, naming the option, its value and what it may be.
+    pub fn check(&self) -> Result<()> {
+        let (seconds, percents) = (u64::from(SECONDS_MAX), 100);
+        within_list("--length", &self.lengths, 1, seconds)?;
+        within_list("--depth", &self.depths, 0, percents)?;
+        within("--difficulty", u64::from(self.difficulty), 1, 3)?;
+        within("--noise", u64::from(self.noise), 0, u64::from(NOISE_MAX))?;
+        within("--per-kind", self.per_kind as u64, 1, PER_KIND_MAX as u64)?;
+        if self.lengths.is_empty() {
+            return Err(usage("--length is empty, expected seconds".to_owned()));
+        }
+        if !self.needle && !self.depths.is_empty() {
+            let message = "--depth says where a needle lies, expected --needle with it";
+            return Err(usage(message.to_owned()));
+        }
+        match self.kinds.iter().find(|kind| !self.fits(**kind)) {
+            Some(kind) => Err(usage(self.cannot_ask(*kind))),
+            None => Ok(()),
+        }
+    }
+
+    fn cannot_ask(&self, kind: QuestionKind) -> String {
+        let kinds = QuestionKind::ALL.iter().filter(|kind| self.fits(**kind));
+        let kinds: Vec<&str> = kinds.map(|kind| kind.word()).collect();
+        format!(
+            "--kinds has {}, these clips can be asked for {}",
+            kind.word(),
+            kinds.join(", ")
+        )
+    }
+
+    /// Whether its clips can be asked for `kind`: a count that is always one is none.
+    fn fits(&self, kind: QuestionKind) -> bool {
+        match kind {
+            QuestionKind::Needle => self.needle,
+            QuestionKind::Count => !self.needle && self.difficulty > 1,
+            _ => !self.needle,
+        }
+    }
+
+    fn asks(&self, kind: QuestionKind) -> bool {
+        self.fits(kind) && (self.kinds.is_empty() || self.kinds.contains(&kind))
+    }
+
+    /// Seconds of clip `index`.
+    pub fn seconds(&self, index: u64) -> u32 {
+        in_turn(&self.lengths, index).unwrap_or(1)
+    }
+
+    fn world(&self, index: u64) -> World {
+        if self.needle {
+            let turn = index / self.lengths.len().max(1) as u64;
+            return World::Needle {
+                depth: in_turn(&self.depths, turn),
+            };
+        }
+        World::Shots {
+            n_objects_max: usize::from(self.difficulty),
+        }
+    }
+
+    /// Clip `index`: scripts are drawn until one is of the split.
+    ///
+    /// # Errors
+    /// `Usage` for a recipe that [`Recipe::check`] refuses, and where no script of the split was found.
+    pub fn clip(&self, index: u64) -> Result<Clip> {
+        self.check()?;
+        let (seconds, world) = (self.seconds(index), self.world(index));
+        for attempt in 0..ATTEMPTS {
+            let seed = Draws::new(&[self.seed, index, attempt]).bits();
+            let mut draws = Draws::new(&[seed]);
+            let script = world.script(seconds, self.noise, &mut draws);
+            if Split::of(&script) == self.split {
+                let questions = self.questions(&script, &mut draws);
+                return Ok(Clip {
+                    seed,
+                    script,
+                    questions,
+                });
+            }
+        }
+        Err(usage(format!(
+            "none of {ATTEMPTS} scripts of {seconds} s belongs to the split {}",
+            self.split.word()
+        )))
+    }
+
+    fn questions(&self, script: &Script, draws: &mut Draws) -> Vec<Question> {
+        let kinds = QuestionKind::ALL.iter().filter(|kind| self.asks(**kind));
+        kinds
+            .flat_map(|&kind| questions(script, kind, self.per_kind, draws))
+            .collect()
+    }
+}
+
+/// Number `index` of `choices` repeated for ever.
+fn in_turn(choices: &[u32], index: u64) -> Option<u32> {
+    let at = index.checked_rem(choices.len() as u64)?;
+    choices.get(at as usize).copied()
+}
+
+fn within(option: &str, value: u64, from: u64, to: u64) -> Result<()> {
+    if (from..=to).contains(&value) {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "{option} is {value}, expected {from} to {to}"
+    )))
+}
+
+fn within_list(option: &str, values: &[u32], from: u64, to: u64) -> Result<()> {
+    if values.len() > CHOICES_MAX {
+        let n = values.len();
+        return Err(usage(format!(
+            "{option} has {n} numbers, expected at most {CHOICES_MAX}"
+        )));
+    }
+    values
+        .iter()
+        .try_for_each(|&value| within(option, u64::from(value), from, to))
+}
+
+fn usage(message: String) -> Error {
+    Error::new(Kind::Usage, message)
+}
