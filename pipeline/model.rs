@@ -24,6 +24,7 @@ use longreel_models::{
 use crate::{
     encoder::{FrameEncoder, PixelBudget, encoder_digest, no_codes, no_vision},
     error::{Context, Error, Kind, Result},
+    plan::available_memory_bytes,
 };
 
 /// Everything that answers: weights stay mapped where they are bf16.
@@ -75,6 +76,7 @@ impl ModelFiles {
             Some(file) => with_decoder((spec, weights), &GgufModel::open(file)?).doing(doing)?,
             None => (spec, weights),
         };
+        let weights = within_memory(weights);
         let mut tokenizer = Tokenizer::open(dir).doing(doing)?;
         if let Some(vision) = &mut spec.vision {
             give_pictures_an_id(vision, &mut tokenizer).doing(doing)?;
@@ -157,6 +159,15 @@ impl Model {
             _ => Err(no_codes(&self.dir)),
         }
     }
+}
+
+/// Quantised matrices are multiplied from copies, which is faster, where these leave half of the memory to the rest.
+fn within_memory(mut weights: Weights) -> Weights {
+    let most = available_memory_bytes().map_or(u64::MAX, |bytes| bytes / 2);
+    if weights.resident_bytes() > most {
+        weights.keep_blocks_in_place();
+    }
+    weights
 }
 
 /// A token for pictures, where the tokenizer has none.

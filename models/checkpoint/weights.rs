@@ -62,6 +62,8 @@ pub struct Weights {
     shards: Vec<(PathBuf, MappedBytes)>,
     entries: BTreeMap<String, Entry>,
     taken: BTreeSet<String>,
+    /// Quantised matrices are multiplied where they are, not from copies.
+    blocks_in_place: bool,
 }
 
 /// Places of a tensor whose bytes go into a digest, and how many there.
@@ -105,6 +107,8 @@ pub enum Matrix {
         bytes: MappedBytes,
         /// How they are written.
         format: Format,
+        /// Whether they are to be multiplied from there, and not from a copy.
+        in_place: bool,
     },
 }
 
@@ -183,6 +187,7 @@ impl Weights {
             shards: Vec::new(),
             entries: BTreeMap::new(),
             taken: BTreeSet::new(),
+            blocks_in_place: false,
         }
     }
 
@@ -305,8 +310,28 @@ impl Weights {
         self.entries
             .iter()
             .filter(|(name, entry)| !self.stays_mapped(name, entry))
-            .map(|(_, entry)| entry.elements().saturating_mul(4))
+            .map(|(_, entry)| match entry.stored {
+                Stored::Blocks(format) if entry.shape.len() == 2 => {
+                    self.bytes_of_copy(entry, format)
+                }
+                _ => entry.elements().saturating_mul(4),
+            })
             .fold(0, u64::saturating_add)
+    }
+
+    /// Has quantised matrices multiplied where they are mapped: several times slower, in the least memory.
+    pub fn keep_blocks_in_place(&mut self) {
+        self.blocks_in_place = true;
+    }
+
+    /// Bits of a weight in the copies that are multiplied; `None` where it is multiplied in place.
+    fn bits_of_copy(&self, format: Format) -> Option<f64> {
+        bits_of_copy(format).filter(|_| !self.blocks_in_place)
+    }
+
+    fn bytes_of_copy(&self, entry: &Entry, format: Format) -> u64 {
+        let bits = self.bits_of_copy(format).unwrap_or_default();
+        (entry.elements() as f64 * bits / 8.0).ceil() as u64
     }
 
     /// Bytes of the tensors that are used where they are mapped: the decoder's bf16 and quantised matrices.
@@ -328,7 +353,7 @@ impl Weights {
                 .map(drop)
         };
         match entry.stored {
-            Stored::Blocks(_) => is_matrix,
+            Stored::Blocks(format) => is_matrix && self.bits_of_copy(format).is_none(),
             Stored::Plain(Dtype::BF16) => is_matrix && is_aligned().is_some(),
             Stored::Plain(_) => false,
         }
@@ -398,7 +423,13 @@ impl Weights {
     ) -> Result<Matrix> {
         let (stored, bytes) = self.take(name, &[out_features, in_features])?;
         match stored {
-            Stored::Blocks(format) => return Ok(Matrix::MappedBlocks { bytes, format }),
+            Stored::Blocks(format) => {
+                return Ok(Matrix::MappedBlocks {
+                    bytes,
+                    format,
+                    in_place: self.blocks_in_place,
+                });
+            }
             Stored::Plain(Dtype::BF16) if bytes.as_elements::<bf16>().is_some() => {
                 return Ok(Matrix::MappedBf16 {
                     bytes,
@@ -464,6 +495,23 @@ impl Weights {
 fn is_part(name: &str, part: &str) -> bool {
     let rest = name.strip_prefix(part);
     rest.is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// Bits of a weight in the copies from which candle multiplies a matrix in `format`: its blocks, and where it has a
+/// faster order for them, those again. `None` where our kernel is as fast in place.
+///
+/// Measured at 8192 × 4096 on two Zen 4 cores: one row of Q4_K takes 0.9 ms from the copies and 12 ms in place, 512 rows
+/// 140 and 358 ms; Q4_0 6 and 8 ms, 2295 and 400 ms.
+pub fn bits_of_copy(format: Format) -> Option<f64> {
+    let stored = 8.0 * format.block_bytes() as f64 / format.block_weights() as f64;
+    match format {
+        Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => None,
+        // A tile of 16 rows by 256 weights has scales in f32.
+        Format::Q4K => Some(stored + 6.0),
+        Format::Q6K => Some(stored + 10.0),
+        Format::Q8_0 => Some(stored + 8.5),
+        Format::Q2K | Format::Q3K | Format::Q5K | Format::Q8K => Some(stored),
+    }
 }
 
 /// The safetensors files that make up the model in `dir`, sorted: those that

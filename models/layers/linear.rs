@@ -1,22 +1,19 @@
 //! A weight matrix as a layer: f32 in memory, or bf16 or quantised blocks in the mapped file.
 
 use half::bf16;
-use longreel_kernels::{
-    linear::linear,
-    mapping::MappedBytes,
-    quantized::{self, Format},
-};
+use longreel_kernels::{linear::linear, mapping::MappedBytes};
 use rayon::prelude::*;
 
 use crate::{
     checkpoint::weights::{Matrix, Weights},
     error::{Error, Kind, Result},
+    layers::quantised::Blocks,
 };
 
 enum Store {
     F32(Vec<f32>),
     MappedBf16(MappedBytes),
-    MappedBlocks(MappedBytes, Format),
+    Blocks(Blocks),
 }
 
 /// `y = x · wᵀ`, plus a bias where there is one.
@@ -80,7 +77,11 @@ impl Linear {
         let store = match weights.matrix(name, out_features, in_features)? {
             Matrix::F32(tensor) => Store::F32(tensor.flatten_all()?.to_vec1()?),
             Matrix::MappedBf16 { bytes, .. } => Store::MappedBf16(bytes),
-            Matrix::MappedBlocks { bytes, format } => Store::MappedBlocks(bytes, format),
+            Matrix::MappedBlocks {
+                bytes,
+                format,
+                in_place,
+            } => Store::Blocks(Blocks::new(bytes, format, in_features, in_place)),
         };
         Ok(Self {
             store,
@@ -106,9 +107,7 @@ impl Linear {
         match &self.store {
             Store::F32(w) => linear(x, w, self.in_features, &mut y),
             Store::MappedBf16(bytes) => linear(x, elements(bytes), self.in_features, &mut y),
-            Store::MappedBlocks(bytes, format) => {
-                quantized::multiply(*format, x, bytes.as_bytes(), self.in_features, &mut y);
-            }
+            Store::Blocks(blocks) => blocks.multiply(x, &mut y),
         }
         if let Some(bias) = &self.bias {
             add_rows(&mut y, bias);
@@ -128,16 +127,7 @@ impl Linear {
             Store::MappedBf16(bytes) => elements(bytes)
                 .get(range)
                 .map(|row| out.extend(row.iter().map(|v| v.to_f32()))),
-            Store::MappedBlocks(bytes, format) => {
-                let row_bytes = self.in_features / format.block_weights() * format.block_bytes();
-                let start = (index as usize).saturating_mul(row_bytes);
-                let row = bytes.as_bytes().get(start..start.saturating_add(row_bytes));
-                row.map(|row| {
-                    let before = out.len();
-                    out.resize(before + self.in_features, 0.0);
-                    quantized::widen(*format, row, &mut out[before..]);
-                })
-            }
+            Store::Blocks(blocks) => blocks.append_row(index as usize, out),
         };
         found.ok_or_else(|| {
             Error::new(

@@ -1,5 +1,7 @@
 //! The layers that all models are made of: `[n, d]` numbers in, as many rows out.
 
+pub mod quantised;
+
 pub mod linear;
 
 pub mod norm;

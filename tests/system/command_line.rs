@@ -31,6 +31,7 @@ fn the_overview_lists_every_verb() {
               import       Turn a foreign checkpoint into a model directory
               models       List, show, verify and fetch models
               plan         Count frames, tokens, bytes and operations before anything runs
+              train        Train a model by LWM's recipe
               bench        Measure this machine and what the program makes of it
               help         Print this message or the help of the given subcommand(s)
 

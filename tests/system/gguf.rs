@@ -70,7 +70,12 @@ fn show_verify_plan_and_bench_know_the_file() {
     assert_eq!(report["unknown"], serde_json::json!([]));
     let plan = longreel(&["plan", "--model", &chat(), "--json"]).json();
     assert_eq!(plan["context_limit"], 512);
-    assert_eq!(plan["weight_bytes"], shown["weight_bytes"]);
+    // Blocks of Q8_0 are copied, in two orders: 17 bits a weight instead of 8.5.
+    let [planned, stored] = [&plan, &shown].map(|json| json["weight_bytes"].as_u64().unwrap());
+    assert!(
+        (stored..=2 * stored).contains(&planned),
+        "{planned} of {stored}"
+    );
     let bench = [
         "bench",
         "context",
