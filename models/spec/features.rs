@@ -337,6 +337,14 @@ impl FeatureSpec {
         }
     }
 
+    /// Learned rows behind the last frame of a video.
+    pub fn rows_behind(&self) -> u64 {
+        match self {
+            Self::Square(spec) => u64::from(spec.video_newline == Newline::End),
+            Self::Native(_) => 0,
+        }
+    }
+
     /// # Errors
     /// `BadInput` for what the parts do not allow.
     pub fn validate(&self) -> Result<()> {

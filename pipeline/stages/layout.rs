@@ -10,7 +10,11 @@ use longreel_models::{
         vision_prompt::{StepPlace, VisionPrompt, words_prompt},
         vocab::Token,
     },
-    spec::{FrameEnd, features::PositionRule, frame_choice::time_instruction},
+    spec::{
+        FrameEnd,
+        features::{PositionRule, VisionSpec},
+        frame_choice::time_instruction,
+    },
 };
 
 use crate::{
@@ -65,6 +69,8 @@ pub struct FeatureLayout {
     positions: Option<PositionBuilder>,
     /// Positions of a second of video, where time is counted so.
     per_second: Option<u32>,
+    /// Learned rows behind a video.
+    rows_behind: u64,
     /// Steps of this video so far.
     steps: usize,
     /// The time of its first frame.
@@ -74,13 +80,11 @@ pub struct FeatureLayout {
 }
 
 impl FeatureLayout {
-    /// A prompt whose videos have not begun.
-    pub fn new(
-        tokenizer: Arc<Tokenizer>,
-        prompt: VisionPrompt,
-        positions: Option<PositionRule>,
-    ) -> Self {
+    /// A prompt for a model of `vision`, whose videos have not begun.
+    pub fn new(tokenizer: Arc<Tokenizer>, prompt: VisionPrompt, vision: &VisionSpec) -> Self {
+        let positions = vision.positions;
         Self {
+            rows_behind: vision.features.rows_behind(),
             tokenizer,
             prompt,
             per_second: match positions {
@@ -214,7 +218,7 @@ impl Layout {
         if let Some(vision) = &model.spec.vision {
             let template = template.ok_or_else(|| no_template(model))?;
             let prompt = VisionPrompt::new(tokenizer, template, vision, question, n_videos)?;
-            let layout = FeatureLayout::new(Arc::clone(tokenizer), prompt, vision.positions);
+            let layout = FeatureLayout::new(Arc::clone(tokenizer), prompt, vision);
             return Ok(Self::Features(Box::new(layout)));
         }
         let prompt = match template {
@@ -312,14 +316,17 @@ impl Layout {
             Self::Codes { .. } => rows,
             Self::Features(layout) => layout.step_tokens(rows, steps)?,
         } as u64;
-        let times = match self {
+        let behind = match self {
             Self::Codes { .. } => 0,
-            Self::Features(layout) => layout.prompt.times_tokens(&layout.tokenizer, n_frames)?,
+            Self::Features(layout) => {
+                let times = layout.prompt.times_tokens(&layout.tokenizer, n_frames)?;
+                times.saturating_add(layout.rows_behind)
+            }
         };
         Ok(Sight {
             frames: n_frames,
             tokens_per_frame: of_step.div_ceil(per_step),
-            vision_tokens: steps.saturating_mul(of_step).saturating_add(times),
+            vision_tokens: steps.saturating_mul(of_step).saturating_add(behind),
         })
     }
 
