@@ -204,10 +204,14 @@ fn sight(
                 true => time_instruction_len(frames),
                 false => 0,
             };
+            let behind = vision.map_or(0, |vision| vision.features.newlines() as u64);
             Ok(Sight {
                 frames,
                 tokens_per_frame: rows.div_ceil(of_step),
-                vision_tokens: steps.saturating_mul(rows).saturating_add(times),
+                vision_tokens: steps
+                    .saturating_mul(rows)
+                    .saturating_add(times)
+                    .saturating_add(behind),
             })
         }
         (_, None) => Ok(Sight::default()),

@@ -234,7 +234,8 @@ fn pictures_of_one_pixel_and_of_extreme_sides_are_answered_or_refused_with_their
         let model = model.display().to_string();
         let out = scratch().join(format!("{system}-{size}.reel"));
         let out = out.display().to_string();
-        let run = longreel(&["encode", &picture(size), "--out", &out, "--model", &model]);
+        let encode = ["encode", &picture(size), "--out", &out, "--model", &model];
+        let run = longreel(&[&encode[..], &["--force"]].concat());
         assert_eq!(run.code, 0, "{system} {size}: {}", run.stderr);
     }
     ask("qwen2_5_vl", "20000x3").refused(2, "20000x3");

@@ -422,7 +422,7 @@ fn an_hour_is_planned_for_every_model_file() {
     for (model, vision_tokens) in [
         ("llava-1.5-7b", Some(3600 * 576)),
         ("vila-1.5-3b", Some(3600 * 196)),
-        ("llava-onevision-qwen2-7b", Some(3600 * 196)),
+        ("llava-onevision-qwen2-7b", Some(3600 * 196 + 1)),
         ("internvl3-8b", Some(3600 * 256)),
         // 14 lines of 14 features and a learned one, ten characters of time, and the words around all times.
         ("llava-video-7b-qwen2", Some(3600 * (210 + 10) + 175)),
