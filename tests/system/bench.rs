@@ -289,8 +289,8 @@ fn the_help_tells_every_option() {
               --repeats <N>       Timed repeats of each row; at least 5 and one second when absent
               --quick             Small shapes and short windows, to see that everything runs; no figure to
                                   quote
-              --json              Print one JSON object on stdout and nothing else there
               --peer <COMMAND>    A program that does the same operations, asked in turn (benches/README.md)
+              --json              Print one JSON object on stdout and nothing else there
               --out <FILE.jsonl>  Append the rows to this file, one JSON object a line
           -q, --quiet             No progress on stderr
               --threads <N>       Threads for encoding and answering; all cores when absent

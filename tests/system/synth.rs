@@ -846,5 +846,42 @@ fn lists_of_questions_from_elsewhere_are_checked() {
 #[test]
 fn the_help_of_synth_tells_what_is_written() {
     let check = |expected: Expect| expected.assert_eq(&longreel(&["synth", "-h"]).stdout);
-    check(expect![[""]]);
+    check(expect![[r#"
+        Make clips of a synthetic world, with questions and exact answers
+
+        Usage: longreel synth [OPTIONS] --out <DIR>
+
+        Options:
+              --clips <N>         How many clips [default: 100]
+              --out <DIR>         The directory to write
+              --seed <N>          The same seed gives the same clips [default: 0]
+              --split <SPLIT>     What they are for [default: train] [possible values: train, test]
+              --length <SECONDS>  Seconds of a clip; of several, clips take one after the other [default:
+                                  16] [alias: --seconds]
+              --difficulty <N>    Most objects at a time: 1 to 3 [default: 1]
+              --needle            One coloured object in one second among drifting grey blobs
+              --depth <PERCENT>   Where the needle lies, in percent of the clip; of several, each for every
+                                  length in turn
+              --noise <LEVELS>    Levels of noise, up or down, in every pixel [default: 0]
+              --kinds <KIND>      Only questions of these kinds [possible values: shape, colour, motion,
+                                  count, order, when, what_at, needle]
+              --per-kind <N>      Questions of each kind for a clip [default: 1]
+              --json              Print one JSON object on stdout and nothing else there
+              --side <PIXELS>     Pixels of a side [default: 96]
+              --fps <N>           Frames in a second, a whole number [default: 8]
+          -q, --quiet             No progress on stderr
+              --force             Replace clips that were made with other options
+              --threads <N>       Threads for encoding and answering; all cores when absent
+          -h, --help              Print help (see more with '--help')
+          -V, --version           Print version
+
+        Writes OUT/clips/000000.mp4 and so on, OUT/questions.jsonl (one line a clip: what happens when,
+        questions, answers, and where each is to be seen), and OUT/synth.json. The same options give
+        the same clips, and go on where they were stopped. No story of one split is in the other.
+
+        Examples:
+          longreel synth --clips 100 --out world/
+          longreel synth --clips 50 --split test --difficulty 3 --out exam/ --json
+          longreel synth --clips 30 --needle --length 60,600 --depth 0,50,100 --split test --out hay/
+    "#]]);
 }
