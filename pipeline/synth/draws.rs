@@ -39,10 +39,4 @@ impl Draws {
     pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
-
-    /// Takes one of `choices` out; `None` where none is left.
-    pub fn take<T>(&mut self, choices: &mut Vec<T>) -> Option<T> {
-        let at = self.below(choices.len());
-        (!choices.is_empty()).then(|| choices.swap_remove(at))
-    }
 }

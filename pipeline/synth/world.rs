@@ -346,7 +346,7 @@ impl Script {
 
     /// What is told in it, without where things stand and what is behind them.
     ///
-    /// Two clips of one story have the same questions. A needle's story has its blobs:
+    /// Clips of one story can be asked the same, with the same answers. A needle's story has its blobs:
     /// there are few needles otherwise, and a benchmark wants each at every depth.
     pub fn story(&self) -> String {
         let mut story = format!("{} s", self.seconds);
