@@ -47,7 +47,9 @@ impl Blocks {
     ///
     /// From the copy, x is rounded to 8 bits a number in runs of 32 or 256, as llama.cpp does; in place it is not rounded.
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
-        let copy = self.copy.as_ref();
+        // Rounded to whole numbers, what is no number would look like one.
+        let is_number = x.iter().all(|x| x.is_finite());
+        let copy = self.copy.as_ref().filter(|_| is_number);
         let copy = copy.and_then(|copy| copy.get_or_init(|| self.copied().ok()).as_ref());
         let made = copy.and_then(|copy| product(copy, x, self.in_features).ok());
         match made.filter(|made| made.len() == y.len()) {

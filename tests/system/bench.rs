@@ -290,7 +290,6 @@ fn the_help_tells_every_option() {
               --quick             Small shapes and short windows, to see that everything runs; no figure to
                                   quote
               --peer <COMMAND>    A program that does the same operations, asked in turn (benches/README.md)
-              --json              Print one JSON object on stdout and nothing else there
               --out <FILE.jsonl>  Append the rows to this file, one JSON object a line
               --json              Print one JSON object on stdout and nothing else there
           -q, --quiet             No progress on stderr
