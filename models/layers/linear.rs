@@ -13,7 +13,7 @@ use crate::{
 enum Store {
     F32(Vec<f32>),
     MappedBf16(MappedBytes),
-    Blocks(Blocks),
+    Blocks(Box<Blocks>),
 }
 
 /// `y = x · wᵀ`, plus a bias where there is one.
@@ -81,7 +81,7 @@ impl Linear {
                 bytes,
                 format,
                 in_place,
-            } => Store::Blocks(Blocks::new(bytes, format, in_features, in_place)),
+            } => Store::Blocks(Box::new(Blocks::new(bytes, format, in_features, in_place))),
         };
         Ok(Self {
             store,
