@@ -23,6 +23,19 @@ const TEXT_TOKENS_MAX: usize = 256;
 /// (`lwm/vision_generation.py`).
 pub const GENERATION_PROMPT_LENGTH: usize = 128;
 
+/// What stands before an answer about a video.
+pub const CALL: &str = " ASSISTANT:";
+
+/// What stands before a video, behind the token that begins a text.
+pub fn opening(question: &str) -> String {
+    format!("You are a helpful assistant. USER: {question}\n")
+}
+
+/// What stands between one answer and the next.
+pub fn further(question: &str) -> String {
+    format!(" USER: {question}{CALL}")
+}
+
 /// The text around the frames of one or more videos, which are streamed in between.
 ///
 /// Without a video all of it is `head` ([`text_prompt`]). One video is `head`, frames, `tail`: upstream's prompt. Each further video
@@ -40,11 +53,11 @@ pub struct ChatPrompt {
 impl ChatPrompt {
     /// The prompt that asks `question`.
     pub fn new(tokenizer: &Tokenizer, question: &str) -> Result<Self> {
-        let question = format!("<s>You are a helpful assistant. USER: {question}\n");
+        let question = format!("<s>{}", opening(question));
         Ok(Self {
             head: pieces(tokenizer, &[&question, "<vision>"])?,
             between: pieces(tokenizer, &["</vision>", "<vision>"])?,
-            tail: pieces(tokenizer, &["</vision>", " ASSISTANT:"])?,
+            tail: pieces(tokenizer, &["</vision>", CALL])?,
         })
     }
 
@@ -147,7 +160,7 @@ pub fn follow_up(tokenizer: &Tokenizer, last: Option<Token>, question: &str) -> 
         .eos_id()
         .map(Token::Text)
         .filter(|&eos| last != Some(eos));
-    let question = pieces(tokenizer, &[&format!(" USER: {question} ASSISTANT:")])?;
+    let question = pieces(tokenizer, &[&further(question)])?;
     Ok(close.into_iter().chain(question).collect())
 }
 

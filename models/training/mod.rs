@@ -34,3 +34,5 @@ pub mod trainer;
 pub mod model_directory;
 
 pub mod vqgan;
+
+pub mod tokenizer;

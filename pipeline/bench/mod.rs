@@ -17,3 +17,7 @@ pub mod kernels;
 pub mod random_weights;
 
 pub mod context;
+
+pub mod answers;
+
+pub mod heat_map;

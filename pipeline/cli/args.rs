@@ -719,6 +719,56 @@ pub enum BenchVerb {
     Kernels(KernelsArgs),
     /// Seconds and memory of long contexts, on one rank or several.
     Context(ContextArgs),
+    /// Exact answers to questions about clips, by kind, against someone who sees nothing.
+    Answers(AnswersArgs),
+}
+
+/// `longreel bench answers`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "CLIPS has questions.jsonl, as `longreel synth` writes it. Every question is asked in a context of its\n\
+                        own. 'prior' is what the most frequent answer of a kind gets, 'by form' what the most frequent\n\
+                        answer to each form of question gets: the best without looking.\n\n\
+                        Examples:\n  longreel bench answers clips/ --model demo/\n  \
+                        longreel bench answers clips/ --model demo/ --noise\n  \
+                        longreel synth --out needles/ --needle --length 16,64 --depth 0,50,100 --split test\n  \
+                        longreel bench answers needles/ --model demo/ --heat-map needles.svg"
+)]
+pub struct AnswersArgs {
+    /// The folder of clips.
+    pub clips: PathBuf,
+
+    /// A model directory, org/name on the hub, or a GGUF file.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+
+    /// Frames in a second.
+    #[arg(long, default_value = "1", value_name = "RATE")]
+    pub fps: String,
+
+    /// Only the first clips.
+    #[arg(long, value_name = "N")]
+    pub first: Option<usize>,
+
+    /// Show noise of each clip's length in its place.
+    #[arg(long)]
+    pub noise: bool,
+
+    /// Longest answer, in tokens.
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub max_new_tokens: usize,
+
+    /// Write every question with its answers to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub answers: Option<PathBuf>,
+
+    /// Draw needles by length and depth.
+    #[arg(long, value_name = "FILE.svg")]
+    pub heat_map: Option<PathBuf>,
+
+    /// Append the rows to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub out: Option<PathBuf>,
 }
 
 /// `longreel bench context`
@@ -862,6 +912,73 @@ const QUESTION_NAMES: [&str; 8] = [
 pub enum TrainVerb {
     /// A decoder, on text and codes of frames.
     Decoder(TrainDecoderArgs),
+    /// Turn clips with questions into the lines that a decoder is trained on.
+    MakeLines(TrainMakeLinesArgs),
+    /// Learn a tokenizer from texts.
+    Tokenizer(TrainTokenizerArgs),
+}
+
+/// `longreel train make-lines`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  longreel synth --out clips/ --clips 1000 --fps 1\n  \
+                        longreel train make-lines clips/ --model runs/vqgan/model --out lines.jsonl\n\n\
+                        CLIPS has questions.jsonl, as `longreel synth` writes it. A line holds what `ask` would put \
+                        into the context, the codes of the frames included, and the answers. A stopped run goes on \
+                        where it was."
+)]
+pub struct TrainMakeLinesArgs {
+    /// The folder of clips.
+    pub clips: PathBuf,
+
+    /// The model directory whose VQGAN looks at frames.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+
+    /// The file to write.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub out: PathBuf,
+
+    /// Frames in a second, as `ask` will take them.
+    #[arg(long, default_value = "1", value_name = "RATE")]
+    pub fps: String,
+
+    /// Most questions of a line: the first stands before the frames, the others follow it. What a clip has more goes to
+    /// further lines.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub questions: usize,
+
+    /// Of the order of questions.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+
+    /// Predict answers alone, not the codes of frames.
+    #[arg(long)]
+    pub answers_only: bool,
+
+    /// Replace FILE.jsonl.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `longreel train tokenizer`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  longreel train tokenizer lines.jsonl --vocab-size 512 --out tokenizer/\n\n\
+                        Of a .jsonl file the texts of its lines are read, of another file all of it."
+)]
+pub struct TrainTokenizerArgs {
+    /// Texts, or lines of JSON.
+    #[arg(required = true, num_args = 1.., value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// Most tokens of the vocabulary.
+    #[arg(long, default_value_t = 32_000, value_name = "N")]
+    pub vocab_size: usize,
+
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 /// `longreel train decoder`

@@ -22,7 +22,7 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::{BenchVerb, KernelsArgs},
-        bench_context,
+        bench_answers, bench_context,
         output::{Voice, to_json},
         resolve::within,
     },
@@ -43,6 +43,7 @@ pub fn run(verb: BenchVerb, threads: &[usize], voice: Voice, cancel: &Cancel) ->
     match verb {
         BenchVerb::Kernels(args) => run_kernels(&args, threads, voice, cancel),
         BenchVerb::Context(args) => bench_context::run(&args, voice, cancel),
+        BenchVerb::Answers(args) => bench_answers::run(&args, voice, cancel),
     }
 }
 

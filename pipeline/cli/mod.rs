@@ -3,6 +3,7 @@
 mod args;
 mod ask;
 mod bench;
+mod bench_answers;
 mod bench_context;
 mod choosing;
 mod encode;
@@ -18,6 +19,7 @@ mod search;
 mod signals;
 mod synth;
 mod train;
+mod train_data;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -24,6 +24,7 @@ use crate::{
     cli::{
         args::{TrainDecoderArgs, TrainVerb, WeightDtypeArg},
         output::{Voice, tell},
+        train_data,
     },
     error::{Context, Error, Kind, Result},
     plan::peak_memory_bytes,
@@ -52,6 +53,8 @@ struct DecoderJson<'a> {
 pub fn run(verb: TrainVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
     match verb {
         TrainVerb::Decoder(args) => decoder(&args, voice, cancel),
+        TrainVerb::MakeLines(args) => train_data::make_lines(&args, voice, cancel),
+        TrainVerb::Tokenizer(args) => train_data::tokenizer(&args, voice),
     }
 }
 

@@ -13,3 +13,7 @@ pub mod metrics;
 pub mod plot;
 
 pub mod decoder;
+
+pub mod lines;
+
+pub mod tokenizer;

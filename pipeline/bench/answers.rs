@@ -1,0 +1,349 @@
+//! How often a model answers questions about clips exactly, against someone who sees nothing.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    error::{Context, Error, Kind, Result},
+    flow::RgbImage,
+    model::{Model, ModelFiles},
+    sources::{
+        ffmpeg::VideoWriter,
+        file::FrameReader,
+        sampler::{Rate, Sampling, TimeRange},
+    },
+    stages::{
+        self, QueueBounds, Viewing,
+        answer::{AnswerOptions, Conversation},
+        decode::Source,
+        layout::Layout,
+        progress::{Counter, Progress},
+    },
+    synth::{
+        clip::ClipLine,
+        draws::Draws,
+        questions::Question,
+        score::{Prior, Score, is_exact, priors, scores},
+    },
+};
+
+/// Pixels of a side of a video of noise.
+const NOISE_SIDE: usize = 64;
+
+/// A question that was asked, and what came of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Asked {
+    /// The clip.
+    pub video: String,
+    /// Its length.
+    pub seconds: u32,
+    /// What the question is about.
+    pub kind: &'static str,
+    /// As it was asked.
+    pub question: String,
+    /// What is true.
+    pub answer: String,
+    /// What was said.
+    pub said: String,
+    /// Whether that is the same ([`is_exact`]).
+    pub exact: bool,
+    /// Where its object appears, as a share of the clip; of needles.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<f64>,
+    /// The question without what it names ([`Question::form`]).
+    #[serde(skip)]
+    form: String,
+}
+
+/// One kind of question.
+#[derive(Debug, Clone, Serialize)]
+pub struct OfKind {
+    /// `shape`, `when`, ...; `all` of them.
+    pub kind: String,
+    /// Questions and exact answers.
+    #[serde(flatten)]
+    pub score: Score,
+    /// Share of exact answers.
+    pub accuracy: f64,
+    /// Share that the kind's most frequent answer gets.
+    pub prior: f64,
+    /// Share that the most frequent answer to each form of question gets: the best without looking.
+    pub prior_by_form: f64,
+}
+
+/// Needles of one length at one depth.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Cell {
+    /// Seconds of the clips.
+    pub seconds: u32,
+    /// Depth in tenths, from 0 to 10.
+    pub depth_tenths: u32,
+    /// Questions and exact answers.
+    #[serde(flatten)]
+    pub score: Score,
+}
+
+/// What is asked.
+pub struct Exam<'a> {
+    /// Where the clips lie.
+    pub dir: &'a Path,
+    /// Clips and questions.
+    pub clips: &'a [ClipLine],
+    /// Which frames are looked at.
+    pub sampling: Sampling,
+    /// In words.
+    pub sampling_words: String,
+    /// How answers are made.
+    pub options: AnswerOptions,
+    /// Show noise of each clip's length in its place.
+    pub noise: bool,
+    /// Clips that are asked about at a time.
+    pub workers: usize,
+}
+
+impl Exam<'_> {
+    /// Asks every question in a context of its own, as `ask` does; in the order of clips and questions.
+    ///
+    /// # Errors
+    /// Of the first clip that cannot be read, `Interrupted` when told to stop.
+    pub fn take(
+        &self,
+        files: &ModelFiles,
+        model: &Model,
+        done: &Counter,
+        cancel: &Cancel,
+    ) -> Result<Vec<Asked>> {
+        let noise = Noise::new()?;
+        let (next, stop) = (AtomicUsize::new(0), cancel.child());
+        let results = Mutex::new(BTreeMap::new());
+        // Threads of their own: those of rayon may not wait for one another.
+        thread::scope(|scope| {
+            for _ in 0..self.workers.max(1) {
+                scope.spawn(|| {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(clip) = self.clips.get(number) else {
+                            return;
+                        };
+                        let asked = self.ask_clip(clip, files, model, &noise, done, &stop);
+                        if asked.is_err() {
+                            stop.cancel();
+                        }
+                        if let Ok(mut results) = results.lock() {
+                            results.insert(number, asked);
+                        }
+                    }
+                });
+            }
+        });
+        cancel.check()?;
+        let results = results.into_inner().map_err(|_| {
+            let message = "a thread that asked ended without a word";
+            Error::new(Kind::Internal, message)
+        })?;
+        let (mut all, mut stopped) = (Vec::new(), None);
+        for asked in results.into_values() {
+            match asked {
+                Ok(asked) => all.extend(asked),
+                Err(error) if error.kind() == Kind::Interrupted => stopped = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        stopped.map_or(Ok(all), Err)
+    }
+
+    fn ask_clip(
+        &self,
+        clip: &ClipLine,
+        files: &ModelFiles,
+        model: &Model,
+        noise: &Noise,
+        done: &Counter,
+        cancel: &Cancel,
+    ) -> Result<Vec<Asked>> {
+        let path = match self.noise {
+            true => noise.video(clip.seconds)?,
+            false => self.dir.join(&clip.video),
+        };
+        let ask = |question: &Question| {
+            cancel.check()?;
+            let said = self
+                .answer(&path, &question.question, files, model, cancel)
+                .doing(|| format!("ask {}: {}", path.display(), question.question))?;
+            done.add(1);
+            Ok(Asked {
+                video: clip.video.clone(),
+                seconds: clip.seconds,
+                kind: question.kind.word(),
+                exact: is_exact(&said, &question.answer),
+                form: question.form(),
+                question: question.question.clone(),
+                answer: question.answer.clone(),
+                said,
+                depth: depth(clip, question),
+            })
+        };
+        clip.questions.iter().map(ask).collect()
+    }
+
+    fn answer(
+        &self,
+        path: &Path,
+        question: &str,
+        files: &ModelFiles,
+        model: &Model,
+        cancel: &Cancel,
+    ) -> Result<String> {
+        let reader = FrameReader::open(path, &self.sampling, &TimeRange::ALL, cancel.clone())?;
+        let limit = files.spec.decoder.max_position_embeddings;
+        let viewing = Viewing {
+            sources: vec![Source::Video {
+                reader: Box::new(reader),
+                sampling: self.sampling_words.clone(),
+            }],
+            layout: Layout::of(files, question, 1, None)?,
+            prompt_tokens_max: limit.saturating_sub(self.options.max_new_tokens),
+        };
+        let mut conversation = Conversation::new(model, &model.decoder, self.options.clone());
+        let progress = Progress::default();
+        let bounds = QueueBounds::default();
+        let encoder = model.frames.as_ref();
+        stages::view(
+            viewing,
+            encoder,
+            &mut conversation,
+            bounds,
+            &progress,
+            cancel,
+        )?;
+        let answer = conversation.answer(&mut |_| {}, &progress, cancel)?;
+        Ok(answer.text.trim().to_owned())
+    }
+}
+
+/// Where what is asked for begins, of clips with one object in one second.
+fn depth(clip: &ClipLine, question: &Question) -> Option<f64> {
+    let last = clip.seconds.saturating_sub(1).max(1);
+    let is_needle = !clip.script.blobs.is_empty();
+    is_needle.then(|| f64::from(question.time[0]) / f64::from(last))
+}
+
+/// Videos of noise, one for each length.
+struct Noise {
+    folder: tempfile::TempDir,
+    made: Mutex<BTreeMap<u32, PathBuf>>,
+}
+
+impl Noise {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            folder: tempfile::tempdir().doing(|| "make a folder for noise")?,
+            made: Mutex::default(),
+        })
+    }
+
+    /// `seconds` frames, one a second, of random bytes.
+    fn video(&self, seconds: u32) -> Result<PathBuf> {
+        let fell = |_| {
+            Error::new(
+                Kind::Internal,
+                "a thread that made noise ended without a word",
+            )
+        };
+        let mut made = self.made.lock().map_err(fell)?;
+        if let Some(path) = made.get(&seconds) {
+            return Ok(path.clone());
+        }
+        let path = self.folder.path().join(format!("{seconds}.mp4"));
+        let mut video = VideoWriter::create(&path, NOISE_SIDE, NOISE_SIDE, Rate::new(1, 1)?)?;
+        let mut draws = Draws::new(&[u64::from(seconds)]);
+        for _ in 0..seconds {
+            let words = (0..NOISE_SIDE * NOISE_SIDE * 3 / 8).map(|_| draws.bits());
+            video.write(&RgbImage {
+                width: NOISE_SIDE,
+                height: NOISE_SIDE,
+                data: words.flat_map(u64::to_le_bytes).collect(),
+            })?;
+        }
+        video.finish()?;
+        made.insert(seconds, path.clone());
+        Ok(path)
+    }
+}
+
+/// Every kind, and all together at the end.
+pub fn by_kind(asked: &[Asked]) -> Vec<OfKind> {
+    let found = scores(
+        asked
+            .iter()
+            .map(|a| (a.kind, a.said.as_str(), a.answer.as_str())),
+    );
+    let of_kinds = priors(asked.iter().map(|a| (a.kind, a.answer.as_str())));
+    let kind_and_form = |a: &Asked| format!("{} {}", a.kind, a.form);
+    let named: Vec<(String, &str)> = asked
+        .iter()
+        .map(|a| (kind_and_form(a), a.answer.as_str()))
+        .collect();
+    let of_forms = priors(named.iter().map(|(form, answer)| (form.as_str(), *answer)));
+    let best = |kind: &str| -> u64 {
+        let of_kind = of_forms
+            .iter()
+            .filter(|(form, _)| form.split_once(' ').is_some_and(|(of, _)| of == kind));
+        of_kind.map(|(_, prior)| prior.score.right).sum()
+    };
+    let (mut rows, mut all, mut guessed, mut best_guessed) = (Vec::new(), Score::default(), 0, 0);
+    for (kind, score) in found {
+        let prior = of_kinds
+            .get(&kind)
+            .map_or(0, |Prior { score, .. }| score.right);
+        let by_form = best(&kind);
+        all.asked += score.asked;
+        all.right += score.right;
+        guessed += prior;
+        best_guessed += by_form;
+        rows.push(of_kind(kind, score, prior, by_form));
+    }
+    rows.push(of_kind("all".to_owned(), all, guessed, best_guessed));
+    rows
+}
+
+fn of_kind(kind: String, score: Score, prior: u64, by_form: u64) -> OfKind {
+    let share = |right| Score { right, ..score }.share();
+    OfKind {
+        kind,
+        accuracy: score.share(),
+        prior: share(prior),
+        prior_by_form: share(by_form),
+        score,
+    }
+}
+
+/// Needles by length and depth; empty where nothing is one.
+pub fn by_depth(asked: &[Asked]) -> Vec<Cell> {
+    let mut cells: BTreeMap<(u32, u32), Score> = BTreeMap::new();
+    for asked in asked {
+        let Some(depth) = asked.depth else { continue };
+        let tenths = (depth * 10.0).round() as u32;
+        let score = cells.entry((asked.seconds, tenths)).or_default();
+        score.asked += 1;
+        score.right += u64::from(asked.exact);
+    }
+    let cells = cells.into_iter();
+    cells
+        .map(|((seconds, depth_tenths), score)| Cell {
+            seconds,
+            depth_tenths,
+            score,
+        })
+        .collect()
+}

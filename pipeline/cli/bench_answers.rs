@@ -1,0 +1,159 @@
+//! `longreel bench answers`: exact answers to questions about clips.
+
+use std::{fs::OpenOptions, io::Write, path::Path, time::Instant};
+
+use longreel_models::{attention::kv_cache::KvDtype, llama::sampler::Draw};
+use serde::Serialize;
+
+use crate::{
+    bench::{
+        answers::{Asked, Cell, Exam, OfKind, by_depth, by_kind},
+        heat_map::write_heat_map,
+        machine::{Build, Machine, cores},
+    },
+    cancel::Cancel,
+    cli::{
+        args::AnswersArgs,
+        output::{Voice, to_json},
+        resolve::{self, within},
+    },
+    error::{Context, Error, Kind, Result},
+    model::ModelFiles,
+    sources::sampler::{Sampling, TimeRange, parse_rate},
+    stages::{answer::AnswerOptions, progress::Progress},
+    synth::clip::{ClipLine, read_questions},
+    train::run_directory::write_whole,
+};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    build: Build,
+    machine: Machine,
+    model: &'a str,
+    clips: usize,
+    noise: bool,
+    kinds: Vec<OfKind>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    needles: Vec<Cell>,
+    seconds: f64,
+}
+
+/// Runs the verb.
+pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let start = Instant::now();
+    let rate = parse_rate(&args.fps).doing(|| "--fps")?;
+    within("--max-new-tokens", args.max_new_tokens, 1..=1 << 16)?;
+    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let clips = clips(args)?;
+    let files = ModelFiles::open(&dir)?;
+    files.check_vision()?;
+    let model = ModelFiles::open(&dir)?.load()?;
+    let sampling = Sampling::Fps(rate);
+    let exam = Exam {
+        dir: &args.clips,
+        clips: &clips,
+        sampling_words: resolve::describe(&sampling, &TimeRange::ALL),
+        sampling,
+        options: AnswerOptions {
+            max_new_tokens: args.max_new_tokens,
+            draw: Draw::GREEDY,
+            stop: Vec::new(),
+            prefill_chunk: 512,
+            kv_dtype: KvDtype::F32,
+            kv_limit_bytes: None,
+        },
+        noise: args.noise,
+        workers: cores(),
+    };
+    let progress = Progress::default();
+    let questions = clips.iter().map(|clip| clip.questions.len() as u64).sum();
+    progress.frames_expected.add(questions);
+    let done = &progress.frames_encoded;
+    let asked = voice.show(&progress, || exam.take(&files, &model, done, cancel))?;
+    let report = Report {
+        build: Build::HERE,
+        machine: Machine::here(),
+        model: &args.model,
+        clips: clips.len(),
+        noise: args.noise,
+        kinds: by_kind(&asked),
+        needles: by_depth(&asked),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    keep(args, &asked, &report)?;
+    voice.say(&report, || text(&report))
+}
+
+fn clips(args: &AnswersArgs) -> Result<Vec<ClipLine>> {
+    let mut clips = Vec::new();
+    let most = args.first.unwrap_or(usize::MAX);
+    read_questions(&args.clips, &mut |clip| {
+        if clips.len() < most {
+            clips.push(clip);
+        }
+        Ok(())
+    })?;
+    match clips.iter().all(|clip| clip.questions.is_empty()) {
+        false => Ok(clips),
+        true => Err(Error::new(
+            Kind::BadInput,
+            format!("{} has no questions, expected some", args.clips.display()),
+        )),
+    }
+}
+
+/// Writes what the user wants to have as files.
+fn keep(args: &AnswersArgs, asked: &[Asked], report: &Report) -> Result<()> {
+    if let Some(path) = &args.answers {
+        let lines = asked.iter().map(to_json).collect::<Result<Vec<_>>>()?;
+        let text = lines.join("\n") + "\n";
+        write_whole(path, text.as_bytes()).doing(|| format!("write {}", path.display()))?;
+    }
+    if let Some(path) = &args.heat_map {
+        let title = format!("needles found by {}", args.model);
+        write_heat_map(path, &title, &report.needles)?;
+    }
+    args.out
+        .as_deref()
+        .map_or(Ok(()), |path| append(path, report))
+}
+
+fn append(path: &Path, report: &Report) -> Result<()> {
+    let doing = || format!("write {}", path.display());
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .doing(doing)?;
+    writeln!(file, "{}", to_json(report)?).doing(doing)
+}
+
+fn text(report: &Report) -> String {
+    let mut lines = vec![format!(
+        "{:<10} {:>6} {:>6} {:>9} {:>7} {:>8}",
+        "kind", "asked", "right", "accuracy", "prior", "by form"
+    )];
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+    lines.extend(report.kinds.iter().map(|row| {
+        format!(
+            "{:<10} {:>6} {:>6} {:>9} {:>7} {:>8}",
+            row.kind,
+            row.score.asked,
+            row.score.right,
+            percent(row.accuracy),
+            percent(row.prior),
+            percent(row.prior_by_form)
+        )
+    }));
+    lines.extend(report.needles.iter().map(|cell| {
+        format!(
+            "needle in {} s at {}%: {} of {}",
+            cell.seconds,
+            10 * cell.depth_tenths,
+            cell.score.right,
+            cell.score.asked
+        )
+    }));
+    lines.join("\n")
+}

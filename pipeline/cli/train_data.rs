@@ -1,0 +1,101 @@
+//! `longreel train make-lines` and `longreel train tokenizer`: what a decoder is trained on.
+
+use std::{path::Path, time::Instant};
+
+use serde::Serialize;
+
+use crate::{
+    cancel::Cancel,
+    cli::{
+        args::{TrainMakeLinesArgs, TrainTokenizerArgs},
+        output::Voice,
+        resolve,
+    },
+    encoder::{EncoderModel, PixelBudget},
+    error::{Context, Error, Kind, Result},
+    sources::sampler::{Sampling, parse_rate},
+    stages::progress::Progress,
+    synth::clip::read_questions,
+    train::{
+        lines::{LineRules, write_lines},
+        tokenizer::{learn_from, write},
+    },
+};
+
+#[derive(Serialize)]
+struct LinesJson<'a> {
+    out: &'a Path,
+    clips: u64,
+    /// Clips whose lines an earlier run wrote.
+    kept: u64,
+    lines: u64,
+    questions: u64,
+    seconds: f64,
+}
+
+/// Runs `longreel train make-lines`.
+pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let start = Instant::now();
+    if args.out.exists() && !args.force {
+        let message = format!("{} exists already; --force replaces it", args.out.display());
+        return Err(Error::new(Kind::Usage, message));
+    }
+    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let model = EncoderModel::open(&dir, &PixelBudget::default())?;
+    model.codes()?;
+    let rules = LineRules {
+        sampling: Sampling::Fps(parse_rate(&args.fps).doing(|| "--fps")?),
+        questions: resolve::within("--questions", args.questions, 1..=1000)?,
+        seed: args.seed,
+        predicts_codes: !args.answers_only,
+    };
+    let progress = Progress::default();
+    let mut clips = 0;
+    read_questions(&args.clips, &mut |_| {
+        clips += 1;
+        Ok(())
+    })?;
+    progress.frames_expected.add(clips);
+    let done = &progress.frames_encoded;
+    let written = voice.show(&progress, || {
+        write_lines(&args.clips, &model, &rules, &args.out, done, cancel)
+    });
+    let written = written.doing(|| format!("write {}", args.out.display()))?;
+    let result = LinesJson {
+        out: &args.out,
+        clips: written.clips,
+        kept: written.kept,
+        lines: written.lines,
+        questions: written.questions,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    voice.say(&result, || {
+        format!(
+            "{} clips with {} questions: {} lines in {}",
+            result.clips,
+            result.questions,
+            result.lines,
+            args.out.display()
+        )
+    })
+}
+
+#[derive(Serialize)]
+struct TokenizerJson<'a> {
+    out: &'a Path,
+    vocab_size: usize,
+}
+
+/// Runs `longreel train tokenizer`.
+pub fn tokenizer(args: &TrainTokenizerArgs, voice: Voice) -> Result<()> {
+    let files = learn_from(&args.files, args.vocab_size)?;
+    write(&files, &args.out)?;
+    let result = TokenizerJson {
+        out: &args.out,
+        vocab_size: files.vocab_size,
+    };
+    voice.say(&result, || {
+        let (n, out) = (result.vocab_size, args.out.display());
+        format!("{n} tokens in {out}")
+    })
+}

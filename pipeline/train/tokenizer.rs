@@ -1,0 +1,78 @@
+//! The texts of files, from which a tokenizer is learned.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+};
+
+use longreel_models::training::tokenizer::{TokenizerFiles, learn};
+use serde_json::Value;
+
+use crate::{
+    error::{Context, Error, Kind, Result},
+    train::run_directory::write_whole,
+};
+
+/// Bytes of text that are read; more teach a small vocabulary nothing.
+const BYTES_MAX: u64 = 256 << 20;
+
+/// Learns a tokenizer from `files`, whose `.jsonl` files give the texts of their lines and whose others are texts.
+///
+/// # Errors
+/// `NotFound` or `Io` for a file that cannot be read, `BadInput` for files without text.
+pub fn learn_from(files: &[PathBuf], vocab_size: usize) -> Result<TokenizerFiles> {
+    let mut texts = Vec::new();
+    let mut room = BYTES_MAX;
+    for path in files {
+        let doing = || format!("read {}", path.display());
+        room = texts_of(path, room, &mut texts).doing(doing)?;
+    }
+    if texts.is_empty() {
+        let message = "the files have no text, expected some to learn from";
+        return Err(Error::new(Kind::BadInput, message));
+    }
+    learn(texts.into_iter(), vocab_size)
+}
+
+/// Writes them into `dir`.
+///
+/// # Errors
+/// `Io` where that fails.
+pub fn write(files: &TokenizerFiles, dir: &Path) -> Result<()> {
+    let doing = || format!("write the tokenizer {}", dir.display());
+    std::fs::create_dir_all(dir).doing(doing)?;
+    let named = [
+        ("tokenizer.json", &files.tokenizer),
+        ("tokenizer_config.json", &files.config),
+    ];
+    let mut named = named.into_iter();
+    named.try_for_each(|(name, text)| write_whole(&dir.join(name), text.as_bytes()).doing(doing))
+}
+
+/// Adds the texts of the file at `path`, at most `room` bytes of it; what is left of `room` is returned.
+fn texts_of(path: &Path, room: u64, texts: &mut Vec<String>) -> Result<u64> {
+    let is_json = path.extension().is_some_and(|e| e == "jsonl");
+    let mut reader = std::io::Read::take(BufReader::new(File::open(path)?), room);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(reader.limit());
+        }
+        match serde_json::from_str::<Value>(&line) {
+            Ok(Value::Object(values)) if is_json => {
+                let values = values.into_iter().filter(|(key, _)| !is_of_fields(key));
+                texts.extend(values.filter_map(|(_, value)| value.as_str().map(str::to_owned)));
+            }
+            // A line that is cut off, or no line of a dataset.
+            _ if is_json => {}
+            _ => texts.push(std::mem::take(&mut line)),
+        }
+    }
+}
+
+/// What stands under these keys is no text of an example.
+fn is_of_fields(key: &str) -> bool {
+    key == "fields" || key == "clip" || key.contains("vision")
+}
