@@ -216,7 +216,13 @@ pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<Writt
         })
         .collect();
     check_layout(&spec, &tensors).doing(doing)?;
-    write_model(out, &spec, &in_model_order(&spec, tensors), dir, options)
+    write_model(
+        out,
+        &spec,
+        &in_model_order(&spec, tensors),
+        Some(dir),
+        options,
+    )
 }
 
 /// The tensors in the order of the layout, so that a shard holds neighbours.

@@ -87,8 +87,7 @@ pub struct Planned {
     pub view: View,
 }
 
-/// Writes the model directory `out`: weights, `config.json`, the tokenizer's
-/// files and, for a model that sees, `preprocessor_config.json`.
+/// Writes the model directory `out`: weights, `config.json`, the files of the tokenizer, if there is one, and, for a model that sees, `preprocessor_config.json`.
 ///
 /// # Errors
 /// `Usage` when `out` is there already and may not be replaced, `Interrupted`
@@ -98,13 +97,15 @@ pub fn write_model(
     out: &Path,
     spec: &ModelSpec,
     tensors: &[Planned],
-    tokenizer: &Path,
+    tokenizer: Option<&Path>,
     mut options: ImportOptions,
 ) -> Result<Written> {
     let target = Target::prepare(out, options.force)?;
     let doing = || format!("write the model directory {}", out.display());
     let dir = target.temporary.as_path();
-    copy_tokenizer(tokenizer, dir)?;
+    if let Some(tokenizer) = tokenizer {
+        copy_tokenizer(tokenizer, dir)?;
+    }
     write_file(dir, "config.json", &spec.to_json()?).doing(doing)?;
     if let Some(vqgan) = &spec.vqgan {
         write_file(

@@ -910,12 +910,36 @@ const QUESTION_NAMES: [&str; 8] = [
 /// What to train.
 #[derive(Debug, Subcommand)]
 pub enum TrainVerb {
+    /// A VQGAN, on frames of videos.
+    Vqgan(TrainVqganArgs),
     /// A decoder, on text and codes of frames.
     Decoder(TrainDecoderArgs),
     /// Turn clips with questions into the lines that a decoder is trained on.
     MakeLines(TrainMakeLinesArgs),
     /// Learn a tokenizer from texts.
     Tokenizer(TrainTokenizerArgs),
+}
+
+/// `longreel train vqgan`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  longreel train vqgan configs/train/demo-vqgan.toml --out runs/vqgan/\n\n\
+                        A stopped run leaves a checkpoint in OUT; the same command goes on behind it, with the \
+                        same result to the bit. OUT/metrics.jsonl has the figures of every step, OUT/psnr.svg \
+                        shows them, OUT/frames.rgb holds the decoded frames. OUT/model/ is what `encode`, \
+                        `reconstruct` and the model.vqgan of a decoder's configuration take."
+)]
+pub struct TrainVqganArgs {
+    /// Model, data, recipe (TOML).
+    pub config: PathBuf,
+
+    /// The folder of the run.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// How the trained weights are stored.
+    #[arg(long, value_enum, default_value_t = WeightDtypeArg::F32)]
+    pub dtype: WeightDtypeArg,
 }
 
 /// `longreel train make-lines`

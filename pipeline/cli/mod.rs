@@ -20,6 +20,7 @@ mod signals;
 mod synth;
 mod train;
 mod train_data;
+mod train_vqgan;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

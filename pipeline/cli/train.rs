@@ -24,7 +24,7 @@ use crate::{
     cli::{
         args::{TrainDecoderArgs, TrainVerb, WeightDtypeArg},
         output::{Voice, tell},
-        train_data,
+        train_data, train_vqgan,
     },
     error::{Context, Error, Kind, Result},
     plan::peak_memory_bytes,
@@ -52,6 +52,7 @@ struct DecoderJson<'a> {
 /// Runs the verb.
 pub fn run(verb: TrainVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
     match verb {
+        TrainVerb::Vqgan(args) => train_vqgan::run(&args, voice, cancel),
         TrainVerb::Decoder(args) => decoder(&args, voice, cancel),
         TrainVerb::MakeLines(args) => train_data::make_lines(&args, voice, cancel),
         TrainVerb::Tokenizer(args) => train_data::tokenizer(&args, voice),
@@ -80,7 +81,8 @@ fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()>
         config: config.clone(),
     };
     let mut bar = StepBar::new(voice, config.steps);
-    let trained = train(job, &run, &mut |figures| bar.show(figures), cancel);
+    let mut show = |f: &Figures| bar.show(f.step, f.held_out, &words(f));
+    let trained = train(job, &run, &mut show, cancel);
     drop(bar);
     let (outcome, trainer) = trained.doing(|| format!("train {}", args.out.display()))?;
     for line in &outcome.skipped {
@@ -159,23 +161,27 @@ fn write_trained(
         tensors.extend(planned_vqgan(dir, shape)?);
     }
     check_layout(spec, &tensors)?;
-    let options = ImportOptions {
-        dtype: match args.dtype {
+    write_model(out, spec, &tensors, Some(tokenizer), stored_as(args.dtype)).map(drop)
+}
+
+/// Weights of `dtype`, in the place of what was there.
+pub(super) fn stored_as(dtype: WeightDtypeArg) -> ImportOptions<'static> {
+    ImportOptions {
+        dtype: match dtype {
             WeightDtypeArg::Bf16 => StoredDtype::Bf16,
             WeightDtypeArg::F32 => StoredDtype::F32,
             WeightDtypeArg::Stored => StoredDtype::AsStored,
         },
         force: true,
         ..ImportOptions::default()
-    };
-    write_model(out, spec, &tensors, tokenizer, options).map(drop)
+    }
 }
 
 /// Time between two lines where stderr is a file.
 const LINE: Duration = Duration::from_secs(10);
 
 /// How far a run has come: a bar, or a line now and then.
-struct StepBar {
+pub(super) struct StepBar {
     bar: ProgressBar,
     steps: u64,
     /// Where stderr is a file: when the next line is due.
@@ -183,7 +189,7 @@ struct StepBar {
 }
 
 impl StepBar {
-    fn new(voice: Voice, steps: u64) -> Self {
+    pub(super) fn new(voice: Voice, steps: u64) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = match terminal && !voice.quiet {
             true => ProgressBar::new(steps),
@@ -201,13 +207,13 @@ impl StepBar {
         }
     }
 
-    fn show(&mut self, figures: &Figures) {
-        let words = words(figures);
-        self.bar.set_position(figures.step);
-        self.bar.set_message(words.clone());
+    /// Says `words` of `step`, at once where it must be said.
+    pub(super) fn show(&mut self, step: u64, must: bool, words: &str) {
+        self.bar.set_position(step);
+        self.bar.set_message(words.to_owned());
         let now = Instant::now();
-        if let Some(due) = self.next_line.filter(|&due| now >= due || figures.held_out) {
-            tell(&format!("step {}/{}  {words}", figures.step, self.steps));
+        if let Some(due) = self.next_line.filter(|&due| now >= due || must) {
+            tell(&format!("step {step}/{}  {words}", self.steps));
             self.next_line = Some(due.max(now) + LINE);
         }
     }

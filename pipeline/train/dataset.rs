@@ -210,7 +210,7 @@ fn skip_line(reader: &mut impl BufRead) -> Result<u64> {
 }
 
 /// The numbers below `n` in the order of pass `pass` (Fisher and Yates, 1938).
-fn shuffled(n: u32, seed: u64, pass: u64) -> Vec<u32> {
+pub(super) fn shuffled(n: u32, seed: u64, pass: u64) -> Vec<u32> {
     let mut numbers = ChaCha8Rng::seed_from_u64(seed);
     numbers.set_stream(pass);
     let mut order: Vec<u32> = (0..n).collect();

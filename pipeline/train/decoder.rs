@@ -24,6 +24,7 @@ use longreel_models::{
     },
 };
 use rayon::ThreadPool;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cancel::Cancel,
@@ -33,10 +34,30 @@ use crate::{
         dataset::{Dataset, codes_of_reel},
         feed::Feed,
         metrics::{Figures, MetricsFile},
-        plot::write_plot,
-        run_directory::{RunDirectory, Standing},
+        plot::{Curve, write_plot},
+        run_directory::RunDirectory,
     },
 };
+
+/// Files of a checkpoint.
+const PARAMETERS: &str = "parameters.safetensors";
+const MOMENTS: &str = "moments.safetensors";
+const STREAM: &str = "stream.safetensors";
+
+/// What the curves show.
+const LOSS: &str = "loss, nats a token";
+
+/// Where a run stands, beside its numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Standing {
+    /// Steps done.
+    pub step: u64,
+    /// Place of the next example in the endless row of lines.
+    pub next_example: u64,
+    /// Tokens read.
+    pub tokens: u64,
+}
 
 /// What a run needs beside its configuration.
 pub struct Job {
@@ -131,7 +152,7 @@ struct Training {
     lines: Dataset,
     stream: Stream,
     standing: Standing,
-    metrics: MetricsFile,
+    metrics: MetricsFile<Figures>,
     last: Option<Figures>,
 }
 
@@ -145,7 +166,7 @@ impl Training {
         } = job;
         let checkpoint = run.checkpoint()?;
         let parameters = match &checkpoint {
-            Some(checkpoint) => Parameters::of(checkpoint.parameters.clone())?,
+            Some(checkpoint) => Parameters::of(checkpoint.tensors(PARAMETERS)?)?,
             None => first_parameters(&config, &spec)?,
         };
         let network = Network::new(spec.decoder.clone(), parameters)?;
@@ -153,8 +174,8 @@ impl Training {
         let (mut standing, mut stream) = (Standing::default(), Stream::default());
         if let Some(checkpoint) = &checkpoint {
             standing = checkpoint.standing;
-            trainer.resume(standing.step, &checkpoint.moments)?;
-            stream = waiting(&checkpoint.stream)?;
+            trainer.resume(standing.step, &checkpoint.tensors(MOMENTS)?)?;
+            stream = waiting(&checkpoint.tensors(STREAM)?)?;
         }
         let data = &config.data;
         Ok(Self {
@@ -242,11 +263,21 @@ impl Training {
     }
 
     fn save(&self, run: &RunDirectory) -> Result<()> {
-        let moments = self.trainer.moments()?;
-        let parameters = self.trainer.network().parameters();
-        run.write_checkpoint(self.standing, parameters, &moments, &kept(&self.stream)?)?;
+        let parameters = self.trainer.network().parameters().iter();
+        let parameters = parameters.map(|(name, var)| (name.clone(), var.as_tensor().clone()));
+        let files = [
+            (PARAMETERS, &parameters.collect()),
+            (MOMENTS, &self.trainer.moments()?),
+            (STREAM, &kept(&self.stream)?),
+        ];
+        run.write_checkpoint(self.standing.step, &self.standing, &files)?;
         let title = self.config.description.as_deref().unwrap_or("training");
-        write_plot(&run.file("loss.svg"), title, &self.metrics.read()?)
+        write_plot(
+            &run.file("loss.svg"),
+            title,
+            LOSS,
+            &curves(&self.metrics.read()?),
+        )
     }
 
     /// The batches of the next step.
@@ -264,6 +295,24 @@ impl Training {
         let n = self.config.data.batches_per_step;
         (0..n).map(|_| feed.batch(dealing, &rules)).collect()
     }
+}
+
+/// What is drawn of a run's figures.
+fn curves(figures: &[Figures]) -> [Curve; 3] {
+    let curve = |name, of: fn(&Figures) -> Option<f64>| {
+        let points = figures.iter().filter_map(|f| Some((f.step, of(f)?)));
+        Curve {
+            name,
+            points: points.collect(),
+        }
+    };
+    [
+        curve("text, trained on", |f| (!f.held_out).then_some(f.text_loss)),
+        curve("text, held out", |f| f.held_out.then_some(f.text_loss)),
+        curve("codes, trained on", |f| {
+            (!f.held_out && f.vision_loss > 0.0).then_some(f.vision_loss)
+        }),
+    ]
 }
 
 /// The weights that a run begins with.

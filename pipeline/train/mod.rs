@@ -1,4 +1,4 @@
-//! Training of decoders: what is trained on what, kept where, and shown how.
+//! Training of VQGANs and decoders: what is trained on what, kept where, and shown how.
 
 pub mod config;
 
@@ -17,3 +17,9 @@ pub mod decoder;
 pub mod lines;
 
 pub mod tokenizer;
+
+pub mod frame_file;
+
+pub mod vqgan_config;
+
+pub mod vqgan;

@@ -1,4 +1,4 @@
-//! Figures of a run as a picture (SVG): losses by step.
+//! Figures of a run as a picture (SVG), by step.
 
 use std::path::Path;
 
@@ -9,51 +9,46 @@ use plotters::prelude::{
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    train::{metrics::Figures, run_directory::write_whole},
+    train::run_directory::write_whole,
 };
 
 /// Pixels across and down.
 const SIZE: (u32, u32) = (960, 540);
 
-const GREEN: RGBColor = RGBColor(0, 128, 64);
+/// Of the curves, in their order.
+const COLOURS: [RGBColor; 4] = [BLUE, RED, RGBColor(0, 128, 64), RGBColor(200, 120, 0)];
 
-type Curve = (&'static str, RGBColor, fn(&Figures) -> Option<f64>);
+/// One figure by step.
+pub struct Curve {
+    /// What it is.
+    pub name: &'static str,
+    /// Step and value.
+    pub points: Vec<(u64, f64)>,
+}
 
-/// What is drawn.
-const CURVES: [Curve; 3] = [
-    ("text, trained on", BLUE, |f| {
-        (!f.held_out).then_some(f.text_loss)
-    }),
-    ("text, held out", RED, |f| f.held_out.then_some(f.text_loss)),
-    ("codes, trained on", GREEN, |f| {
-        (!f.held_out && f.vision_loss > 0.0).then_some(f.vision_loss)
-    }),
-];
-
-/// Draws the losses of `figures` into the file at `path`; nothing where there are fewer than two.
+/// Draws `curves`, whose values are `what`, into the file at `path`; nothing where there are fewer than two steps.
 ///
 /// # Errors
 /// `Io` where writing fails.
-pub fn write_plot(path: &Path, title: &str, figures: &[Figures]) -> Result<()> {
-    let Some(last) = figures.last().filter(|last| last.step > 1) else {
+pub fn write_plot(path: &Path, title: &str, what: &str, curves: &[Curve]) -> Result<()> {
+    let points = || curves.iter().flat_map(|curve| &curve.points);
+    let last = points().map(|point| point.0).max().unwrap_or(0);
+    if last < 2 {
         return Ok(());
-    };
-    let values = figures
-        .iter()
-        .flat_map(|f| CURVES.iter().filter_map(|curve| curve.2(f)));
-    let most = values.filter(|v| v.is_finite()).fold(0.1, f64::max) * 1.05;
+    }
+    let values = points().map(|point| point.1).filter(|v| v.is_finite());
+    let most = values.fold(0.1, f64::max) * 1.05;
     let mut svg = String::new();
-    draw(&mut svg, title, figures, last.step, most)
-        .map_err(|e| Error::new(Kind::Internal, format!("draw the losses: {e}")))?;
+    draw(&mut svg, [title, what], curves, (last, most))
+        .map_err(|e| Error::new(Kind::Internal, format!("draw the figures: {e}")))?;
     write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.display()))
 }
 
 fn draw(
     svg: &mut String,
-    title: &str,
-    figures: &[Figures],
-    steps: u64,
-    most: f64,
+    [title, what]: [&str; 2],
+    curves: &[Curve],
+    (last, most): (u64, f64),
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
@@ -62,23 +57,15 @@ fn draw(
         .margin(12)
         .x_label_area_size(32)
         .y_label_area_size(48)
-        .build_cartesian_2d(0..steps, 0.0..most)?;
-    chart
-        .configure_mesh()
-        .x_desc("step")
-        .y_desc("loss, nats a token")
-        .draw()?;
-    for (name, colour, of) in CURVES {
-        let points: Vec<(u64, f64)> = figures
-            .iter()
-            .filter_map(|f| Some((f.step, of(f)?)))
-            .collect();
+        .build_cartesian_2d(0..last, 0.0..most)?;
+    chart.configure_mesh().x_desc("step").y_desc(what).draw()?;
+    for (Curve { name, points }, colour) in curves.iter().zip(COLOURS) {
         if points.is_empty() {
             continue;
         }
         chart
-            .draw_series(LineSeries::new(points, &colour))?
-            .label(name)
+            .draw_series(LineSeries::new(points.iter().copied(), &colour))?
+            .label(*name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
     }
     chart

@@ -8,36 +8,32 @@ use std::{
 };
 
 use candle_core::{Device, Tensor, safetensors};
-use longreel_models::training::parameters::{ByName, Parameters};
-use serde::{Deserialize, Serialize};
+use longreel_models::training::parameters::ByName;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Context, Error, Kind, Result},
     sources::temporary::{persist, temporary_beside},
 };
 
-/// Where a run stands, beside its numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Standing {
-    /// Steps done.
-    pub step: u64,
-    /// Place of the next example in the endless row of lines.
-    pub next_example: u64,
-    /// Tokens read.
-    pub tokens: u64,
+/// A checkpoint read back: where the run stood, and files of tensors.
+pub struct Checkpoint<S> {
+    /// What stands in `state.json`.
+    pub standing: S,
+    path: PathBuf,
 }
 
-/// A checkpoint read back.
-pub struct Checkpoint {
-    /// Where the run stood.
-    pub standing: Standing,
-    /// Parameters.
-    pub parameters: ByName,
-    /// What the optimizer remembered.
-    pub moments: ByName,
-    /// Tokens of the stream that waited, with their loss: `ids`, `vision`, `loss`.
-    pub stream: ByName,
+impl<S> Checkpoint<S> {
+    /// The tensors of one of its files.
+    ///
+    /// # Errors
+    /// `BadInput` for a file that cannot be read.
+    pub fn tensors(&self, file: &str) -> Result<ByName> {
+        let path = self.path.join(file);
+        let read = || Ok::<_, Error>(safetensors::load(&path, &Device::Cpu)?);
+        let loaded = read().doing(|| format!("read the checkpoint {}", path.display()))?;
+        Ok(loaded.into_iter().collect())
+    }
 }
 
 /// The folder of a run.
@@ -82,58 +78,39 @@ impl RunDirectory {
     ///
     /// # Errors
     /// `BadInput` for one that cannot be read.
-    pub fn checkpoint(&self) -> Result<Option<Checkpoint>> {
-        let newest = self.newest()?;
+    pub fn checkpoint<S: DeserializeOwned>(&self) -> Result<Option<Checkpoint<S>>> {
         let read = |path: PathBuf| {
             let doing = || format!("read the checkpoint {}", path.display());
             let text = fs::read_to_string(path.join("state.json")).doing(doing)?;
             let standing = serde_json::from_str(&text)
                 .map_err(|e| Error::with_source(Kind::BadInput, "read state.json", e))
                 .doing(doing)?;
-            let tensors = |name: &str| {
-                let loaded = safetensors::load(path.join(name), &Device::Cpu);
-                Ok::<ByName, Error>(loaded?.into_iter().collect())
-            };
-            Ok(Checkpoint {
-                standing,
-                parameters: tensors("parameters.safetensors").doing(doing)?,
-                moments: tensors("moments.safetensors").doing(doing)?,
-                stream: tensors("stream.safetensors").doing(doing)?,
-            })
+            Ok(Checkpoint { standing, path })
         };
-        newest.map(read).transpose()
+        self.newest()?.map(read).transpose()
     }
 
-    /// Writes a checkpoint beside the last one, then removes that.
+    /// Writes a checkpoint of `files` behind `step` beside the last one, then removes that.
     ///
     /// # Errors
     /// `Io` where writing fails: the last checkpoint stays.
     pub fn write_checkpoint(
         &self,
-        standing: Standing,
-        parameters: &Parameters,
-        moments: &ByName,
-        stream: &ByName,
+        step: u64,
+        standing: &impl Serialize,
+        files: &[(&str, &ByName)],
     ) -> Result<()> {
-        let name = format!("checkpoint-{}", standing.step);
+        let name = format!("checkpoint-{step}");
         let doing = || format!("write the checkpoint {}", self.0.join(&name).display());
         let last = self.newest()?;
         let partial = self.0.join(format!(".{name}.partial"));
         let write = || -> Result<()> {
             remove(&partial)?;
             fs::create_dir(&partial)?;
-            let parameters: ByName = parameters
-                .iter()
-                .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
-                .collect();
-            for (file, tensors) in [
-                ("parameters.safetensors", &parameters),
-                ("moments.safetensors", moments),
-                ("stream.safetensors", stream),
-            ] {
+            for (file, tensors) in files {
                 save(tensors, &partial.join(file))?;
             }
-            let state = serde_json::to_string(&standing)
+            let state = serde_json::to_string(standing)
                 .map_err(|e| Error::with_source(Kind::Internal, "write state.json", e))?;
             fs::write(partial.join("state.json"), state)?;
             sync(&partial)?;
