@@ -38,8 +38,10 @@ pub mod chooser;
 
 pub mod synth;
 
+pub mod train;
+
 pub mod bench;
 
-pub mod train;
+pub mod demo_model;
 
 pub mod cli;

@@ -10,6 +10,7 @@ use std::{
     thread,
 };
 
+use longreel_models::{attention::kv_cache::KvDtype, llama::sampler::Draw};
 use serde::Serialize;
 
 use crate::{
@@ -28,6 +29,7 @@ use crate::{
         decode::Source,
         layout::Layout,
         progress::{Counter, Progress},
+        seen::SourceSeen,
     },
     synth::{
         clip::ClipLine,
@@ -111,6 +113,18 @@ pub struct Exam<'a> {
     pub workers: usize,
 }
 
+/// Short answers of the most likely ids.
+pub fn greedy(max_new_tokens: usize) -> AnswerOptions {
+    AnswerOptions {
+        max_new_tokens,
+        draw: Draw::GREEDY,
+        stop: Vec::new(),
+        prefill_chunk: 512,
+        kv_dtype: KvDtype::F32,
+        kv_limit_bytes: None,
+    }
+}
+
 impl Exam<'_> {
     /// Asks every question in a context of its own, as `ask` does; in the order of clips and questions.
     ///
@@ -177,7 +191,7 @@ impl Exam<'_> {
         };
         let ask = |question: &Question| {
             cancel.check()?;
-            let said = self
+            let (said, _) = self
                 .answer(&path, &question.question, files, model, cancel)
                 .doing(|| format!("ask {}: {}", path.display(), question.question))?;
             done.add(1);
@@ -196,14 +210,18 @@ impl Exam<'_> {
         clip.questions.iter().map(ask).collect()
     }
 
-    fn answer(
+    /// The answer to one question, and what was seen for it.
+    ///
+    /// # Errors
+    /// Of the video, of a prompt that does not fit, `Interrupted` when told to stop.
+    pub fn answer(
         &self,
         path: &Path,
         question: &str,
         files: &ModelFiles,
         model: &Model,
         cancel: &Cancel,
-    ) -> Result<String> {
+    ) -> Result<(String, Vec<SourceSeen>)> {
         let reader = FrameReader::open(path, &self.sampling, &TimeRange::ALL, cancel.clone())?;
         let limit = files.spec.decoder.max_position_embeddings;
         let viewing = Viewing {
@@ -218,7 +236,7 @@ impl Exam<'_> {
         let progress = Progress::default();
         let bounds = QueueBounds::default();
         let encoder = model.frames.as_ref();
-        stages::view(
+        let seen = stages::view(
             viewing,
             encoder,
             &mut conversation,
@@ -227,7 +245,7 @@ impl Exam<'_> {
             cancel,
         )?;
         let answer = conversation.answer(&mut |_| {}, &progress, cancel)?;
-        Ok(answer.text.trim().to_owned())
+        Ok((answer.text.trim().to_owned(), seen))
     }
 }
 

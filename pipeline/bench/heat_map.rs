@@ -9,7 +9,7 @@ use plotters::prelude::{
 use crate::{
     bench::answers::Cell,
     error::{Context, Error, Kind, Result},
-    train::run_directory::write_whole,
+    sources::temporary::write_whole,
 };
 
 /// Pixels of a cell, across and down.

@@ -52,6 +52,8 @@ pub enum Verb {
     Generate(GenerateArgs),
     /// Make clips of a synthetic world, with questions and exact answers.
     Synth(SynthArgs),
+    /// Make a clip that was never seen and ask the model that comes with the program about it.
+    Demo(DemoArgs),
     /// Turn a foreign checkpoint into a model directory.
     Import(ImportArgs),
     /// List, show, verify and fetch models.
@@ -244,9 +246,9 @@ pub struct AskArgs {
     #[arg(required = true, num_args = 1.., value_name = "VIDEO... QUESTION")]
     pub inputs: Vec<String>,
 
-    /// A model directory, org/name on the hub, or a GGUF file.
+    /// A model directory, org/name on the hub, or a GGUF file; the small model that comes with the program when absent.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: Option<String>,
 
     /// A GGUF file whose decoder takes the place of the model's own.
     #[arg(long, value_name = "FILE.gguf")]
@@ -504,6 +506,36 @@ pub enum SplitArg {
     Train,
     /// To measure with: the others.
     Test,
+}
+
+/// `longreel demo`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  longreel demo --out demo/\n  longreel demo --out demo/ --seed 7 --json\n\n\
+                        The model was trained on clips of `longreel synth` and knows nothing else: shapes, colours, \
+                        motions, numbers, order and seconds."
+)]
+pub struct DemoArgs {
+    /// The directory of the clip; one of an earlier call is replaced.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// The same seed gives the same clip; another one every second when absent.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// Seconds of the clip.
+    #[arg(
+        long,
+        visible_alias = "seconds",
+        default_value_t = 8,
+        value_name = "SECONDS"
+    )]
+    pub length: u32,
+
+    /// Another model than the one that comes with the program.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
 }
 
 /// `longreel synth`

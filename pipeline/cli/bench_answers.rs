@@ -2,12 +2,11 @@
 
 use std::{fs::OpenOptions, io::Write, path::Path, time::Instant};
 
-use longreel_models::{attention::kv_cache::KvDtype, llama::sampler::Draw};
 use serde::Serialize;
 
 use crate::{
     bench::{
-        answers::{Asked, Cell, Exam, OfKind, by_depth, by_kind},
+        answers::{Asked, Cell, Exam, OfKind, by_depth, by_kind, greedy},
         heat_map::write_heat_map,
         machine::{Build, Machine, cores},
     },
@@ -19,10 +18,12 @@ use crate::{
     },
     error::{Context, Error, Kind, Result},
     model::ModelFiles,
-    sources::sampler::{Sampling, TimeRange, parse_rate},
-    stages::{answer::AnswerOptions, progress::Progress},
+    sources::{
+        sampler::{Sampling, TimeRange, parse_rate},
+        temporary::write_whole,
+    },
+    stages::progress::Progress,
     synth::clip::{ClipLine, read_questions},
-    train::run_directory::write_whole,
 };
 
 #[derive(Serialize)]
@@ -55,14 +56,7 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         clips: &clips,
         sampling_words: resolve::describe(&sampling, &TimeRange::ALL),
         sampling,
-        options: AnswerOptions {
-            max_new_tokens: args.max_new_tokens,
-            draw: Draw::GREEDY,
-            stop: Vec::new(),
-            prefill_chunk: 512,
-            kv_dtype: KvDtype::F32,
-            kv_limit_bytes: None,
-        },
+        options: greedy(args.max_new_tokens),
         noise: args.noise,
         workers: cores(),
     };

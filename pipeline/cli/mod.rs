@@ -6,6 +6,7 @@ mod bench;
 mod bench_answers;
 mod bench_context;
 mod choosing;
+mod demo;
 mod encode;
 mod frames;
 mod generate;
@@ -106,6 +107,7 @@ fn run(verb: Verb, threads: &[usize], voice: Voice, signals: &Signals) -> Result
         Verb::Reconstruct(args) => reconstruct::run(args, voice, cancel),
         Verb::Generate(args) => generate::run(args, voice, cancel),
         Verb::Synth(args) => synth::run(args, voice, cancel),
+        Verb::Demo(args) => demo::run(&args, voice, cancel),
         Verb::Import(args) => import::run(args, voice, cancel),
         Verb::Models(verb) => models::run(verb, voice, cancel),
         Verb::Plan(args) => plan::run(args, voice, cancel),

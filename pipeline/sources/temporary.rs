@@ -1,6 +1,6 @@
 //! Output that appears under its name only when it is whole.
 
-use std::{os::unix::fs::PermissionsExt, path::Path};
+use std::{io::Write, os::unix::fs::PermissionsExt, path::Path};
 
 use crate::error::{Context, Error, Kind, Result};
 
@@ -33,4 +33,14 @@ pub fn temporary_beside(path: &Path, suffix: &str) -> Result<tempfile::NamedTemp
 pub fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<()> {
     let kept = file.persist(path).map_err(|e| Error::from(e.error));
     kept.map(drop).doing(|| format!("write {}", path.display()))
+}
+
+/// Writes `bytes` beside `path` and gives them its name.
+///
+/// # Errors
+/// `Io` where that fails.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = temporary_beside(path, "")?;
+    file.write_all(bytes)?;
+    persist(file, path)
 }

@@ -18,10 +18,9 @@ use crate::{
     sources::{
         file::FrameReader,
         sampler::{Sampling, TimeRange},
-        temporary::{persist, temporary_beside},
+        temporary::{persist, temporary_beside, write_whole},
     },
     stages::progress::Counter,
-    train::run_directory::write_whole,
 };
 
 /// How many files that gave no frames are named.

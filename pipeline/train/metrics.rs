@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    train::run_directory::write_whole,
+    sources::temporary::write_whole,
 };
 
 /// One line.

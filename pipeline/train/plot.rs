@@ -9,7 +9,7 @@ use plotters::prelude::{
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    train::run_directory::write_whole,
+    sources::temporary::write_whole,
 };
 
 /// Pixels across and down.

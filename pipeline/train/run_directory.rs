@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    sources::temporary::{persist, temporary_beside},
+    sources::temporary::write_whole,
 };
 
 /// A checkpoint read back: where the run stood, and files of tensors.
@@ -164,14 +163,4 @@ fn remove(folder: &Path) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
-}
-
-/// Writes `bytes` beside `path` and gives them its name.
-///
-/// # Errors
-/// `Io` where that fails.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = temporary_beside(path, "")?;
-    file.write_all(bytes)?;
-    persist(file, path)
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    train::run_directory::write_whole,
+    sources::temporary::write_whole,
 };
 
 /// Bytes of text that are read; more teach a small vocabulary nothing.

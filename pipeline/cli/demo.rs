@@ -1,0 +1,205 @@
+//! `longreel demo`: a clip that was never seen, and what the model that comes with the program says of it.
+
+use std::{
+    path::PathBuf,
+    time::{Instant, SystemTime},
+};
+
+use serde::Serialize;
+
+use crate::{
+    bench::{
+        answers::{Exam, greedy},
+        machine::cores,
+    },
+    cancel::Cancel,
+    cli::{args::DemoArgs, output::Voice, resolve},
+    demo_model::{self, OBJECTS, SECONDS},
+    error::{Context, Error, Kind, Result},
+    model::{Model, ModelFiles},
+    sources::sampler::TimeRange,
+    stages::{progress::Counter, seen::SourceSeen},
+    synth::{
+        clip::{ClipLine, Collection, read_questions},
+        questions::Question,
+        recipe::{Recipe, Split},
+        score::is_exact,
+    },
+};
+
+/// Pixels of a side, and frames in a second, of a clip that people look at.
+const SIDE: usize = 256;
+const FPS: u32 = 8;
+
+#[derive(Serialize)]
+struct DemoJson {
+    clip: PathBuf,
+    seed: u64,
+    model: String,
+    /// What was seen of the clip.
+    video: Vec<SourceSeen>,
+    answers: Vec<AnswerJson>,
+    right: usize,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct AnswerJson {
+    question: String,
+    answer: String,
+    /// What is true.
+    expected: String,
+    exact: bool,
+    /// Where it is to be seen: the first second, and the first one behind.
+    time: [u32; 2],
+    seconds: f64,
+}
+
+/// Runs the verb.
+pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let start = Instant::now();
+    let dir = match &args.model {
+        Some(model) => resolve::model_dir(model, voice, cancel)?,
+        None => demo_model::directory()?,
+    };
+    let seed = args.seed.unwrap_or_else(seed_of_now);
+    let clip = make_clip(args, seed, cancel)?;
+    let path = args.out.join(&clip.video);
+    voice.note(&format!(
+        "made {}: {} s of {SIDE}x{SIDE} at {FPS} frames/s, seed {seed}; its story is not one of those to learn from",
+        path.display(),
+        clip.seconds
+    ));
+    let files = ModelFiles::open(&dir)?;
+    let model = ModelFiles::open(&dir)?.load()?;
+    let (video, answers) = ask_all(args, &clip, &files, &model, cancel)?;
+    let result = DemoJson {
+        seed,
+        model: dir.display().to_string(),
+        video,
+        right: answers.iter().filter(|answer| answer.exact).count(),
+        answers,
+        seconds: start.elapsed().as_secs_f64(),
+        clip: path,
+    };
+    voice.say(&result, || text(&result))
+}
+
+/// Another one every second.
+fn seed_of_now() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}
+
+/// One clip of the test split, in the place of an earlier one.
+fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
+    let collection = Collection {
+        clips: 1,
+        side: SIDE,
+        fps: FPS,
+        recipe: Recipe {
+            seed,
+            split: Split::Test,
+            lengths: vec![args.length],
+            difficulty: OBJECTS,
+            ..Recipe::default()
+        },
+    };
+    let is_same = std::fs::read_to_string(args.out.join("synth.json"))
+        .ok()
+        .and_then(|text| serde_json::from_str::<Collection>(&text).ok());
+    collection.open(&args.out, is_same.is_some())?;
+    collection.write(&args.out, &Counter::default(), cancel)?;
+    let mut found = None;
+    read_questions(&args.out, &mut |line| {
+        found = Some(line);
+        Ok(())
+    })?;
+    found.ok_or_else(|| Error::new(Kind::Internal, "the clip has no questions"))
+}
+
+fn ask_all(
+    args: &DemoArgs,
+    clip: &ClipLine,
+    files: &ModelFiles,
+    model: &Model,
+    cancel: &Cancel,
+) -> Result<(Vec<SourceSeen>, Vec<AnswerJson>)> {
+    let sampling = resolve::one_a_second()?;
+    let exam = Exam {
+        dir: &args.out,
+        clips: std::slice::from_ref(clip),
+        sampling_words: resolve::describe(&sampling, &TimeRange::ALL),
+        sampling,
+        options: greedy(16),
+        noise: false,
+        workers: cores(),
+    };
+    let path = args.out.join(&clip.video);
+    let (mut seen, mut answers) = (Vec::new(), Vec::new());
+    for Question {
+        question,
+        answer,
+        time,
+        ..
+    } in &clip.questions
+    {
+        let start = Instant::now();
+        let doing = || format!("ask {}: {question}", path.display());
+        let (said, video) = exam
+            .answer(&path, question, files, model, cancel)
+            .doing(doing)?;
+        seen = video;
+        answers.push(AnswerJson {
+            exact: is_exact(&said, answer),
+            question: question.clone(),
+            answer: said,
+            expected: answer.clone(),
+            time: *time,
+            seconds: start.elapsed().as_secs_f64(),
+        });
+    }
+    Ok((seen, answers))
+}
+
+fn text(result: &DemoJson) -> String {
+    let width = |of: fn(&AnswerJson) -> usize, least: usize| {
+        result.answers.iter().map(of).fold(least, usize::max)
+    };
+    let (question, answer) = (width(|a| a.question.len(), 8), width(|a| a.answer.len(), 6));
+    let expected = width(|a| a.expected.len(), 4);
+    let mut lines = vec![format!(
+        "{:question$}  {:answer$}  {:expected$}     to be seen",
+        "question", "answer", "true"
+    )];
+    lines.extend(result.answers.iter().map(|a| {
+        let mark = if a.exact { "=" } else { "≠" };
+        let [from, to] = a.time;
+        format!(
+            "{:question$}  {:answer$}  {:expected$}  {mark}  {from} s to {to} s",
+            a.question, a.answer, a.expected
+        )
+    }));
+    let times = |video: &SourceSeen| {
+        let times: Vec<String> = video.pts.iter().map(|t| format!("{t:.3}")).collect();
+        format!(
+            "{} frames were seen, at {} s",
+            video.frames,
+            times.join(", ")
+        )
+    };
+    lines.extend(result.video.iter().map(times));
+    lines.push(format!(
+        "{} of {} right",
+        result.right,
+        result.answers.len()
+    ));
+    if let Some(first) = result.answers.first() {
+        lines.push(format!(
+            "ask it yourself: longreel ask {} {:?}",
+            result.clip.display(),
+            first.question
+        ));
+    }
+    lines.join("\n")
+}
