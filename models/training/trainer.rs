@@ -7,7 +7,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use rayon::ThreadPool;
+use rayon::{ThreadPool, prelude::*};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -41,11 +41,19 @@ pub struct Recipe {
     /// Whether activations are kept.
     #[serde(default = "kept")]
     pub activations: Activations,
+    /// Batches of a step that one rank goes through at a time: more keep more threads busy and take more memory, and
+    /// change no bit.
+    #[serde(default = "one")]
+    pub batches_at_a_time: usize,
     /// The optimizer.
     #[serde(default)]
     pub optimizer: AdamW,
     /// Its learning rate.
     pub schedule: Schedule,
+}
+
+fn one() -> usize {
+    1
 }
 
 fn kept() -> Activations {
@@ -170,18 +178,26 @@ impl Trainer {
     }
 
     fn gradients(&self, batches: &[Batch]) -> Result<(Losses, ByName)> {
+        let weights = self.weights(batches);
         let (mut losses, mut all) = (Losses::default(), ByName::new());
-        for (batch, weights) in batches.iter().zip(self.weights(batches)) {
-            let (of_batch, gradients) = match self.pools.len() {
-                0 | 1 => {
-                    let sequences = whole(batch, &weights)?;
-                    self.network
-                        .gradients(&sequences, self.recipe.activations)?
-                }
-                _ => self.ring_gradients(batch, &weights)?,
-            };
+        let mut add_one = |(of_batch, gradients): (Losses, ByName)| {
             losses.add(of_batch);
-            add(&mut all, gradients)?;
+            add(&mut all, gradients)
+        };
+        if self.pools.len() > 1 {
+            for (batch, weights) in batches.iter().zip(&weights) {
+                add_one(self.ring_gradients(batch, weights)?)?;
+            }
+            return Ok((losses, all));
+        }
+        let together = self.recipe.batches_at_a_time.max(1);
+        for (batches, weights) in batches.chunks(together).zip(weights.chunks(together)) {
+            let of_batches = batches.par_iter().zip(weights).map(|(batch, weights)| {
+                let sequences = whole(batch, weights)?;
+                self.network.gradients(&sequences, self.recipe.activations)
+            });
+            let of_batches: Vec<(Losses, ByName)> = of_batches.collect::<Result<_>>()?;
+            of_batches.into_iter().try_for_each(&mut add_one)?;
         }
         Ok((losses, all))
     }
