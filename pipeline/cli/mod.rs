@@ -17,9 +17,11 @@ mod reconstruct;
 mod resolve;
 mod search;
 mod signals;
+mod step_bar;
 mod synth;
 mod train;
 mod train_data;
+mod train_vqgan;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -24,6 +24,7 @@ use longreel_models::{
     },
 };
 use rayon::ThreadPool;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cancel::Cancel,
@@ -33,10 +34,39 @@ use crate::{
         dataset::{Dataset, codes_of_reel},
         feed::Feed,
         metrics::{Figures, MetricsFile},
-        plot::write_plot,
-        run_directory::{RunDirectory, Standing},
+        plot::{Curve, Plot, write_plot},
+        run_directory::RunDirectory,
     },
 };
+
+/// Files of a checkpoint: parameters, what the optimizer remembered, and the tokens of the stream that waited, with
+/// their loss (`ids`, `vision`, `loss`).
+const FILES: [&str; 3] = [
+    "parameters.safetensors",
+    "moments.safetensors",
+    "stream.safetensors",
+];
+
+/// What is drawn.
+const CURVES: [Curve<Figures>; 3] = [
+    ("text, trained on", |f| (!f.held_out).then_some(f.text_loss)),
+    ("text, held out", |f| f.held_out.then_some(f.text_loss)),
+    ("codes, trained on", |f| {
+        (!f.held_out && f.vision_loss > 0.0).then_some(f.vision_loss)
+    }),
+];
+
+/// Where a run stands, beside its numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Standing {
+    /// Steps done.
+    pub step: u64,
+    /// Place of the next example in the endless row of lines.
+    pub next_example: u64,
+    /// Tokens read.
+    pub tokens: u64,
+}
 
 /// What a run needs beside its configuration.
 pub struct Job {
@@ -131,7 +161,7 @@ struct Training {
     lines: Dataset,
     stream: Stream,
     standing: Standing,
-    metrics: MetricsFile,
+    metrics: MetricsFile<Figures>,
     last: Option<Figures>,
 }
 
@@ -143,18 +173,18 @@ impl Training {
             tokenizer,
             pools,
         } = job;
-        let checkpoint = run.checkpoint()?;
+        let checkpoint = run.checkpoint::<Standing, _>(FILES)?;
         let parameters = match &checkpoint {
-            Some(checkpoint) => Parameters::of(checkpoint.parameters.clone())?,
+            Some((_, [parameters, ..])) => Parameters::of(parameters.clone())?,
             None => first_parameters(&config, &spec)?,
         };
         let network = Network::new(spec.decoder.clone(), parameters)?;
         let mut trainer = Trainer::new(network, config.recipe, pools);
         let (mut standing, mut stream) = (Standing::default(), Stream::default());
-        if let Some(checkpoint) = &checkpoint {
-            standing = checkpoint.standing;
-            trainer.resume(standing.step, &checkpoint.moments)?;
-            stream = waiting(&checkpoint.stream)?;
+        if let Some((stood, [_, moments, of_stream])) = &checkpoint {
+            standing = *stood;
+            trainer.resume(standing.step, moments)?;
+            stream = waiting(of_stream)?;
         }
         let data = &config.data;
         Ok(Self {
@@ -242,11 +272,21 @@ impl Training {
     }
 
     fn save(&self, run: &RunDirectory) -> Result<()> {
-        let moments = self.trainer.moments()?;
-        let parameters = self.trainer.network().parameters();
-        run.write_checkpoint(self.standing, parameters, &moments, &kept(&self.stream)?)?;
-        let title = self.config.description.as_deref().unwrap_or("training");
-        write_plot(&run.file("loss.svg"), title, &self.metrics.read()?)
+        let parameters = self.trainer.network().parameters().iter();
+        let parameters = parameters.map(|(name, var)| (name.clone(), var.as_tensor().clone()));
+        let tensors = [
+            parameters.collect(),
+            self.trainer.moments()?,
+            kept(&self.stream)?,
+        ];
+        let files: Vec<(&str, &ByName)> = FILES.into_iter().zip(&tensors).collect();
+        run.write_checkpoint(self.standing.step, &self.standing, &files)?;
+        let plot = Plot {
+            title: self.config.description.as_deref().unwrap_or("training"),
+            unit: "loss, nats a token",
+            curves: &CURVES,
+        };
+        write_plot(&run.file("loss.svg"), &plot, &self.metrics.read()?)
     }
 
     /// The batches of the next step.

@@ -3,18 +3,25 @@
 use std::{
     fs::{self, OpenOptions},
     io::Write,
+    marker::PhantomData,
     path::PathBuf,
 };
 
 use longreel_models::training::trainer::StepReport;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Context, Error, Kind, Result},
     train::run_directory::write_whole,
 };
 
-/// One line.
+/// Figures of one line.
+pub trait Line: Serialize + DeserializeOwned {
+    /// Steps done.
+    fn step(&self) -> u64;
+}
+
+/// One line of a decoder's run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Steps done.
@@ -39,6 +46,12 @@ pub struct Figures {
     pub tokens: u64,
     /// Tokens a second of this step; 0 for held-out lines.
     pub tokens_per_s: f64,
+}
+
+impl Line for Figures {
+    fn step(&self) -> u64 {
+        self.step
+    }
 }
 
 impl Figures {
@@ -73,19 +86,23 @@ impl Figures {
 }
 
 /// The file of a run.
-pub struct MetricsFile(PathBuf);
+pub struct MetricsFile<L> {
+    path: PathBuf,
+    lines: PhantomData<L>,
+}
 
-impl MetricsFile {
+impl<L: Line> MetricsFile<L> {
     /// The file at `path`, without what was written behind `step`: that will be done again.
     ///
     /// # Errors
     /// `BadInput` for a line that is no figures.
     pub fn open(path: PathBuf, step: u64) -> Result<Self> {
-        let file = Self(path);
-        let kept: Vec<Figures> = file.read()?;
-        let kept = kept.into_iter().filter(|figures| figures.step <= step);
+        let lines = PhantomData;
+        let file = Self { path, lines };
+        let kept = file.read()?.into_iter();
+        let kept = kept.filter(|figures| figures.step() <= step);
         let text: String = kept.map(|figures| line(&figures)).collect::<Result<_>>()?;
-        write_whole(&file.0, text.as_bytes())?;
+        write_whole(&file.path, text.as_bytes())?;
         Ok(file)
     }
 
@@ -93,9 +110,9 @@ impl MetricsFile {
     ///
     /// # Errors
     /// `BadInput` for a line that is no figures; a last one that was cut off is left out.
-    pub fn read(&self) -> Result<Vec<Figures>> {
-        let doing = || format!("read {}", self.0.display());
-        let text = match fs::read_to_string(&self.0) {
+    pub fn read(&self) -> Result<Vec<L>> {
+        let doing = || format!("read {}", self.path.display());
+        let text = match fs::read_to_string(&self.path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             text => text.doing(doing)?,
         };
@@ -111,19 +128,19 @@ impl MetricsFile {
     ///
     /// # Errors
     /// `Io` where writing fails.
-    pub fn append(&self, figures: &Figures) -> Result<()> {
-        let doing = || format!("write {}", self.0.display());
+    pub fn append(&self, figures: &L) -> Result<()> {
+        let doing = || format!("write {}", self.path.display());
         let mut options = OpenOptions::new();
         let mut file = options
             .append(true)
             .create(true)
-            .open(&self.0)
+            .open(&self.path)
             .doing(doing)?;
         file.write_all(line(figures)?.as_bytes()).doing(doing)
     }
 }
 
-fn line(figures: &Figures) -> Result<String> {
+fn line(figures: &impl Line) -> Result<String> {
     let json = serde_json::to_string(figures);
     json.map(|json| json + "\n")
         .map_err(|e| Error::with_source(Kind::Internal, "write figures", e))

@@ -1,4 +1,4 @@
-//! Training of decoders: what is trained on what, kept where, and shown how.
+//! Training of decoders and VQGANs: what is trained on what, kept where, and shown how.
 
 pub mod config;
 
@@ -13,6 +13,12 @@ pub mod metrics;
 pub mod plot;
 
 pub mod decoder;
+
+pub mod vqgan_config;
+
+pub mod frame_file;
+
+pub mod vqgan;
 
 pub mod lines;
 

@@ -9,56 +9,57 @@ use plotters::prelude::{
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    train::{metrics::Figures, run_directory::write_whole},
+    train::{metrics::Line, run_directory::write_whole},
 };
 
 /// Pixels across and down.
 const SIZE: (u32, u32) = (960, 540);
 
-const GREEN: RGBColor = RGBColor(0, 128, 64);
+/// Colours of curves, in their order.
+const COLOURS: [RGBColor; 3] = [BLUE, RED, RGBColor(0, 128, 64)];
 
-type Curve = (&'static str, RGBColor, fn(&Figures) -> Option<f64>);
+/// A curve: its name, and its value at a line that has one.
+pub type Curve<L> = (&'static str, fn(&L) -> Option<f64>);
 
-/// What is drawn.
-const CURVES: [Curve; 3] = [
-    ("text, trained on", BLUE, |f| {
-        (!f.held_out).then_some(f.text_loss)
-    }),
-    ("text, held out", RED, |f| f.held_out.then_some(f.text_loss)),
-    ("codes, trained on", GREEN, |f| {
-        (!f.held_out && f.vision_loss > 0.0).then_some(f.vision_loss)
-    }),
-];
+/// What is drawn of a run.
+pub struct Plot<'a, L> {
+    /// What stands above.
+    pub title: &'a str,
+    /// What the values are.
+    pub unit: &'static str,
+    /// At most three.
+    pub curves: &'a [Curve<L>],
+}
 
 /// Draws the losses of `figures` into the file at `path`; nothing where there are fewer than two.
 ///
 /// # Errors
 /// `Io` where writing fails.
-pub fn write_plot(path: &Path, title: &str, figures: &[Figures]) -> Result<()> {
-    let Some(last) = figures.last().filter(|last| last.step > 1) else {
+pub fn write_plot<L: Line>(path: &Path, plot: &Plot<L>, figures: &[L]) -> Result<()> {
+    let Some(last) = figures.last().filter(|last| last.step() > 1) else {
         return Ok(());
     };
     let values = figures
         .iter()
-        .flat_map(|f| CURVES.iter().filter_map(|curve| curve.2(f)));
+        .flat_map(|f| plot.curves.iter().filter_map(|curve| curve.1(f)));
     let most = values.filter(|v| v.is_finite()).fold(0.1, f64::max) * 1.05;
     let mut svg = String::new();
-    draw(&mut svg, title, figures, last.step, most)
+    draw(&mut svg, plot, figures, last.step(), most)
         .map_err(|e| Error::new(Kind::Internal, format!("draw the losses: {e}")))?;
     write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.display()))
 }
 
-fn draw(
+fn draw<L: Line>(
     svg: &mut String,
-    title: &str,
-    figures: &[Figures],
+    plot: &Plot<L>,
+    figures: &[L],
     steps: u64,
     most: f64,
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption(title, ("sans-serif", 18))
+        .caption(plot.title, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(32)
         .y_label_area_size(48)
@@ -66,12 +67,12 @@ fn draw(
     chart
         .configure_mesh()
         .x_desc("step")
-        .y_desc("loss, nats a token")
+        .y_desc(plot.unit)
         .draw()?;
-    for (name, colour, of) in CURVES {
+    for (&(name, of), colour) in plot.curves.iter().zip(COLOURS) {
         let points: Vec<(u64, f64)> = figures
             .iter()
-            .filter_map(|f| Some((f.step, of(f)?)))
+            .filter_map(|f| Some((f.step(), of(f)?)))
             .collect();
         if points.is_empty() {
             continue;

@@ -8,46 +8,22 @@ use std::{
 };
 
 use candle_core::{Device, Tensor, safetensors};
-use longreel_models::training::parameters::{ByName, Parameters};
-use serde::{Deserialize, Serialize};
+use longreel_models::training::parameters::ByName;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Context, Error, Kind, Result},
     sources::temporary::{persist, temporary_beside},
 };
 
-/// Where a run stands, beside its numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Standing {
-    /// Steps done.
-    pub step: u64,
-    /// Place of the next example in the endless row of lines.
-    pub next_example: u64,
-    /// Tokens read.
-    pub tokens: u64,
-}
-
-/// A checkpoint read back.
-pub struct Checkpoint {
-    /// Where the run stood.
-    pub standing: Standing,
-    /// Parameters.
-    pub parameters: ByName,
-    /// What the optimizer remembered.
-    pub moments: ByName,
-    /// Tokens of the stream that waited, with their loss: `ids`, `vision`, `loss`.
-    pub stream: ByName,
-}
-
 /// The folder of a run.
 pub struct RunDirectory(PathBuf);
 
 impl RunDirectory {
-    /// Makes the folder, or finds what an earlier run left there.
+    /// Makes the folder, or finds what an earlier run left there. A configuration that nothing came of is replaced.
     ///
     /// # Errors
-    /// `Usage` where it holds another configuration than `config`.
+    /// `Usage` where it holds what came of another configuration than `config`.
     pub fn open(path: &Path, config: &str) -> Result<Self> {
         let doing = || format!("open the run {}", path.display());
         fs::create_dir_all(path).doing(doing)?;
@@ -55,17 +31,22 @@ impl RunDirectory {
         let written = path.join("config.toml");
         match fs::read_to_string(&written) {
             Ok(text) if text == config => {}
-            Ok(_other) => {
+            Ok(_other) if !is_alone(&written).doing(doing)? => {
                 let message =
                     "it was begun with another configuration, expected the same or an empty folder";
                 return Err(Error::new(Kind::Usage, message).doing(doing()));
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                write_whole(&written, config.as_bytes()).doing(doing)?;
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).doing(doing);
             }
-            Err(error) => return Err(error).doing(doing),
+            _ => write_whole(&written, config.as_bytes()).doing(doing)?,
         }
         Ok(run)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// A file of the run.
@@ -78,62 +59,55 @@ impl RunDirectory {
         self.0.join("model")
     }
 
-    /// The last checkpoint, if there is one.
+    /// The last checkpoint, if there is one: where the run stood, and the tensors of `files`.
     ///
     /// # Errors
     /// `BadInput` for one that cannot be read.
-    pub fn checkpoint(&self) -> Result<Option<Checkpoint>> {
-        let newest = self.newest()?;
-        let read = |path: PathBuf| {
-            let doing = || format!("read the checkpoint {}", path.display());
-            let text = fs::read_to_string(path.join("state.json")).doing(doing)?;
-            let standing = serde_json::from_str(&text)
-                .map_err(|e| Error::with_source(Kind::BadInput, "read state.json", e))
-                .doing(doing)?;
-            let tensors = |name: &str| {
-                let loaded = safetensors::load(path.join(name), &Device::Cpu);
-                Ok::<ByName, Error>(loaded?.into_iter().collect())
-            };
-            Ok(Checkpoint {
-                standing,
-                parameters: tensors("parameters.safetensors").doing(doing)?,
-                moments: tensors("moments.safetensors").doing(doing)?,
-                stream: tensors("stream.safetensors").doing(doing)?,
-            })
+    pub fn checkpoint<S: DeserializeOwned, const N: usize>(
+        &self,
+        files: [&str; N],
+    ) -> Result<Option<(S, [ByName; N])>> {
+        let Some(path) = self.newest()? else {
+            return Ok(None);
         };
-        newest.map(read).transpose()
+        let doing = || format!("read the checkpoint {}", path.display());
+        let text = fs::read_to_string(path.join("state.json")).doing(doing)?;
+        let standing = serde_json::from_str(&text)
+            .map_err(|e| Error::with_source(Kind::BadInput, "read state.json", e))
+            .doing(doing)?;
+        let mut tensors = [const { ByName::new() }; N];
+        for (tensors, name) in tensors.iter_mut().zip(files) {
+            let loaded = safetensors::load(path.join(name), &Device::Cpu);
+            *tensors = loaded
+                .map_err(Error::from)
+                .doing(doing)?
+                .into_iter()
+                .collect();
+        }
+        Ok(Some((standing, tensors)))
     }
 
-    /// Writes a checkpoint beside the last one, then removes that.
+    /// Writes a checkpoint behind step `step` beside the last one, then removes that.
     ///
     /// # Errors
     /// `Io` where writing fails: the last checkpoint stays.
     pub fn write_checkpoint(
         &self,
-        standing: Standing,
-        parameters: &Parameters,
-        moments: &ByName,
-        stream: &ByName,
+        step: u64,
+        standing: &impl Serialize,
+        files: &[(&str, &ByName)],
     ) -> Result<()> {
-        let name = format!("checkpoint-{}", standing.step);
+        let name = format!("checkpoint-{step}");
         let doing = || format!("write the checkpoint {}", self.0.join(&name).display());
         let last = self.newest()?;
         let partial = self.0.join(format!(".{name}.partial"));
         let write = || -> Result<()> {
             remove(&partial)?;
             fs::create_dir(&partial)?;
-            let parameters: ByName = parameters
-                .iter()
-                .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
-                .collect();
-            for (file, tensors) in [
-                ("parameters.safetensors", &parameters),
-                ("moments.safetensors", moments),
-                ("stream.safetensors", stream),
-            ] {
+            for (file, tensors) in files {
                 save(tensors, &partial.join(file))?;
             }
-            let state = serde_json::to_string(&standing)
+            let state = serde_json::to_string(standing)
                 .map_err(|e| Error::with_source(Kind::Internal, "write state.json", e))?;
             fs::write(partial.join("state.json"), state)?;
             sync(&partial)?;
@@ -167,6 +141,16 @@ impl RunDirectory {
         }
         Ok(newest.map(|(_, path)| path))
     }
+}
+
+/// Whether nothing else stands in the folder of `file`.
+fn is_alone(file: &Path) -> Result<bool> {
+    for entry in fs::read_dir(file.parent().unwrap_or(Path::new("")))? {
+        if entry?.path() != file {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn save(tensors: &ByName, path: &Path) -> Result<()> {

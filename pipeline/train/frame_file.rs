@@ -1,0 +1,381 @@
+//! The frames of videos as one file of pixels, decoded once: a step reads the few that it needs.
+//!
+//! `NAME.rgb` has `side × side × 3` bytes a frame, `NAME.json` beside it says whose they are, and is there only when
+//! all of them are.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+use candle_core::{Device, Tensor};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use longreel_models::vision::image::{RgbView, lwm_frame, to_signed_unit};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cancel::Cancel,
+    error::{Context, Error, Kind, Result},
+    sources::{
+        file::FrameReader,
+        sampler::{Rate, Sampling, TimeRange},
+    },
+    stages::progress::Counter,
+    train::run_directory::write_whole,
+};
+
+/// What ends the name of a video, in a folder of them.
+const VIDEO_ENDINGS: [&str; 15] = [
+    "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts",
+    "webm", "wmv",
+];
+
+/// Frames of one video that wait while those of the videos before it are written.
+const WAITING: usize = 64;
+
+/// Colours of a pixel.
+const RGB: usize = 3;
+
+/// Which frames a file has.
+#[derive(Debug, Clone)]
+pub struct FrameOrder<'a> {
+    /// Videos, and folders whose videos are taken by their names.
+    pub paths: &'a [PathBuf],
+    /// Side of a frame, in pixels.
+    pub side: usize,
+    /// Frames in a second of a video.
+    pub rate: Rate,
+    /// Most frames in all.
+    pub frames_max: Option<u64>,
+}
+
+/// What `NAME.json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listing {
+    side: usize,
+    frames: u64,
+    videos: Vec<Listed>,
+    skipped: Vec<Skipped>,
+}
+
+/// A video whose frames the file has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    path: PathBuf,
+    frames: u64,
+}
+
+/// A video that could not be read to its end; the file has no frame of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Skipped {
+    /// The video.
+    pub path: PathBuf,
+    /// What was wrong with it.
+    pub reason: String,
+}
+
+/// Frames, any of which can be read.
+#[derive(Debug)]
+pub struct FrameFile {
+    path: PathBuf,
+    file: File,
+    listing: Listing,
+}
+
+impl FrameFile {
+    /// The file `name` of the folder `dir`, decoded if it is not there yet; `done` counts the frames that are decoded.
+    ///
+    /// # Errors
+    /// `NotFound` for a path that is not there, `BadInput` where no video has a frame, `Interrupted` when told to stop.
+    pub fn open(
+        dir: &Path,
+        name: &str,
+        order: &FrameOrder,
+        done: &Counter,
+        cancel: &Cancel,
+    ) -> Result<Self> {
+        let path = dir.join(format!("{name}.rgb"));
+        let listed = dir.join(format!("{name}.json"));
+        let doing = || format!("read {}", listed.display());
+        let listing = match fs::read(&listed) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| Error::with_source(Kind::BadInput, "it is no list of frames", e))
+                .doing(doing)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let listing = decode_into(&path, order, done, cancel)?;
+                let json = serde_json::to_vec_pretty(&listing)
+                    .map_err(|e| Error::with_source(Kind::Internal, "write a list of frames", e))?;
+                write_whole(&listed, &json).doing(|| format!("write {}", listed.display()))?;
+                listing
+            }
+            Err(error) => return Err(error).doing(doing),
+        };
+        let file = Self {
+            file: File::open(&path).doing(|| format!("read {}", path.display()))?,
+            path,
+            listing,
+        };
+        file.check(order.side)?;
+        Ok(file)
+    }
+
+    fn check(&self, side: usize) -> Result<()> {
+        let doing = || format!("read {}", self.path.display());
+        let bytes = self.file.metadata().doing(doing)?.len();
+        let expected = self.listing.frames.saturating_mul(frame_bytes(side) as u64);
+        let fits = self.listing.side == side && self.listing.frames > 0 && bytes == expected;
+        if fits && u32::try_from(self.listing.frames).is_ok() {
+            return Ok(());
+        }
+        let message = format!(
+            "it has {bytes} bytes for {} frames of side {}, expected {expected} for side {side}",
+            self.listing.frames, self.listing.side
+        );
+        Err(Error::new(Kind::BadInput, message).doing(doing()))
+    }
+
+    /// Frames in it, at least one.
+    pub fn n_frames(&self) -> usize {
+        self.listing.frames as usize
+    }
+
+    /// Videos that were left out, each with the reason.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.listing.skipped
+    }
+
+    /// The frames of these numbers → pixels `[n, side, side, 3]` in [-1, 1], as the VQGAN gets them.
+    ///
+    /// # Errors
+    /// `Io` where reading fails.
+    pub fn pixels(&self, numbers: impl Iterator<Item = usize>) -> Result<Tensor> {
+        let side = self.listing.side;
+        let mut frame = vec![0; frame_bytes(side)];
+        let (mut pixels, mut n) = (Vec::new(), 0);
+        for number in numbers {
+            let start = number as u64 * frame.len() as u64;
+            let read = self.file.read_exact_at(&mut frame, start);
+            read.doing(|| format!("read frame {number} of {}", self.path.display()))?;
+            pixels.extend(to_signed_unit(&frame));
+            n += 1;
+        }
+        Ok(Tensor::from_vec(
+            pixels,
+            (n, side, side, RGB),
+            &Device::Cpu,
+        )?)
+    }
+}
+
+fn frame_bytes(side: usize) -> usize {
+    side * side * RGB
+}
+
+/// The videos of `paths`: files as they are, folders by their files' names.
+///
+/// # Errors
+/// `NotFound` for a path that is not there, `BadInput` for a folder without a video.
+fn videos_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut videos = Vec::new();
+    for path in paths {
+        let doing = || format!("find the videos of {}", path.display());
+        if !fs::metadata(path).doing(doing)?.is_dir() {
+            videos.push(path.clone());
+            continue;
+        }
+        let mut found = Vec::new();
+        for entry in fs::read_dir(path).doing(doing)? {
+            let path = entry.doing(doing)?.path();
+            if is_video(&path) {
+                found.push(path);
+            }
+        }
+        if found.is_empty() {
+            let message = format!(
+                "it has no video, expected a file that ends in one of {}",
+                VIDEO_ENDINGS.join(", ")
+            );
+            return Err(Error::new(Kind::BadInput, message).doing(doing()));
+        }
+        found.sort();
+        videos.append(&mut found);
+    }
+    Ok(videos)
+}
+
+fn is_video(path: &Path) -> bool {
+    let ending = path.extension().map(|e| e.to_ascii_lowercase());
+    let ending = ending.as_ref().and_then(|e| e.to_str());
+    ending.is_some_and(|e| VIDEO_ENDINGS.contains(&e))
+}
+
+/// Frames of one video as they are decoded; nothing more comes behind an error.
+type Frames = Receiver<Result<Vec<u8>>>;
+
+fn decode_into(
+    path: &Path,
+    order: &FrameOrder,
+    done: &Counter,
+    cancel: &Cancel,
+) -> Result<Listing> {
+    let videos = videos_of(order.paths)?;
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let doing = || format!("write {}", partial.display());
+    let mut writer = Writer {
+        out: BufWriter::new(File::create(&partial).doing(doing)?),
+        most: order.frames_max.unwrap_or(u64::MAX),
+        done,
+        listing: Listing {
+            side: order.side,
+            frames: 0,
+            videos: Vec::new(),
+            skipped: Vec::new(),
+        },
+    };
+    let next = Mutex::new(videos.iter());
+    let workers = rayon::current_num_threads().min(videos.len());
+    thread::scope(|scope| {
+        let (in_order, arriving) = bounded(workers);
+        for _ in 0..workers {
+            let (in_order, next) = (in_order.clone(), &next);
+            scope.spawn(move || decode_in_turn(next, &in_order, order, cancel));
+        }
+        drop(in_order);
+        writer.take(&arriving).doing(doing)
+    })?;
+    writer.finish(&partial, path)
+}
+
+/// Decodes one video after another, as long as somebody listens.
+fn decode_in_turn<'v>(
+    next: &Mutex<impl Iterator<Item = &'v PathBuf>>,
+    in_order: &Sender<(&'v Path, Frames)>,
+    order: &FrameOrder,
+    cancel: &Cancel,
+) {
+    loop {
+        let (out, frames) = bounded(WAITING);
+        let path = {
+            // Held while the queue is full: videos enter it in their order.
+            let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(path) = next.next() else {
+                return;
+            };
+            if in_order.send((path, frames)).is_err() {
+                return;
+            }
+            path
+        };
+        if let Err(error) = decode(path, order, &out, cancel) {
+            // Whoever no longer listens does not miss it.
+            let _ = out.send(Err(error));
+        }
+    }
+}
+
+fn decode(
+    path: &Path,
+    order: &FrameOrder,
+    out: &Sender<Result<Vec<u8>>>,
+    cancel: &Cancel,
+) -> Result<()> {
+    let sampling = Sampling::Fps(order.rate);
+    let mut reader = FrameReader::open(path, &sampling, &TimeRange::ALL, cancel.clone())?;
+    while let Some(frame) = reader.next_frame()? {
+        cancel.check()?;
+        let image = &frame.image;
+        let view = RgbView::new(image.width, image.height, &image.data)?;
+        if out.send(Ok(lwm_frame(view, order.side)?)).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Puts the frames of videos one behind another.
+struct Writer<'a> {
+    out: BufWriter<File>,
+    most: u64,
+    done: &'a Counter,
+    listing: Listing,
+}
+
+impl Writer<'_> {
+    fn take(&mut self, arriving: &Receiver<(&Path, Frames)>) -> Result<()> {
+        for (path, frames) in arriving {
+            let start = self.listing.frames;
+            if start >= self.most {
+                return Ok(());
+            }
+            match self.video(&frames)? {
+                Ok(()) => self.listing.videos.push(Listed {
+                    path: path.to_owned(),
+                    frames: self.listing.frames - start,
+                }),
+                Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+                Err(error) => self.skip(path, start, &error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The inner error is the video's, the outer one that of writing.
+    fn video(&mut self, frames: &Frames) -> Result<Result<()>> {
+        for frame in frames {
+            if self.listing.frames >= self.most {
+                break;
+            }
+            match frame {
+                Ok(frame) => self.out.write_all(&frame)?,
+                Err(error) => return Ok(Err(error)),
+            }
+            self.listing.frames += 1;
+            self.done.add(1);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Takes the frames behind the first `start` back.
+    fn skip(&mut self, path: &Path, start: u64, error: &Error) -> Result<()> {
+        let end = start * frame_bytes(self.listing.side) as u64;
+        self.out.seek(SeekFrom::Start(end))?;
+        self.out.get_ref().set_len(end)?;
+        self.listing.frames = start;
+        self.listing.skipped.push(Skipped {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        });
+        Ok(())
+    }
+
+    fn finish(self, partial: &Path, path: &Path) -> Result<Listing> {
+        let listing = self.listing;
+        if listing.frames == 0 {
+            let why = match listing.skipped.first() {
+                Some(skipped) => skipped.reason.clone(),
+                None => "they have no frame".to_owned(),
+            };
+            let n = listing.videos.len() + listing.skipped.len();
+            fs::remove_file(partial).doing(|| format!("remove {}", partial.display()))?;
+            let message = format!("none of {n} videos can be used: {why}");
+            return Err(Error::new(Kind::BadInput, message));
+        }
+        let doing = || format!("write {}", path.display());
+        let file = self
+            .out
+            .into_inner()
+            .map_err(|e| Error::from(e.into_error()));
+        file.doing(doing)?.sync_all().doing(doing)?;
+        fs::rename(partial, path).doing(doing)?;
+        Ok(listing)
+    }
+}

@@ -1,0 +1,297 @@
+//! The training of a VQGAN, from its configuration to its numbers.
+
+use std::time::Instant;
+
+use longreel_models::{
+    checkpoint::{import_hf::weights_of_directory, layout::vqgan_tensors},
+    spec::VqganSpec,
+    training::{
+        parameters::Parameters,
+        vqgan::{
+            evaluation::Evaluation,
+            initial::first_parameters,
+            state::{Counters, State},
+            trainer::{AdversarialMetrics, Metrics, VqganTrainer},
+        },
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cancel::Cancel,
+    error::{Context, Result},
+    train::{
+        dataset::Order,
+        frame_file::FrameFile,
+        metrics::{Line, MetricsFile},
+        plot::{Curve, Plot, write_plot},
+        run_directory::RunDirectory,
+        vqgan_config::VqganConfig,
+    },
+};
+
+/// The file of a checkpoint.
+const STATE: &str = "state.safetensors";
+
+/// What is drawn.
+const CURVES: [Curve<VqganFigures>; 3] = [
+    ("L1, trained on", |f| (!f.held_out).then_some(f.l1)),
+    ("L1, held out", |f| f.held_out.then_some(f.l1)),
+    ("quantisation, trained on", |f| {
+        (!f.held_out).then_some(f.quantisation)
+    }),
+];
+
+/// One line of a run's figures.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct VqganFigures {
+    /// Steps done.
+    pub step: u64,
+    /// Of the batch that was trained on, or of all held-out frames.
+    pub held_out: bool,
+    /// What is made small; of held-out frames without the discriminator's part.
+    pub loss: f64,
+    /// Mean of absolute differences from the pixels, which are from -1 to 1.
+    pub l1: f64,
+    /// Mean of squared differences.
+    pub l2: f64,
+    /// Of the pictures as they are shown, in decibels; absent for pictures that equal their pixels.
+    pub psnr_db: Option<f64>,
+    /// Mean squared distance of vectors from their rows of the codebook.
+    pub quantisation: f64,
+    /// Distinct codes.
+    pub codes_used: usize,
+    /// Share of the codebook that they are.
+    pub codes_share: f64,
+    /// `e` to the entropy of the codes.
+    pub perplexity: f64,
+    /// Dead codes that began anew; 0 for held-out frames.
+    pub codes_restarted: usize,
+    /// Length of the gradient before it was shortened; 0 for held-out frames.
+    pub gradient: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Where the discriminator takes part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<AdversarialMetrics>,
+    /// Frames read so far.
+    pub frames: u64,
+    /// Frames a second of this step; 0 for held-out frames.
+    pub frames_per_s: f64,
+}
+
+impl Line for VqganFigures {
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
+/// A number that JSON has.
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
+}
+
+/// What a run needs beside its configuration.
+pub struct VqganJob {
+    /// The run as written.
+    pub config: VqganConfig,
+    /// The shape of the network.
+    pub spec: VqganSpec,
+    /// What is trained on.
+    pub train: FrameFile,
+    /// What is only looked at.
+    pub held_out: Option<FrameFile>,
+}
+
+/// Figures of the last step, and the last ones of held-out frames.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LastFigures {
+    /// Of the last step.
+    pub trained: Option<VqganFigures>,
+    /// Of held-out frames.
+    pub held_out: Option<VqganFigures>,
+}
+
+/// Trains, or goes on where an earlier run stopped; `tell` hears of every step.
+///
+/// On Ctrl-C a checkpoint is written first.
+///
+/// # Errors
+/// `Compute` for a loss that is no number, `Interrupted` when told to stop; the last checkpoint stays.
+pub fn train_vqgan(
+    job: VqganJob,
+    run: &RunDirectory,
+    tell: &mut dyn FnMut(&VqganFigures),
+    cancel: &Cancel,
+) -> Result<(LastFigures, VqganTrainer)> {
+    let mut training = Training::begin(job, run)?;
+    training.go_on(run, tell, cancel)?;
+    let mut last = LastFigures::default();
+    for figures in training.metrics.read()? {
+        match figures.held_out {
+            false => last.trained = Some(figures),
+            true => last.held_out = Some(figures),
+        }
+    }
+    Ok((last, training.trainer))
+}
+
+struct Training {
+    job: VqganJob,
+    trainer: VqganTrainer,
+    order: Order,
+    metrics: MetricsFile<VqganFigures>,
+}
+
+impl Training {
+    fn begin(job: VqganJob, run: &RunDirectory) -> Result<Self> {
+        let (spec, options) = (job.spec.clone(), job.config.options());
+        let trainer = match run.checkpoint::<Counters, _>([STATE])? {
+            Some((counters, [tensors])) => {
+                VqganTrainer::resume(spec, options, State { tensors, counters })?
+            }
+            None => VqganTrainer::new(spec, first(&job)?, options)?,
+        };
+        Ok(Self {
+            metrics: MetricsFile::open(run.file("metrics.jsonl"), trainer.steps())?,
+            order: Order::new(Some(job.config.seed)),
+            job,
+            trainer,
+        })
+    }
+
+    fn go_on(
+        &mut self,
+        run: &RunDirectory,
+        tell: &mut dyn FnMut(&VqganFigures),
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let mut is_saved = true;
+        let (steps, save_every) = (self.job.config.steps, self.job.config.checkpoint_every);
+        while self.trainer.steps() < steps {
+            if let Err(stopped) = cancel.check() {
+                if !is_saved {
+                    self.save(run)?;
+                }
+                return Err(stopped);
+            }
+            self.step(tell)?;
+            let step = self.trainer.steps();
+            let is_last = step == steps;
+            if step.is_multiple_of(self.job.config.evaluate_every) || is_last {
+                self.look_at_held_out(tell)?;
+            }
+            is_saved = step.is_multiple_of(save_every) || is_last;
+            if is_saved {
+                self.save(run)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, tell: &mut dyn FnMut(&VqganFigures)) -> Result<()> {
+        let start = Instant::now();
+        let batch = self.job.config.data.batch;
+        let first = self.trainer.steps() * batch as u64;
+        let n = self.job.train.n_frames();
+        let numbers = (first..first + batch as u64).map(|place| self.order.at(place, n));
+        let pixels = self.job.train.pixels(numbers)?;
+        let metrics = self.trainer.step(&pixels)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let figures = self.of_step(&metrics, batch as f64 / seconds);
+        self.metrics.append(&figures)?;
+        tell(&figures);
+        Ok(())
+    }
+
+    fn of_step(&self, metrics: &Metrics, frames_per_s: f64) -> VqganFigures {
+        let step = metrics.step + 1;
+        VqganFigures {
+            step,
+            held_out: false,
+            loss: metrics.loss,
+            l1: metrics.l1,
+            l2: metrics.l2,
+            psnr_db: finite(metrics.psnr_db),
+            quantisation: metrics.quantisation,
+            codes_used: metrics.codes_used,
+            codes_share: self.share(metrics.codes_used),
+            perplexity: metrics.perplexity,
+            codes_restarted: metrics.codes_restarted,
+            gradient: metrics.gradient_length,
+            lr: metrics.rate,
+            adversarial: metrics.adversarial,
+            frames: step * self.job.config.data.batch as u64,
+            frames_per_s,
+        }
+    }
+
+    fn share(&self, codes: usize) -> f64 {
+        codes as f64 / self.job.spec.num_embeddings as f64
+    }
+
+    fn look_at_held_out(&self, tell: &mut dyn FnMut(&VqganFigures)) -> Result<()> {
+        let Some(held_out) = &self.job.held_out else {
+            return Ok(());
+        };
+        let mut evaluation = Evaluation::default();
+        let (n, batch) = (held_out.n_frames(), self.job.config.data.batch);
+        for first in (0..n).step_by(batch) {
+            let pixels = held_out.pixels(first..n.min(first + batch))?;
+            let looked = self.trainer.evaluate(&pixels, &mut evaluation);
+            looked.doing(|| "held-out frames")?;
+        }
+        let figures = self.of_held_out(&evaluation);
+        self.metrics.append(&figures)?;
+        tell(&figures);
+        Ok(())
+    }
+
+    fn of_held_out(&self, evaluation: &Evaluation) -> VqganFigures {
+        let options = self.job.config.options();
+        let step = self.trainer.steps();
+        let (codes_used, perplexity) = evaluation.usage();
+        VqganFigures {
+            step,
+            held_out: true,
+            loss: evaluation.loss(&options),
+            l1: evaluation.l1(),
+            l2: evaluation.l2(),
+            psnr_db: finite(evaluation.psnr_db()),
+            quantisation: evaluation.quantisation(),
+            codes_used,
+            codes_share: self.share(codes_used),
+            perplexity,
+            codes_restarted: 0,
+            gradient: 0.0,
+            lr: options.schedule.at(step.saturating_sub(1)),
+            adversarial: None,
+            frames: step * self.job.config.data.batch as u64,
+            frames_per_s: 0.0,
+        }
+    }
+
+    fn save(&self, run: &RunDirectory) -> Result<()> {
+        let State { tensors, counters } = self.trainer.export()?;
+        run.write_checkpoint(counters.steps, &counters, &[(STATE, &tensors)])?;
+        let title = self.job.config.description.as_deref();
+        let plot = Plot {
+            title: title.unwrap_or("training of a VQGAN"),
+            unit: "mean difference, pixels from -1 to 1",
+            curves: &CURVES,
+        };
+        write_plot(&run.file("loss.svg"), &plot, &self.metrics.read()?)
+    }
+}
+
+/// The weights that a run begins with.
+fn first(job: &VqganJob) -> Result<Parameters> {
+    match &job.config.model.init {
+        None => first_parameters(&job.spec, job.config.seed),
+        Some(dir) => {
+            let doing = || format!("take the VQGAN of {}", dir.display());
+            let mut weights = weights_of_directory(dir).doing(doing)?;
+            Parameters::of_weights(&vqgan_tensors(&job.spec), &mut weights).doing(doing)
+        }
+    }
+}
