@@ -21,6 +21,8 @@ pub mod processor;
 
 pub mod rope_scaling;
 
+pub mod vqgan_alone;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -358,7 +360,10 @@ impl VqganSpec {
     }
 
     /// Checks every value and how they fit together.
-    pub(crate) fn validate(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// `BadInput` naming the value that cannot be.
+    pub fn validate(&self) -> Result<()> {
         for (key, value) in [
             ("resolution", self.resolution),
             ("hidden_channels", self.hidden_channels),

@@ -13,8 +13,6 @@ use crate::{
     sources::temporary::write_whole,
 };
 
-/// Frames of a second, seconds of a clip, objects at a time: what it was trained on.
-pub const SECONDS: u32 = 8;
 /// Most objects of a shot that it was trained on.
 pub const OBJECTS: u8 = 2;
 

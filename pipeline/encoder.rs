@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use longreel_models::{
     checkpoint::{
-        import_hf::{spec_of_directory, weights_of_directory},
+        import_hf::{spec_of_directory, vqgan_alone_of_directory, weights_of_directory},
         weights::Weights,
     },
     spec::{ModelSpec, VqganSpec, patches::PatchesSpec, processor::Medium},
@@ -201,10 +201,8 @@ impl FrameEncoder {
         budget: &PixelBudget,
         weights: &mut Weights,
     ) -> Result<Option<Self>> {
-        if let Some(spec) = &spec.vqgan {
-            let vqgan = Box::new(Vqgan::load(spec, weights)?);
-            let spec = spec.clone();
-            return Ok(Some(Self::Codes { vqgan, spec }));
+        if let Some(vqgan) = &spec.vqgan {
+            return Self::codes(vqgan, weights).map(Some);
         }
         let Some(vision) = &spec.vision else {
             return Ok(None);
@@ -225,6 +223,13 @@ impl FrameEncoder {
                 }))
             }
         }
+    }
+
+    fn codes(spec: &VqganSpec, weights: &mut Weights) -> Result<Self> {
+        Ok(Self::Codes {
+            vqgan: Box::new(Vqgan::load(spec, weights)?),
+            spec: spec.clone(),
+        })
     }
 
     /// Frames that are looked at together.
@@ -323,7 +328,7 @@ pub struct EncoderModel {
     pub dir: PathBuf,
     /// Frames to what they are in a context.
     pub encoder: FrameEncoder,
-    /// What a step is; `None` for vectors.
+    /// What a step is; `None` for what stands in no context of this model.
     shape: Option<StepShape>,
     digest: u64,
 }
@@ -343,6 +348,17 @@ impl EncoderModel {
             });
         }
         let doing = || format!("open the model {}", dir.display());
+        if let Some(vqgan) = vqgan_alone_of_directory(dir).doing(doing)? {
+            let mut weights = weights_of_directory(dir).doing(doing)?;
+            let encoder = FrameEncoder::codes(&vqgan, &mut weights).doing(doing)?;
+            weights.finish().doing(doing)?;
+            return Ok(Self {
+                dir: dir.to_owned(),
+                encoder,
+                shape: None,
+                digest: 0,
+            });
+        }
         let spec = spec_of_directory(dir).doing(doing)?;
         let mut weights = weights_of_directory(dir).doing(doing)?;
         let encoder = FrameEncoder::load(dir, &spec, budget, &mut weights).doing(doing)?;

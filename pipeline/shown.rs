@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use longreel_models::{
-    checkpoint::import_hf::{picture_model_of_directory, spec_of_directory},
+    checkpoint::import_hf::{
+        picture_model_of_directory, spec_of_directory, vqgan_alone_of_directory,
+    },
     spec::{ModelSpec, processor::Medium},
     vision::{
         image::{RgbView, lwm_frame},
@@ -38,6 +40,9 @@ impl Shown {
         if picture_model_of_directory(dir).doing(doing)?.is_some() {
             let processor = PictureProcessor::of_directory(dir, Medium::Picture);
             return processor.map(Self::Picture).doing(doing);
+        }
+        if let Some(vqgan) = vqgan_alone_of_directory(dir).doing(doing)? {
+            return Ok(Self::Square(vqgan.resolution));
         }
         let spec = spec_of_directory(dir).doing(doing)?;
         Self::of_spec(dir, &spec, budget).doing(doing)

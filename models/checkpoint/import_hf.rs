@@ -20,11 +20,12 @@ use crate::{
     },
     error::{Context, Error, Kind, Result},
     spec::{
-        DecoderSpec, FrameEnd, ModelSpec, ModelType,
+        DecoderSpec, FrameEnd, ModelSpec, ModelType, VqganSpec,
         conv_net::ConvNetSpec,
         default_end_of_frame_id, default_end_of_vision_id,
         encoder::{DualEncoderSpec, VitSpec},
         features::{VisionLanguageSpec, VisionSpec},
+        vqgan_alone::VqganAlone,
     },
 };
 
@@ -60,6 +61,41 @@ fn read_config(path: &Path) -> Result<Value> {
         return Ok(config);
     }
     Err(bad("expected an object".into()).doing(doing()))
+}
+
+/// The shape of a VQGAN in a directory that has no decoder; `None` for a model of another kind.
+///
+/// # Errors
+/// `BadInput` for a configuration that cannot be read, or a shape that cannot be.
+pub fn vqgan_alone_of_directory(dir: &Path) -> Result<Option<VqganSpec>> {
+    if gguf_of(dir)?.is_some() {
+        return Ok(None);
+    }
+    let path = dir.join("config.json");
+    let config = read_config(&path)?;
+    if !is_vqgan_alone(&config) {
+        return Ok(None);
+    }
+    let alone = VqganAlone::from_json(&config.to_string());
+    let alone = alone.doing(|| format!("read {}", path.display()))?;
+    Ok(Some(alone.vqgan))
+}
+
+/// The shape of the VQGAN in a model directory, with a decoder or without.
+///
+/// # Errors
+/// `BadInput` for a model that has none.
+pub fn vqgan_of_directory(dir: &Path) -> Result<VqganSpec> {
+    let found = match vqgan_alone_of_directory(dir)? {
+        Some(spec) => Some(spec),
+        None => spec_of_directory(dir)?.vqgan,
+    };
+    found.ok_or_else(|| {
+        bad(format!(
+            "the model {} has no VQGAN, expected one that makes codes of frames",
+            dir.display()
+        ))
+    })
 }
 
 /// What makes one vector of a picture.
@@ -133,9 +169,13 @@ fn config_of(text: &str) -> Result<Value> {
     serde_json::from_str(text).map_err(|e| Error::with_source(Kind::BadInput, "not JSON", e))
 }
 
-/// Whether a `config.json` was written by [`ModelSpec::to_json`].
+/// Whether a `config.json` was written by [`ModelSpec::to_json`] or [`VqganAlone::to_json`].
 fn is_ours(config: &Value) -> bool {
-    config.get("decoder").is_some()
+    config.get("decoder").is_some() || is_vqgan_alone(config)
+}
+
+fn is_vqgan_alone(config: &Value) -> bool {
+    config["model_type"] == "vqgan" && config["vqgan"].is_object()
 }
 
 /// The specification that the text of a `config.json` gives.
@@ -147,6 +187,10 @@ pub fn spec_of_config(text: &str) -> Result<ModelSpec> {
 }
 
 fn spec_of_json(config: &Value) -> Result<ModelSpec> {
+    if is_vqgan_alone(config) {
+        let message = "it is a VQGAN alone, expected a model that answers in words";
+        return Err(bad(message.into()));
+    }
     if is_ours(config) {
         return ModelSpec::from_json(&config.to_string());
     }
@@ -216,13 +260,7 @@ pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<Writt
         })
         .collect();
     check_layout(&spec, &tensors).doing(doing)?;
-    write_model(
-        out,
-        &spec,
-        &in_model_order(&spec, tensors),
-        Some(dir),
-        options,
-    )
+    write_model(out, &spec, &in_model_order(&spec, tensors), dir, options)
 }
 
 /// The tensors in the order of the layout, so that a shard holds neighbours.

@@ -99,7 +99,7 @@ pub fn import_lwm(files: &LwmFiles, out: &Path, options: ImportOptions) -> Resul
         (None, Some(_)) => return Err(usage("a VQGAN is given, but the model has none")),
     }
     check_layout(&files.spec, &tensors)?;
-    write_model(out, &files.spec, &tensors, Some(&files.tokenizer), options)
+    write_model(out, &files.spec, &tensors, &files.tokenizer, options)
 }
 
 /// Foreign tensors by path, joined with `/`.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     checkpoint::{
-        import_hf::{spec_of_directory, weights_of_directory},
+        import_hf::{spec_of_directory, vqgan_alone_of_directory, weights_of_directory},
         layout,
         weights::{Stored, Weights},
         writer::keep_going,
@@ -96,10 +96,15 @@ pub fn verify(
     vision: &dyn Fn(&ModelSpec, &mut Weights) -> Result<()>,
     going: &dyn Fn() -> bool,
 ) -> Result<Report> {
-    let spec = spec_of_directory(dir)?;
+    let (tensors, spec) = match vqgan_alone_of_directory(dir)? {
+        Some(vqgan) => (layout::vqgan_tensors(&vqgan), None),
+        None => {
+            let spec = spec_of_directory(dir)?;
+            (layout::model_tensors(&spec), Some(spec))
+        }
+    };
     let mut weights = weights_of_directory(dir)?;
-    let mut expected: BTreeMap<String, Vec<usize>> =
-        layout::model_tensors(&spec).into_iter().collect();
+    let mut expected: BTreeMap<String, Vec<usize>> = tensors.into_iter().collect();
     let mut report = Report {
         tensors: weights.list().count(),
         bytes: weights.total_bytes(),
@@ -109,7 +114,9 @@ pub fn verify(
         misshapen: Vec::new(),
         not_finite: BTreeMap::new(),
     };
-    if let Some(Err(error)) = spec.vision.as_ref().map(|_| vision(&spec, &mut weights)) {
+    if let Some(spec) = spec.filter(|spec| spec.vision.is_some())
+        && let Err(error) = vision(&spec, &mut weights)
+    {
         report.missing.push(error.to_string());
     }
     for (name, stored, shape) in weights.list() {

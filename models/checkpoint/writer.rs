@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::{
     checkpoint::{foreign::View, layout},
     error::{Context, Error, Kind, Result},
-    spec::ModelSpec,
+    spec::{ModelSpec, VqganSpec, vqgan_alone::VqganAlone},
 };
 
 /// Data bytes of a shard, when nothing else is asked for.
@@ -87,7 +87,8 @@ pub struct Planned {
     pub view: View,
 }
 
-/// Writes the model directory `out`: weights, `config.json`, the files of the tokenizer, if there is one, and, for a model that sees, `preprocessor_config.json`.
+/// Writes the model directory `out`: weights, `config.json`, the tokenizer's
+/// files and, for a model that sees, `preprocessor_config.json`.
 ///
 /// # Errors
 /// `Usage` when `out` is there already and may not be replaced, `Interrupted`
@@ -97,27 +98,66 @@ pub fn write_model(
     out: &Path,
     spec: &ModelSpec,
     tensors: &[Planned],
-    tokenizer: Option<&Path>,
-    mut options: ImportOptions,
+    tokenizer: &Path,
+    options: ImportOptions,
 ) -> Result<Written> {
-    let target = Target::prepare(out, options.force)?;
-    let doing = || format!("write the model directory {}", out.display());
-    let dir = target.temporary.as_path();
-    if let Some(tokenizer) = tokenizer {
-        copy_tokenizer(tokenizer, dir)?;
+    let parts = Parts {
+        config: spec.to_json()?,
+        vqgan: spec.vqgan.as_ref(),
+        tokenizer: Some(tokenizer),
+    };
+    parts.write(out, tensors, options)
+}
+
+/// Writes the model directory `out` of a VQGAN without a decoder.
+///
+/// # Errors
+/// As [`write_model`]; `BadInput` for tensors that are not those of the shape.
+pub fn write_vqgan(
+    out: &Path,
+    spec: &VqganAlone,
+    tensors: &[Planned],
+    options: ImportOptions,
+) -> Result<Written> {
+    check_tensors(&layout::vqgan_tensors(&spec.vqgan), tensors)?;
+    let parts = Parts {
+        config: spec.to_json()?,
+        vqgan: Some(&spec.vqgan),
+        tokenizer: None,
+    };
+    parts.write(out, tensors, options)
+}
+
+/// What stands in a model directory beside its weights.
+struct Parts<'a> {
+    /// Text of `config.json`.
+    config: String,
+    vqgan: Option<&'a VqganSpec>,
+    tokenizer: Option<&'a Path>,
+}
+
+impl Parts<'_> {
+    fn write(
+        &self,
+        out: &Path,
+        tensors: &[Planned],
+        mut options: ImportOptions,
+    ) -> Result<Written> {
+        let target = Target::prepare(out, options.force)?;
+        let doing = || format!("write the model directory {}", out.display());
+        let dir = target.temporary.as_path();
+        if let Some(tokenizer) = self.tokenizer {
+            copy_tokenizer(tokenizer, dir)?;
+        }
+        write_file(dir, "config.json", &self.config).doing(doing)?;
+        if let Some(vqgan) = self.vqgan {
+            let text = preprocessor(vqgan.resolution)?;
+            write_file(dir, "preprocessor_config.json", &text).doing(doing)?;
+        }
+        let written = write_weights(dir, tensors, &mut options).doing(doing)?;
+        target.rename().doing(doing)?;
+        Ok(written)
     }
-    write_file(dir, "config.json", &spec.to_json()?).doing(doing)?;
-    if let Some(vqgan) = &spec.vqgan {
-        write_file(
-            dir,
-            "preprocessor_config.json",
-            &preprocessor(vqgan.resolution)?,
-        )
-        .doing(doing)?;
-    }
-    let written = write_weights(dir, tensors, &mut options).doing(doing)?;
-    target.rename().doing(doing)?;
-    Ok(written)
 }
 
 /// Checks that `tensors` are exactly those of `spec`, in name, number and shape.
@@ -125,11 +165,14 @@ pub fn write_model(
 /// # Errors
 /// `BadInput` naming the tensors that are unknown, missing or of another shape.
 pub fn check_layout(spec: &ModelSpec, tensors: &[Planned]) -> Result<()> {
-    let expected = layout::model_tensors(spec);
+    check_tensors(&layout::model_tensors(spec), tensors)
+}
+
+fn check_tensors(expected: &[layout::NamedShape], tensors: &[Planned]) -> Result<()> {
     let found: std::collections::HashMap<&str, &Planned> =
         tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let mut complaints = Vec::new();
-    for (name, shape) in &expected {
+    for (name, shape) in expected {
         match found.get(name.as_str()) {
             None => complaints.push(format!("{name} is missing, expected shape {shape:?}")),
             Some(t) if t.shape != *shape => complaints.push(format!(

@@ -3,7 +3,7 @@
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
-    ModelSpec, bad,
+    ModelSpec, VqganSpec, bad,
     conv_net::ConvNetSpec,
     encoder::{DualEncoderSpec, VitSpec},
 };
@@ -20,6 +20,8 @@ pub enum ModelFile {
     Classifier(Box<VitSpec>),
     /// `conv_net`: a convolutional network.
     ConvNet(Box<ConvNetSpec>),
+    /// `vqgan`: frames to codes and back.
+    Vqgan(Box<VqganSpec>),
 }
 
 /// The kinds of encoders.
@@ -29,6 +31,14 @@ enum EncoderKind {
     DualEncoder,
     Classifier,
     ConvNet,
+    Vqgan,
+}
+
+/// What stands in the file of a VQGAN alone, beside its kind.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VqganTable {
+    vqgan: VqganSpec,
 }
 
 impl ModelFile {
@@ -63,6 +73,11 @@ impl ModelFile {
                 spec.validate()?;
                 Ok(Self::ConvNet(Box::new(spec)))
             }
+            EncoderKind::Vqgan => {
+                let VqganTable { vqgan } = of_table(file)?;
+                vqgan.validate()?;
+                Ok(Self::Vqgan(Box::new(vqgan)))
+            }
         }
     }
 
@@ -76,10 +91,24 @@ impl ModelFile {
             Self::DualEncoder(_) => "a dual encoder",
             Self::Classifier(_) => "a classifier",
             Self::ConvNet(_) => "a convolutional network",
+            Self::Vqgan(_) => "a VQGAN",
         };
         let message = format!("it is {kind}, expected a model that answers in words");
         Err(Error::new(Kind::BadInput, message))
     }
+}
+
+/// The shape of the VQGAN of a model file, which may hold a decoder as well.
+///
+/// # Errors
+/// `BadInput` for a file without a [vqgan] table.
+pub fn vqgan_of_file(text: &str) -> Result<VqganSpec> {
+    let vqgan = match ModelFile::from_toml(text)? {
+        ModelFile::Answers(spec) => spec.vqgan,
+        ModelFile::Vqgan(spec) => Some(*spec),
+        _ => None,
+    };
+    vqgan.ok_or_else(|| bad("there is no [vqgan] table, expected a model with one".into()))
 }
 
 fn of_table<T: DeserializeOwned>(table: toml::Table) -> Result<T> {

@@ -68,7 +68,8 @@ pub enum Verb {
     #[command(
         subcommand,
         after_help = "Examples:\n  longreel train decoder configs/train/text.toml --out runs/text/\n  \
-                        longreel train decoder configs/train/text.toml --out runs/text/ --ring 2"
+                        longreel train decoder configs/train/text.toml --out runs/text/ --ring 2\n  \
+                        longreel train vqgan vqgan.toml --out runs/vqgan/"
     )]
     Train(TrainVerb),
     /// Measure this machine and what the program makes of it.
@@ -942,10 +943,10 @@ const QUESTION_NAMES: [&str; 8] = [
 /// What to train.
 #[derive(Debug, Subcommand)]
 pub enum TrainVerb {
-    /// A VQGAN, on frames of videos.
-    Vqgan(TrainVqganArgs),
     /// A decoder, on text and codes of frames.
     Decoder(TrainDecoderArgs),
+    /// A VQGAN, on frames of videos: what turns frames into the codes that a decoder reads.
+    Vqgan(TrainVqganArgs),
     /// Turn clips with questions into the lines that a decoder is trained on.
     MakeLines(TrainMakeLinesArgs),
     /// Learn a tokenizer from texts.
@@ -955,21 +956,24 @@ pub enum TrainVerb {
 /// `longreel train vqgan`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  longreel train vqgan configs/train/demo-vqgan.toml --out runs/vqgan/\n\n\
-                        A stopped run leaves a checkpoint in OUT; the same command goes on behind it, with the \
-                        same result to the bit. OUT/metrics.jsonl has the figures of every step, OUT/psnr.svg \
-                        shows them, OUT/frames.rgb holds the decoded frames. OUT/model/ is what `encode`, \
-                        `reconstruct` and the model.vqgan of a decoder's configuration take."
+    after_help = "Example:\n  longreel train vqgan vqgan.toml --out runs/vqgan/\n  \
+                        longreel encode clip.mp4 --model runs/vqgan/model --out clip.reel\n  \
+                        longreel reconstruct clip.reel --model runs/vqgan/model --out seen.mp4\n\n\
+                        The frames of all videos are decoded once, into OUT/frames.rgb; a video that cannot be read \
+                        is left out and named. A stopped run leaves a checkpoint in OUT; the same command goes on \
+                        behind it, with the same result to the bit. OUT/metrics.jsonl has the figures of every step, \
+                        OUT/loss.svg shows them, OUT/model/ is the model directory: `encode` and `reconstruct` take \
+                        it, and `model.vqgan` of `train decoder`."
 )]
 pub struct TrainVqganArgs {
-    /// Model, data, recipe (TOML).
+    /// The run: model, data, recipe (TOML).
     pub config: PathBuf,
 
     /// The folder of the run.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// How the trained weights are stored.
+    /// How the trained model's weights are stored.
     #[arg(long, value_enum, default_value_t = WeightDtypeArg::F32)]
     pub dtype: WeightDtypeArg,
 }

@@ -14,7 +14,7 @@ use crate::{
     },
     cancel::Cancel,
     cli::{args::DemoArgs, output::Voice, resolve},
-    demo_model::{self, OBJECTS, SECONDS},
+    demo_model::{self, OBJECTS},
     error::{Context, Error, Kind, Result},
     model::{Model, ModelFiles},
     sources::sampler::TimeRange,

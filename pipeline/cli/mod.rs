@@ -18,6 +18,7 @@ mod reconstruct;
 mod resolve;
 mod search;
 mod signals;
+mod step_bar;
 mod synth;
 mod train;
 mod train_data;

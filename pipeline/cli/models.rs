@@ -4,11 +4,11 @@ use std::path::Path;
 
 use longreel_models::{
     checkpoint::{
-        import_hf::{spec_of_directory, weights_of_directory},
+        import_hf::{spec_of_directory, vqgan_alone_of_directory, weights_of_directory},
         verify,
         weights::Weights,
     },
-    spec::ModelSpec,
+    spec::{ModelSpec, VqganSpec},
 };
 use serde::Serialize;
 
@@ -59,36 +59,73 @@ fn list(voice: Voice) -> Result<()> {
     })
 }
 
+/// What the files of weights hold.
 #[derive(Serialize)]
-struct ShowJson<'a> {
-    path: &'a Path,
-    spec: ModelSpec,
+struct Stored {
     tensors: usize,
     weight_bytes: u64,
     parameters: u64,
     dtypes: Vec<String>,
+}
+
+impl Stored {
+    fn of(weights: &Weights) -> Self {
+        let mut dtypes: Vec<String> = weights
+            .list()
+            .map(|(_, stored, _)| stored.to_string())
+            .collect();
+        dtypes.sort();
+        dtypes.dedup();
+        Self {
+            tensors: weights.list().count(),
+            weight_bytes: weights.total_bytes(),
+            parameters: weights
+                .list()
+                .map(|(_, _, shape)| shape.iter().product::<usize>() as u64)
+                .sum(),
+            dtypes,
+        }
+    }
+
+    /// `7 in 2 tensors (F32, 28 B)`
+    fn words(&self) -> String {
+        format!(
+            "{} in {} tensors ({}, {})",
+            self.parameters,
+            self.tensors,
+            self.dtypes.join(", "),
+            plan::bytes(self.weight_bytes)
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct ShowJson<'a> {
+    path: &'a Path,
+    spec: ModelSpec,
+    #[serde(flatten)]
+    stored: Stored,
     kv_bytes_per_token_f32: usize,
     tokens_per_frame: Option<usize>,
 }
 
+#[derive(Serialize)]
+struct ShowVqganJson<'a> {
+    path: &'a Path,
+    vqgan: VqganSpec,
+    #[serde(flatten)]
+    stored: Stored,
+    codes_per_frame: usize,
+}
+
 fn show(dir: &Path, voice: Voice) -> Result<()> {
+    if let Some(vqgan) = vqgan_alone_of_directory(dir)? {
+        return show_vqgan(dir, vqgan, voice);
+    }
     let spec = spec_of_directory(dir)?;
-    let weights = weights_of_directory(dir)?;
-    let mut dtypes: Vec<String> = weights
-        .list()
-        .map(|(_, stored, _)| stored.to_string())
-        .collect();
-    dtypes.sort();
-    dtypes.dedup();
     let json = ShowJson {
         path: dir,
-        tensors: weights.list().count(),
-        weight_bytes: weights.total_bytes(),
-        parameters: weights
-            .list()
-            .map(|(_, _, shape)| shape.iter().product::<usize>() as u64)
-            .sum(),
-        dtypes,
+        stored: Stored::of(&weights_of_directory(dir)?),
         kv_bytes_per_token_f32: spec.decoder.kv_bytes_per_token(4),
         tokens_per_frame: spec.tokens_per_frame(),
         spec,
@@ -96,14 +133,11 @@ fn show(dir: &Path, voice: Voice) -> Result<()> {
     voice.say(&json, || {
         let d = &json.spec.decoder;
         format!(
-            "{}\n  family        {:?}\n  parameters    {} in {} tensors ({}, {})\n  decoder       {} layers, hidden {}, {} heads, {} key-value heads of {}\n  \
+            "{}\n  family        {:?}\n  parameters    {}\n  decoder       {} layers, hidden {}, {} heads, {} key-value heads of {}\n  \
              context       {} tokens, {} of keys and values per token in f32\n  vocabulary    {} text, {} vision\n  frame         {}",
             dir.display(),
             json.spec.model_type,
-            json.parameters,
-            json.tensors,
-            json.dtypes.join(", "),
-            plan::bytes(json.weight_bytes),
+            json.stored.words(),
             d.num_hidden_layers,
             d.hidden_size,
             d.num_attention_heads,
@@ -114,6 +148,25 @@ fn show(dir: &Path, voice: Voice) -> Result<()> {
             d.vocab_size,
             d.vision_vocab_size.unwrap_or(0),
             frame(&json.spec)
+        )
+    })
+}
+
+fn show_vqgan(dir: &Path, vqgan: VqganSpec, voice: Voice) -> Result<()> {
+    let json = ShowVqganJson {
+        path: dir,
+        stored: Stored::of(&weights_of_directory(dir)?),
+        codes_per_frame: vqgan.codes_per_frame(),
+        vqgan,
+    };
+    voice.say(&json, || {
+        let (side, rows) = (json.vqgan.resolution, json.vqgan.num_embeddings);
+        format!(
+            "{}\n  family        VQGAN alone\n  parameters    {}\n  codebook      {rows} rows of {}\n  frame         {side}x{side} pixels, {} codes",
+            dir.display(),
+            json.stored.words(),
+            json.vqgan.quantized_embed_dim,
+            json.codes_per_frame
         )
     })
 }

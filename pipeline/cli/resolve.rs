@@ -8,7 +8,9 @@ use std::{
 
 use longreel_models::{
     attention::kv_cache::KvDtype,
-    checkpoint::import_hf::{picture_model_of_directory, spec_of_directory},
+    checkpoint::import_hf::{
+        picture_model_of_directory, spec_of_directory, vqgan_alone_of_directory,
+    },
     llama::sampler::Draw,
     spec::{
         FrameEnd, ModelSpec,
@@ -158,6 +160,9 @@ pub fn usual_sampling(dir: &Path, spec: &ModelSpec) -> Result<Sampling> {
 /// # Errors
 /// `BadInput` for a configuration that this program cannot run.
 pub fn usual_sampling_of(dir: &Path) -> Result<Sampling> {
+    if vqgan_alone_of_directory(dir)?.is_some() {
+        return one_a_second();
+    }
     match picture_model_of_directory(dir)? {
         Some(_) => one_a_second(),
         None => usual_sampling(dir, &spec_of_directory(dir)?),

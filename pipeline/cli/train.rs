@@ -1,12 +1,10 @@
 //! `longreel train`: the recipe that LWM was made by.
 
 use std::{
-    io::IsTerminal,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
 use longreel_models::{
     checkpoint::writer::{ImportOptions, StoredDtype, check_layout, write_model},
     context::tokenizer::Tokenizer,
@@ -23,7 +21,8 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::{TrainDecoderArgs, TrainVerb, WeightDtypeArg},
-        output::{Voice, tell},
+        output::Voice,
+        step_bar::StepBar,
         train_data, train_vqgan,
     },
     error::{Context, Error, Kind, Result},
@@ -52,8 +51,8 @@ struct DecoderJson<'a> {
 /// Runs the verb.
 pub fn run(verb: TrainVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
     match verb {
-        TrainVerb::Vqgan(args) => train_vqgan::run(&args, voice, cancel),
         TrainVerb::Decoder(args) => decoder(&args, voice, cancel),
+        TrainVerb::Vqgan(args) => train_vqgan::run(&args, voice, cancel),
         TrainVerb::MakeLines(args) => train_data::make_lines(&args, voice, cancel),
         TrainVerb::Tokenizer(args) => train_data::tokenizer(&args, voice),
     }
@@ -81,8 +80,8 @@ fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()>
         config: config.clone(),
     };
     let mut bar = StepBar::new(voice, config.steps);
-    let mut show = |f: &Figures| bar.show(f.step, f.held_out, &words(f));
-    let trained = train(job, &run, &mut show, cancel);
+    let mut tell = |figures: &Figures| bar.show(figures.step, &words(figures), figures.held_out);
+    let trained = train(job, &run, &mut tell, cancel);
     drop(bar);
     let (outcome, trainer) = trained.doing(|| format!("train {}", args.out.display()))?;
     for line in &outcome.skipped {
@@ -161,67 +160,20 @@ fn write_trained(
         tensors.extend(planned_vqgan(dir, shape)?);
     }
     check_layout(spec, &tensors)?;
-    write_model(out, spec, &tensors, Some(tokenizer), stored_as(args.dtype)).map(drop)
-}
-
-/// Weights of `dtype`, in the place of what was there.
-pub(super) fn stored_as(dtype: WeightDtypeArg) -> ImportOptions<'static> {
-    ImportOptions {
-        dtype: match dtype {
-            WeightDtypeArg::Bf16 => StoredDtype::Bf16,
-            WeightDtypeArg::F32 => StoredDtype::F32,
-            WeightDtypeArg::Stored => StoredDtype::AsStored,
-        },
+    let options = ImportOptions {
+        dtype: stored_dtype(args.dtype),
         force: true,
         ..ImportOptions::default()
-    }
+    };
+    write_model(out, spec, &tensors, tokenizer, options).map(drop)
 }
 
-/// Time between two lines where stderr is a file.
-const LINE: Duration = Duration::from_secs(10);
-
-/// How far a run has come: a bar, or a line now and then.
-pub(super) struct StepBar {
-    bar: ProgressBar,
-    steps: u64,
-    /// Where stderr is a file: when the next line is due.
-    next_line: Option<Instant>,
-}
-
-impl StepBar {
-    pub(super) fn new(voice: Voice, steps: u64) -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        let bar = match terminal && !voice.quiet {
-            true => ProgressBar::new(steps),
-            false => ProgressBar::hidden(),
-        };
-        let template = "step {pos}/{len} [{bar:30}] {msg}  ETA {eta}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        let next_line = (!terminal && !voice.quiet).then(Instant::now);
-        Self {
-            bar,
-            steps,
-            next_line,
-        }
-    }
-
-    /// Says `words` of `step`, at once where it must be said.
-    pub(super) fn show(&mut self, step: u64, must: bool, words: &str) {
-        self.bar.set_position(step);
-        self.bar.set_message(words.to_owned());
-        let now = Instant::now();
-        if let Some(due) = self.next_line.filter(|&due| now >= due || must) {
-            tell(&format!("step {step}/{}  {words}", self.steps));
-            self.next_line = Some(due.max(now) + LINE);
-        }
-    }
-}
-
-impl Drop for StepBar {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
+/// How the weights of a trained model are stored.
+pub fn stored_dtype(arg: WeightDtypeArg) -> StoredDtype {
+    match arg {
+        WeightDtypeArg::Bf16 => StoredDtype::Bf16,
+        WeightDtypeArg::F32 => StoredDtype::F32,
+        WeightDtypeArg::Stored => StoredDtype::AsStored,
     }
 }
 

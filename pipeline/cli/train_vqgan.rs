@@ -1,23 +1,27 @@
-//! `longreel train vqgan`: a frame tokenizer from videos.
+//! `longreel train vqgan`: frames of videos to a model directory that makes codes of them.
 
-use std::{path::Path, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
-use longreel_models::{checkpoint::writer::write_model, training::model_directory::planned};
+use longreel_models::{
+    checkpoint::writer::{ImportOptions, write_vqgan},
+    spec::{VqganSpec, vqgan_alone::VqganAlone},
+    training::model_directory::planned,
+};
 use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{
-        args::TrainVqganArgs,
-        output::Voice,
-        train::{StepBar, stored_as},
-    },
+    cli::{args::TrainVqganArgs, output::Voice, step_bar::StepBar, train::stored_dtype},
     error::{Context, Error, Kind, Result},
     plan::peak_memory_bytes,
-    stages::progress::Counter,
+    stages::progress::Progress,
     train::{
+        frame_file::{FrameFile, FrameOrder, Skipped},
         run_directory::RunDirectory,
-        vqgan::{VqganFigures, spec_of, train},
+        vqgan::{VqganFigures, VqganJob, train_vqgan},
         vqgan_config::VqganConfig,
     },
 };
@@ -27,16 +31,21 @@ struct VqganJson<'a> {
     out: &'a Path,
     model: String,
     steps: u64,
-    frames: u64,
-    /// Rows of the codebook.
-    codes: usize,
-    /// Figures of the last step of this run; absent where nothing was left to do.
+    /// Frames of the videos, each once.
+    frames: FrameCounts,
+    skipped_videos: Vec<Skipped>,
+    /// Figures of the last step.
     last: Option<VqganFigures>,
-    /// Figures of the held-out frames at its end.
+    /// Figures of held-out frames behind it; absent where there are none.
     held_out: Option<VqganFigures>,
-    skipped_files: u64,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct FrameCounts {
+    train: usize,
+    held_out: usize,
 }
 
 /// Runs the verb.
@@ -45,55 +54,117 @@ pub fn run(args: &TrainVqganArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let config = VqganConfig::open(&args.config)?;
     let written = toml::to_string(&config)
         .map_err(|e| Error::with_source(Kind::Internal, "write the configuration", e))?;
-    let spec = spec_of(&config)?;
-    let Some(vqgan) = spec.vqgan.clone() else {
-        return Err(Error::new(Kind::Internal, "the model has no VQGAN"));
-    };
-    let codes = vqgan.num_embeddings;
+    // Before the folder is made, which keeps its configuration.
+    let spec = config.shape()?;
     let run = RunDirectory::open(&args.out, &written)?;
-    let mut bar = StepBar::new(voice, config.steps);
-    let mut show = |f: &VqganFigures| bar.show(f.step, f.held_out, &words(f, codes));
-    let decoded = Counter::default();
-    let trained = train(config, vqgan, &run, &decoded, &mut show, cancel);
-    drop(bar);
-    let outcome = trained.doing(|| format!("train {}", args.out.display()))?;
-    for file in &outcome.skipped {
-        voice.note(&format!("left out: {file}"));
+    let job = job(config, spec.clone(), &run, voice, cancel)?;
+    let steps = job.config.steps;
+    let description = job.config.description.clone();
+    let frames = FrameCounts {
+        train: job.train.n_frames(),
+        held_out: job.held_out.as_ref().map_or(0, FrameFile::n_frames),
+    };
+    let files = [Some(&job.train), job.held_out.as_ref()];
+    let skipped = files.into_iter().flatten().flat_map(FrameFile::skipped);
+    let skipped_videos: Vec<Skipped> = skipped.cloned().collect();
+    for skipped in &skipped_videos {
+        voice.note(&format!("left out: {}", skipped.reason));
     }
+    let mut bar = StepBar::new(voice, steps);
+    let mut tell = |figures: &VqganFigures| {
+        bar.show(figures.step, &words(figures), figures.held_out);
+    };
+    let trained = train_vqgan(job, &run, &mut tell, cancel);
+    drop(bar);
+    let (last, trainer) = trained.doing(|| format!("train {}", args.out.display()))?;
     let model = run.model();
-    let tensors = planned(outcome.trainer.parameters())?;
-    write_model(&model, &spec, &tensors, None, stored_as(args.dtype))?;
+    let options = ImportOptions {
+        dtype: stored_dtype(args.dtype),
+        force: true,
+        ..ImportOptions::default()
+    };
+    let tensors = planned(trainer.parameters())?;
+    write_vqgan(
+        &model,
+        &VqganAlone::new(spec, description),
+        &tensors,
+        options,
+    )?;
     let result = VqganJson {
         out: &args.out,
         model: model.display().to_string(),
-        steps: outcome.trainer.steps(),
-        frames: outcome.frames,
-        codes,
-        last: outcome.last,
-        held_out: outcome.held_out,
-        skipped_files: outcome.skipped_files,
+        steps: trainer.steps(),
+        frames,
+        skipped_videos,
+        last: last.trained,
+        held_out: last.held_out,
         seconds: start.elapsed().as_secs_f64(),
         peak_memory_bytes: peak_memory_bytes(),
     };
     voice.say(&result, || {
         let shown = result.held_out.or(result.last);
-        let shown = shown.map_or(String::new(), |f| format!(", {}", words(&f, codes)));
+        let shown = shown.map_or(String::new(), |f| format!(", {}", words(&f)));
         format!(
-            "{} steps over {} frames{shown}; the VQGAN is in {} ({:.0} s)",
-            result.steps, result.frames, result.model, result.seconds
+            "{} steps{shown}; the model is in {} ({:.0} s)",
+            result.steps, result.model, result.seconds
         )
     })
 }
 
-/// `loss 0.0321  PSNR 27.1 dB  codes 301 of 512  96 frames/s`
-fn words(figures: &VqganFigures, codes: usize) -> String {
-    let (psnr, used) = (figures.psnr_db, figures.codes_used);
-    let quality = format!("PSNR {psnr:.2} dB  codes {used} of {codes}");
-    match figures.held_out {
-        true => format!("held out: {quality}"),
-        false => format!(
-            "loss {:.4}  {quality}  {:.0} frames/s",
-            figures.loss, figures.frames_per_s
-        ),
-    }
+/// The run with its frames, decoded where an earlier run has not done it.
+fn job(
+    config: VqganConfig,
+    spec: VqganSpec,
+    run: &RunDirectory,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<VqganJob> {
+    let progress = Progress::default();
+    let open = |key: &str, name: &str, paths: &[PathBuf]| {
+        let order = FrameOrder {
+            paths,
+            side: spec.resolution,
+            rate: config.rate()?,
+            frames_max: config.data.frames_max,
+        };
+        let done = &progress.frames_encoded;
+        FrameFile::open(run.path(), name, &order, done, cancel).doing(|| format!("data.{key}"))
+    };
+    let (train, held_out) = voice.show(&progress, || -> Result<_> {
+        let train = open("train", "frames", &config.data.train)?;
+        let held_out = match config.data.held_out.as_slice() {
+            [] => None,
+            paths => Some(open("held_out", "held_out", paths)?),
+        };
+        Ok((train, held_out))
+    })?;
+    Ok(VqganJob {
+        config,
+        spec,
+        train,
+        held_out,
+    })
+}
+
+/// `loss 0.1234  L1 0.0456  24.51 dB  301 codes (58.8%)  412 frames/s`
+fn words(figures: &VqganFigures) -> String {
+    let held_out = if figures.held_out { "held out: " } else { "" };
+    let psnr = figures
+        .psnr_db
+        .map_or("no difference".to_owned(), |db| format!("{db:.2} dB"));
+    let restarted = match figures.codes_restarted {
+        0 => String::new(),
+        n => format!(", {n} begun anew"),
+    };
+    let speed = match figures.held_out {
+        true => String::new(),
+        false => format!("  {:.0} frames/s", figures.frames_per_s),
+    };
+    format!(
+        "{held_out}loss {:.4}  L1 {:.4}  {psnr}  {} codes ({:.1}%){restarted}{speed}",
+        figures.loss,
+        figures.l1,
+        figures.codes_used,
+        100.0 * figures.codes_share
+    )
 }

@@ -104,7 +104,7 @@ pub struct DataConfig {
     pub shuffle: bool,
 }
 
-pub(super) fn a_hundred() -> u64 {
+fn a_hundred() -> u64 {
     100
 }
 
@@ -213,6 +213,6 @@ impl TrainConfig {
     }
 }
 
-pub(super) fn bad(message: String) -> Error {
+fn bad(message: String) -> Error {
     Error::new(Kind::BadInput, message)
 }

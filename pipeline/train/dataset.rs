@@ -38,10 +38,7 @@ struct Place {
 pub struct Dataset {
     files: Vec<(PathBuf, File)>,
     places: Vec<Place>,
-    shuffle: Option<u64>,
-    /// The pass whose order `order` is.
-    pass: Option<u64>,
-    order: Vec<u32>,
+    order: Order,
     /// Lines that were no examples, each counted once a pass.
     skipped: u64,
     named: Vec<String>,
@@ -77,9 +74,7 @@ impl Dataset {
         Ok(Self {
             files,
             places,
-            shuffle,
-            pass: None,
-            order: Vec::new(),
+            order: Order::new(shuffle),
             skipped: 0,
             named: Vec::new(),
         })
@@ -144,16 +139,7 @@ impl Dataset {
 
     /// The line at place `number` of the endless row.
     fn place(&mut self, number: u64) -> Place {
-        let n = self.places.len() as u64;
-        let (pass, at) = (number / n, (number % n) as usize);
-        let Some(seed) = self.shuffle else {
-            return self.places[at];
-        };
-        if self.pass != Some(pass) {
-            self.order = shuffled(n as u32, seed, pass);
-            self.pass = Some(pass);
-        }
-        self.places[self.order[at] as usize]
+        self.places[self.order.at(number, self.places.len())]
     }
 
     fn line(&self, place: Place) -> Result<Vec<u8>> {
@@ -209,8 +195,41 @@ fn skip_line(reader: &mut impl BufRead) -> Result<u64> {
     }
 }
 
+/// An endless row of the numbers below one, pass after pass: any place of it can be gone back to.
+#[derive(Debug)]
+pub struct Order {
+    seed: Option<u64>,
+    /// The pass whose order `numbers` is.
+    pass: Option<u64>,
+    numbers: Vec<u32>,
+}
+
+impl Order {
+    /// In another order in every pass, by a seed; rising where there is none.
+    pub fn new(seed: Option<u64>) -> Self {
+        Self {
+            seed,
+            pass: None,
+            numbers: Vec::new(),
+        }
+    }
+
+    /// Which of `n` things stands at `place`; `n` is the same at every call.
+    pub fn at(&mut self, place: u64, n: usize) -> usize {
+        let (pass, at) = (place / n as u64, (place % n as u64) as usize);
+        let Some(seed) = self.seed else {
+            return at;
+        };
+        if self.pass != Some(pass) {
+            self.numbers = shuffled(n as u32, seed, pass);
+            self.pass = Some(pass);
+        }
+        self.numbers[at] as usize
+    }
+}
+
 /// The numbers below `n` in the order of pass `pass` (Fisher and Yates, 1938).
-pub(super) fn shuffled(n: u32, seed: u64, pass: u64) -> Vec<u32> {
+fn shuffled(n: u32, seed: u64, pass: u64) -> Vec<u32> {
     let mut numbers = ChaCha8Rng::seed_from_u64(seed);
     numbers.set_stream(pass);
     let mut order: Vec<u32> = (0..n).collect();

@@ -34,18 +34,27 @@ use crate::{
         dataset::{Dataset, codes_of_reel},
         feed::Feed,
         metrics::{Figures, MetricsFile},
-        plot::{Curve, write_plot},
+        plot::{Curve, Plot, write_plot},
         run_directory::RunDirectory,
     },
 };
 
-/// Files of a checkpoint.
-const PARAMETERS: &str = "parameters.safetensors";
-const MOMENTS: &str = "moments.safetensors";
-const STREAM: &str = "stream.safetensors";
+/// Files of a checkpoint: parameters, what the optimizer remembered, and the tokens of the stream that waited, with
+/// their loss (`ids`, `vision`, `loss`).
+const FILES: [&str; 3] = [
+    "parameters.safetensors",
+    "moments.safetensors",
+    "stream.safetensors",
+];
 
-/// What the curves show.
-const LOSS: &str = "loss, nats a token";
+/// What is drawn.
+const CURVES: [Curve<Figures>; 3] = [
+    ("text, trained on", |f| (!f.held_out).then_some(f.text_loss)),
+    ("text, held out", |f| f.held_out.then_some(f.text_loss)),
+    ("codes, trained on", |f| {
+        (!f.held_out && f.vision_loss > 0.0).then_some(f.vision_loss)
+    }),
+];
 
 /// Where a run stands, beside its numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,18 +173,18 @@ impl Training {
             tokenizer,
             pools,
         } = job;
-        let checkpoint = run.checkpoint()?;
+        let checkpoint = run.checkpoint::<Standing, _>(FILES)?;
         let parameters = match &checkpoint {
-            Some(checkpoint) => Parameters::of(checkpoint.tensors(PARAMETERS)?)?,
+            Some((_, [parameters, ..])) => Parameters::of(parameters.clone())?,
             None => first_parameters(&config, &spec)?,
         };
         let network = Network::new(spec.decoder.clone(), parameters)?;
         let mut trainer = Trainer::new(network, config.recipe, pools);
         let (mut standing, mut stream) = (Standing::default(), Stream::default());
-        if let Some(checkpoint) = &checkpoint {
-            standing = checkpoint.standing;
-            trainer.resume(standing.step, &checkpoint.tensors(MOMENTS)?)?;
-            stream = waiting(&checkpoint.tensors(STREAM)?)?;
+        if let Some((stood, [_, moments, of_stream])) = &checkpoint {
+            standing = *stood;
+            trainer.resume(standing.step, moments)?;
+            stream = waiting(of_stream)?;
         }
         let data = &config.data;
         Ok(Self {
@@ -265,19 +274,19 @@ impl Training {
     fn save(&self, run: &RunDirectory) -> Result<()> {
         let parameters = self.trainer.network().parameters().iter();
         let parameters = parameters.map(|(name, var)| (name.clone(), var.as_tensor().clone()));
-        let files = [
-            (PARAMETERS, &parameters.collect()),
-            (MOMENTS, &self.trainer.moments()?),
-            (STREAM, &kept(&self.stream)?),
+        let tensors = [
+            parameters.collect(),
+            self.trainer.moments()?,
+            kept(&self.stream)?,
         ];
+        let files: Vec<(&str, &ByName)> = FILES.into_iter().zip(&tensors).collect();
         run.write_checkpoint(self.standing.step, &self.standing, &files)?;
-        let title = self.config.description.as_deref().unwrap_or("training");
-        write_plot(
-            &run.file("loss.svg"),
-            title,
-            LOSS,
-            &curves(&self.metrics.read()?),
-        )
+        let plot = Plot {
+            title: self.config.description.as_deref().unwrap_or("training"),
+            unit: "loss, nats a token",
+            curves: &CURVES,
+        };
+        write_plot(&run.file("loss.svg"), &plot, &self.metrics.read()?)
     }
 
     /// The batches of the next step.
@@ -295,24 +304,6 @@ impl Training {
         let n = self.config.data.batches_per_step;
         (0..n).map(|_| feed.batch(dealing, &rules)).collect()
     }
-}
-
-/// What is drawn of a run's figures.
-fn curves(figures: &[Figures]) -> [Curve; 3] {
-    let curve = |name, of: fn(&Figures) -> Option<f64>| {
-        let points = figures.iter().filter_map(|f| Some((f.step, of(f)?)));
-        Curve {
-            name,
-            points: points.collect(),
-        }
-    };
-    [
-        curve("text, trained on", |f| (!f.held_out).then_some(f.text_loss)),
-        curve("text, held out", |f| f.held_out.then_some(f.text_loss)),
-        curve("codes, trained on", |f| {
-            (!f.held_out && f.vision_loss > 0.0).then_some(f.vision_loss)
-        }),
-    ]
 }
 
 /// The weights that a run begins with.

@@ -1,225 +1,381 @@
-//! Frames of many videos in one file, any of which can be gone back to: bytes of red, green and blue, as the frame
-//! tokenizer gets them.
+//! The frames of videos as one file of pixels, decoded once: a step reads the few that it needs.
+//!
+//! `NAME.rgb` has `side × side × 3` bytes a frame, `NAME.json` beside it says whose they are, and is there only when
+//! all of them are.
 
 use std::{
     fs::{self, File},
-    io::{BufWriter, Write},
+    io::{BufWriter, Seek, SeekFrom, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use candle_core::{Device, Tensor};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use longreel_models::vision::image::{RgbView, lwm_frame, to_signed_unit};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
+    sources::temporary::write_whole,
     sources::{
         file::FrameReader,
-        sampler::{Sampling, TimeRange},
-        temporary::{persist, temporary_beside, write_whole},
+        sampler::{Rate, Sampling, TimeRange},
     },
     stages::progress::Counter,
 };
 
-/// How many files that gave no frames are named.
-const NAMED: usize = 5;
+/// What ends the name of a video, in a folder of them.
+const VIDEO_ENDINGS: [&str; 15] = [
+    "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts",
+    "webm", "wmv",
+];
 
-/// Which frames are kept.
+/// Frames of one video that wait while those of the videos before it are written.
+const WAITING: usize = 64;
+
+/// Colours of a pixel.
+const RGB: usize = 3;
+
+/// Which frames a file has.
 #[derive(Debug, Clone)]
-pub struct FrameRules {
-    /// Pixels of a side.
+pub struct FrameOrder<'a> {
+    /// Videos, and folders whose videos are taken by their names.
+    pub paths: &'a [PathBuf],
+    /// Side of a frame, in pixels.
     pub side: usize,
-    /// Which frames of a video.
-    pub sampling: Sampling,
-    /// Most frames.
-    pub frames_max: u64,
+    /// Frames in a second of a video.
+    pub rate: Rate,
+    /// Most frames in all.
+    pub frames_max: Option<u64>,
 }
 
-/// What stands beside the bytes.
+/// What `NAME.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Beside {
+struct Listing {
     side: usize,
     frames: u64,
-    /// Files that gave no frames.
-    skipped: u64,
-    /// The first few of them, with the reason.
-    named: Vec<String>,
+    videos: Vec<Listed>,
+    skipped: Vec<Skipped>,
 }
 
-/// The file, open.
+/// A video whose frames the file has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    path: PathBuf,
+    frames: u64,
+}
+
+/// A video that could not be read to its end; the file has no frame of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Skipped {
+    /// The video.
+    pub path: PathBuf,
+    /// What was wrong with it.
+    pub reason: String,
+}
+
+/// Frames, any of which can be read.
+#[derive(Debug)]
 pub struct FrameFile {
+    path: PathBuf,
     file: File,
-    beside: Beside,
+    listing: Listing,
 }
 
 impl FrameFile {
-    /// The frames of `sources` (files, and all files of folders) in `path`; kept there by an earlier call, or decoded
-    /// now. `done` counts frames.
+    /// The file `name` of the folder `dir`, decoded if it is not there yet; `done` counts the frames that are decoded.
     ///
     /// # Errors
-    /// `NotFound` for a source that is not there, `BadInput` where no frame was found: a file that cannot be decoded
-    /// is passed over.
-    pub fn of(
-        sources: &[PathBuf],
-        rules: &FrameRules,
-        path: &Path,
+    /// `NotFound` for a path that is not there, `BadInput` where no video has a frame, `Interrupted` when told to stop.
+    pub fn open(
+        dir: &Path,
+        name: &str,
+        order: &FrameOrder,
         done: &Counter,
         cancel: &Cancel,
     ) -> Result<Self> {
-        let doing = || format!("open the frames {}", path.display());
-        let beside_at = path.with_extension("json");
-        if !beside_at.exists() {
-            let beside = decode(sources, rules, path, done, cancel)?;
-            let json = serde_json::to_string(&beside)
-                .map_err(|e| Error::with_source(Kind::Internal, "write JSON", e))?;
-            write_whole(&beside_at, json.as_bytes()).doing(doing)?;
+        let path = dir.join(format!("{name}.rgb"));
+        let listed = dir.join(format!("{name}.json"));
+        let doing = || format!("read {}", listed.display());
+        let listing = match fs::read(&listed) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| Error::with_source(Kind::BadInput, "it is no list of frames", e))
+                .doing(doing)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let listing = decode_into(&path, order, done, cancel)?;
+                let json = serde_json::to_vec_pretty(&listing)
+                    .map_err(|e| Error::with_source(Kind::Internal, "write a list of frames", e))?;
+                write_whole(&listed, &json).doing(|| format!("write {}", listed.display()))?;
+                listing
+            }
+            Err(error) => return Err(error).doing(doing),
+        };
+        let file = Self {
+            file: File::open(&path).doing(|| format!("read {}", path.display()))?,
+            path,
+            listing,
+        };
+        file.check(order.side)?;
+        Ok(file)
+    }
+
+    fn check(&self, side: usize) -> Result<()> {
+        let doing = || format!("read {}", self.path.display());
+        let bytes = self.file.metadata().doing(doing)?.len();
+        let expected = self.listing.frames.saturating_mul(frame_bytes(side) as u64);
+        let fits = self.listing.side == side && self.listing.frames > 0 && bytes == expected;
+        if fits && u32::try_from(self.listing.frames).is_ok() {
+            return Ok(());
         }
-        let text = fs::read_to_string(&beside_at).doing(doing)?;
-        let beside: Beside = serde_json::from_str(&text)
-            .map_err(|e| Error::with_source(Kind::BadInput, "read JSON", e))
-            .doing(doing)?;
-        let file = File::open(path).doing(doing)?;
-        let (found, expected) = (file.metadata().doing(doing)?.len(), beside.bytes());
-        if beside.side != rules.side || found != expected {
-            let message = format!(
-                "it has {found} bytes and frames of side {}, expected {expected} and {}",
-                beside.side, rules.side
-            );
-            return Err(Error::new(Kind::BadInput, message).doing(doing()));
-        }
-        Ok(Self { file, beside })
+        let message = format!(
+            "it has {bytes} bytes for {} frames of side {}, expected {expected} for side {side}",
+            self.listing.frames, self.listing.side
+        );
+        Err(Error::new(Kind::BadInput, message).doing(doing()))
     }
 
-    /// How many frames.
-    pub fn n_frames(&self) -> u64 {
-        self.beside.frames
+    /// Frames in it, at least one.
+    pub fn n_frames(&self) -> usize {
+        self.listing.frames as usize
     }
 
-    /// Files that gave no frames, and the first few of them with the reason.
-    pub fn skipped(&self) -> (u64, &[String]) {
-        (self.beside.skipped, &self.beside.named)
+    /// Videos that were left out, each with the reason.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.listing.skipped
     }
 
-    /// numbers of frames → pixels `[n, side, side, 3]` in [-1, 1].
+    /// The frames of these numbers → pixels `[n, side, side, 3]` in [-1, 1], as the VQGAN gets them.
     ///
     /// # Errors
-    /// `Io` where the file cannot be read.
-    pub fn pixels(&self, numbers: &[u32]) -> Result<Tensor> {
-        let side = self.beside.side;
-        let bytes = side * side * 3;
-        let mut all = vec![0; numbers.len() * bytes];
-        for (frame, &number) in all.chunks_exact_mut(bytes).zip(numbers) {
-            let at = u64::from(number) * bytes as u64;
-            self.file
-                .read_exact_at(frame, at)
-                .doing(|| format!("read frame {number}"))?;
+    /// `Io` where reading fails.
+    pub fn pixels(&self, numbers: impl Iterator<Item = usize>) -> Result<Tensor> {
+        let side = self.listing.side;
+        let mut frame = vec![0; frame_bytes(side)];
+        let (mut pixels, mut n) = (Vec::new(), 0);
+        for number in numbers {
+            let start = number as u64 * frame.len() as u64;
+            let read = self.file.read_exact_at(&mut frame, start);
+            read.doing(|| format!("read frame {number} of {}", self.path.display()))?;
+            pixels.extend(to_signed_unit(&frame));
+            n += 1;
         }
-        let pixels = to_signed_unit(&all);
         Ok(Tensor::from_vec(
             pixels,
-            (numbers.len(), side, side, 3),
+            (n, side, side, RGB),
             &Device::Cpu,
         )?)
     }
 }
 
-impl Beside {
-    fn bytes(&self) -> u64 {
-        self.frames * (self.side * self.side * 3) as u64
+fn frame_bytes(side: usize) -> usize {
+    side * side * RGB
+}
+
+/// The videos of `paths`: files as they are, folders by their files' names.
+///
+/// # Errors
+/// `NotFound` for a path that is not there, `BadInput` for a folder without a video.
+fn videos_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut videos = Vec::new();
+    for path in paths {
+        let doing = || format!("find the videos of {}", path.display());
+        if !fs::metadata(path).doing(doing)?.is_dir() {
+            videos.push(path.clone());
+            continue;
+        }
+        let mut found = Vec::new();
+        for entry in fs::read_dir(path).doing(doing)? {
+            let path = entry.doing(doing)?.path();
+            if is_video(&path) {
+                found.push(path);
+            }
+        }
+        if found.is_empty() {
+            let message = format!(
+                "it has no video, expected a file that ends in one of {}",
+                VIDEO_ENDINGS.join(", ")
+            );
+            return Err(Error::new(Kind::BadInput, message).doing(doing()));
+        }
+        found.sort();
+        videos.append(&mut found);
+    }
+    Ok(videos)
+}
+
+fn is_video(path: &Path) -> bool {
+    let ending = path.extension().map(|e| e.to_ascii_lowercase());
+    let ending = ending.as_ref().and_then(|e| e.to_str());
+    ending.is_some_and(|e| VIDEO_ENDINGS.contains(&e))
+}
+
+/// Frames of one video as they are decoded; nothing more comes behind an error.
+type Frames = Receiver<Result<Vec<u8>>>;
+
+fn decode_into(
+    path: &Path,
+    order: &FrameOrder,
+    done: &Counter,
+    cancel: &Cancel,
+) -> Result<Listing> {
+    let videos = videos_of(order.paths)?;
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let doing = || format!("write {}", partial.display());
+    let mut writer = Writer {
+        out: BufWriter::new(File::create(&partial).doing(doing)?),
+        most: order.frames_max.unwrap_or(u64::MAX),
+        done,
+        listing: Listing {
+            side: order.side,
+            frames: 0,
+            videos: Vec::new(),
+            skipped: Vec::new(),
+        },
+    };
+    let next = Mutex::new(videos.iter());
+    let workers = rayon::current_num_threads().min(videos.len());
+    thread::scope(|scope| {
+        let (in_order, arriving) = bounded(workers);
+        for _ in 0..workers {
+            let (in_order, next) = (in_order.clone(), &next);
+            scope.spawn(move || decode_in_turn(next, &in_order, order, cancel));
+        }
+        drop(in_order);
+        writer.take(&arriving).doing(doing)
+    })?;
+    writer.finish(&partial, path)
+}
+
+/// Decodes one video after another, as long as somebody listens.
+fn decode_in_turn<'v>(
+    next: &Mutex<impl Iterator<Item = &'v PathBuf>>,
+    in_order: &Sender<(&'v Path, Frames)>,
+    order: &FrameOrder,
+    cancel: &Cancel,
+) {
+    loop {
+        let (out, frames) = bounded(WAITING);
+        let path = {
+            // Held while the queue is full: videos enter it in their order.
+            let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(path) = next.next() else {
+                return;
+            };
+            if in_order.send((path, frames)).is_err() {
+                return;
+            }
+            path
+        };
+        if let Err(error) = decode(path, order, &out, cancel) {
+            // Whoever no longer listens does not miss it.
+            let _ = out.send(Err(error));
+        }
     }
 }
 
 fn decode(
-    sources: &[PathBuf],
-    rules: &FrameRules,
     path: &Path,
-    done: &Counter,
-    cancel: &Cancel,
-) -> Result<Beside> {
-    let doing = || format!("write the frames {}", path.display());
-    let mut beside = Beside {
-        side: rules.side,
-        frames: 0,
-        skipped: 0,
-        named: Vec::new(),
-    };
-    let mut out = BufWriter::new(temporary_beside(path, "").doing(doing)?);
-    for source in files_of(sources)? {
-        if beside.frames >= rules.frames_max {
-            break;
-        }
-        match append(&source, rules, &mut out, &mut beside.frames, done, cancel) {
-            Err(error) if error.kind() == Kind::Interrupted || error.kind() == Kind::Io => {
-                return Err(error).doing(doing);
-            }
-            Err(error) => {
-                beside.skipped += 1;
-                if beside.named.len() < NAMED {
-                    beside.named.push(format!("{}: {error}", source.display()));
-                }
-            }
-            Ok(()) => {}
-        }
-    }
-    if beside.frames == 0 {
-        let why = beside
-            .named
-            .first()
-            .map_or("there is no file", String::as_str);
-        let message = format!("no frame was found: {why}");
-        return Err(Error::new(Kind::BadInput, message));
-    }
-    if u32::try_from(beside.frames).is_err() {
-        let message = format!("{} frames, expected at most {}", beside.frames, u32::MAX);
-        return Err(Error::new(Kind::TooLarge, message));
-    }
-    let file = out.into_inner().map_err(|e| Error::from(e.into_error()));
-    persist(file.doing(doing)?, path)?;
-    Ok(beside)
-}
-
-/// Puts the frames of one file behind the others.
-fn append(
-    source: &Path,
-    rules: &FrameRules,
-    out: &mut impl Write,
-    frames: &mut u64,
-    done: &Counter,
+    order: &FrameOrder,
+    out: &Sender<Result<Vec<u8>>>,
     cancel: &Cancel,
 ) -> Result<()> {
-    let mut reader = FrameReader::open(source, &rules.sampling, &TimeRange::ALL, cancel.clone())?;
-    while *frames < rules.frames_max
-        && let Some(frame) = reader.next_frame()?
-    {
+    let sampling = Sampling::Fps(order.rate);
+    let mut reader = FrameReader::open(path, &sampling, &TimeRange::ALL, cancel.clone())?;
+    while let Some(frame) = reader.next_frame()? {
         cancel.check()?;
         let image = &frame.image;
         let view = RgbView::new(image.width, image.height, &image.data)?;
-        out.write_all(&lwm_frame(view, rules.side)?)?;
-        *frames += 1;
-        done.add(1);
+        if out.send(Ok(lwm_frame(view, order.side)?)).is_err() {
+            return Ok(());
+        }
     }
     Ok(())
 }
 
-/// Files as they are, and those of folders by their names.
-fn files_of(sources: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for source in sources {
-        let doing = || format!("look into {}", source.display());
-        if !fs::metadata(source).doing(doing)?.is_dir() {
-            files.push(source.clone());
-            continue;
+/// Puts the frames of videos one behind another.
+struct Writer<'a> {
+    out: BufWriter<File>,
+    most: u64,
+    done: &'a Counter,
+    listing: Listing,
+}
+
+impl Writer<'_> {
+    fn take(&mut self, arriving: &Receiver<(&Path, Frames)>) -> Result<()> {
+        for (path, frames) in arriving {
+            let start = self.listing.frames;
+            if start >= self.most {
+                return Ok(());
+            }
+            match self.video(&frames)? {
+                Ok(()) => self.listing.videos.push(Listed {
+                    path: path.to_owned(),
+                    frames: self.listing.frames - start,
+                }),
+                Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+                Err(error) => self.skip(path, start, &error)?,
+            }
         }
-        let mut inside = Vec::new();
-        for entry in fs::read_dir(source).doing(doing)? {
-            let path = entry.doing(doing)?.path();
-            inside.extend(path.is_file().then_some(path));
-        }
-        inside.sort_unstable();
-        files.append(&mut inside);
+        Ok(())
     }
-    Ok(files)
+
+    /// The inner error is the video's, the outer one that of writing.
+    fn video(&mut self, frames: &Frames) -> Result<Result<()>> {
+        for frame in frames {
+            if self.listing.frames >= self.most {
+                break;
+            }
+            match frame {
+                Ok(frame) => self.out.write_all(&frame)?,
+                Err(error) => return Ok(Err(error)),
+            }
+            self.listing.frames += 1;
+            self.done.add(1);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Takes the frames behind the first `start` back.
+    fn skip(&mut self, path: &Path, start: u64, error: &Error) -> Result<()> {
+        let end = start * frame_bytes(self.listing.side) as u64;
+        self.out.seek(SeekFrom::Start(end))?;
+        self.out.get_ref().set_len(end)?;
+        self.listing.frames = start;
+        self.listing.skipped.push(Skipped {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        });
+        Ok(())
+    }
+
+    fn finish(self, partial: &Path, path: &Path) -> Result<Listing> {
+        let listing = self.listing;
+        if listing.frames == 0 {
+            let why = match listing.skipped.first() {
+                Some(skipped) => skipped.reason.clone(),
+                None => "they have no frame".to_owned(),
+            };
+            let n = listing.videos.len() + listing.skipped.len();
+            fs::remove_file(partial).doing(|| format!("remove {}", partial.display()))?;
+            let message = format!("none of {n} videos can be used: {why}");
+            return Err(Error::new(Kind::BadInput, message));
+        }
+        let doing = || format!("write {}", path.display());
+        let file = self
+            .out
+            .into_inner()
+            .map_err(|e| Error::from(e.into_error()));
+        file.doing(doing)?.sync_all().doing(doing)?;
+        fs::rename(partial, path).doing(doing)?;
+        Ok(listing)
+    }
 }

@@ -15,7 +15,13 @@ use crate::{
     sources::temporary::write_whole,
 };
 
-/// One line.
+/// Figures of one line.
+pub trait Line: Serialize + DeserializeOwned {
+    /// Steps done.
+    fn step(&self) -> u64;
+}
+
+/// One line of a decoder's run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Steps done.
@@ -40,6 +46,12 @@ pub struct Figures {
     pub tokens: u64,
     /// Tokens a second of this step; 0 for held-out lines.
     pub tokens_per_s: f64,
+}
+
+impl Line for Figures {
+    fn step(&self) -> u64 {
+        self.step
+    }
 }
 
 impl Figures {
@@ -73,34 +85,22 @@ impl Figures {
     }
 }
 
-/// What a run tells of one of its steps.
-pub trait OfStep: Serialize + DeserializeOwned {
-    /// Steps done.
-    fn step(&self) -> u64;
-}
-
-impl OfStep for Figures {
-    fn step(&self) -> u64 {
-        self.step
-    }
-}
-
 /// The file of a run.
-pub struct MetricsFile<F> {
+pub struct MetricsFile<L> {
     path: PathBuf,
-    figures: PhantomData<F>,
+    lines: PhantomData<L>,
 }
 
-impl<F: OfStep> MetricsFile<F> {
+impl<L: Line> MetricsFile<L> {
     /// The file at `path`, without what was written behind `step`: that will be done again.
     ///
     /// # Errors
     /// `BadInput` for a line that is no figures.
     pub fn open(path: PathBuf, step: u64) -> Result<Self> {
-        let figures = PhantomData;
-        let file = Self { path, figures };
-        let kept: Vec<F> = file.read()?;
-        let kept = kept.into_iter().filter(|figures| figures.step() <= step);
+        let lines = PhantomData;
+        let file = Self { path, lines };
+        let kept = file.read()?.into_iter();
+        let kept = kept.filter(|figures| figures.step() <= step);
         let text: String = kept.map(|figures| line(&figures)).collect::<Result<_>>()?;
         write_whole(&file.path, text.as_bytes())?;
         Ok(file)
@@ -110,7 +110,7 @@ impl<F: OfStep> MetricsFile<F> {
     ///
     /// # Errors
     /// `BadInput` for a line that is no figures; a last one that was cut off is left out.
-    pub fn read(&self) -> Result<Vec<F>> {
+    pub fn read(&self) -> Result<Vec<L>> {
         let doing = || format!("read {}", self.path.display());
         let text = match fs::read_to_string(&self.path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -128,7 +128,7 @@ impl<F: OfStep> MetricsFile<F> {
     ///
     /// # Errors
     /// `Io` where writing fails.
-    pub fn append(&self, figures: &F) -> Result<()> {
+    pub fn append(&self, figures: &L) -> Result<()> {
         let doing = || format!("write {}", self.path.display());
         let mut options = OpenOptions::new();
         let mut file = options
@@ -140,7 +140,7 @@ impl<F: OfStep> MetricsFile<F> {
     }
 }
 
-fn line(figures: &impl Serialize) -> Result<String> {
+fn line(figures: &impl Line) -> Result<String> {
     let json = serde_json::to_string(figures);
     json.map(|json| json + "\n")
         .map_err(|e| Error::with_source(Kind::Internal, "write figures", e))

@@ -1,4 +1,4 @@
-//! Training of VQGANs and decoders: what is trained on what, kept where, and shown how.
+//! Training of decoders and VQGANs: what is trained on what, kept where, and shown how.
 
 pub mod config;
 
@@ -14,12 +14,12 @@ pub mod plot;
 
 pub mod decoder;
 
-pub mod lines;
-
-pub mod tokenizer;
+pub mod vqgan_config;
 
 pub mod frame_file;
 
-pub mod vqgan_config;
-
 pub mod vqgan;
+
+pub mod lines;
+
+pub mod tokenizer;

@@ -1,4 +1,4 @@
-//! Figures of a run as a picture (SVG), by step.
+//! Figures of a run as a picture (SVG): losses by step.
 
 use std::path::Path;
 
@@ -10,62 +10,77 @@ use plotters::prelude::{
 use crate::{
     error::{Context, Error, Kind, Result},
     sources::temporary::write_whole,
+    train::metrics::Line,
 };
 
 /// Pixels across and down.
 const SIZE: (u32, u32) = (960, 540);
 
-/// Of the curves, in their order.
-const COLOURS: [RGBColor; 4] = [BLUE, RED, RGBColor(0, 128, 64), RGBColor(200, 120, 0)];
+/// Colours of curves, in their order.
+const COLOURS: [RGBColor; 3] = [BLUE, RED, RGBColor(0, 128, 64)];
 
-/// One figure by step.
-pub struct Curve {
-    /// What it is.
-    pub name: &'static str,
-    /// Step and value.
-    pub points: Vec<(u64, f64)>,
+/// A curve: its name, and its value at a line that has one.
+pub type Curve<L> = (&'static str, fn(&L) -> Option<f64>);
+
+/// What is drawn of a run.
+pub struct Plot<'a, L> {
+    /// What stands above.
+    pub title: &'a str,
+    /// What the values are.
+    pub unit: &'static str,
+    /// At most three.
+    pub curves: &'a [Curve<L>],
 }
 
-/// Draws `curves`, whose values are `what`, into the file at `path`; nothing where there are fewer than two steps.
+/// Draws the losses of `figures` into the file at `path`; nothing where there are fewer than two.
 ///
 /// # Errors
 /// `Io` where writing fails.
-pub fn write_plot(path: &Path, title: &str, what: &str, curves: &[Curve]) -> Result<()> {
-    let points = || curves.iter().flat_map(|curve| &curve.points);
-    let last = points().map(|point| point.0).max().unwrap_or(0);
-    if last < 2 {
+pub fn write_plot<L: Line>(path: &Path, plot: &Plot<L>, figures: &[L]) -> Result<()> {
+    let Some(last) = figures.last().filter(|last| last.step() > 1) else {
         return Ok(());
-    }
-    let values = points().map(|point| point.1).filter(|v| v.is_finite());
-    let most = values.fold(0.1, f64::max) * 1.05;
+    };
+    let values = figures
+        .iter()
+        .flat_map(|f| plot.curves.iter().filter_map(|curve| curve.1(f)));
+    let most = values.filter(|v| v.is_finite()).fold(0.1, f64::max) * 1.05;
     let mut svg = String::new();
-    draw(&mut svg, [title, what], curves, (last, most))
-        .map_err(|e| Error::new(Kind::Internal, format!("draw the figures: {e}")))?;
+    draw(&mut svg, plot, figures, last.step(), most)
+        .map_err(|e| Error::new(Kind::Internal, format!("draw the losses: {e}")))?;
     write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.display()))
 }
 
-fn draw(
+fn draw<L: Line>(
     svg: &mut String,
-    [title, what]: [&str; 2],
-    curves: &[Curve],
-    (last, most): (u64, f64),
+    plot: &Plot<L>,
+    figures: &[L],
+    steps: u64,
+    most: f64,
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption(title, ("sans-serif", 18))
+        .caption(plot.title, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(32)
         .y_label_area_size(48)
-        .build_cartesian_2d(0..last, 0.0..most)?;
-    chart.configure_mesh().x_desc("step").y_desc(what).draw()?;
-    for (Curve { name, points }, colour) in curves.iter().zip(COLOURS) {
+        .build_cartesian_2d(0..steps, 0.0..most)?;
+    chart
+        .configure_mesh()
+        .x_desc("step")
+        .y_desc(plot.unit)
+        .draw()?;
+    for (&(name, of), colour) in plot.curves.iter().zip(COLOURS) {
+        let points: Vec<(u64, f64)> = figures
+            .iter()
+            .filter_map(|f| Some((f.step(), of(f)?)))
+            .collect();
         if points.is_empty() {
             continue;
         }
         chart
-            .draw_series(LineSeries::new(points.iter().copied(), &colour))?
-            .label(*name)
+            .draw_series(LineSeries::new(points, &colour))?
+            .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
     }
     chart

@@ -15,34 +15,14 @@ use crate::{
     sources::temporary::write_whole,
 };
 
-/// A checkpoint read back: where the run stood, and files of tensors.
-pub struct Checkpoint<S> {
-    /// What stands in `state.json`.
-    pub standing: S,
-    path: PathBuf,
-}
-
-impl<S> Checkpoint<S> {
-    /// The tensors of one of its files.
-    ///
-    /// # Errors
-    /// `BadInput` for a file that cannot be read.
-    pub fn tensors(&self, file: &str) -> Result<ByName> {
-        let path = self.path.join(file);
-        let read = || Ok::<_, Error>(safetensors::load(&path, &Device::Cpu)?);
-        let loaded = read().doing(|| format!("read the checkpoint {}", path.display()))?;
-        Ok(loaded.into_iter().collect())
-    }
-}
-
 /// The folder of a run.
 pub struct RunDirectory(PathBuf);
 
 impl RunDirectory {
-    /// Makes the folder, or finds what an earlier run left there.
+    /// Makes the folder, or finds what an earlier run left there. A configuration that nothing came of is replaced.
     ///
     /// # Errors
-    /// `Usage` where it holds another configuration than `config`.
+    /// `Usage` where it holds what came of another configuration than `config`.
     pub fn open(path: &Path, config: &str) -> Result<Self> {
         let doing = || format!("open the run {}", path.display());
         fs::create_dir_all(path).doing(doing)?;
@@ -50,17 +30,22 @@ impl RunDirectory {
         let written = path.join("config.toml");
         match fs::read_to_string(&written) {
             Ok(text) if text == config => {}
-            Ok(_other) => {
+            Ok(_other) if !is_alone(&written).doing(doing)? => {
                 let message =
                     "it was begun with another configuration, expected the same or an empty folder";
                 return Err(Error::new(Kind::Usage, message).doing(doing()));
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                write_whole(&written, config.as_bytes()).doing(doing)?;
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).doing(doing);
             }
-            Err(error) => return Err(error).doing(doing),
+            _ => write_whole(&written, config.as_bytes()).doing(doing)?,
         }
         Ok(run)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// A file of the run.
@@ -73,23 +58,35 @@ impl RunDirectory {
         self.0.join("model")
     }
 
-    /// The last checkpoint, if there is one.
+    /// The last checkpoint, if there is one: where the run stood, and the tensors of `files`.
     ///
     /// # Errors
     /// `BadInput` for one that cannot be read.
-    pub fn checkpoint<S: DeserializeOwned>(&self) -> Result<Option<Checkpoint<S>>> {
-        let read = |path: PathBuf| {
-            let doing = || format!("read the checkpoint {}", path.display());
-            let text = fs::read_to_string(path.join("state.json")).doing(doing)?;
-            let standing = serde_json::from_str(&text)
-                .map_err(|e| Error::with_source(Kind::BadInput, "read state.json", e))
-                .doing(doing)?;
-            Ok(Checkpoint { standing, path })
+    pub fn checkpoint<S: DeserializeOwned, const N: usize>(
+        &self,
+        files: [&str; N],
+    ) -> Result<Option<(S, [ByName; N])>> {
+        let Some(path) = self.newest()? else {
+            return Ok(None);
         };
-        self.newest()?.map(read).transpose()
+        let doing = || format!("read the checkpoint {}", path.display());
+        let text = fs::read_to_string(path.join("state.json")).doing(doing)?;
+        let standing = serde_json::from_str(&text)
+            .map_err(|e| Error::with_source(Kind::BadInput, "read state.json", e))
+            .doing(doing)?;
+        let mut tensors = [const { ByName::new() }; N];
+        for (tensors, name) in tensors.iter_mut().zip(files) {
+            let loaded = safetensors::load(path.join(name), &Device::Cpu);
+            *tensors = loaded
+                .map_err(Error::from)
+                .doing(doing)?
+                .into_iter()
+                .collect();
+        }
+        Ok(Some((standing, tensors)))
     }
 
-    /// Writes a checkpoint of `files` behind `step` beside the last one, then removes that.
+    /// Writes a checkpoint behind step `step` beside the last one, then removes that.
     ///
     /// # Errors
     /// `Io` where writing fails: the last checkpoint stays.
@@ -143,6 +140,16 @@ impl RunDirectory {
         }
         Ok(newest.map(|(_, path)| path))
     }
+}
+
+/// Whether nothing else stands in the folder of `file`.
+fn is_alone(file: &Path) -> Result<bool> {
+    for entry in fs::read_dir(file.parent().unwrap_or(Path::new("")))? {
+        if entry?.path() != file {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn save(tensors: &ByName, path: &Path) -> Result<()> {

@@ -1,17 +1,17 @@
-//! The training of a VQGAN, from its configuration to a trained one.
+//! The training of a VQGAN, from its configuration to its numbers.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
 use longreel_models::{
-    checkpoint::import_hf::{spec_of_directory, weights_of_directory},
-    checkpoint::layout::vqgan_tensors,
-    spec::{ModelSpec, VqganSpec},
+    checkpoint::{import_hf::weights_of_directory, layout::vqgan_tensors},
+    spec::VqganSpec,
     training::{
         parameters::Parameters,
         vqgan::{
+            evaluation::Evaluation,
             initial::first_parameters,
             state::{Counters, State},
-            trainer::{Metrics, VqganTrainer},
+            trainer::{AdversarialMetrics, Metrics, VqganTrainer},
         },
     },
 };
@@ -19,14 +19,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cancel::Cancel,
-    error::{Context, Error, Kind, Result},
-    sources::sampler::{Sampling, parse_rate},
-    stages::progress::Counter,
+    error::{Context, Result},
     train::{
-        dataset::shuffled,
-        frame_file::{FrameFile, FrameRules},
-        metrics::{MetricsFile, OfStep},
-        plot::{Curve, write_plot},
+        dataset::Order,
+        frame_file::FrameFile,
+        metrics::{Line, MetricsFile},
+        plot::{Curve, Plot, write_plot},
         run_directory::RunDirectory,
         vqgan_config::VqganConfig,
     },
@@ -35,196 +33,130 @@ use crate::{
 /// The file of a checkpoint.
 const STATE: &str = "state.safetensors";
 
-/// Frames that are reconstructed at a time.
-const TOGETHER: usize = 64;
+/// What is drawn.
+const CURVES: [Curve<VqganFigures>; 3] = [
+    ("L1, trained on", |f| (!f.held_out).then_some(f.l1)),
+    ("L1, held out", |f| f.held_out.then_some(f.l1)),
+    ("quantisation, trained on", |f| {
+        (!f.held_out).then_some(f.quantisation)
+    }),
+];
 
-/// Decibels of pictures that equal their pixels: JSON has no infinity.
-const PSNR_MAX: f64 = 100.0;
-
-/// What a run tells of one step, or of the held-out frames behind it.
+/// One line of a run's figures.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct VqganFigures {
     /// Steps done.
     pub step: u64,
-    /// Of the batch that was trained on, or of held-out frames.
+    /// Of the batch that was trained on, or of all held-out frames.
     pub held_out: bool,
-    /// What is made small; 0 for held-out frames.
+    /// What is made small; of held-out frames without the discriminator's part.
     pub loss: f64,
-    /// Mean of absolute differences, of pixels in [-1, 1].
+    /// Mean of absolute differences from the pixels, which are from -1 to 1.
     pub l1: f64,
     /// Mean of squared differences.
     pub l2: f64,
-    /// Peak signal to noise, decibels.
-    pub psnr_db: f64,
+    /// Of the pictures as they are shown, in decibels; absent for pictures that equal their pixels.
+    pub psnr_db: Option<f64>,
+    /// Mean squared distance of vectors from their rows of the codebook.
+    pub quantisation: f64,
     /// Distinct codes.
     pub codes_used: usize,
+    /// Share of the codebook that they are.
+    pub codes_share: f64,
     /// `e` to the entropy of the codes.
     pub perplexity: f64,
-    /// Dead codes that began anew.
+    /// Dead codes that began anew; 0 for held-out frames.
     pub codes_restarted: usize,
+    /// Length of the gradient before it was shortened; 0 for held-out frames.
+    pub gradient: f64,
     /// Learning rate.
     pub lr: f64,
+    /// Where the discriminator takes part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<AdversarialMetrics>,
+    /// Frames read so far.
+    pub frames: u64,
     /// Frames a second of this step; 0 for held-out frames.
     pub frames_per_s: f64,
-    /// `½ mean(max(0, 1 − real)) + ½ mean(max(0, 1 + made))`, where there is a discriminator.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub discriminator_loss: Option<f64>,
 }
 
-impl OfStep for VqganFigures {
+impl Line for VqganFigures {
     fn step(&self) -> u64 {
         self.step
     }
 }
 
-/// What a run came to.
-pub struct VqganOutcome {
-    /// The trained one.
-    pub trainer: VqganTrainer,
-    /// Frames that it learns from.
-    pub frames: u64,
-    /// Figures of the last step of this run, if one was done.
-    pub last: Option<VqganFigures>,
-    /// Figures of the held-out frames at the end of this run.
+/// A number that JSON has.
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
+}
+
+/// What a run needs beside its configuration.
+pub struct VqganJob {
+    /// The run as written.
+    pub config: VqganConfig,
+    /// The shape of the network.
+    pub spec: VqganSpec,
+    /// What is trained on.
+    pub train: FrameFile,
+    /// What is only looked at.
+    pub held_out: Option<FrameFile>,
+}
+
+/// Figures of the last step, and the last ones of held-out frames.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LastFigures {
+    /// Of the last step.
+    pub trained: Option<VqganFigures>,
+    /// Of held-out frames.
     pub held_out: Option<VqganFigures>,
-    /// Files that gave no frames.
-    pub skipped_files: u64,
-    /// The first few of them, with the reason.
-    pub skipped: Vec<String>,
 }
 
-/// The specification of the model whose VQGAN is trained.
-///
-/// # Errors
-/// `BadInput` for one that cannot be read, or has no VQGAN.
-pub fn spec_of(config: &VqganConfig) -> Result<ModelSpec> {
-    let (spec, path) = match (&config.model.spec, &config.model.init) {
-        (Some(path), _) => {
-            let doing = || format!("read {}", path.display());
-            let text = std::fs::read_to_string(path).doing(doing)?;
-            (ModelSpec::from_toml(&text).doing(doing)?, path)
-        }
-        (None, Some(dir)) => (spec_of_directory(dir)?, dir),
-        (None, None) => {
-            let message = "model.spec and model.init are missing, expected one of them";
-            return Err(Error::new(Kind::BadInput, message));
-        }
-    };
-    match spec.vqgan {
-        Some(_) => Ok(spec),
-        None => {
-            let message = format!("{} has no VQGAN, expected a model with one", path.display());
-            Err(Error::new(Kind::BadInput, message))
-        }
-    }
-}
-
-/// Trains, or goes on where an earlier run stopped; `tell` hears of every step, `decoded` counts frames before the first.
+/// Trains, or goes on where an earlier run stopped; `tell` hears of every step.
 ///
 /// On Ctrl-C a checkpoint is written first.
 ///
 /// # Errors
 /// `Compute` for a loss that is no number, `Interrupted` when told to stop; the last checkpoint stays.
-pub fn train(
-    config: VqganConfig,
-    spec: VqganSpec,
+pub fn train_vqgan(
+    job: VqganJob,
     run: &RunDirectory,
-    decoded: &Counter,
     tell: &mut dyn FnMut(&VqganFigures),
     cancel: &Cancel,
-) -> Result<VqganOutcome> {
-    let mut training = Training::begin(config, spec, run, decoded, cancel)?;
+) -> Result<(LastFigures, VqganTrainer)> {
+    let mut training = Training::begin(job, run)?;
     training.go_on(run, tell, cancel)?;
-    let (skipped_files, skipped) = training.frames.skipped();
-    Ok(VqganOutcome {
-        frames: training.frames.n_frames(),
-        last: training.last,
-        held_out: training.last_held_out,
-        skipped_files,
-        skipped: skipped.to_vec(),
-        trainer: training.trainer,
-    })
+    let mut last = LastFigures::default();
+    for figures in training.metrics.read()? {
+        match figures.held_out {
+            false => last.trained = Some(figures),
+            true => last.held_out = Some(figures),
+        }
+    }
+    Ok((last, training.trainer))
 }
 
 struct Training {
-    config: VqganConfig,
-    spec: VqganSpec,
+    job: VqganJob,
     trainer: VqganTrainer,
-    frames: FrameFile,
-    held_out: Option<FrameFile>,
     order: Order,
     metrics: MetricsFile<VqganFigures>,
-    last: Option<VqganFigures>,
-    last_held_out: Option<VqganFigures>,
-}
-
-/// Frames in another order in every pass.
-struct Order {
-    n: u32,
-    seed: u64,
-    pass: Option<u64>,
-    order: Vec<u32>,
-}
-
-impl Order {
-    /// Number `place` of the endless row.
-    fn at(&mut self, place: u64) -> u32 {
-        let n = u64::from(self.n);
-        let pass = place / n;
-        if self.pass != Some(pass) {
-            self.order = shuffled(self.n, self.seed, pass);
-            self.pass = Some(pass);
-        }
-        self.order[(place % n) as usize]
-    }
 }
 
 impl Training {
-    fn begin(
-        config: VqganConfig,
-        spec: VqganSpec,
-        run: &RunDirectory,
-        decoded: &Counter,
-        cancel: &Cancel,
-    ) -> Result<Self> {
-        let rules = FrameRules {
-            side: spec.resolution,
-            sampling: Sampling::Fps(parse_rate(&config.data.fps)?),
-            frames_max: config.data.frames_max.unwrap_or(u64::MAX),
-        };
-        let open =
-            |sources, name: &str| FrameFile::of(sources, &rules, &run.file(name), decoded, cancel);
-        let frames = open(&config.data.train, "frames.rgb")?;
-        let held_out = match config.data.held_out.is_empty() {
-            true => None,
-            false => Some(open(&config.data.held_out, "held_out.rgb")?),
-        };
-        let options = config.recipe.clone();
-        let trainer = match run.checkpoint::<Counters>()? {
-            Some(checkpoint) => {
-                let tensors = checkpoint.tensors(STATE)?;
-                let counters = checkpoint.standing;
-                VqganTrainer::resume(spec.clone(), options, State { tensors, counters })?
+    fn begin(job: VqganJob, run: &RunDirectory) -> Result<Self> {
+        let (spec, options) = (job.spec.clone(), job.config.options());
+        let trainer = match run.checkpoint::<Counters, _>([STATE])? {
+            Some((counters, [tensors])) => {
+                VqganTrainer::resume(spec, options, State { tensors, counters })?
             }
-            None => VqganTrainer::new(spec.clone(), parameters(&config, &spec)?, options)?,
-        };
-        let metrics = MetricsFile::open(run.file("metrics.jsonl"), trainer.steps())?;
-        let order = Order {
-            n: u32::try_from(frames.n_frames()).unwrap_or(u32::MAX),
-            seed: config.seed,
-            pass: None,
-            order: Vec::new(),
+            None => VqganTrainer::new(spec, first(&job)?, options)?,
         };
         Ok(Self {
-            config,
-            spec,
+            metrics: MetricsFile::open(run.file("metrics.jsonl"), trainer.steps())?,
+            order: Order::new(Some(job.config.seed)),
+            job,
             trainer,
-            frames,
-            held_out,
-            order,
-            metrics,
-            last: None,
-            last_held_out: None,
         })
     }
 
@@ -235,7 +167,8 @@ impl Training {
         cancel: &Cancel,
     ) -> Result<()> {
         let mut is_saved = true;
-        while self.trainer.steps() < self.config.steps {
+        let (steps, save_every) = (self.job.config.steps, self.job.config.checkpoint_every);
+        while self.trainer.steps() < steps {
             if let Err(stopped) = cancel.check() {
                 if !is_saved {
                     self.save(run)?;
@@ -244,11 +177,11 @@ impl Training {
             }
             self.step(tell)?;
             let step = self.trainer.steps();
-            let is_last = step == self.config.steps;
-            if step.is_multiple_of(self.config.evaluate_every) || is_last {
+            let is_last = step == steps;
+            if step.is_multiple_of(self.job.config.evaluate_every) || is_last {
                 self.look_at_held_out(tell)?;
             }
-            is_saved = step.is_multiple_of(self.config.checkpoint_every) || is_last;
+            is_saved = step.is_multiple_of(save_every) || is_last;
             if is_saved {
                 self.save(run)?;
             }
@@ -258,120 +191,107 @@ impl Training {
 
     fn step(&mut self, tell: &mut dyn FnMut(&VqganFigures)) -> Result<()> {
         let start = Instant::now();
-        let batch = self.config.data.batch;
+        let batch = self.job.config.data.batch;
         let first = self.trainer.steps() * batch as u64;
-        let numbers: Vec<u32> = (first..)
-            .take(batch)
-            .map(|place| self.order.at(place))
-            .collect();
-        let metrics = self.trainer.step(&self.frames.pixels(&numbers)?)?;
-        let frames_per_s = batch as f64 / start.elapsed().as_secs_f64();
-        let figures = VqganFigures {
-            frames_per_s,
-            ..of_step(&metrics)
-        };
+        let n = self.job.train.n_frames();
+        let numbers = (first..first + batch as u64).map(|place| self.order.at(place, n));
+        let pixels = self.job.train.pixels(numbers)?;
+        let metrics = self.trainer.step(&pixels)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let figures = self.of_step(&metrics, batch as f64 / seconds);
         self.metrics.append(&figures)?;
-        self.last = Some(figures);
         tell(&figures);
         Ok(())
     }
 
-    fn look_at_held_out(&mut self, tell: &mut dyn FnMut(&VqganFigures)) -> Result<()> {
-        let Some(held_out) = &self.held_out else {
+    fn of_step(&self, metrics: &Metrics, frames_per_s: f64) -> VqganFigures {
+        let step = metrics.step + 1;
+        VqganFigures {
+            step,
+            held_out: false,
+            loss: metrics.loss,
+            l1: metrics.l1,
+            l2: metrics.l2,
+            psnr_db: finite(metrics.psnr_db),
+            quantisation: metrics.quantisation,
+            codes_used: metrics.codes_used,
+            codes_share: self.share(metrics.codes_used),
+            perplexity: metrics.perplexity,
+            codes_restarted: metrics.codes_restarted,
+            gradient: metrics.gradient_length,
+            lr: metrics.rate,
+            adversarial: metrics.adversarial,
+            frames: step * self.job.config.data.batch as u64,
+            frames_per_s,
+        }
+    }
+
+    fn share(&self, codes: usize) -> f64 {
+        codes as f64 / self.job.spec.num_embeddings as f64
+    }
+
+    fn look_at_held_out(&self, tell: &mut dyn FnMut(&VqganFigures)) -> Result<()> {
+        let Some(held_out) = &self.job.held_out else {
             return Ok(());
         };
-        let (mut l1, mut l2, mut numbers) = (0.0, 0.0, 0.0);
-        let mut counts: BTreeMap<u32, f64> = BTreeMap::new();
-        let n = u32::try_from(held_out.n_frames()).unwrap_or(u32::MAX);
-        let frames: Vec<u32> = (0..n).collect();
-        for frames in frames.chunks(TOGETHER) {
-            let pixels = held_out.pixels(frames)?;
-            let (codes, pictures) = self.trainer.reconstruct(&pixels)?;
-            for code in codes.into_iter().flatten() {
-                *counts.entry(code).or_default() += 1.0;
-            }
-            let differences = (pixels - pictures.clamp(-1f32, 1f32)?)?;
-            let sum = |x: candle_core::Tensor| x.sum_all()?.to_scalar::<f32>();
-            l1 += f64::from(sum(differences.abs()?)?);
-            l2 += f64::from(sum(differences.sqr()?)?);
-            numbers += differences.elem_count() as f64;
+        let mut evaluation = Evaluation::default();
+        let (n, batch) = (held_out.n_frames(), self.job.config.data.batch);
+        for first in (0..n).step_by(batch) {
+            let pixels = held_out.pixels(first..n.min(first + batch))?;
+            let looked = self.trainer.evaluate(&pixels, &mut evaluation);
+            looked.doing(|| "held-out frames")?;
         }
-        let (l1, l2) = (l1 / numbers, l2 / numbers);
-        let all: f64 = counts.values().sum();
-        let entropy: f64 = counts.values().map(|n| -(n / all) * (n / all).ln()).sum();
-        let figures = VqganFigures {
-            step: self.trainer.steps(),
-            held_out: true,
-            loss: 0.0,
-            l1,
-            l2,
-            // Pixels are two wide: from -1 to 1.
-            psnr_db: (10.0 * (4.0 / l2).log10()).min(PSNR_MAX),
-            codes_used: counts.len(),
-            perplexity: entropy.exp(),
-            codes_restarted: 0,
-            lr: 0.0,
-            frames_per_s: 0.0,
-            discriminator_loss: None,
-        };
+        let figures = self.of_held_out(&evaluation);
         self.metrics.append(&figures)?;
-        self.last_held_out = Some(figures);
         tell(&figures);
         Ok(())
+    }
+
+    fn of_held_out(&self, evaluation: &Evaluation) -> VqganFigures {
+        let options = self.job.config.options();
+        let step = self.trainer.steps();
+        let (codes_used, perplexity) = evaluation.usage();
+        VqganFigures {
+            step,
+            held_out: true,
+            loss: evaluation.loss(&options),
+            l1: evaluation.l1(),
+            l2: evaluation.l2(),
+            psnr_db: finite(evaluation.psnr_db()),
+            quantisation: evaluation.quantisation(),
+            codes_used,
+            codes_share: self.share(codes_used),
+            perplexity,
+            codes_restarted: 0,
+            gradient: 0.0,
+            lr: options.schedule.at(step.saturating_sub(1)),
+            adversarial: None,
+            frames: step * self.job.config.data.batch as u64,
+            frames_per_s: 0.0,
+        }
     }
 
     fn save(&self, run: &RunDirectory) -> Result<()> {
         let State { tensors, counters } = self.trainer.export()?;
         run.write_checkpoint(counters.steps, &counters, &[(STATE, &tensors)])?;
-        let title = self.config.description.as_deref().unwrap_or("training");
-        let title = format!("{title}: codebook of {}", self.spec.num_embeddings);
-        let curves = curves(&self.metrics.read()?);
-        write_plot(&run.file("psnr.svg"), &title, "PSNR, decibels", &curves)
+        let title = self.job.config.description.as_deref();
+        let plot = Plot {
+            title: title.unwrap_or("training of a VQGAN"),
+            unit: "mean difference, pixels from -1 to 1",
+            curves: &CURVES,
+        };
+        write_plot(&run.file("loss.svg"), &plot, &self.metrics.read()?)
     }
 }
 
 /// The weights that a run begins with.
-fn parameters(config: &VqganConfig, spec: &VqganSpec) -> Result<Parameters> {
-    match &config.model.init {
-        None => Ok(first_parameters(spec, config.seed)?),
+fn first(job: &VqganJob) -> Result<Parameters> {
+    match &job.config.model.init {
+        None => first_parameters(&job.spec, job.config.seed),
         Some(dir) => {
             let doing = || format!("take the VQGAN of {}", dir.display());
-            let mut weights = weights_of_directory(dir)?;
-            Parameters::of_weights(&vqgan_tensors(spec), &mut weights).doing(doing)
+            let mut weights = weights_of_directory(dir).doing(doing)?;
+            Parameters::of_weights(&vqgan_tensors(&job.spec), &mut weights).doing(doing)
         }
     }
-}
-
-fn of_step(metrics: &Metrics) -> VqganFigures {
-    VqganFigures {
-        step: metrics.step + 1,
-        held_out: false,
-        loss: metrics.loss,
-        l1: metrics.l1,
-        l2: metrics.l2,
-        psnr_db: metrics.psnr_db.min(PSNR_MAX),
-        codes_used: metrics.codes_used,
-        perplexity: metrics.perplexity,
-        codes_restarted: metrics.codes_restarted,
-        lr: metrics.rate,
-        frames_per_s: 0.0,
-        discriminator_loss: metrics.adversarial.map(|a| a.discriminator_loss),
-    }
-}
-
-fn curves(figures: &[VqganFigures]) -> [Curve; 2] {
-    let of = |held_out: bool| {
-        let chosen = figures.iter().filter(|f| f.held_out == held_out);
-        chosen.map(|f| (f.step, f.psnr_db)).collect()
-    };
-    [
-        Curve {
-            name: "trained on",
-            points: of(false),
-        },
-        Curve {
-            name: "held out",
-            points: of(true),
-        },
-    ]
 }

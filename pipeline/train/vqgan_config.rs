@@ -1,18 +1,24 @@
-//! A VQGAN's training as written: `configs/train/*-vqgan.toml`.
+//! The training of a VQGAN as written.
 
 use std::path::{Path, PathBuf};
 
-use longreel_models::training::vqgan::options::VqganOptions;
-use serde::{Deserialize, Serialize};
+use longreel_models::{
+    checkpoint::import_hf::vqgan_of_directory,
+    spec::{VqganSpec, model_file::vqgan_of_file},
+    training::vqgan::options::VqganOptions,
+};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
-    error::{Context, Result},
-    sources::sampler::parse_rate,
-    train::config::{a_hundred, bad},
+    error::{Context, Error, Kind, Result},
+    sources::sampler::{Rate, parse_rate},
 };
 
-/// Most frames, steps or pictures that a file may ask for.
+/// Most steps, frames or pictures that a file may ask for.
 const MOST: u64 = 1 << 40;
+
+/// Most pictures of a batch: all of them are in memory with what their layers keep.
+const BATCH_MOST: u64 = 1 << 16;
 
 /// One run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,13 +27,9 @@ pub struct VqganConfig {
     /// One line for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Where the network comes from.
-    pub model: VqganModelConfig,
-    /// What it learns from.
-    pub data: VqganDataConfig,
     /// Steps in all.
     pub steps: u64,
-    /// Of the first weights, and of the order of frames.
+    /// Of the first weights, of the order of frames, and of what dead codes become.
     #[serde(default)]
     pub seed: u64,
     /// A checkpoint every so many steps.
@@ -36,43 +38,71 @@ pub struct VqganConfig {
     /// The held-out frames are looked at every so many steps.
     #[serde(default = "a_hundred")]
     pub evaluate_every: u64,
+    /// Where the network comes from.
+    pub model: VqganModelConfig,
+    /// What it learns from.
+    pub data: FramesConfig,
     /// Losses, optimizer, learning rate, codebook.
+    #[serde(default)]
     pub recipe: VqganOptions,
 }
 
-/// Where a network comes from.
+/// Where a VQGAN comes from: exactly one of these.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VqganModelConfig {
-    /// A model file with a VQGAN: random weights.
+    /// A model file with a `[vqgan]` table: random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<PathBuf>,
-    /// A model directory, whose VQGAN is trained on.
+    /// A model directory whose VQGAN is trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
+    /// Its shape: random weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vqgan: Option<VqganSpec>,
 }
 
-/// What a network learns from.
+/// What a VQGAN learns from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct VqganDataConfig {
-    /// Videos or pictures, or folders of them.
+pub struct FramesConfig {
+    /// Videos, or folders of videos.
     pub train: Vec<PathBuf>,
     /// Held-out ones.
     #[serde(default)]
     pub held_out: Vec<PathBuf>,
-    /// Frames that are taken of a second.
-    #[serde(default = "one_a_second")]
+    /// Frames in a second, as a number or a fraction.
+    #[serde(default = "one_a_second", deserialize_with = "rate_text")]
     pub fps: String,
-    /// Most frames of all.
+    /// Most frames of all videos of a list; those behind them are left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frames_max: Option<u64>,
     /// Frames of a step.
     pub batch: usize,
 }
 
+fn a_hundred() -> u64 {
+    100
+}
+
 fn one_a_second() -> String {
     "1".to_owned()
+}
+
+/// `fps = 1`, `fps = 0.5` and `fps = "30000/1001"`.
+fn rate_text<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a number, or a fraction as a text")]
+    enum Written {
+        Whole(u64),
+        Decimal(f64),
+        Text(String),
+    }
+    Ok(match Written::deserialize(deserializer)? {
+        Written::Whole(n) => n.to_string(),
+        Written::Decimal(x) => x.to_string(),
+        Written::Text(text) => text,
+    })
 }
 
 impl VqganConfig {
@@ -102,8 +132,9 @@ impl VqganConfig {
 
     fn inside(mut self, folder: &Path) -> Self {
         let single = [&mut self.model.spec, &mut self.model.init];
+        let paths = single.into_iter().flatten();
         let data = self.data.train.iter_mut().chain(&mut self.data.held_out);
-        for path in single.into_iter().flatten().chain(data) {
+        for path in paths.chain(data) {
             let inside = folder.join(&*path);
             *path = std::path::absolute(&inside).unwrap_or(inside);
         }
@@ -113,28 +144,78 @@ impl VqganConfig {
     /// # Errors
     /// `BadInput` naming the key, its value and what it may be.
     pub fn validate(&self) -> Result<()> {
+        let (model, data) = (&self.model, &self.data);
         let counts = [
-            ("steps", self.steps),
-            ("checkpoint_every", self.checkpoint_every),
-            ("evaluate_every", self.evaluate_every),
-            ("data.frames_max", self.data.frames_max.unwrap_or(1)),
-            ("data.batch", self.data.batch as u64),
+            ("steps", self.steps, MOST),
+            ("checkpoint_every", self.checkpoint_every, MOST),
+            ("evaluate_every", self.evaluate_every, MOST),
+            ("data.batch", data.batch as u64, BATCH_MOST),
+            ("data.frames_max", data.frames_max.unwrap_or(1), MOST),
         ];
-        for (key, value) in counts {
-            if !(1..=MOST).contains(&value) {
-                return Err(bad(format!("{key} is {value}, expected 1 to {MOST}")));
+        for (key, value, most) in counts {
+            if !(1..=most).contains(&value) {
+                return Err(bad(format!("{key} is {value}, expected 1 to {most}")));
             }
         }
-        if self.data.train.is_empty() {
-            return Err(bad("data.train is empty, expected at least one file".into()));
+        if data.train.is_empty() {
+            let message = "data.train is empty, expected at least one video or folder";
+            return Err(bad(message.into()));
         }
-        parse_rate(&self.data.fps).doing(|| "data.fps")?;
-        self.recipe.validate().doing(|| "recipe")?;
-        match (&self.model.spec, &self.model.init) {
-            (Some(_), Some(_)) | (None, None) => Err(bad(
-                "model.spec and model.init: expected exactly one of them".into(),
-            )),
-            _ => Ok(()),
+        self.rate()?;
+        let sources = [
+            model.spec.is_some(),
+            model.init.is_some(),
+            model.vqgan.is_some(),
+        ];
+        if sources.into_iter().filter(|&is_there| is_there).count() != 1 {
+            let message = "model.spec, model.init and [model.vqgan]: expected exactly one of them";
+            return Err(bad(message.into()));
+        }
+        if let Some(vqgan) = &model.vqgan {
+            vqgan.validate().doing(|| "model.vqgan")?;
+        }
+        if self.recipe.seed != 0 {
+            let seed = self.recipe.seed;
+            let message = format!("recipe.seed is {seed}, expected none: `seed` stands for all");
+            return Err(bad(message));
+        }
+        self.recipe.validate().doing(|| "recipe")
+    }
+
+    /// Frames in a second.
+    ///
+    /// # Errors
+    /// `BadInput` for a text that is no rate.
+    pub fn rate(&self) -> Result<Rate> {
+        parse_rate(&self.data.fps).map_err(|e| bad(format!("data.fps: {e}")))
+    }
+
+    /// What the trainer is told: the recipe, with the run's seed.
+    pub fn options(&self) -> VqganOptions {
+        VqganOptions {
+            seed: self.seed,
+            ..self.recipe.clone()
         }
     }
+
+    /// The shape of the network.
+    ///
+    /// # Errors
+    /// `BadInput` for a file or a directory without one.
+    pub fn shape(&self) -> Result<VqganSpec> {
+        match (&self.model.vqgan, &self.model.spec, &self.model.init) {
+            (Some(vqgan), ..) => Ok(vqgan.clone()),
+            (_, Some(path), _) => {
+                let doing = || format!("read {}", path.display());
+                let text = std::fs::read_to_string(path).doing(doing)?;
+                vqgan_of_file(&text).doing(doing)
+            }
+            (.., Some(dir)) => vqgan_of_directory(dir),
+            _ => Err(bad("the model is missing, expected one".into())),
+        }
+    }
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
 }

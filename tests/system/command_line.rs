@@ -68,6 +68,7 @@ fn every_verb_has_help_with_an_example() {
         "import",
         "models",
         "plan",
+        "train",
         "bench",
     ] {
         let run = longreel(&[verb, "--help"]);

@@ -18,3 +18,4 @@ mod synth;
 mod systems;
 mod tidy;
 mod train;
+mod train_vqgan;

@@ -29,6 +29,8 @@ pub mod initial;
 
 mod network;
 
+pub mod evaluation;
+
 pub mod state;
 
 pub mod trainer;

@@ -12,13 +12,12 @@ use crate::{
         optimizer::{Moments, length},
         parameters::{ByName, Parameters},
         vqgan::{
-            codebook::{Assigned, Averages, restarts, usage, wait},
+            codebook::{Assigned, Averages, restarts, wait},
             discriminator::{self, Discriminator},
+            evaluation::Evaluation,
             initial::drawn,
             layers::{Kept, Picture, Source},
-            losses::{
-                Differences, Origin, adaptive_weight, differences_back, hinge, hinge_back, psnr_db,
-            },
+            losses::{Origin, adaptive_weight, differences_back, hinge, hinge_back},
             network::{CodebookShares, Network, Passed},
             options::{Adversarial, CodebookRule, VqganOptions},
             places::Places,
@@ -300,6 +299,19 @@ impl VqganTrainer {
         Ok((passed.into_iter().map(|p| p.codes).collect(), pictures))
     }
 
+    /// pixels `[n, side, side, 3]` → added to `evaluation`; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`VqganTrainer::step`].
+    pub fn evaluate(&self, pixels: &Tensor, evaluation: &mut Evaluation) -> Result<()> {
+        let network = Network::load(self.generator.source(), &self.spec)?;
+        let frames = self.frames(pixels)?;
+        let passed = frames.par_iter().map(|frame| network.run(frame.clone()));
+        let passed: Vec<Passed> = passed.collect();
+        evaluation.add(&network, &frames, &passed, self.spec.num_embeddings);
+        Ok(())
+    }
+
     /// # Errors
     /// `BadInput` for pixels that do not fit, `Compute` for one that is no number.
     fn frames(&self, pixels: &Tensor) -> Result<Vec<Picture>> {
@@ -367,47 +379,23 @@ impl VqganTrainer {
 
     /// All but what the discriminator adds.
     fn measured(&self, network: &Network, frames: &[Picture], passed: &[Passed]) -> Metrics {
-        let pairs = frames.par_iter().zip(passed);
-        let parts = pairs.map(|(frame, passed)| {
-            let differences = Differences::of(&passed.picture.data, &frame.data);
-            (differences, network.distance(passed))
-        });
-        let parts: Vec<(Differences, f64)> = parts.collect();
-        let zero = (Differences::default(), 0.0);
-        let add = |(a, x): (Differences, f64), (b, y)| (a.plus(b), x + y);
-        let (sums, distance) = parts.into_iter().fold(zero, add);
-        let numbers = frames.iter().map(|f| f.data.len()).sum::<usize>() as f64;
-        let (l1, l2) = (sums.absolute / numbers, sums.squared / numbers);
-        let quantisation = distance / self.latent_numbers(frames.len());
-        let options = &self.options;
-        let of_codebook = match options.codebook {
-            CodebookRule::Loss => 1.0 + options.commitment,
-            CodebookRule::Average { .. } => options.commitment,
-        };
-        let counts = self.counts(passed.iter().flat_map(|p| &p.codes));
-        let (codes_used, perplexity) = usage(&counts);
+        let mut evaluation = Evaluation::default();
+        evaluation.add(network, frames, passed, self.spec.num_embeddings);
+        let (codes_used, perplexity) = evaluation.usage();
         Metrics {
             step: self.steps(),
-            rate: options.schedule.at(self.steps()),
-            loss: options.l1_weight * l1
-                + options.l2_weight * l2
-                + options.codebook_weight * of_codebook * quantisation,
-            l1,
-            l2,
-            quantisation,
-            psnr_db: psnr_db(sums.shown / numbers),
+            rate: self.options.schedule.at(self.steps()),
+            loss: evaluation.loss(&self.options),
+            l1: evaluation.l1(),
+            l2: evaluation.l2(),
+            quantisation: evaluation.quantisation(),
+            psnr_db: evaluation.psnr_db(),
             codes_used,
             perplexity,
             codes_restarted: 0,
             gradient_length: 0.0,
             adversarial: None,
         }
-    }
-
-    fn counts<'a>(&self, codes: impl Iterator<Item = &'a u32>) -> Vec<u32> {
-        let mut counts = vec![0; self.spec.num_embeddings];
-        codes.for_each(|&code| counts[code as usize] += 1);
-        counts
     }
 
     /// Gradients of the reconstruction loss by each picture.

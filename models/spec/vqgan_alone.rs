@@ -1,0 +1,58 @@
+//! A VQGAN without a decoder: what `train vqgan` leaves, and what turns frames into codes and back.
+
+use serde::{Deserialize, Serialize};
+
+use super::{VqganSpec, bad};
+use crate::error::{Error, Kind, Result};
+
+/// The `config.json` of its model directory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VqganAlone {
+    /// What tells the file from those of other models.
+    pub model_type: VqganType,
+    /// One line for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Its shape.
+    pub vqgan: VqganSpec,
+}
+
+/// The one kind that such a file names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VqganType {
+    /// `vqgan`.
+    #[default]
+    Vqgan,
+}
+
+impl VqganAlone {
+    /// One of shape `vqgan`.
+    pub fn new(vqgan: VqganSpec, description: Option<String>) -> Self {
+        Self {
+            model_type: VqganType::Vqgan,
+            description,
+            vqgan,
+        }
+    }
+
+    /// Parses and validates a `config.json` written by [`VqganAlone::to_json`].
+    ///
+    /// # Errors
+    /// `BadInput` for an unknown key or a shape that cannot be.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let alone: Self = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        alone.vqgan.validate()?;
+        Ok(alone)
+    }
+
+    /// The `config.json` of a model directory.
+    ///
+    /// # Errors
+    /// `Internal` when it cannot be serialised.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self)
+            .map_err(|e| Error::with_source(Kind::Internal, "serialise config.json", e))
+    }
+}
