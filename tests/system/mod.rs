@@ -6,6 +6,7 @@ mod bench;
 mod chooser;
 mod command_line;
 mod decode;
+mod demo;
 mod fuzz_corpus;
 mod gguf;
 mod hub;

@@ -1,0 +1,394 @@
+//! What the demo model was made with and what it says: lines of clips, a tokenizer, answers counted.
+
+use std::path::{Path, PathBuf};
+
+use longreel::{
+    encoder::{EncoderModel, PixelBudget},
+    sources::sampler::{Rate, Sampling},
+    stages::progress::Counter,
+    train::lines::{LineRules, write_lines},
+};
+use longreel_models::{
+    context::{prompt::FrameTerminators, tokenizer::Tokenizer},
+    spec::ModelSpec,
+    training::{
+        data::example::{ExampleRules, FieldsOf, VisionRules},
+        tokenizer::learn,
+    },
+};
+use proptest::prelude::*;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::longreel::{command, longreel};
+
+/// The model that comes with the program.
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo")
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// A folder with clips in `clips`.
+fn clips(n: u64, more: &[&str]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let out = text(&dir.path().join("clips"));
+    let n = n.to_string();
+    let mut args = vec![
+        "synth", "--out", &out, "--clips", &n, "--side", "64", "--fps", "1", "--split", "test",
+    ];
+    args.extend(more);
+    assert_eq!(longreel(&args).code, 0);
+    dir
+}
+
+fn lines_of(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect()
+}
+
+/// Ids of the example that a line is to the demo model, and which of them are predicted.
+fn example(line: &Value) -> (Vec<u32>, Vec<f32>) {
+    let config = std::fs::read_to_string(model().join("config.json")).unwrap();
+    let spec = ModelSpec::from_json(&config).unwrap();
+    let vqgan = spec.vqgan.as_ref().unwrap();
+    let tokenizer = Tokenizer::open(&model()).unwrap();
+    let rules = ExampleRules {
+        tokenizer: &tokenizer,
+        fields: FieldsOf::Line("fields".into()),
+        vision: Some(VisionRules {
+            codes_per_frame: vqgan.codes_per_frame(),
+            terminators: FrameTerminators::from(&spec),
+            codebook: vqgan.num_embeddings,
+            n_frames_max: None,
+        }),
+        open_codes: &|name| panic!("the line names {name}"),
+    };
+    let example = rules.example(&line.to_string(), 0).unwrap();
+    let ids = example.tokens.iter().map(|token| token.id()).collect();
+    (ids, example.loss)
+}
+
+#[test]
+fn a_line_is_what_ask_and_its_follow_ups_put_into_the_context() {
+    let dir = clips(1, &["--length", "3", "--difficulty", "2"]);
+    let (clips, out) = (dir.path().join("clips"), dir.path().join("lines.jsonl"));
+    let made = longreel(&[
+        "train",
+        "make-lines",
+        &text(&clips),
+        "--model",
+        &text(&model()),
+        "--out",
+        &text(&out),
+        "--questions",
+        "2",
+        "--json",
+    ]);
+    let made = made.json();
+    let lines = lines_of(&out);
+    assert_eq!(made["lines"], lines.len());
+    let line = &lines[0];
+    let word = |key: &str, before: &str, behind: &str| {
+        let text = line[key].as_str().unwrap();
+        let text = text.strip_prefix(before).unwrap();
+        text.strip_suffix(behind).unwrap().to_owned()
+    };
+    let first = word("question_0", "You are a helpful assistant. USER: ", "\n");
+    let second = word("question_1", " USER: ", " ASSISTANT:");
+    let mut ask = command();
+    ask.args(["ask", &text(&clips.join("clips/000000.mp4")), &first]);
+    ask.args([
+        "--json",
+        "--debug-ids",
+        "--interactive",
+        "--model",
+        &text(&model()),
+    ]);
+    ask.stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped());
+    let mut asked = ask.spawn().unwrap();
+    {
+        use std::io::Write;
+        writeln!(asked.stdin.take().unwrap(), "{second}").unwrap();
+    }
+    let asked = asked.wait_with_output().unwrap();
+    let asked: Value = serde_json::from_slice(&asked.stdout).unwrap();
+    let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    let prompt = ids(&asked["prompt_ids"]);
+    let (of_line, loss) = example(line);
+    assert_eq!(of_line[..prompt.len()], prompt);
+    // What is asked is not predicted; the answer is, with its end.
+    let first_answer = loss[prompt.len()..]
+        .iter()
+        .take_while(|&&l| l == 1.0)
+        .count();
+    assert!(first_answer >= 2, "{first_answer} tokens of an answer");
+    let behind = prompt.len() + first_answer;
+    let n = asked["follow_ups"][0]["prompt_tokens"].as_u64().unwrap() as usize;
+    assert!(loss[behind..behind + n].iter().all(|&l| l == 0.0));
+    assert_eq!(loss[behind + n], 1.0);
+}
+
+#[test]
+fn lines_go_on_behind_whole_clips_and_come_out_the_same() {
+    let dir = clips(
+        5,
+        &["--length", "2", "--difficulty", "2", "--per-kind", "2"],
+    );
+    let path = |name: &str| dir.path().join(name);
+    let encoder = EncoderModel::open(&model(), &PixelBudget::default()).unwrap();
+    let rules = LineRules {
+        sampling: Sampling::Fps(Rate::new(1, 1).unwrap()),
+        questions: 3,
+        seed: 1,
+        predicts_codes: true,
+    };
+    let write = |out: &Path| {
+        let (clips, done) = (path("clips"), Counter::default());
+        write_lines(&clips, &encoder, &rules, out, &done, &Default::default()).unwrap()
+    };
+    let (whole, cut) = (path("whole.jsonl"), path("cut.jsonl"));
+    let written = write(&whole);
+    assert_eq!((written.clips, written.kept), (5, 0));
+    let all = std::fs::read(&whole).unwrap();
+    // Every place that a kill may leave, in steps; the head is what the partial file begins with.
+    let head = {
+        let stopped = longreel::cancel::Cancel::new();
+        stopped.cancel();
+        let clips = path("clips");
+        let done = Counter::default();
+        write_lines(&clips, &encoder, &rules, &cut, &done, &stopped).unwrap_err();
+        std::fs::read(path("cut.jsonl.partial")).unwrap()
+    };
+    for at in [0, 1, all.len() / 3, all.len() / 2, all.len() - 1] {
+        let mut partial = head.clone();
+        partial.extend_from_slice(&all[..at]);
+        std::fs::write(path("cut.jsonl.partial"), &partial).unwrap();
+        let written = write(&cut);
+        assert_eq!(std::fs::read(&cut).unwrap(), all, "cut at {at}");
+        assert_eq!(written.clips, 5);
+        assert_eq!(written.lines as usize, lines_of(&whole).len());
+    }
+}
+
+#[test]
+fn make_lines_refuses_what_it_cannot_use() {
+    let dir = clips(1, &["--length", "1"]);
+    let path = |name: &str| text(&dir.path().join(name));
+    std::fs::write(path("there.jsonl"), "").unwrap();
+    let make = |clips: &str, out: &str, more: &[&str]| {
+        let model = text(&model());
+        let mut args = vec![
+            "train",
+            "make-lines",
+            clips,
+            "--out",
+            out,
+            "--model",
+            &model,
+        ];
+        args.extend(more);
+        longreel(&args)
+    };
+    let (clips, out) = (path("clips"), path("out.jsonl"));
+    make(&clips, &path("there.jsonl"), &[]).refused(2, "--force replaces it");
+    make(&path("nothing"), &out, &[]).refused(2, "questions.jsonl");
+    make(&clips, &out, &["--questions", "0"]).refused(2, "--questions is 0");
+    make(&clips, &out, &["--fps", "0"]).refused(2, "--fps");
+}
+
+#[test]
+fn a_learned_tokenizer_writes_any_text_and_digits_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&dir.path().join(name));
+    let lines =
+        r#"{"question": "What colour is the circle?", "vision": [1, 2], "fields": "[question]"}"#;
+    std::fs::write(path("lines.jsonl"), format!("{lines}\n").repeat(20)).unwrap();
+    let run = longreel(&[
+        "train",
+        "tokenizer",
+        &path("lines.jsonl"),
+        "--vocab-size",
+        "300",
+        "--out",
+        &path("tokenizer"),
+        "--json",
+    ]);
+    assert!(run.json()["vocab_size"].as_u64().unwrap() <= 300);
+    let tokenizer = Tokenizer::open(Path::new(&path("tokenizer"))).unwrap();
+    let ids = tokenizer.encode("What colour is the circle?").unwrap();
+    assert_eq!(ids.len(), 6, "{ids:?}");
+    let digits = tokenizer.encode_plain("2026").unwrap();
+    assert_eq!(digits.len(), 4, "{digits:?}");
+    longreel(&[
+        "train",
+        "tokenizer",
+        &path("lines.jsonl"),
+        "--vocab-size",
+        "100",
+        "--out",
+        &path("x"),
+    ])
+    .refused(2, "expected at least 259");
+    std::fs::write(path("empty.txt"), "").unwrap();
+    longreel(&[
+        "train",
+        "tokenizer",
+        &path("empty.txt"),
+        "--out",
+        &path("x"),
+    ])
+    .refused(2, "no text");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Bytes are tokens, so that nothing is unknown.
+    #[test]
+    fn any_text_comes_back(written in "\\PC{0,40}") {
+        let files = learn(["a red circle", "a blue star"].iter(), 280).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), files.tokenizer).unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), files.config).unwrap();
+        let tokenizer = Tokenizer::open(dir.path()).unwrap();
+        let ids = tokenizer.encode_plain(&written).unwrap();
+        let mut stream = tokenizer.stream();
+        let mut back = String::new();
+        for id in ids {
+            back.extend(stream.push(id).unwrap());
+        }
+        back += &stream.finish().unwrap();
+        prop_assert_eq!(back, written);
+    }
+}
+
+#[test]
+fn answers_are_counted_by_kind_and_a_blind_model_is_told_apart() {
+    let dir = clips(24, &["--length", "8", "--difficulty", "2"]);
+    let (clips, said) = (
+        text(&dir.path().join("clips")),
+        dir.path().join("said.jsonl"),
+    );
+    let model = text(&model());
+    let bench = |more: &[&str]| {
+        let mut args = vec!["bench", "answers", &clips, "--model", &model, "--json"];
+        args.extend(more);
+        longreel(&args).json()
+    };
+    let seeing = bench(&["--answers", &text(&said)]);
+    let blind = bench(&["--noise"]);
+    let row = |report: &Value, kind: &str| {
+        let rows = report["kinds"].as_array().unwrap();
+        rows.iter().find(|row| row["kind"] == kind).unwrap().clone()
+    };
+    let (all, noise) = (row(&seeing, "all"), row(&blind, "all"));
+    let answers = lines_of(&said);
+    let right = answers.iter().filter(|a| a["exact"] == true).count();
+    assert_eq!(
+        (all["asked"].as_u64(), all["right"].as_u64()),
+        (Some(answers.len() as u64), Some(right as u64))
+    );
+    let share = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    assert!(share(&all, "accuracy") > 0.8, "{all}");
+    assert!(
+        share(&noise, "accuracy") < share(&noise, "prior_by_form") + 0.1,
+        "{noise}"
+    );
+}
+
+#[test]
+fn needles_are_drawn_by_length_and_depth() {
+    let other_clips = clips(1, &["--length", "2"]);
+    let dir = clips(4, &["--needle", "--length", "2,4", "--depth", "0,100"]);
+    let (clips, map) = (text(&dir.path().join("clips")), dir.path().join("map.svg"));
+    let model = text(&model());
+    let report = longreel(&[
+        "bench",
+        "answers",
+        &clips,
+        "--model",
+        &model,
+        "--heat-map",
+        &text(&map),
+        "--json",
+    ])
+    .json();
+    let cells = report["needles"].as_array().unwrap();
+    let places: Vec<(u64, u64)> = cells
+        .iter()
+        .map(|c| {
+            (
+                c["seconds"].as_u64().unwrap(),
+                c["depth_tenths"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(places, [(2, 0), (2, 10), (4, 0), (4, 10)]);
+    let svg = std::fs::read_to_string(map).unwrap();
+    assert!(svg.contains("4 s") && svg.contains("100%"), "{svg}");
+    let others = text(&other_clips.path().join("clips"));
+    longreel(&[
+        "bench",
+        "answers",
+        &others,
+        "--model",
+        &model,
+        "--heat-map",
+        &text(&dir.path().join("none.svg")),
+    ])
+    .refused(2, "have no needles");
+}
+
+#[test]
+fn the_demo_answers_of_a_clip_made_on_the_spot() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let demo = |seed: &str| {
+        let mut command = command();
+        command.env("XDG_CACHE_HOME", home.path());
+        command.args([
+            "demo",
+            "--out",
+            &text(dir.path()),
+            "--seed",
+            seed,
+            "--json",
+            "-q",
+        ]);
+        let output = command.output().unwrap();
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        json
+    };
+    let (first, again, other) = (demo("5"), demo("5"), demo("6"));
+    assert_eq!(
+        first["answers"][0]["question"],
+        again["answers"][0]["question"]
+    );
+    assert_ne!(first["answers"], other["answers"]);
+    assert_eq!(first["video"][0]["pts"].as_array().unwrap().len(), 8);
+    let asked = first["answers"].as_array().unwrap().len() as u64;
+    let right = first["right"].as_u64().unwrap();
+    assert!(right * 10 >= asked * 7, "{first:#}");
+}
+
+#[test]
+fn ask_without_a_model_says_which_one_answers() {
+    let dir = clips(1, &["--length", "3", "--seed", "3"]);
+    let home = tempfile::tempdir().unwrap();
+    let mut ask = command();
+    ask.env("XDG_CACHE_HOME", home.path());
+    ask.args(["ask", &text(&dir.path().join("clips/clips/000000.mp4"))]);
+    ask.arg("What is shown at second 0?");
+    let output = ask.output().unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("the demo model answers"), "{said}");
+    let answer = String::from_utf8_lossy(&output.stdout);
+    assert!(answer.trim().starts_with('a'), "{answer}");
+}
