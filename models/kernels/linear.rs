@@ -81,7 +81,7 @@ per_level! {
 #[inline(always)]
 fn each_record_body<W: Element>(x: &[f32], records: &[W], skip: usize, y: &mut [f32]) {
     for (record, y) in records.chunks_exact(skip + x.len()).zip(y) {
-        *y = dots::<W, 1>([x], &record[skip..])[0];
+        *y = dot(x, &record[skip..]);
     }
 }
 
@@ -160,44 +160,29 @@ fn stream_body<W: Element>(x: &[f32], w: &[W], d: usize, y: Columns, stride: usi
             // output, and in a column that no other task writes.
             unsafe { *y.0.add(i * stride + j) = value };
         };
-        let mut fours = x.chunks_exact(4 * d);
-        let mut i = 0;
-        for four in &mut fours {
-            let x = std::array::from_fn(|r| &four[r * d..(r + 1) * d]);
-            for value in dots::<W, 4>(x, row) {
-                store(i, value);
-                i += 1;
-            }
-        }
-        for one in fours.remainder().chunks_exact(d) {
-            store(i, dots::<W, 1>([one], row)[0]);
-            i += 1;
+        // One row of x after another: a weight row stays in the nearest cache, and the compiler keeps the sums of
+        // one in registers, which it does not do with those of four.
+        for (i, x) in x.chunks_exact(d).enumerate() {
+            store(i, dot(x, row));
         }
     }
 }
 
-/// x `R` times `[d]`, row `[d]` → `x[r] · row`, in 32 lanes each.
+/// x, row `[d]` → their dot product, in 32 lanes.
 #[inline(always)]
-fn dots<W: Element, const R: usize>(x: [&[f32]; R], row: &[W]) -> [f32; R] {
+fn dot<W: Element>(x: &[f32], row: &[W]) -> f32 {
     const LANES: usize = 32;
-    let mut sums = [[0f32; LANES]; R];
+    let mut sums = [0f32; LANES];
     let whole = row.len() / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
-        let mut wide = [0f32; LANES];
-        for (wide, &w) in wide.iter_mut().zip(&row[at..at + LANES]) {
-            *wide = w.widen();
-        }
-        for (sums, x) in sums.iter_mut().zip(x) {
-            for ((sum, &x), &w) in sums.iter_mut().zip(&x[at..at + LANES]).zip(&wide) {
-                *sum = x.mul_add(w, *sum);
-            }
+        let numbers = x[at..at + LANES].iter().zip(&row[at..at + LANES]);
+        for (sum, (&x, &w)) in sums.iter_mut().zip(numbers) {
+            *sum = x.mul_add(w.widen(), *sum);
         }
     }
-    std::array::from_fn(|r| {
-        let rest = x[r][whole..].iter().zip(&row[whole..]);
-        let rest: f32 = rest.map(|(&x, &w)| x * w.widen()).sum();
-        sums[r].iter().sum::<f32>() + rest
-    })
+    let rest = x[whole..].iter().zip(&row[whole..]);
+    let rest: f32 = rest.map(|(&x, &w)| x * w.widen()).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 /// Weight rows of a task: two panels of the widest vectors.

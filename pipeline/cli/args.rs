@@ -592,6 +592,10 @@ pub struct SynthArgs {
     #[arg(long, default_value_t = 0, value_name = "LEVELS")]
     pub noise: u8,
 
+    /// Black backgrounds only.
+    #[arg(long)]
+    pub plain: bool,
+
     /// Only questions of these kinds.
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = QUESTION_NAMES)]
     pub kinds: Vec<String>,

@@ -102,6 +102,7 @@ fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
             split: Split::Test,
             lengths: vec![args.length],
             difficulty: OBJECTS,
+            plain: true,
             ..Recipe::default()
         },
     };

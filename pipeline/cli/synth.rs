@@ -83,6 +83,7 @@ fn collection(args: &SynthArgs) -> Result<Collection> {
             needle: args.needle,
             depths: args.depth.clone(),
             noise: args.noise,
+            plain: args.plain,
             kinds: args.kinds.iter().map(|k| kind(k)).collect::<Result<_>>()?,
             per_kind: args.per_kind,
         },

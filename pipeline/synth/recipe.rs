@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::{
     draws::Draws,
     questions::{Question, QuestionKind, questions},
-    world::{Script, World, words},
+    world::{Background, Script, World, words},
 };
 use crate::error::{Error, Kind, Result};
 
@@ -63,6 +63,9 @@ pub struct Recipe {
     pub depths: Vec<u32>,
     /// Levels of noise, 0 for none.
     pub noise: u8,
+    /// All backgrounds black.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
     /// What is asked; all that the clips are fit for when empty.
     pub kinds: Vec<QuestionKind>,
     /// Questions of each kind for a clip.
@@ -80,6 +83,7 @@ impl Default for Recipe {
             needle: false,
             depths: Vec::new(),
             noise: 0,
+            plain: false,
             kinds: Vec::new(),
             per_kind: 1,
         }
@@ -172,7 +176,11 @@ impl Recipe {
         for attempt in 0..ATTEMPTS {
             let seed = Draws::new(&[self.seed, index, attempt]).bits();
             let mut draws = Draws::new(&[seed]);
-            let script = world.script(seconds, self.noise, &mut draws);
+            let mut script = world.script(seconds, self.noise, &mut draws);
+            if self.plain {
+                let shots = script.shots.iter_mut();
+                shots.for_each(|shot| shot.background = Background::Black);
+            }
             if Split::of(&script) == self.split {
                 let questions = self.questions(&script, &mut draws);
                 return Ok(Clip {

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use candle_core::{Device, Tensor};
 use longreel_models::{
     checkpoint::{import_hf::weights_of_directory, layout::vqgan_tensors},
     spec::VqganSpec,
@@ -15,6 +16,8 @@ use longreel_models::{
         },
     },
 };
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -29,6 +32,9 @@ use crate::{
         vqgan_config::VqganConfig,
     },
 };
+
+/// Streams of draws from here on are those of mosaics; the others are those of orders.
+const MOSAICS: u64 = 1 << 48;
 
 /// The file of a checkpoint.
 const STATE: &str = "state.safetensors";
@@ -189,13 +195,27 @@ impl Training {
         Ok(())
     }
 
+    /// [`exchanged`], by draws that follow from the seed and the number of the step.
+    fn mosaic(&self, pixels: &Tensor) -> Result<Tensor> {
+        let spec = self.trainer.spec();
+        let mut draws = ChaCha8Rng::seed_from_u64(self.job.config.seed);
+        draws.set_stream(MOSAICS + self.trainer.steps());
+        let (n, side) = (pixels.dim(0)?, spec.resolution);
+        let mut frames = pixels.flatten_all()?.to_vec1()?;
+        exchanged(&mut frames, [n, side, side / spec.grid()], &mut draws);
+        Ok(Tensor::from_vec(frames, pixels.shape(), &Device::Cpu)?)
+    }
+
     fn step(&mut self, tell: &mut dyn FnMut(&VqganFigures)) -> Result<()> {
         let start = Instant::now();
         let batch = self.job.config.data.batch;
         let first = self.trainer.steps() * batch as u64;
         let n = self.job.train.n_frames();
         let numbers = (first..first + batch as u64).map(|place| self.order.at(place, n));
-        let pixels = self.job.train.pixels(numbers)?;
+        let mut pixels = self.job.train.pixels(numbers)?;
+        if self.job.config.data.mosaic {
+            pixels = self.mosaic(&pixels)?;
+        }
         let metrics = self.trainer.step(&pixels)?;
         let seconds = start.elapsed().as_secs_f64();
         let figures = self.of_step(&metrics, batch as f64 / seconds);
@@ -292,6 +312,28 @@ fn first(job: &VqganJob) -> Result<Parameters> {
             let doing = || format!("take the VQGAN of {}", dir.display());
             let mut weights = weights_of_directory(dir).doing(doing)?;
             Parameters::of_weights(&vqgan_tensors(&job.spec), &mut weights).doing(doing)
+        }
+    }
+}
+
+/// Red, green, blue.
+const RGB: usize = 3;
+
+/// frames `[n, side, side, 3]`, of which the first half exchange their cells of `cell` pixels: in each place of the
+/// grid they are dealt anew, by `draws`.
+fn exchanged(frames: &mut [f32], [n, side, cell]: [usize; 3], draws: &mut ChaCha8Rng) {
+    let (line, frame) = (cell * RGB, side * side * RGB);
+    let old = frames.to_vec();
+    let mut order: Vec<usize> = (0..n / 2).collect();
+    for place in 0..(side / cell).pow(2) {
+        order.shuffle(draws);
+        let (row, column) = (place / (side / cell), place % (side / cell));
+        for (to, &from) in order.iter().enumerate() {
+            for y in row * cell..(row + 1) * cell {
+                let at = (y * side + column * cell) * RGB;
+                let source = &old[from * frame + at..][..line];
+                frames[to * frame + at..][..line].copy_from_slice(source);
+            }
         }
     }
 }

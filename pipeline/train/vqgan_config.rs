@@ -79,6 +79,10 @@ pub struct FramesConfig {
     pub frames_max: Option<u64>,
     /// Frames of a step.
     pub batch: usize,
+    /// Half of the frames of a step exchange their cells: what a code stands for is then to be seen in its own cell,
+    /// which a decoder learns to read from fewer examples.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mosaic: bool,
 }
 
 fn a_hundred() -> u64 {

@@ -7,9 +7,28 @@ use std::{
 
 /// The pipeline's modules in the order in which they may import one another.
 const PIPELINE_ORDER: [&str; 22] = [
-    "error", "time", "cancel", "flow", "sources", "reel", "plan", "hub", "vectors", "encoder",
-    "shown", "model", "ranks", "stages", "search", "chooser", "synth", "train", "bench",
-    "demo_model", "cli", "main",
+    "error",
+    "time",
+    "cancel",
+    "flow",
+    "sources",
+    "reel",
+    "plan",
+    "hub",
+    "vectors",
+    "encoder",
+    "shown",
+    "model",
+    "ranks",
+    "stages",
+    "search",
+    "chooser",
+    "synth",
+    "train",
+    "bench",
+    "demo_model",
+    "cli",
+    "main",
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.

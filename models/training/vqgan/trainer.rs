@@ -236,6 +236,11 @@ impl VqganTrainer {
         Ok(State { tensors, counters })
     }
 
+    /// The shape.
+    pub fn spec(&self) -> &VqganSpec {
+        &self.spec
+    }
+
     /// The VQGAN's parameters, by the names that they have in a model directory.
     pub fn parameters(&self) -> &Parameters {
         &self.generator.parameters
