@@ -14,6 +14,8 @@ pub mod plot;
 
 pub mod decoder;
 
+pub mod partial;
+
 pub mod lines;
 
 pub mod tokenizer;
