@@ -20,6 +20,7 @@ mod signals;
 mod synth;
 mod train;
 mod train_data;
+mod train_make_qa;
 mod train_vqgan;
 
 use std::{

@@ -18,6 +18,10 @@ pub mod partial;
 
 pub mod lines;
 
+pub mod pairs;
+
+pub mod make_qa;
+
 pub mod tokenizer;
 
 pub mod frame_file;
