@@ -139,7 +139,7 @@ fn behind_mark(rest: &str) -> Option<&str> {
     let rest = behind_number.trim_start_matches(is_decoration);
     let is_end = |c: char| matches!(c, ':' | '：') || is_numbered && matches!(c, '.' | ')');
     let rest = rest.strip_prefix(is_end)?.trim_start_matches('*').trim();
-    Some(rest.strip_suffix("**").unwrap_or(rest))
+    Some(rest.strip_suffix("**").unwrap_or(rest).trim_end())
 }
 
 /// `text` without a `1.`, `1)`, `(1)` or `1:` before it.

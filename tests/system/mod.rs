@@ -9,6 +9,7 @@ mod decode;
 mod fuzz_corpus;
 mod gguf;
 mod hub;
+mod make_qa;
 mod reels;
 mod ring;
 mod sampler;
