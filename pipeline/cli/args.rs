@@ -953,6 +953,8 @@ pub enum TrainVerb {
     Vqgan(TrainVqganArgs),
     /// Turn clips with questions into the lines that a decoder is trained on.
     MakeLines(TrainMakeLinesArgs),
+    /// Have a model write questions and answers about a long text or video, as lines that a decoder is trained on.
+    MakeQa(TrainMakeQaArgs),
     /// Learn a tokenizer from texts.
     Tokenizer(TrainTokenizerArgs),
 }
@@ -1021,6 +1023,56 @@ pub struct TrainMakeLinesArgs {
     pub answers_only: bool,
 
     /// Replace FILE.jsonl.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `longreel train make-qa`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  longreel train make-qa book.txt --model chat/ --out qa.jsonl --context 32768\n  \
+                        longreel train make-qa archive.reel --model lwm/ --chunk 8 --pairs 3 --out qa.jsonl\n\n\
+                        INPUT is cut into chunks, and the model is asked for questions and answers about each. A line \
+                        holds as many chunks as its tokens allow, then all their questions; only answers are predicted. \
+                        A stopped run goes on where it was."
+)]
+pub struct TrainMakeQaArgs {
+    /// A text, or a reel of codes that `encode` made.
+    pub input: PathBuf,
+
+    /// The model that writes: a directory, org/name on the hub, or a GGUF file.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+
+    /// The file to write.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub out: PathBuf,
+
+    /// About so many tokens of text in a chunk, or frames of a reel [default: 1024 tokens, 16 frames].
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<usize>,
+
+    /// Most pairs of question and answer about a chunk.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub pairs: usize,
+
+    /// Most tokens of a line; those of the model's context when absent.
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+
+    /// Longest answer about a chunk, in tokens.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub max_new_tokens: usize,
+
+    /// What the model is asked, in place of the usual instruction: `{pairs}` stands for the number. It must ask for lines
+    /// `Question: ...` and `Answer: ...`.
+    #[arg(long, value_name = "FILE")]
+    pub prompt: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub draw: DrawArgs,
+
+    /// Replace FILE.jsonl, and what a stopped run with other options left of it.
     #[arg(long)]
     pub force: bool,
 }

@@ -22,6 +22,7 @@ mod step_bar;
 mod synth;
 mod train;
 mod train_data;
+mod train_make_qa;
 mod train_vqgan;
 
 use std::{

@@ -149,7 +149,8 @@ fn progress_line(progress: &Progress, elapsed: Duration) -> String {
         }
     };
     let mut line = format!(
-        "frames {}",
+        "{} {}",
+        progress.things.unwrap_or("frames"),
         of(
             progress.frames_encoded.get(),
             progress.frames_expected.get()

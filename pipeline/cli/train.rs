@@ -23,7 +23,7 @@ use crate::{
         args::{TrainDecoderArgs, TrainVerb, WeightDtypeArg},
         output::Voice,
         step_bar::StepBar,
-        train_data, train_vqgan,
+        train_data, train_make_qa, train_vqgan,
     },
     error::{Context, Error, Kind, Result},
     plan::peak_memory_bytes,
@@ -54,6 +54,7 @@ pub fn run(verb: TrainVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
         TrainVerb::Decoder(args) => decoder(&args, voice, cancel),
         TrainVerb::Vqgan(args) => train_vqgan::run(&args, voice, cancel),
         TrainVerb::MakeLines(args) => train_data::make_lines(&args, voice, cancel),
+        TrainVerb::MakeQa(args) => train_make_qa::run(&args, voice, cancel),
         TrainVerb::Tokenizer(args) => train_data::tokenizer(&args, voice),
     }
 }

@@ -9,6 +9,8 @@ use std::{
 /// Counters of one run. Every counter only grows.
 #[derive(Debug, Default)]
 pub struct Progress {
+    /// What the counters of frames count, where these are no frames.
+    pub things: Option<&'static str>,
     /// Frames that will come, 0 when unknown.
     pub frames_expected: Counter,
     /// Frames that left the decode stage.

@@ -1,11 +1,7 @@
 //! Clips with questions to the lines that a decoder is trained on: what `ask` would put into the context, with the
 //! answers.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use longreel_models::context::prompt::{CALL, further, opening};
 use rayon::prelude::*;
@@ -20,7 +16,6 @@ use crate::{
     sources::{
         file::FrameReader,
         sampler::{Sampling, TimeRange},
-        temporary::{persist, temporary_beside},
     },
     stages::progress::Counter,
     synth::{
@@ -28,6 +23,7 @@ use crate::{
         draws::Draws,
         questions::Question,
     },
+    train::partial::{OtherJob, Partial},
 };
 
 /// Clips that are encoded before their lines are written.
@@ -59,33 +55,54 @@ pub struct Written {
     pub questions: u64,
 }
 
-/// The line of a clip whose frames have `codes`: the first question stands before the frames, the others behind the
-/// answers, as `ask` and its follow-up questions have them.
-pub fn line(codes: &[u32], questions: &[Question], predicts_codes: bool) -> Value {
+/// What questions are asked about.
+#[derive(Debug, Clone, Copy)]
+pub enum Shown<'a> {
+    /// A video.
+    Codes {
+        /// Those of its frames.
+        codes: &'a [u32],
+        /// Whether they are predicted as well.
+        are_predicted: bool,
+    },
+    /// A text.
+    Document(&'a str),
+}
+
+/// The line of questions and answers about what is `shown`.
+///
+/// The first question stands before frames and behind a text, the others behind the answers, as `ask` and its follow-up
+/// questions have them.
+pub fn line<'q>(shown: Shown, pairs: impl IntoIterator<Item = (&'q str, &'q str)>) -> Value {
     let mut line = Map::new();
     let mut fields = Vec::new();
-    for (
-        i,
-        Question {
-            question, answer, ..
-        },
-    ) in questions.iter().enumerate()
-    {
-        let words = match i {
-            0 => opening(question),
+    if let Shown::Document(text) = shown {
+        line.insert("document".into(), text.into());
+        fields.push("[document]".to_owned());
+    }
+    for (i, (question, answer)) in pairs.into_iter().enumerate() {
+        let words = match (i, shown) {
+            (0, Shown::Codes { .. }) => opening(question),
             _ => further(question),
         };
         line.insert(format!("question_{i}"), words.into());
         line.insert(format!("answer_{i}"), format!(" {answer}").into());
-        match i {
-            0 => {
+        fields.push(match (i, shown) {
+            (
+                0,
+                Shown::Codes {
+                    codes,
+                    are_predicted,
+                },
+            ) => {
                 line.insert("vision".into(), codes.into());
                 line.insert("call".into(), CALL.into());
-                let vision = if predicts_codes { "vision" } else { "[vision]" };
-                fields.push(format!("[question_0],{vision},[call],answer_0"));
+                let vision = if are_predicted { "vision" } else { "[vision]" };
+                format!("[question_0],{vision},[call],answer_0")
             }
-            _ => fields.push(format!("<|eos|>,[question_{i}],answer_{i}")),
-        }
+            (0, Shown::Document(_)) => "[question_0],answer_0".to_owned(),
+            _ => format!("<|eos|>,[question_{i}],answer_{i}"),
+        });
     }
     line.insert("fields".into(), json!(fields.join(",")));
     line.into()
@@ -111,7 +128,14 @@ pub fn write_lines(
         "seed": rules.seed,
         "predicts_codes": rules.predicts_codes,
     });
-    let (mut partial, mut written) = Partial::open(out, &head)?;
+    let mut written = Written::default();
+    let is_last = |line: &Value| line["is_last"] == true;
+    let mut keep = |lines: &[Value]| {
+        written.clips += 1;
+        written.lines += lines.len() as u64;
+        written.questions += lines.iter().map(n_questions).sum::<u64>();
+    };
+    let mut partial = Partial::open(out, &head, OtherJob::IsReplaced, &is_last, &mut keep)?;
     let kept = written.clips;
     done.add(kept);
     let (mut waiting, mut number) = (Vec::new(), 0);
@@ -163,9 +187,18 @@ fn lines_of(
     }
     let lines = questions.chunks(rules.questions.max(1));
     let n = lines.len();
-    let mut lines: Vec<Value> = lines
-        .map(|questions| line(&codes, questions, rules.predicts_codes))
-        .collect();
+    let shown = Shown::Codes {
+        codes: &codes,
+        are_predicted: rules.predicts_codes,
+    };
+    let of_line = |questions: &[Question]| {
+        let pairs = questions.iter();
+        line(
+            shown,
+            pairs.map(|q| (q.question.as_str(), q.answer.as_str())),
+        )
+    };
+    let mut lines: Vec<Value> = lines.map(of_line).collect();
     for (i, line) in lines.iter_mut().enumerate() {
         line["clip"] = clip.video.as_str().into();
         line["is_last"] = (i + 1 == n).into();
@@ -184,83 +217,6 @@ fn codes_of(path: &Path, model: &EncoderModel, sampling: &Sampling) -> Result<Ve
         }
     }
     Ok(codes)
-}
-
-/// Lines that wait for the last one: what they are made by, then the lines themselves.
-struct Partial {
-    path: PathBuf,
-    file: File,
-}
-
-impl Partial {
-    /// The lines beside `out` that an earlier run wrote by the same `head`, without those of a clip that has not all.
-    fn open(out: &Path, head: &Value) -> Result<(Self, Written)> {
-        let mut path = out.as_os_str().to_owned();
-        path.push(".partial");
-        let path = PathBuf::from(path);
-        let doing = || format!("open {}", path.display());
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let mut file = options.open(&path).doing(doing)?;
-        let (mut written, end) = found(&file, head).doing(doing)?;
-        file.set_len(end).doing(doing)?;
-        file.seek(SeekFrom::Start(end)).doing(doing)?;
-        let mut partial = Self { path, file };
-        if end == 0 {
-            written = Written::default();
-            partial.append(std::slice::from_ref(head))?;
-        }
-        Ok((partial, written))
-    }
-
-    fn append(&mut self, lines: &[Value]) -> Result<()> {
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        let written = self.file.write_all(text.as_bytes());
-        written.doing(|| format!("write {}", self.path.display()))
-    }
-
-    /// Gives the lines their name.
-    fn finish(mut self, out: &Path) -> Result<()> {
-        let doing = || format!("write {}", out.display());
-        self.file.rewind().doing(doing)?;
-        let mut lines = BufReader::new(&self.file);
-        lines.skip_until(b'\n').doing(doing)?;
-        let mut whole = temporary_beside(out, "").doing(doing)?;
-        io::copy(&mut lines, &mut whole).doing(doing)?;
-        persist(whole, out)?;
-        fs::remove_file(&self.path).doing(|| format!("remove {}", self.path.display()))
-    }
-}
-
-/// What stands whole in `file`, and where it ends; nothing where it was not made by `head`.
-fn found(file: &File, head: &Value) -> Result<(Written, u64)> {
-    let mut reader = BufReader::new(file);
-    let mut text = String::new();
-    let mut next = |text: &mut String| -> Result<Option<(Value, u64)>> {
-        text.clear();
-        let bytes = reader.read_line(text)? as u64;
-        let is_whole = text.ends_with('\n');
-        let value = serde_json::from_str(text).ok().filter(|_| is_whole);
-        Ok(value.map(|value| (value, bytes)))
-    };
-    let mut end = match next(&mut text)? {
-        Some((value, bytes)) if value == *head => bytes,
-        _ => return Ok((Written::default(), 0)),
-    };
-    let (mut whole, mut of_clip, mut bytes_of_clip) = (Written::default(), Written::default(), 0);
-    while let Some((line, bytes)) = next(&mut text)? {
-        bytes_of_clip += bytes;
-        of_clip.lines += 1;
-        of_clip.questions += n_questions(&line);
-        if line["is_last"] == true {
-            whole.clips += 1;
-            whole.lines += of_clip.lines;
-            whole.questions += of_clip.questions;
-            end += bytes_of_clip;
-            (of_clip, bytes_of_clip) = (Written::default(), 0);
-        }
-    }
-    Ok((whole, end))
 }
 
 fn n_questions(line: &Value) -> u64 {

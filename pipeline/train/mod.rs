@@ -20,6 +20,12 @@ pub mod frame_file;
 
 pub mod vqgan;
 
+pub mod partial;
+
 pub mod lines;
+
+pub mod pairs;
+
+pub mod make_qa;
 
 pub mod tokenizer;

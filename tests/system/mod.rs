@@ -10,6 +10,7 @@ mod demo;
 mod fuzz_corpus;
 mod gguf;
 mod hub;
+mod make_qa;
 mod reels;
 mod ring;
 mod sampler;
