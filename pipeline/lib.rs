@@ -42,6 +42,4 @@ pub mod train;
 
 pub mod bench;
 
-pub mod demo_model;
-
 pub mod cli;

@@ -52,7 +52,7 @@ pub enum Verb {
     Generate(GenerateArgs),
     /// Make clips of a synthetic world, with questions and exact answers.
     Synth(SynthArgs),
-    /// Make a clip that was never seen and ask the model that comes with the program about it.
+    /// Make a clip that no training saw, ask a model all about it, and compare.
     Demo(DemoArgs),
     /// Turn a foreign checkpoint into a model directory.
     Import(ImportArgs),
@@ -247,9 +247,9 @@ pub struct AskArgs {
     #[arg(required = true, num_args = 1.., value_name = "VIDEO... QUESTION")]
     pub inputs: Vec<String>,
 
-    /// A model directory, org/name on the hub, or a GGUF file; the small model that comes with the program when absent.
+    /// A model directory, org/name on the hub, or a GGUF file.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: Option<String>,
+    pub model: String,
 
     /// A GGUF file whose decoder takes the place of the model's own.
     #[arg(long, value_name = "FILE.gguf")]
@@ -512,14 +512,19 @@ pub enum SplitArg {
 /// `longreel demo`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  longreel demo --out demo/\n  longreel demo --out demo/ --seed 7 --json\n\n\
-                        The model was trained on clips of `longreel synth` and knows nothing else: shapes, colours, \
-                        motions, numbers, order and seconds."
+    after_help = "Examples:\n  longreel demo --model runs/stage_2/model --out demo/\n  \
+                        longreel demo --model runs/stage_2/model --out demo/ --seed 7 --json\n\n\
+                        The clip is one of `longreel synth`, of the stories that are not for training: every question \
+                        of it is asked, and what is true stands beside what is said."
 )]
 pub struct DemoArgs {
     /// The directory of the clip; one of an earlier call is replaced.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+
+    /// A model directory, org/name on the hub, or a GGUF file.
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
 
     /// The same seed gives the same clip; another one every second when absent.
     #[arg(long, value_name = "N")]
@@ -534,9 +539,13 @@ pub struct DemoArgs {
     )]
     pub length: u32,
 
-    /// Another model than the one that comes with the program.
-    #[arg(long, short, value_name = "MODEL")]
-    pub model: Option<String>,
+    /// Most objects at a time: 1 to 3.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub difficulty: u8,
+
+    /// Black backgrounds only.
+    #[arg(long)]
+    pub plain: bool,
 }
 
 /// `longreel synth`
@@ -1010,8 +1019,9 @@ pub struct TrainMakeLinesArgs {
     pub fps: String,
 
     /// Most questions of a line: the first stands before the frames, the others follow it. What a clip has more goes to
-    /// further lines.
-    #[arg(long, default_value_t = 8, value_name = "N")]
+    /// further lines. Questions of one clip tell of one another's answers, so that a model that gets several learns to
+    /// read them instead of the frames.
+    #[arg(long, default_value_t = 1, value_name = "N")]
     pub questions: usize,
 
     /// Of the order of questions.

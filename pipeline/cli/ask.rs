@@ -21,7 +21,6 @@ use crate::{
         output::{Voice, write_stdout},
         resolve,
     },
-    demo_model,
     encoder::StepShape,
     error::{Error, Kind, Result},
     model::{Model, ModelFiles},
@@ -153,20 +152,9 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })
 }
 
-/// Where the model is; that of the program, where none is named.
-fn model_dir(args: &AskArgs, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
-    if let Some(model) = &args.model {
-        return resolve::model_dir(model, voice, cancel);
-    }
-    voice.note(
-        "no --model: the demo model answers, which knows the shapes of `longreel synth` and nothing else",
-    );
-    demo_model::directory()
-}
-
 /// The part of a process that another one leads.
 fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let dir = model_dir(args, voice, cancel);
+    let dir = resolve::model_dir(&args.model, voice, cancel);
     let open = |dir: PathBuf| ModelFiles::open_with(&dir, args.decoder.as_deref());
     match dir.and_then(open).and_then(ModelFiles::load) {
         Ok(model) => ranks.serve(&model.decoder),
@@ -193,7 +181,7 @@ fn prepare(
     voice: Voice,
     cancel: &Cancel,
 ) -> Result<Prepared> {
-    let dir = model_dir(args, voice, cancel)?;
+    let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let mut files = ModelFiles::open_with(&dir, args.decoder.as_deref())?;
     resolve::choose_after_video(&mut files.spec, args.after_video)?;
     resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;

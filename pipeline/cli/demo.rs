@@ -1,4 +1,4 @@
-//! `longreel demo`: a clip that was never seen, and what the model that comes with the program says of it.
+//! `longreel demo`: a clip that no training saw, and what a model says of it.
 
 use std::{
     path::PathBuf,
@@ -14,7 +14,6 @@ use crate::{
     },
     cancel::Cancel,
     cli::{args::DemoArgs, output::Voice, resolve},
-    demo_model::{self, OBJECTS},
     error::{Context, Error, Kind, Result},
     model::{Model, ModelFiles},
     sources::sampler::TimeRange,
@@ -58,10 +57,7 @@ struct AnswerJson {
 /// Runs the verb.
 pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
-    let dir = match &args.model {
-        Some(model) => resolve::model_dir(model, voice, cancel)?,
-        None => demo_model::directory()?,
-    };
+    let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let seed = args.seed.unwrap_or_else(seed_of_now);
     let clip = make_clip(args, seed, cancel)?;
     let path = args.out.join(&clip.video);
@@ -101,8 +97,8 @@ fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
             seed,
             split: Split::Test,
             lengths: vec![args.length],
-            difficulty: OBJECTS,
-            plain: true,
+            difficulty: args.difficulty,
+            plain: args.plain,
             ..Recipe::default()
         },
     };
@@ -197,9 +193,10 @@ fn text(result: &DemoJson) -> String {
     ));
     if let Some(first) = result.answers.first() {
         lines.push(format!(
-            "ask it yourself: longreel ask {} {:?}",
+            "ask it yourself: longreel ask {} {:?} --model {}",
             result.clip.display(),
-            first.question
+            first.question,
+            result.model
         ));
     }
     lines.join("\n")

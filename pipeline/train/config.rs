@@ -58,6 +58,10 @@ pub struct ModelConfig {
     /// A model directory whose VQGAN the trained model keeps; that of `init` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vqgan: Option<PathBuf>,
+    /// Random weights: the embedding of each code is a projection of its row of the codebook, so that codes that look
+    /// alike begin alike.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub codes_from_codebook: bool,
     /// Another base of the positions' frequencies than the model has: longer contexts take larger ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
@@ -182,6 +186,13 @@ impl TrainConfig {
         }
         if data.train.is_empty() {
             return Err(bad("data.train is empty, expected at least one file".into()));
+        }
+        let model = &self.model;
+        if model.codes_from_codebook && (model.spec.is_none() || model.vqgan.is_none()) {
+            return Err(bad(
+                "model.codes_from_codebook is true, expected model.spec and model.vqgan with it"
+                    .into(),
+            ));
         }
         let spread = self.model.initializer_range;
         if !(spread.is_finite() && spread > 0.0) {

@@ -310,13 +310,46 @@ impl Training {
 fn first_parameters(config: &TrainConfig, spec: &ModelSpec) -> Result<Parameters> {
     let shapes = decoder_tensors(&spec.decoder);
     match &config.model.init {
-        None => Parameters::random(&shapes, config.model.initializer_range, config.seed),
+        None => {
+            let spread = config.model.initializer_range;
+            let parameters = Parameters::random(&shapes, spread, config.seed)?;
+            if let (true, Some(vqgan), Some(dir)) = (
+                config.model.codes_from_codebook,
+                &spec.vqgan,
+                &config.model.vqgan,
+            ) {
+                let doing = || format!("take the codebook of {}", dir.display());
+                let shape = [vqgan.num_embeddings, vqgan.quantized_embed_dim];
+                let mut weights = weights_of_directory(dir).doing(doing)?;
+                let codebook = weights.tensor("vqgan.quantize.embeddings", &shape);
+                embed_codes(&parameters, &codebook.doing(doing)?).doing(doing)?;
+            }
+            Ok(parameters)
+        }
         Some(dir) => {
             let mut weights = weights_of_directory(dir)?;
             let doing = || format!("take the weights of {}", dir.display());
             Parameters::of_weights(&shapes, &mut weights).doing(doing)
         }
     }
+}
+
+/// The first rows of the table of codes become projections of `codebook` `[rows, width]`, whose columns are brought to
+/// mean 0 and deviation 1; what projects are the table's own first rows, which are random.
+fn embed_codes(parameters: &Parameters, codebook: &Tensor) -> Result<()> {
+    let (rows, width) = codebook.dims2()?;
+    let table = parameters.get("model.vision_embed_tokens.weight")?;
+    let all = table.dim(0)?;
+    if width > all {
+        let message = format!("the codebook has {width} columns, expected at most {all}");
+        return Err(Error::new(Kind::BadInput, message));
+    }
+    let centred = codebook.broadcast_sub(&codebook.mean_keepdim(0)?)?;
+    let deviation = (centred.sqr()?.mean_keepdim(0)? + f64::EPSILON)?.sqrt()?;
+    let projection = (table.narrow(0, 0, width)? / (width as f64).sqrt())?;
+    let of_codes = centred.broadcast_div(&deviation)?.matmul(&projection)?;
+    let rest = table.narrow(0, rows, all - rows)?;
+    Ok(table.set(&Tensor::cat(&[&of_codes, &rest], 0)?)?)
 }
 
 /// The shape of batches, and what fills them.

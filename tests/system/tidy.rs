@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The pipeline's modules in the order in which they may import one another.
-const PIPELINE_ORDER: [&str; 22] = [
+const PIPELINE_ORDER: [&str; 21] = [
     "error",
     "time",
     "cancel",
