@@ -9,12 +9,13 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use longreel::train::config::TrainConfig;
+use longreel::train::{config::TrainConfig, decoder::spec_of, vqgan_config::VqganConfig};
 use longreel_models::{
     attention::{link::in_process::InProcess, ring::Ring, shard::Layout},
     context::vocab::Token,
     error::Kind,
     spec::DecoderSpec,
+    spec::ModelSpec,
     training::{
         batch_mask::BatchMask,
         data::{
@@ -492,11 +493,33 @@ fn twenty_steps_bring_the_loss_of_a_batch_down() {
 }
 
 #[test]
+fn the_stages_of_a_small_model_fit_one_another() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/train/demo");
+    let text = std::fs::read_to_string(folder.join("model.toml")).unwrap();
+    let spec = ModelSpec::from_toml(&text).unwrap();
+    let shape = VqganConfig::open(&folder.join("vqgan.toml"))
+        .unwrap()
+        .shape();
+    assert_eq!(Some(shape.unwrap()), spec.vqgan);
+    let [first, second] = ["stage_1.toml", "stage_2.toml"].map(|name| {
+        let config = TrainConfig::open(&folder.join(name)).unwrap();
+        assert!(config.model.max_position_embeddings >= Some(config.data.seq_length));
+        config
+    });
+    assert_eq!(spec_of(&first).unwrap().vqgan, spec.vqgan);
+    assert_eq!(first.model.vqgan, Some(folder.join("run_vqgan/model")));
+    assert_eq!(second.model.init, Some(folder.join("run_1/model")));
+}
+
+#[test]
 fn stages_of_lwm_read_the_tokens_of_the_paper_s_tables() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/train");
     let mut found = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
         let config = TrainConfig::open(&path).unwrap();
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let Some((_, tokens)) = TABLE.iter().find(|(stage, _)| *stage == name) else {

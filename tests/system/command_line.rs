@@ -28,6 +28,7 @@ fn the_overview_lists_every_verb() {
               reconstruct  Decode a reel back to a video: see what the model sees
               generate     Make an image or a video from a description
               synth        Make clips of a synthetic world, with questions and exact answers
+              demo         Make a clip that no training saw, ask a model all about it, and compare
               import       Turn a foreign checkpoint into a model directory
               models       List, show, verify and fetch models
               plan         Count frames, tokens, bytes and operations before anything runs

@@ -863,6 +863,7 @@ fn the_help_of_synth_tells_what_is_written() {
               --depth <PERCENT>   Where the needle lies, in percent of the clip; of several, each for every
                                   length in turn
               --noise <LEVELS>    Levels of noise, up or down, in every pixel [default: 0]
+              --plain             Black backgrounds only
               --kinds <KIND>      Only questions of these kinds [possible values: shape, colour, motion,
                                   count, order, when, what_at, needle]
               --per-kind <N>      Questions of each kind for a clip [default: 1]
