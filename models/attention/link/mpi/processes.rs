@@ -2,8 +2,9 @@
 //!
 //! A message that waits makes no progress while its rank computes, so that each peer has a
 //! thread that sends, and one thread receives from all. A sending thread that has nothing to
-//! send for a second sends a sign of life. The receiving thread looks, and sleeps: waiting
-//! inside MPI takes a whole core, of which the attention is in need.
+//! send for a second, or a quarter of the longest silence, sends a sign of life. The receiving
+//! thread looks, and sleeps: waiting inside MPI takes a whole core, of which the attention is
+//! in need.
 
 use std::{
     path::Path,
@@ -38,7 +39,7 @@ const TAG: mpi::Tag = 1;
 /// Messages that may wait between two ranks, on either side.
 const BOUND: usize = 4;
 
-/// How often a rank that has nothing to say shows that it is there.
+/// How often a rank that has nothing to say shows that it is there, at least.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// How often a neighbour's process is looked for in the table of processes.
@@ -166,8 +167,10 @@ impl Processes {
     fn sender(&mut self, peer: usize) -> Result<Sender<Message>> {
         let (out, messages) = bounded(BOUND);
         let thread = thread::Builder::new().name(format!("mpi send {peer}"));
+        // Several of them within the time that others wait for one.
+        let sign = SIGN_OF_LIFE.min(self.deadline / 4);
         self.senders
-            .push(thread.spawn(move || send_all(peer, &messages))?);
+            .push(thread.spawn(move || send_all(peer, &messages, sign))?);
         Ok(out)
     }
 
@@ -313,11 +316,11 @@ impl Drop for Processes {
 }
 
 /// Sends what comes to `peer`, and signs of life in between.
-fn send_all(peer: usize, messages: &Receiver<Message>) {
+fn send_all(peer: usize, messages: &Receiver<Message>, sign: Duration) {
     let world = SimpleCommunicator::world();
     let process = world.process_at_rank(peer as i32);
     loop {
-        let message = match messages.recv_timeout(SIGN_OF_LIFE) {
+        let message = match messages.recv_timeout(sign) {
             Ok(message) => message,
             Err(RecvTimeoutError::Timeout) => {
                 send(&process, &[]);
