@@ -337,3 +337,35 @@ fn exchanged(frames: &mut [f32], [n, side, cell]: [usize; 3], draws: &mut ChaCha
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::{RGB, exchanged};
+
+    #[test]
+    fn a_mosaic_keeps_every_cell_in_its_place_and_half_of_the_frames_whole() {
+        let (n, side, cell) = (8, 6, 2);
+        let frame = side * side * RGB;
+        let old: Vec<f32> = (0..n * frame).map(|i| i as f32).collect();
+        let mut new = old.clone();
+        exchanged(&mut new, [n, side, cell], &mut ChaCha8Rng::seed_from_u64(1));
+        assert_eq!(new[n / 2 * frame..], old[n / 2 * frame..]);
+        let mut from_others = 0;
+        for place in 0..frame {
+            let mut here: Vec<f32> = (0..n / 2).map(|i| new[i * frame + place]).collect();
+            here.sort_by(f32::total_cmp);
+            let there: Vec<f32> = (0..n / 2).map(|i| old[i * frame + place]).collect();
+            assert_eq!(here, there, "place {place}");
+            from_others += usize::from(new[place] != old[place]);
+        }
+        assert!(from_others > frame / 4, "{from_others} of {frame}");
+        // A cell comes whole: its numbers are of one frame.
+        let source = |place: usize| new[place] as usize / frame;
+        let line = cell * RGB;
+        assert!((0..line).all(|i| source(i) == source(0)));
+        assert!((0..line).all(|i| source(side * RGB + i) == source(0)));
+    }
+}

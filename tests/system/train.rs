@@ -329,3 +329,15 @@ fn a_folder_that_cannot_be_written_is_named() {
     assert!(run.stderr.contains("open the run"), "{}", run.stderr);
     assert!(Path::new(&stage.path("file")).is_file());
 }
+
+#[test]
+fn batches_gone_through_at_a_time_change_no_bit() {
+    let one = config(6, "batches_per_step = 2");
+    let two = one.replace("[recipe]", "[recipe]\nbatches_at_a_time = 2");
+    let weights = [one, two].map(|text| {
+        let stage = Stage::new(&text);
+        assert_eq!(stage.train("run", &[]).code, 0);
+        stage.weights("run")
+    });
+    assert!(weights[0] == weights[1]);
+}
