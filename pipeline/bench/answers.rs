@@ -137,7 +137,7 @@ impl Exam<'_> {
         done: &Counter,
         cancel: &Cancel,
     ) -> Result<Vec<Asked>> {
-        let noise = Noise::new()?;
+        let noise = self.noise.then(Noise::new).transpose()?;
         let (next, stop) = (AtomicUsize::new(0), cancel.child());
         let results = Mutex::new(BTreeMap::new());
         // Threads of their own: those of rayon may not wait for one another.
@@ -149,7 +149,7 @@ impl Exam<'_> {
                         let Some(clip) = self.clips.get(number) else {
                             return;
                         };
-                        let asked = self.ask_clip(clip, files, model, &noise, done, &stop);
+                        let asked = self.ask_clip(clip, files, model, noise.as_ref(), done, &stop);
                         if asked.is_err() {
                             stop.cancel();
                         }
@@ -181,13 +181,13 @@ impl Exam<'_> {
         clip: &ClipLine,
         files: &ModelFiles,
         model: &Model,
-        noise: &Noise,
+        noise: Option<&Noise>,
         done: &Counter,
         cancel: &Cancel,
     ) -> Result<Vec<Asked>> {
-        let path = match self.noise {
-            true => noise.video(clip.seconds)?,
-            false => self.dir.join(&clip.video),
+        let path = match noise {
+            Some(noise) => noise.video(clip.seconds)?,
+            None => self.dir.join(&clip.video),
         };
         let ask = |question: &Question| {
             cancel.check()?;

@@ -1,7 +1,7 @@
 //! `longreel demo`: a clip that no training saw, and what a model says of it.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Instant, SystemTime},
 };
 
@@ -102,10 +102,7 @@ fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
             ..Recipe::default()
         },
     };
-    let is_same = std::fs::read_to_string(args.out.join("synth.json"))
-        .ok()
-        .and_then(|text| serde_json::from_str::<Collection>(&text).ok());
-    collection.open(&args.out, is_same.is_some())?;
+    collection.open(&args.out, is_of_a_demo(&args.out))?;
     collection.write(&args.out, &Counter::default(), cancel)?;
     let mut found = None;
     read_questions(&args.out, &mut |line| {
@@ -113,6 +110,13 @@ fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
         Ok(())
     })?;
     found.ok_or_else(|| Error::new(Kind::Internal, "the clip has no questions"))
+}
+
+/// Whether `dir` holds the one clip of an earlier call, which may be replaced.
+fn is_of_a_demo(dir: &Path) -> bool {
+    let text = std::fs::read_to_string(dir.join("synth.json")).unwrap_or_default();
+    let found = serde_json::from_str::<Collection>(&text);
+    found.is_ok_and(|found| (found.clips, found.side, found.fps) == (1, SIDE, FPS))
 }
 
 fn ask_all(

@@ -42,12 +42,7 @@ struct Seconds {
 /// Runs the verb.
 pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
-    if args.out.exists() && !args.force {
-        return Err(Error::new(
-            Kind::Usage,
-            format!("{} exists already; --force replaces it", args.out.display()),
-        ));
-    }
+    resolve::check_free(&args.out, args.force)?;
     if args.out.is_dir() {
         let message = format!(
             "{} is a directory, expected the name of a file",

@@ -64,6 +64,17 @@ pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> 
     .doing(|| format!("find the model {model}"))
 }
 
+/// Refuses the name of a file that is there already, unless it may be replaced.
+pub fn check_free(out: &Path, force: bool) -> Result<()> {
+    match out.exists() && !force {
+        true => Err(Error::new(
+            Kind::Usage,
+            format!("{} exists already; --force replaces it", out.display()),
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Who computes, from `--ring` and `--ring-timeout`.
 pub fn ranks(ring: Option<u16>, timeout_s: f64) -> Result<Ranks> {
     let deadline = Duration::try_from_secs_f64(timeout_s).ok();

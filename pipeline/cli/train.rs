@@ -32,6 +32,7 @@ use crate::{
         decoder::{Job, spec_of, tokenizer_of, train},
         metrics::Figures,
         run_directory::RunDirectory,
+        written::Written,
     },
 };
 

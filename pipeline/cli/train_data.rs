@@ -12,12 +12,13 @@ use crate::{
         resolve,
     },
     encoder::{EncoderModel, PixelBudget},
-    error::{Context, Error, Kind, Result},
+    error::{Context, Result},
     sources::sampler::{Sampling, parse_rate},
     stages::progress::Progress,
     synth::clip::read_questions,
     train::{
         lines::{LineRules, write_lines},
+        partial::OtherJob,
         tokenizer::{learn_from, write},
     },
 };
@@ -36,10 +37,7 @@ struct LinesJson<'a> {
 /// Runs `longreel train make-lines`.
 pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
-    if args.out.exists() && !args.force {
-        let message = format!("{} exists already; --force replaces it", args.out.display());
-        return Err(Error::new(Kind::Usage, message));
-    }
+    resolve::check_free(&args.out, args.force)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let model = EncoderModel::open(&dir, &PixelBudget::default())?;
     model.codes()?;
@@ -56,9 +54,10 @@ pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> R
         Ok(())
     })?;
     progress.frames_expected.add(clips);
+    let other = OtherJob::of(args.force);
     let done = &progress.frames_encoded;
     let written = voice.show(&progress, || {
-        write_lines(&args.clips, &model, &rules, &args.out, done, cancel)
+        write_lines(&args.clips, &model, &rules, &args.out, other, done, cancel)
     });
     let written = written.doing(|| format!("write {}", args.out.display()))?;
     let result = LinesJson {

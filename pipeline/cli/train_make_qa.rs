@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{args::TrainMakeQaArgs, output::Voice, resolve},
-    error::{Context, Error, Kind, Result},
+    error::{Context, Result},
     model::ModelFiles,
     reel::is_reel,
     stages::{answer::AnswerOptions, progress::Progress},
@@ -41,10 +41,7 @@ struct QaJson<'a> {
 /// Runs the verb.
 pub fn run(args: &TrainMakeQaArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
-    if args.out.exists() && !args.force {
-        let message = format!("{} exists already; --force replaces it", args.out.display());
-        return Err(Error::new(Kind::Usage, message));
-    }
+    resolve::check_free(&args.out, args.force)?;
     let shows_frames = is_reel(&args.input);
     let options = options(args)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
@@ -67,10 +64,7 @@ pub fn run(args: &TrainMakeQaArgs, voice: Voice, cancel: &Cancel) -> Result<()> 
         ..Progress::default()
     };
     progress.frames_expected.add(chunks.len() as u64);
-    let other = match args.force {
-        true => OtherJob::IsReplaced,
-        false => OtherJob::IsRefused,
-    };
+    let other = OtherJob::of(args.force);
     let written = voice.show(&progress, || job.write(&args.out, other, &progress, cancel));
     let written = written.doing(|| format!("write {}", args.out.display()))?;
     for silence in written.chunks_without_pairs.iter().take(NAMED) {

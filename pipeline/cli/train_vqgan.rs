@@ -23,6 +23,7 @@ use crate::{
         run_directory::RunDirectory,
         vqgan::{VqganFigures, VqganJob, train_vqgan},
         vqgan_config::VqganConfig,
+        written::Written,
     },
 };
 

@@ -1,6 +1,6 @@
 //! A stage of training as written: `configs/train/*.toml`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use longreel_models::training::{
     data::{
@@ -11,10 +11,10 @@ use longreel_models::training::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, Error, Kind, Result};
-
-/// Most rows, tokens, batches or steps that a file may ask for.
-const MOST: u64 = 1 << 40;
+use crate::{
+    error::{Context, Result},
+    train::written::{MOST, Written, a_hundred, bad, check_counts},
+};
 
 /// One stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,10 +108,6 @@ pub struct DataConfig {
     pub shuffle: bool,
 }
 
-fn a_hundred() -> u64 {
-    100
-}
-
 fn one() -> usize {
     1
 }
@@ -124,32 +120,8 @@ fn fields_key() -> String {
     "fields".to_owned()
 }
 
-impl TrainConfig {
-    /// Reads the file at `path`; paths in it are relative to its folder.
-    ///
-    /// # Errors
-    /// `BadInput` for an unknown key or a value outside its range.
-    pub fn open(path: &Path) -> Result<Self> {
-        let doing = || format!("read {}", path.display());
-        let text = std::fs::read_to_string(path).doing(doing)?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        Self::from_toml(&text)
-            .doing(doing)
-            .map(|c| c.inside(folder))
-    }
-
-    /// Parses and checks the text of such a file.
-    ///
-    /// # Errors
-    /// As [`TrainConfig::open`].
-    pub fn from_toml(text: &str) -> Result<Self> {
-        let config: Self =
-            toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().replace('\n', " ")))?;
-        config.validate()?;
-        Ok(config)
-    }
-
-    fn inside(mut self, folder: &Path) -> Self {
+impl Written for TrainConfig {
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
         let model = &mut self.model;
         let single = [
             &mut model.spec,
@@ -157,18 +129,11 @@ impl TrainConfig {
             &mut model.tokenizer,
             &mut model.vqgan,
         ];
-        let paths = single.into_iter().flatten();
         let data = self.data.train.iter_mut().chain(&mut self.data.held_out);
-        for path in paths.chain(data) {
-            let inside = folder.join(&*path);
-            *path = std::path::absolute(&inside).unwrap_or(inside);
-        }
-        self
+        single.into_iter().flatten().chain(data).collect()
     }
 
-    /// # Errors
-    /// `BadInput` naming the key, its value and what it may be.
-    pub fn validate(&self) -> Result<()> {
+    fn validate(&self) -> Result<()> {
         let data = &self.data;
         let counts = [
             ("steps", self.steps),
@@ -179,11 +144,7 @@ impl TrainConfig {
             ("data.batches_per_step", data.batches_per_step as u64),
             ("data.n_frames_max", data.n_frames_max.unwrap_or(1) as u64),
         ];
-        for (key, value) in counts {
-            if !(1..=MOST).contains(&value) {
-                return Err(bad(format!("{key} is {value}, expected 1 to {MOST}")));
-            }
-        }
+        check_counts(&counts.map(|(key, n)| (key, n, MOST)))?;
         if data.train.is_empty() {
             return Err(bad("data.train is empty, expected at least one file".into()));
         }
@@ -214,7 +175,9 @@ impl TrainConfig {
             _ => Ok(()),
         }
     }
+}
 
+impl TrainConfig {
     /// Where the fields of lines are named.
     pub fn fields(&self) -> FieldsOf {
         match &self.data.fields {
@@ -222,8 +185,4 @@ impl TrainConfig {
             None => FieldsOf::Line(self.data.fields_key.clone()),
         }
     }
-}
-
-fn bad(message: String) -> Error {
-    Error::new(Kind::BadInput, message)
 }

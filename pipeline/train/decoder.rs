@@ -454,3 +454,36 @@ fn waiting(tensors: &ByName) -> Result<Stream> {
     });
     Ok(stream)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+    use longreel_models::training::parameters::Parameters;
+
+    use super::embed_codes;
+
+    #[test]
+    fn codes_with_one_row_of_the_codebook_begin_as_one_embedding() {
+        let name = "model.vision_embed_tokens.weight";
+        let shapes = [(name.to_owned(), vec![6, 64])];
+        let parameters = Parameters::random(&shapes, 0.02, 1).unwrap();
+        let rows = || -> Vec<Vec<f32>> { parameters.get(name).unwrap().to_vec2().unwrap() };
+        let before = rows();
+        let codebook = Tensor::new(
+            &[[1f32, 5.0], [-3.0, 2.0], [1.0, 5.0], [0.0, -9.0]],
+            &Device::Cpu,
+        );
+        embed_codes(&parameters, &codebook.unwrap()).unwrap();
+        let after = rows();
+        assert_eq!(after[0], after[2]);
+        assert_ne!(after[0], after[1]);
+        // What ends a frame is no code.
+        assert_eq!(after[4..], before[4..]);
+        let squares = |rows: &[Vec<f32>]| rows.iter().flatten().map(|x| x * x).sum::<f32>();
+        let ratio = squares(&after[..4]) / squares(&before[..4]);
+        assert!((0.5..2.0).contains(&ratio), "{ratio}");
+        let wide = Tensor::zeros((4, 7), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let error = embed_codes(&parameters, &wide).unwrap_err().to_string();
+        assert!(error.contains("expected at most 6"), "{error}");
+    }
+}

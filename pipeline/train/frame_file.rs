@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
-    sources::temporary::write_whole,
     sources::{
         file::FrameReader,
         sampler::{Rate, Sampling, TimeRange},
+        temporary::write_whole,
     },
     stages::progress::Counter,
 };
@@ -38,7 +38,7 @@ const VIDEO_ENDINGS: [&str; 15] = [
 const WAITING: usize = 64;
 
 /// Colours of a pixel.
-const RGB: usize = 3;
+pub(super) const RGB: usize = 3;
 
 /// Which frames a file has.
 #[derive(Debug, Clone)]

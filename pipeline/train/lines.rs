@@ -117,6 +117,7 @@ pub fn write_lines(
     model: &EncoderModel,
     rules: &LineRules,
     out: &Path,
+    other: OtherJob,
     done: &Counter,
     cancel: &Cancel,
 ) -> Result<Written> {
@@ -135,7 +136,7 @@ pub fn write_lines(
         written.lines += lines.len() as u64;
         written.questions += lines.iter().map(n_questions).sum::<u64>();
     };
-    let mut partial = Partial::open(out, &head, OtherJob::IsReplaced, &is_last, &mut keep)?;
+    let mut partial = Partial::open(out, &head, other, &is_last, &mut keep)?;
     let kept = written.clips;
     done.add(kept);
     let (mut waiting, mut number) = (Vec::new(), 0);
@@ -155,6 +156,10 @@ pub fn write_lines(
         Ok(())
     };
     read_questions(dir, &mut |clip| {
+        // It has no line, by which a later run would know that it was done.
+        if clip.questions.is_empty() {
+            return Ok(());
+        }
         number += 1;
         if number > kept {
             waiting.push((number - 1, clip));

@@ -1,5 +1,7 @@
 //! Training of decoders and VQGANs: what is trained on what, kept where, and shown how.
 
+pub mod written;
+
 pub mod config;
 
 pub mod dataset;

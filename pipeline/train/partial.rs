@@ -23,6 +23,16 @@ pub enum OtherJob {
     IsRefused,
 }
 
+impl OtherJob {
+    /// They go where the user says so.
+    pub fn of(force: bool) -> Self {
+        match force {
+            true => Self::IsReplaced,
+            false => Self::IsRefused,
+        }
+    }
+}
+
 /// Lines beside the file that they will be.
 pub struct Partial {
     path: PathBuf,

@@ -25,7 +25,7 @@ use crate::{
     error::{Context, Result},
     train::{
         dataset::Order,
-        frame_file::FrameFile,
+        frame_file::{FrameFile, RGB},
         metrics::{Line, MetricsFile},
         plot::{Curve, Plot, write_plot},
         run_directory::RunDirectory,
@@ -315,9 +315,6 @@ fn first(job: &VqganJob) -> Result<Parameters> {
         }
     }
 }
-
-/// Red, green, blue.
-const RGB: usize = 3;
 
 /// frames `[n, side, side, 3]`, of which the first half exchange their cells of `cell` pixels: in each place of the
 /// grid they are dealt anew, by `draws`.

@@ -1,6 +1,6 @@
 //! The training of a VQGAN as written.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use longreel_models::{
     checkpoint::import_hf::vqgan_of_directory,
@@ -10,12 +10,10 @@ use longreel_models::{
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
-    error::{Context, Error, Kind, Result},
+    error::{Context, Result},
     sources::sampler::{Rate, parse_rate},
+    train::written::{MOST, Written, a_hundred, bad, check_counts},
 };
-
-/// Most steps, frames or pictures that a file may ask for.
-const MOST: u64 = 1 << 40;
 
 /// Most pictures of a batch: all of them are in memory with what their layers keep.
 const BATCH_MOST: u64 = 1 << 16;
@@ -85,10 +83,6 @@ pub struct FramesConfig {
     pub mosaic: bool,
 }
 
-fn a_hundred() -> u64 {
-    100
-}
-
 fn one_a_second() -> String {
     "1".to_owned()
 }
@@ -97,57 +91,26 @@ fn one_a_second() -> String {
 fn rate_text<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a number, or a fraction as a text")]
-    enum Written {
+    enum AsWritten {
         Whole(u64),
         Decimal(f64),
         Text(String),
     }
-    Ok(match Written::deserialize(deserializer)? {
-        Written::Whole(n) => n.to_string(),
-        Written::Decimal(x) => x.to_string(),
-        Written::Text(text) => text,
+    Ok(match AsWritten::deserialize(deserializer)? {
+        AsWritten::Whole(n) => n.to_string(),
+        AsWritten::Decimal(x) => x.to_string(),
+        AsWritten::Text(text) => text,
     })
 }
 
-impl VqganConfig {
-    /// Reads the file at `path`; paths in it are relative to its folder.
-    ///
-    /// # Errors
-    /// `BadInput` for an unknown key or a value outside its range.
-    pub fn open(path: &Path) -> Result<Self> {
-        let doing = || format!("read {}", path.display());
-        let text = std::fs::read_to_string(path).doing(doing)?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        Self::from_toml(&text)
-            .doing(doing)
-            .map(|c| c.inside(folder))
-    }
-
-    /// Parses and checks the text of such a file.
-    ///
-    /// # Errors
-    /// As [`VqganConfig::open`].
-    pub fn from_toml(text: &str) -> Result<Self> {
-        let config: Self =
-            toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().replace('\n', " ")))?;
-        config.validate()?;
-        Ok(config)
-    }
-
-    fn inside(mut self, folder: &Path) -> Self {
+impl Written for VqganConfig {
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
         let single = [&mut self.model.spec, &mut self.model.init];
-        let paths = single.into_iter().flatten();
         let data = self.data.train.iter_mut().chain(&mut self.data.held_out);
-        for path in paths.chain(data) {
-            let inside = folder.join(&*path);
-            *path = std::path::absolute(&inside).unwrap_or(inside);
-        }
-        self
+        single.into_iter().flatten().chain(data).collect()
     }
 
-    /// # Errors
-    /// `BadInput` naming the key, its value and what it may be.
-    pub fn validate(&self) -> Result<()> {
+    fn validate(&self) -> Result<()> {
         let (model, data) = (&self.model, &self.data);
         let counts = [
             ("steps", self.steps, MOST),
@@ -156,11 +119,7 @@ impl VqganConfig {
             ("data.batch", data.batch as u64, BATCH_MOST),
             ("data.frames_max", data.frames_max.unwrap_or(1), MOST),
         ];
-        for (key, value, most) in counts {
-            if !(1..=most).contains(&value) {
-                return Err(bad(format!("{key} is {value}, expected 1 to {most}")));
-            }
-        }
+        check_counts(&counts)?;
         if data.train.is_empty() {
             let message = "data.train is empty, expected at least one video or folder";
             return Err(bad(message.into()));
@@ -185,7 +144,9 @@ impl VqganConfig {
         }
         self.recipe.validate().doing(|| "recipe")
     }
+}
 
+impl VqganConfig {
     /// Frames in a second.
     ///
     /// # Errors
@@ -218,8 +179,4 @@ impl VqganConfig {
             _ => Err(bad("the model is missing, expected one".into())),
         }
     }
-}
-
-fn bad(message: String) -> Error {
-    Error::new(Kind::BadInput, message)
 }

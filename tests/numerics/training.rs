@@ -9,7 +9,9 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use longreel::train::{config::TrainConfig, decoder::spec_of, vqgan_config::VqganConfig};
+use longreel::train::{
+    config::TrainConfig, decoder::spec_of, vqgan_config::VqganConfig, written::Written,
+};
 use longreel_models::{
     attention::{link::in_process::InProcess, ring::Ring, shard::Layout},
     context::vocab::Token,

@@ -6,7 +6,10 @@ use longreel::{
     encoder::{EncoderModel, PixelBudget},
     sources::sampler::{Rate, Sampling},
     stages::progress::Counter,
-    train::lines::{LineRules, write_lines},
+    train::{
+        lines::{LineRules, write_lines},
+        partial::OtherJob,
+    },
 };
 use longreel_models::{
     context::{prompt::FrameTerminators, tokenizer::Tokenizer},
@@ -138,25 +141,35 @@ fn a_line_is_what_ask_and_its_follow_ups_put_into_the_context() {
 
 #[test]
 fn lines_go_on_behind_whole_clips_and_come_out_the_same() {
+    // Of a clip of one second there is no order to ask for: it has no line.
     let dir = clips(
-        5,
-        &["--length", "2", "--difficulty", "2", "--per-kind", "2"],
+        8,
+        &["--length", "1,6", "--kinds", "order", "--per-kind", "4"],
     );
     let path = |name: &str| dir.path().join(name);
     let encoder = EncoderModel::open(&model(), &PixelBudget::default()).unwrap();
     let rules = LineRules {
         sampling: Sampling::Fps(Rate::new(1, 1).unwrap()),
-        questions: 3,
+        questions: 2,
         seed: 1,
         predicts_codes: true,
     };
     let write = |out: &Path| {
         let (clips, done) = (path("clips"), Counter::default());
-        write_lines(&clips, &encoder, &rules, out, &done, &Default::default()).unwrap()
+        write_lines(
+            &clips,
+            &encoder,
+            &rules,
+            out,
+            OtherJob::IsRefused,
+            &done,
+            &Default::default(),
+        )
+        .unwrap()
     };
     let (whole, cut) = (path("whole.jsonl"), path("cut.jsonl"));
     let written = write(&whole);
-    assert_eq!((written.clips, written.kept), (5, 0));
+    assert_eq!((written.clips, written.kept), (4, 0));
     let all = std::fs::read(&whole).unwrap();
     // Every place that a kill may leave, in steps; the head is what the partial file begins with.
     let head = {
@@ -164,7 +177,16 @@ fn lines_go_on_behind_whole_clips_and_come_out_the_same() {
         stopped.cancel();
         let clips = path("clips");
         let done = Counter::default();
-        write_lines(&clips, &encoder, &rules, &cut, &done, &stopped).unwrap_err();
+        write_lines(
+            &clips,
+            &encoder,
+            &rules,
+            &cut,
+            OtherJob::IsRefused,
+            &done,
+            &stopped,
+        )
+        .unwrap_err();
         std::fs::read(path("cut.jsonl.partial")).unwrap()
     };
     for at in [0, 1, all.len() / 3, all.len() / 2, all.len() - 1] {
@@ -173,7 +195,7 @@ fn lines_go_on_behind_whole_clips_and_come_out_the_same() {
         std::fs::write(path("cut.jsonl.partial"), &partial).unwrap();
         let written = write(&cut);
         assert_eq!(std::fs::read(&cut).unwrap(), all, "cut at {at}");
-        assert_eq!(written.clips, 5);
+        assert_eq!(written.clips, 4);
         assert_eq!(written.lines as usize, lines_of(&whole).len());
     }
 }
@@ -200,6 +222,9 @@ fn make_lines_refuses_what_it_cannot_use() {
     let (clips, out) = (path("clips"), path("out.jsonl"));
     make(&clips, &path("there.jsonl"), &[]).refused(2, "--force replaces it");
     make(&path("nothing"), &out, &[]).refused(2, "questions.jsonl");
+    std::fs::write(format!("{out}.partial"), "{}\n").unwrap();
+    make(&clips, &out, &[]).refused(2, "--force");
+    assert!(Path::new(&format!("{out}.partial")).exists());
     make(&clips, &out, &["--questions", "0"]).refused(2, "--questions is 0");
     make(&clips, &out, &["--fps", "0"]).refused(2, "--fps");
 }
@@ -378,5 +403,18 @@ fn the_demo_asks_all_about_a_clip_made_on_the_spot() {
             .unwrap()
             .iter()
             .all(|a| a["expected"] != "")
+    );
+}
+
+#[test]
+fn the_demo_replaces_its_own_clip_and_no_other() {
+    let dir = clips(3, &["--length", "2"]);
+    let (out, model) = (text(&dir.path().join("clips")), text(&model()));
+    longreel(&["demo", "--model", &model, "--out", &out]).refused(2, "other options");
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("clips/clips"))
+            .unwrap()
+            .count(),
+        3
     );
 }

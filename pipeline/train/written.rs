@@ -1,0 +1,69 @@
+//! What the configurations of runs have in common: they are TOML, name files beside them, and are checked before
+//! anything runs.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use crate::error::{Context, Error, Kind, Result};
+
+/// Most of anything that is counted.
+pub const MOST: u64 = 1 << 40;
+
+/// A configuration as written.
+pub trait Written: DeserializeOwned {
+    /// # Errors
+    /// `BadInput` naming the key, its value and what it may be.
+    fn validate(&self) -> Result<()>;
+
+    /// The files and folders that it names.
+    fn paths(&mut self) -> Vec<&mut PathBuf>;
+
+    /// Reads the file at `path`; paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// `BadInput` for an unknown key or a value outside its range.
+    fn open(path: &Path) -> Result<Self> {
+        let doing = || format!("read {}", path.display());
+        let text = std::fs::read_to_string(path).doing(doing)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut config = Self::from_toml(&text).doing(doing)?;
+        for path in config.paths() {
+            let inside = folder.join(&*path);
+            *path = std::path::absolute(&inside).unwrap_or(inside);
+        }
+        Ok(config)
+    }
+
+    /// Parses and checks the text of such a file.
+    ///
+    /// # Errors
+    /// As [`Written::open`].
+    fn from_toml(text: &str) -> Result<Self> {
+        let config: Self =
+            toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().replace('\n', " ")))?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// `(key, value, most)`: each from 1 on.
+///
+/// # Errors
+/// `BadInput` naming the first that is not.
+pub fn check_counts(counts: &[(&str, u64, u64)]) -> Result<()> {
+    let wrong = counts.iter().find(|(_, n, most)| !(1..=*most).contains(n));
+    wrong.map_or(Ok(()), |(key, n, most)| {
+        Err(bad(format!("{key} is {n}, expected 1 to {most}")))
+    })
+}
+
+/// The interval of checkpoints and evaluations, where nothing is written.
+pub fn a_hundred() -> u64 {
+    100
+}
+
+/// What cannot be, in a configuration.
+pub fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}
