@@ -222,7 +222,7 @@ fn make_lines_refuses_what_it_cannot_use() {
     let (clips, out) = (path("clips"), path("out.jsonl"));
     make(&clips, &path("there.jsonl"), &[]).refused(2, "--force replaces it");
     make(&path("nothing"), &out, &[]).refused(2, "questions.jsonl");
-    std::fs::write(format!("{out}.partial"), "{}\n").unwrap();
+    std::fs::write(format!("{out}.partial"), "{}\n{}\n").unwrap();
     make(&clips, &out, &[]).refused(2, "--force");
     assert!(Path::new(&format!("{out}.partial")).exists());
     make(&clips, &out, &["--questions", "0"]).refused(2, "--questions is 0");
