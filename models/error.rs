@@ -143,6 +143,9 @@ impl From<std::io::Error> for Error {
             ErrorKind::PermissionDenied => (Kind::Io, "permission denied"),
             ErrorKind::StorageFull => (Kind::Io, "no space left on the device"),
             ErrorKind::UnexpectedEof => (Kind::BadInput, "the file ends too early"),
+            ErrorKind::InvalidData => {
+                return Self::with_source(Kind::BadInput, "the content cannot be read", source);
+            }
             _ => return Self::with_source(Kind::Io, "input/output failed", source),
         };
         // The system's own sentence would say the same again.

@@ -42,4 +42,6 @@ pub mod train;
 
 pub mod bench;
 
+pub mod demo_model;
+
 pub mod cli;

@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod attend;
 pub mod attend_backward;
+pub mod candle_threads;
 pub mod check;
 pub mod codebook;
 pub mod conv;

@@ -95,18 +95,28 @@ pub struct Cell {
     pub score: Score,
 }
 
-/// What is asked.
-pub struct Exam<'a> {
-    /// Where the clips lie.
-    pub dir: &'a Path,
-    /// Clips and questions.
-    pub clips: &'a [ClipLine],
+/// Who is asked, and how.
+pub struct Answering {
+    /// What the model is made of.
+    pub files: ModelFiles,
+    /// The model.
+    pub model: Model,
     /// Which frames are looked at.
     pub sampling: Sampling,
     /// In words.
     pub sampling_words: String,
     /// How answers are made.
     pub options: AnswerOptions,
+}
+
+/// What is asked.
+pub struct Exam<'a> {
+    /// Who is asked.
+    pub answering: &'a Answering,
+    /// Where the clips lie.
+    pub dir: &'a Path,
+    /// Clips and questions.
+    pub clips: &'a [ClipLine],
     /// Show noise of each clip's length in its place.
     pub noise: bool,
     /// Clips that are asked about at a time.
@@ -125,91 +135,7 @@ pub fn greedy(max_new_tokens: usize) -> AnswerOptions {
     }
 }
 
-impl Exam<'_> {
-    /// Asks every question in a context of its own, as `ask` does; in the order of clips and questions.
-    ///
-    /// # Errors
-    /// Of the first clip that cannot be read, `Interrupted` when told to stop.
-    pub fn take(
-        &self,
-        files: &ModelFiles,
-        model: &Model,
-        done: &Counter,
-        cancel: &Cancel,
-    ) -> Result<Vec<Asked>> {
-        let noise = self.noise.then(Noise::new).transpose()?;
-        let (next, stop) = (AtomicUsize::new(0), cancel.child());
-        let results = Mutex::new(BTreeMap::new());
-        // Threads of their own: those of rayon may not wait for one another.
-        thread::scope(|scope| {
-            for _ in 0..self.workers.max(1) {
-                scope.spawn(|| {
-                    loop {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(clip) = self.clips.get(number) else {
-                            return;
-                        };
-                        let asked = self.ask_clip(clip, files, model, noise.as_ref(), done, &stop);
-                        if asked.is_err() {
-                            stop.cancel();
-                        }
-                        if let Ok(mut results) = results.lock() {
-                            results.insert(number, asked);
-                        }
-                    }
-                });
-            }
-        });
-        cancel.check()?;
-        let results = results.into_inner().map_err(|_| {
-            let message = "a thread that asked ended without a word";
-            Error::new(Kind::Internal, message)
-        })?;
-        let (mut all, mut stopped) = (Vec::new(), None);
-        for asked in results.into_values() {
-            match asked {
-                Ok(asked) => all.extend(asked),
-                Err(error) if error.kind() == Kind::Interrupted => stopped = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        stopped.map_or(Ok(all), Err)
-    }
-
-    fn ask_clip(
-        &self,
-        clip: &ClipLine,
-        files: &ModelFiles,
-        model: &Model,
-        noise: Option<&Noise>,
-        done: &Counter,
-        cancel: &Cancel,
-    ) -> Result<Vec<Asked>> {
-        let path = match noise {
-            Some(noise) => noise.video(clip.seconds)?,
-            None => self.dir.join(&clip.video),
-        };
-        let ask = |question: &Question| {
-            cancel.check()?;
-            let (said, _) = self
-                .answer(&path, &question.question, files, model, cancel)
-                .doing(|| format!("ask {}: {}", path.display(), question.question))?;
-            done.add(1);
-            Ok(Asked {
-                video: clip.video.clone(),
-                seconds: clip.seconds,
-                kind: question.kind.word(),
-                exact: is_exact(&said, &question.answer),
-                form: question.form(),
-                question: question.question.clone(),
-                answer: question.answer.clone(),
-                said,
-                depth: depth(clip, question),
-            })
-        };
-        clip.questions.iter().map(ask).collect()
-    }
-
+impl Answering {
     /// The answer to one question, and what was seen for it.
     ///
     /// # Errors
@@ -218,11 +144,10 @@ impl Exam<'_> {
         &self,
         path: &Path,
         question: &str,
-        files: &ModelFiles,
-        model: &Model,
         cancel: &Cancel,
     ) -> Result<(String, Vec<SourceSeen>)> {
         let reader = FrameReader::open(path, &self.sampling, &TimeRange::ALL, cancel.clone())?;
+        let (files, model) = (&self.files, &self.model);
         let limit = files.spec.decoder.max_position_embeddings;
         let viewing = Viewing {
             sources: vec![Source::Video {
@@ -246,6 +171,87 @@ impl Exam<'_> {
         )?;
         let answer = conversation.answer(&mut |_| {}, &progress, cancel)?;
         Ok((answer.text.trim().to_owned(), seen))
+    }
+}
+
+impl Exam<'_> {
+    /// Asks every question in a context of its own, as `ask` does; `asked` has them in the order of clips and questions.
+    ///
+    /// # Errors
+    /// Of the first clip that cannot be read, `Interrupted` when told to stop; `asked` has the clips that were done.
+    pub fn take(&self, asked: &mut Vec<Asked>, done: &Counter, cancel: &Cancel) -> Result<()> {
+        let noise = self.noise.then(Noise::new).transpose()?;
+        let (next, stop) = (AtomicUsize::new(0), cancel.child());
+        let results = Mutex::new(BTreeMap::new());
+        // Threads of their own: those of rayon may not wait for one another.
+        thread::scope(|scope| {
+            for _ in 0..self.workers.max(1) {
+                scope.spawn(|| {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(clip) = self.clips.get(number) else {
+                            return;
+                        };
+                        let asked = self.ask_clip(clip, noise.as_ref(), done, &stop);
+                        if asked.is_err() {
+                            stop.cancel();
+                        }
+                        if let Ok(mut results) = results.lock() {
+                            results.insert(number, asked);
+                        }
+                    }
+                });
+            }
+        });
+        let results = results.into_inner().map_err(|_| {
+            let message = "a thread that asked ended without a word";
+            Error::new(Kind::Internal, message)
+        })?;
+        let mut failed = None;
+        for of_clip in results.into_values() {
+            match of_clip {
+                Ok(of_clip) => asked.extend(of_clip),
+                Err(error) if error.kind() == Kind::Interrupted => {}
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => cancel.check(),
+        }
+    }
+
+    fn ask_clip(
+        &self,
+        clip: &ClipLine,
+        noise: Option<&Noise>,
+        done: &Counter,
+        cancel: &Cancel,
+    ) -> Result<Vec<Asked>> {
+        let path = match noise {
+            Some(noise) => noise.video(clip.seconds)?,
+            None => self.dir.join(&clip.video),
+        };
+        let ask = |question: &Question| {
+            cancel.check()?;
+            let (said, _) = self
+                .answering
+                .answer(&path, &question.question, cancel)
+                .doing(|| format!("ask {}: {}", path.display(), question.question))?;
+            done.add(1);
+            Ok(Asked {
+                video: clip.video.clone(),
+                seconds: clip.seconds,
+                kind: question.kind.word(),
+                exact: is_exact(&said, &question.answer),
+                form: question.form(),
+                question: question.question.clone(),
+                answer: question.answer.clone(),
+                said,
+                depth: depth(clip, question),
+            })
+        };
+        clip.questions.iter().map(ask).collect()
     }
 }
 

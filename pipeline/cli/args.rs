@@ -247,9 +247,10 @@ pub struct AskArgs {
     #[arg(required = true, num_args = 1.., value_name = "VIDEO... QUESTION")]
     pub inputs: Vec<String>,
 
-    /// A model directory, org/name on the hub, or a GGUF file.
+    /// A model directory, org/name on the hub, or a GGUF file [default: the small demo model that comes with the
+    /// program, which knows the clips of `longreel synth` and nothing else].
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: Option<String>,
 
     /// A GGUF file whose decoder takes the place of the model's own.
     #[arg(long, value_name = "FILE.gguf")]
@@ -511,20 +512,18 @@ pub enum SplitArg {
 
 /// `longreel demo`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  longreel demo --model runs/stage_2/model --out demo/\n  \
+#[command(after_help = "Examples:\n  longreel demo --out demo/\n  \
                         longreel demo --model runs/stage_2/model --out demo/ --seed 7 --json\n\n\
                         The clip is one of `longreel synth`, of the stories that are not for training: every question \
-                        of it is asked, and what is true stands beside what is said."
-)]
+                        of it is asked, and what is true stands beside what is said.")]
 pub struct DemoArgs {
     /// The directory of the clip; one of an earlier call is replaced.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// A model directory, org/name on the hub, or a GGUF file.
+    /// A model directory, org/name on the hub, or a GGUF file [default: the demo model that comes with the program].
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: Option<String>,
 
     /// The same seed gives the same clip; another one every second when absent.
     #[arg(long, value_name = "N")]
@@ -534,16 +533,16 @@ pub struct DemoArgs {
     #[arg(
         long,
         visible_alias = "seconds",
-        default_value_t = 8,
+        default_value_t = 4,
         value_name = "SECONDS"
     )]
     pub length: u32,
 
     /// Most objects at a time: 1 to 3.
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N")]
     pub difficulty: u8,
 
-    /// Black backgrounds only.
+    /// Black backgrounds only; so it is where no model is named.
     #[arg(long)]
     pub plain: bool,
 }
@@ -605,7 +604,7 @@ pub struct SynthArgs {
     #[arg(long)]
     pub plain: bool,
 
-    /// Only questions of these kinds.
+    /// Only questions of these kinds; `story`, all that happens in one answer, is asked where it is named.
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = QUESTION_NAMES)]
     pub kinds: Vec<String>,
 
@@ -949,8 +948,8 @@ const DTYPE_NAMES: [&str; 4] = ["f32", "bf16", "int8", "int4"];
 const LEVEL_NAMES: [&str; 5] = ["scalar", "neon", "avx2", "avx512", "avx512bf16"];
 
 /// Words of `longreel::synth::questions::QuestionKind`.
-const QUESTION_NAMES: [&str; 8] = [
-    "shape", "colour", "motion", "count", "order", "when", "what_at", "needle",
+const QUESTION_NAMES: [&str; 9] = [
+    "shape", "colour", "motion", "count", "order", "when", "what_at", "needle", "story",
 ];
 
 /// What to train.

@@ -154,7 +154,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 
 /// The part of a process that another one leads.
 fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let dir = resolve::model_dir(&args.model, voice, cancel);
+    let dir = resolve::model_dir_or_demo(args.model.as_deref(), voice, cancel);
     let open = |dir: PathBuf| ModelFiles::open_with(&dir, args.decoder.as_deref());
     match dir.and_then(open).and_then(ModelFiles::load) {
         Ok(model) => ranks.serve(&model.decoder),
@@ -181,7 +181,13 @@ fn prepare(
     voice: Voice,
     cancel: &Cancel,
 ) -> Result<Prepared> {
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let dir = resolve::model_dir_or_demo(args.model.as_deref(), voice, cancel)?;
+    if args.model.is_none() {
+        voice.note(
+            "no model is named: the demo model answers, which knows the clips of `longreel synth` and nothing else; \
+             --model names another",
+        );
+    }
     let mut files = ModelFiles::open_with(&dir, args.decoder.as_deref())?;
     resolve::choose_after_video(&mut files.spec, args.after_video)?;
     resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;

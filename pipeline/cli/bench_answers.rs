@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     bench::{
-        answers::{Asked, Cell, Exam, OfKind, by_depth, by_kind, greedy},
+        answers::{Answering, Asked, Cell, Exam, OfKind, by_depth, by_kind, greedy},
         heat_map::write_heat_map,
         machine::{Build, Machine, cores},
     },
@@ -16,14 +16,14 @@ use crate::{
         output::{Voice, to_json},
         resolve::{self, within},
     },
-    error::{Context, Error, Kind, Result},
+    error::{Context, Kind, Result},
     model::ModelFiles,
     sources::{
         sampler::{Sampling, TimeRange, parse_rate},
         temporary::write_whole,
     },
     stages::progress::Progress,
-    synth::clip::{ClipLine, read_questions},
+    synth::clip::{ClipLine, no_questions, read_questions},
 };
 
 #[derive(Serialize)]
@@ -34,6 +34,9 @@ struct Report<'a> {
     model: &'a str,
     clips: usize,
     noise: bool,
+    /// Whether someone stopped it: the questions are then those that were asked until then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    stopped: bool,
     kinds: Vec<OfKind>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     needles: Vec<Cell>,
@@ -49,14 +52,18 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let clips = clips(args)?;
     let files = ModelFiles::open(&dir)?;
     files.check_vision()?;
-    let model = ModelFiles::open(&dir)?.load()?;
     let sampling = Sampling::Fps(rate);
-    let exam = Exam {
-        dir: &args.clips,
-        clips: &clips,
+    let answering = Answering {
+        model: ModelFiles::open(&dir)?.load()?,
+        files,
         sampling_words: resolve::describe(&sampling, &TimeRange::ALL),
         sampling,
         options: greedy(args.max_new_tokens),
+    };
+    let exam = Exam {
+        answering: &answering,
+        dir: &args.clips,
+        clips: &clips,
         noise: args.noise,
         workers: cores(),
     };
@@ -64,19 +71,33 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let questions = clips.iter().map(|clip| clip.questions.len() as u64).sum();
     progress.frames_expected.add(questions);
     let done = &progress.frames_encoded;
-    let asked = voice.show(&progress, || exam.take(&files, &model, done, cancel))?;
+    let mut asked = Vec::new();
+    let taken = voice.show(&progress, || exam.take(&mut asked, done, cancel));
+    match &taken {
+        // What was answered until then is told all the same.
+        Err(stopped) if stopped.kind() == Kind::Interrupted && !asked.is_empty() => {
+            voice.note(&format!(
+                "stopped: {} of {questions} questions were asked",
+                asked.len()
+            ))
+        }
+        Err(_) => return taken,
+        Ok(()) => {}
+    }
     let report = Report {
         build: Build::HERE,
         machine: Machine::here(),
         model: &args.model,
         clips: clips.len(),
         noise: args.noise,
+        stopped: taken.is_err(),
         kinds: by_kind(&asked),
         needles: by_depth(&asked),
         seconds: start.elapsed().as_secs_f64(),
     };
     keep(args, &asked, &report)?;
-    voice.say(&report, || text(&report))
+    voice.say(&report, || text(&report))?;
+    taken
 }
 
 fn clips(args: &AnswersArgs) -> Result<Vec<ClipLine>> {
@@ -90,10 +111,7 @@ fn clips(args: &AnswersArgs) -> Result<Vec<ClipLine>> {
     })?;
     match clips.iter().all(|clip| clip.questions.is_empty()) {
         false => Ok(clips),
-        true => Err(Error::new(
-            Kind::BadInput,
-            format!("{} has no questions, expected some", args.clips.display()),
-        )),
+        true => Err(no_questions(&args.clips)),
     }
 }
 

@@ -8,14 +8,11 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    bench::{
-        answers::{Exam, greedy},
-        machine::cores,
-    },
+    bench::answers::{Answering, greedy},
     cancel::Cancel,
     cli::{args::DemoArgs, output::Voice, resolve},
     error::{Context, Error, Kind, Result},
-    model::{Model, ModelFiles},
+    model::ModelFiles,
     sources::sampler::TimeRange,
     stages::{progress::Counter, seen::SourceSeen},
     synth::{
@@ -34,7 +31,9 @@ const FPS: u32 = 8;
 struct DemoJson {
     clip: PathBuf,
     seed: u64,
-    model: String,
+    /// Absent where it is the demo model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
     /// What was seen of the clip.
     video: Vec<SourceSeen>,
     answers: Vec<AnswerJson>,
@@ -57,7 +56,7 @@ struct AnswerJson {
 /// Runs the verb.
 pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let dir = resolve::model_dir_or_demo(args.model.as_deref(), voice, cancel)?;
     let seed = args.seed.unwrap_or_else(seed_of_now);
     let clip = make_clip(args, seed, cancel)?;
     let path = args.out.join(&clip.video);
@@ -66,12 +65,18 @@ pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         path.display(),
         clip.seconds
     ));
-    let files = ModelFiles::open(&dir)?;
-    let model = ModelFiles::open(&dir)?.load()?;
-    let (video, answers) = ask_all(args, &clip, &files, &model, cancel)?;
+    let sampling = resolve::one_a_second()?;
+    let answering = Answering {
+        files: ModelFiles::open(&dir)?,
+        model: ModelFiles::open(&dir)?.load()?,
+        sampling_words: resolve::describe(&sampling, &TimeRange::ALL),
+        sampling,
+        options: greedy(16),
+    };
+    let (video, answers) = ask_all(&path, &clip, &answering, cancel)?;
     let result = DemoJson {
         seed,
-        model: dir.display().to_string(),
+        model: args.model.clone(),
         video,
         right: answers.iter().filter(|answer| answer.exact).count(),
         answers,
@@ -98,7 +103,8 @@ fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
             split: Split::Test,
             lengths: vec![args.length],
             difficulty: args.difficulty,
-            plain: args.plain,
+            // The demo model has seen no other backgrounds.
+            plain: args.plain || args.model.is_none(),
             ..Recipe::default()
         },
     };
@@ -120,23 +126,11 @@ fn is_of_a_demo(dir: &Path) -> bool {
 }
 
 fn ask_all(
-    args: &DemoArgs,
+    path: &Path,
     clip: &ClipLine,
-    files: &ModelFiles,
-    model: &Model,
+    answering: &Answering,
     cancel: &Cancel,
 ) -> Result<(Vec<SourceSeen>, Vec<AnswerJson>)> {
-    let sampling = resolve::one_a_second()?;
-    let exam = Exam {
-        dir: &args.out,
-        clips: std::slice::from_ref(clip),
-        sampling_words: resolve::describe(&sampling, &TimeRange::ALL),
-        sampling,
-        options: greedy(16),
-        noise: false,
-        workers: cores(),
-    };
-    let path = args.out.join(&clip.video);
     let (mut seen, mut answers) = (Vec::new(), Vec::new());
     for Question {
         question,
@@ -147,9 +141,7 @@ fn ask_all(
     {
         let start = Instant::now();
         let doing = || format!("ask {}: {question}", path.display());
-        let (said, video) = exam
-            .answer(&path, question, files, model, cancel)
-            .doing(doing)?;
+        let (said, video) = answering.answer(path, question, cancel).doing(doing)?;
         seen = video;
         answers.push(AnswerJson {
             exact: is_exact(&said, answer),
@@ -196,11 +188,12 @@ fn text(result: &DemoJson) -> String {
         result.answers.len()
     ));
     if let Some(first) = result.answers.first() {
+        let model = result.model.as_ref();
         lines.push(format!(
-            "ask it yourself: longreel ask {} {:?} --model {}",
+            "ask it yourself: longreel ask {} {:?}{}",
             result.clip.display(),
             first.question,
-            result.model
+            model.map_or_else(String::new, |model| format!(" --model {model}"))
         ));
     }
     lines.join("\n")

@@ -31,6 +31,7 @@ use std::{
 };
 
 use clap::Parser;
+use longreel_kernels::candle_threads;
 use longreel_models::attention::link::mpi;
 
 use crate::{
@@ -44,6 +45,7 @@ use crate::{
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    candle_threads::start_none();
     // Of several processes one speaks.
     let follows = mpi::launched_as().is_some_and(|rank| rank > 0);
     let cli = match Cli::try_parse() {

@@ -32,6 +32,7 @@ use crate::{
         choosing::usual_candidates,
         output::Voice,
     },
+    demo_model,
     encoder::{PixelBudget, StepShape},
     error::{Context, Error, Kind, Result},
     hub,
@@ -62,6 +63,14 @@ pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> 
         cancel,
     )
     .doing(|| format!("find the model {model}"))
+}
+
+/// [`model_dir`], or that of the demo model where none is named.
+pub fn model_dir_or_demo(model: Option<&str>, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
+    match model {
+        Some(model) => model_dir(model, voice, cancel),
+        None => demo_model::directory(),
+    }
 }
 
 /// Refuses the name of a file that is there already, unless it may be replaced.

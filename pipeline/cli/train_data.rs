@@ -15,7 +15,7 @@ use crate::{
     error::{Context, Result},
     sources::sampler::{Sampling, parse_rate},
     stages::progress::Progress,
-    synth::clip::read_questions,
+    synth::clip::{no_questions, read_questions},
     train::{
         lines::{LineRules, write_lines},
         partial::OtherJob,
@@ -49,10 +49,13 @@ pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> R
     };
     let progress = Progress::default();
     let mut clips = 0;
-    read_questions(&args.clips, &mut |_| {
-        clips += 1;
+    read_questions(&args.clips, &mut |clip| {
+        clips += u64::from(!clip.questions.is_empty());
         Ok(())
     })?;
+    if clips == 0 {
+        return Err(no_questions(&args.clips));
+    }
     progress.frames_expected.add(clips);
     let other = OtherJob::of(args.force);
     let done = &progress.frames_encoded;

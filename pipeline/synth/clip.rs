@@ -259,6 +259,12 @@ pub fn read_questions(dir: &Path, each: &mut dyn FnMut(ClipLine) -> Result<()>) 
     Ok(())
 }
 
+/// What is wrong with a collection of which nothing is asked.
+pub fn no_questions(dir: &Path) -> Error {
+    let message = format!("{} has no questions, expected some", dir.display());
+    Error::new(Kind::BadInput, message)
+}
+
 fn parsed(text: &str) -> Result<ClipLine> {
     let line: ClipLine = serde_json::from_str(text)
         .map_err(|e| Error::new(Kind::BadInput, format!("no clip with its questions: {e}")))?;

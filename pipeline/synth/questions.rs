@@ -33,6 +33,15 @@ words! {
         WhatAt = "what_at",
         /// One object in one second of a long clip.
         Needle = "needle",
+        /// All that happens, and when.
+        Story = "story",
+    }
+}
+
+impl QuestionKind {
+    /// Whether it is asked where no kinds are named: a story is there to learn from, as much of it is told in one answer.
+    pub fn is_usual(self) -> bool {
+        self != Self::Story
     }
 }
 
@@ -130,6 +139,7 @@ impl<'s> Told<'s> {
             QuestionKind::When => self.when(draws),
             QuestionKind::WhatAt => self.what_at(draws),
             QuestionKind::Needle => Some(self.needle(draws)),
+            QuestionKind::Story => Some(self.story()),
         }?;
         Some(Question {
             kind,
@@ -248,6 +258,19 @@ impl<'s> Told<'s> {
             }
         };
         (question, answer, seen.time())
+    }
+
+    /// `0: red circle, left; 3: blue star, it stands still and red ring, up`
+    fn story(&self) -> Asked {
+        let of_object =
+            |object: &Object| format!("{}, {}", object.look.name(), object.motion.word());
+        let of_shot = |shot: &Shot| {
+            let objects: Vec<String> = shot.objects.iter().map(of_object).collect();
+            format!("{}: {}", shot.from, objects.join(" and "))
+        };
+        let shots: Vec<String> = self.script.shots.iter().map(of_shot).collect();
+        let time = [0, self.script.seconds];
+        ("What happens?".to_owned(), shots.join("; "), time)
     }
 
     /// An object whose look is seen once in the clip.

@@ -66,7 +66,7 @@ pub struct Recipe {
     /// All backgrounds black.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain: bool,
-    /// What is asked; all that the clips are fit for when empty.
+    /// What is asked; all that is usual and the clips are fit for when empty.
     pub kinds: Vec<QuestionKind>,
     /// Questions of each kind for a clip.
     pub per_kind: usize,
@@ -146,7 +146,8 @@ impl Recipe {
     }
 
     fn asks(&self, kind: QuestionKind) -> bool {
-        self.fits(kind) && (self.kinds.is_empty() || self.kinds.contains(&kind))
+        let is_named = self.kinds.contains(&kind);
+        self.fits(kind) && (is_named || self.kinds.is_empty() && kind.is_usual())
     }
 
     /// Seconds of clip `index`.

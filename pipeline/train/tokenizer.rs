@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use longreel_models::training::tokenizer::{TokenizerFiles, learn};
+use longreel_models::training::{
+    data::example::VISION_TAGS,
+    tokenizer::{TokenizerFiles, learn},
+};
 use serde_json::Value;
 
 use crate::{
@@ -62,6 +65,10 @@ fn texts_of(path: &Path, room: u64, texts: &mut Vec<String>) -> Result<u64> {
         }
         match serde_json::from_str::<Value>(&line) {
             Ok(Value::Object(values)) if is_json => {
+                // They stand around its frames, and a small vocabulary would spell them out.
+                if values.keys().any(|key| key.contains("vision")) {
+                    texts.extend(VISION_TAGS.map(str::to_owned));
+                }
                 let values = values.into_iter().filter(|(key, _)| !is_of_fields(key));
                 texts.extend(values.filter_map(|(_, value)| value.as_str().map(str::to_owned)));
             }

@@ -77,10 +77,10 @@ pub struct FramesConfig {
     pub frames_max: Option<u64>,
     /// Frames of a step.
     pub batch: usize,
-    /// Half of the frames of a step exchange their cells: what a code stands for is then to be seen in its own cell,
-    /// which a decoder learns to read from fewer examples.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub mosaic: bool,
+    /// This share of the frames of a step, 0 to 1, exchange their cells: what a code stands for is then to be seen in
+    /// its own cell, which a decoder learns to read from fewer examples.
+    #[serde(default)]
+    pub mosaic: f64,
 }
 
 fn one_a_second() -> String {
@@ -123,6 +123,10 @@ impl Written for VqganConfig {
         if data.train.is_empty() {
             let message = "data.train is empty, expected at least one video or folder";
             return Err(bad(message.into()));
+        }
+        if !(0.0..=1.0).contains(&data.mosaic) {
+            let mosaic = data.mosaic;
+            return Err(bad(format!("data.mosaic is {mosaic}, expected 0 to 1")));
         }
         self.rate()?;
         let sources = [

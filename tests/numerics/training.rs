@@ -503,14 +503,37 @@ fn the_stages_of_a_small_model_fit_one_another() {
         .unwrap()
         .shape();
     assert_eq!(Some(shape.unwrap()), spec.vqgan);
-    let [first, second] = ["stage_1.toml", "stage_2.toml"].map(|name| {
-        let config = TrainConfig::open(&folder.join(name)).unwrap();
+    let stage = |n: usize| {
+        let config = TrainConfig::open(&folder.join(format!("stage_{n}.toml"))).unwrap();
         assert!(config.model.max_position_embeddings >= Some(config.data.seq_length));
         config
-    });
+    };
+    let first = stage(1);
     assert_eq!(spec_of(&first).unwrap().vqgan, spec.vqgan);
     assert_eq!(first.model.vqgan, Some(folder.join("run_vqgan/model")));
-    assert_eq!(second.model.init, Some(folder.join("run_1/model")));
+    for n in 2..=8 {
+        let before = folder.join(format!("run_{}/model", n - 1));
+        assert_eq!(stage(n).model.init, Some(before), "stage {n}");
+    }
+}
+
+#[test]
+fn the_demo_model_is_of_the_shape_that_its_stages_train_and_small() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("configs/train/demo/model.toml")).unwrap();
+    let trained = ModelSpec::from_toml(&text).unwrap();
+    let text = std::fs::read_to_string(root.join("models/demo/config.json")).unwrap();
+    let shipped = ModelSpec::from_json(&text).unwrap();
+    assert_eq!(shipped.vqgan, trained.vqgan);
+    let positions = shipped.decoder.max_position_embeddings;
+    let trained = longreel_models::spec::DecoderSpec {
+        max_position_embeddings: positions,
+        ..trained.decoder
+    };
+    assert_eq!(shipped.decoder, trained);
+    let files = std::fs::read_dir(root.join("models/demo")).unwrap();
+    let bytes: u64 = files.map(|f| f.unwrap().metadata().unwrap().len()).sum();
+    assert!(bytes < 12_000_000, "{bytes}");
 }
 
 #[test]

@@ -3,9 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use longreel::{
+    bench::answers::{Answering, Exam, greedy},
+    cancel::Cancel,
     encoder::{EncoderModel, PixelBudget},
+    error::Kind,
+    model::ModelFiles,
     sources::sampler::{Rate, Sampling},
     stages::progress::Counter,
+    synth::clip::read_questions,
     train::{
         lines::{LineRules, write_lines},
         partial::OtherJob,
@@ -227,6 +232,11 @@ fn make_lines_refuses_what_it_cannot_use() {
     assert!(Path::new(&format!("{out}.partial")).exists());
     make(&clips, &out, &["--questions", "0"]).refused(2, "--questions is 0");
     make(&clips, &out, &["--fps", "0"]).refused(2, "--fps");
+    let silent = self::clips(2, &["--length", "1", "--kinds", "motion"]);
+    let silent = text(&silent.path().join("clips"));
+    let unwritten = path("unwritten.jsonl");
+    make(&silent, &unwritten, &[]).refused(2, "has no questions, expected some");
+    assert!(!Path::new(&unwritten).exists());
 }
 
 #[test]
@@ -336,6 +346,56 @@ fn answers_are_counted_by_kind_against_someone_who_sees_nothing() {
 }
 
 #[test]
+fn what_was_answered_before_a_stop_is_kept() {
+    let dir = clips(40, &["--length", "1", "--difficulty", "1"]);
+    let dir = dir.path().join("clips");
+    let mut clips = Vec::new();
+    let mut keep = |line| {
+        clips.push(line);
+        Ok(())
+    };
+    read_questions(&dir, &mut keep).unwrap();
+    let sampling = Sampling::Fps(Rate::new(1, 1).unwrap());
+    let answering = Answering {
+        files: ModelFiles::open(&model()).unwrap(),
+        model: ModelFiles::open(&model()).unwrap().load().unwrap(),
+        sampling_words: "one a second".to_owned(),
+        sampling,
+        options: greedy(4),
+    };
+    let exam = Exam {
+        answering: &answering,
+        dir: &dir,
+        clips: &clips,
+        noise: false,
+        workers: 1,
+    };
+    let (done, cancel, mut asked) = (Counter::default(), Cancel::default(), Vec::new());
+    let of_two_clips = (clips[0].questions.len() + clips[1].questions.len()) as u64;
+    let taken = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while done.get() <= of_two_clips {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            cancel.cancel();
+        });
+        exam.take(&mut asked, &done, &cancel)
+    });
+    assert_eq!(taken.unwrap_err().kind(), Kind::Interrupted);
+    let questions: usize = clips.iter().map(|clip| clip.questions.len()).sum();
+    assert!(
+        asked.len() as u64 >= of_two_clips && asked.len() < questions,
+        "{} of {questions}",
+        asked.len()
+    );
+    // The clips that were done, from the first one on.
+    let truths = clips.iter().flat_map(|clip| &clip.questions);
+    let truths: Vec<&str> = truths.map(|q| q.answer.as_str()).collect();
+    let answers: Vec<&str> = asked.iter().map(|a| a.answer.as_str()).collect();
+    assert_eq!(answers, truths[..answers.len()]);
+}
+
+#[test]
 fn needles_are_drawn_by_length_and_depth() {
     let other_clips = clips(1, &["--length", "2"]);
     let dir = clips(4, &["--needle", "--length", "2,4", "--depth", "0,100"]);
@@ -404,6 +464,53 @@ fn the_demo_asks_all_about_a_clip_made_on_the_spot() {
             .iter()
             .all(|a| a["expected"] != "")
     );
+}
+
+/// The program with an empty cache in `dir`.
+fn with_cache(dir: &Path, args: &[&str]) -> std::process::Output {
+    let mut command = command();
+    command.args(args).env("XDG_CACHE_HOME", dir.join("cache"));
+    command.output().unwrap()
+}
+
+#[test]
+fn the_demo_model_answers_where_none_is_named_and_is_said_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut asked, mut right) = (0, 0);
+    for seed in ["1", "2", "3", "4"] {
+        let out = text(&dir.path().join("clip"));
+        let args = ["demo", "--out", &out, "--seed", seed, "--json"];
+        let run = with_cache(dir.path(), &args);
+        assert!(run.status.success(), "{run:?}");
+        let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+        asked += report["answers"].as_array().unwrap().len() as u64;
+        right += report["right"].as_u64().unwrap();
+    }
+    // Someone who sees nothing has fewer than one of three right.
+    assert!(asked >= 16 && 2 * right > asked, "{right} of {asked}");
+
+    let clip = text(&dir.path().join("clip/clips/000000.mp4"));
+    let ask = || with_cache(dir.path(), &["ask", &clip, "What is shown at second 0?"]);
+    let first = ask();
+    let said = String::from_utf8(first.stderr).unwrap();
+    assert!(
+        said.contains("no model is named: the demo model answers"),
+        "{said}"
+    );
+    // A file that was cut off is written again.
+    let model = std::fs::read_dir(dir.path().join("cache/longreel")).unwrap();
+    let model = model.map(|entry| entry.unwrap().path()).next().unwrap();
+    std::fs::write(model.join("config.json"), "{").unwrap();
+    assert_eq!(ask().stdout, first.stdout);
+    let nowhere = command()
+        .args(["ask", &clip, "What is shown?"])
+        .env_remove("XDG_CACHE_HOME")
+        .env_remove("HOME")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(nowhere.stderr).unwrap();
+    assert!(said.contains("the demo model has no place"), "{said}");
+    assert_eq!(nowhere.status.code(), Some(2));
 }
 
 #[test]

@@ -442,11 +442,26 @@ impl Watched {
                 direction(one().centre, meant().next_back().unwrap().centre)
             }
             form if form.starts_with("How many") => seconds[0].len().to_string(),
+            "What happens?" => self.story(),
             form if form.ends_with("appear?") => {
                 self.0.iter().position(is_seen).unwrap().to_string()
             }
             _ => one().look.with_article(),
         }
+    }
+
+    /// Of a video with one object at a time, whose shots differ by their objects.
+    fn story(&self) -> String {
+        let mut from = 0;
+        let shots = self.0.chunk_by(|a, b| a[0].look == b[0].look);
+        let told = shots.map(|shot| {
+            let (first, last) = (&shot[0][0], &shot[shot.len() - 1][0]);
+            let goes = direction(first.centre, last.centre);
+            let told = format!("{from}: {}, {goes}", first.look.name());
+            from += shot.len();
+            told
+        });
+        told.collect::<Vec<_>>().join("; ")
     }
 
     /// The look of a list of words that is seen before any other of it.
@@ -475,7 +490,17 @@ fn direction([x, y]: [f64; 2], [to_x, to_y]: [f64; 2]) -> String {
 #[test]
 fn every_answer_can_be_read_off_the_decoded_video() {
     let mut asked: BTreeMap<QuestionKind, usize> = BTreeMap::new();
-    for (recipe, n) in [(Recipe::default(), 6), (hardest(), 12), (needles(), 6)] {
+    let stories = Recipe {
+        kinds: vec![QuestionKind::Story],
+        lengths: vec![5, 9],
+        ..Recipe::default()
+    };
+    for (recipe, n) in [
+        (Recipe::default(), 6),
+        (hardest(), 12),
+        (needles(), 6),
+        (stories, 15),
+    ] {
         let (dir, lines) = written(recipe, n);
         for line in &lines {
             let watched = Watched::video(&dir.path().join(&line.video));

@@ -6,9 +6,28 @@ use std::{
 };
 
 /// The pipeline's modules in the order in which they may import one another.
-const PIPELINE_ORDER: [&str; 21] = [
-    "error", "time", "cancel", "flow", "sources", "reel", "plan", "hub", "vectors", "encoder",
-    "shown", "model", "ranks", "stages", "search", "chooser", "synth", "train", "bench", "cli",
+const PIPELINE_ORDER: [&str; 22] = [
+    "error",
+    "time",
+    "cancel",
+    "flow",
+    "sources",
+    "reel",
+    "plan",
+    "hub",
+    "vectors",
+    "encoder",
+    "shown",
+    "model",
+    "ranks",
+    "stages",
+    "search",
+    "chooser",
+    "synth",
+    "train",
+    "bench",
+    "demo_model",
+    "cli",
     "main",
 ];
 

@@ -416,6 +416,10 @@ fn what_cannot_be_trained_is_refused_with_what_was_expected() {
         "data.batch is 0, expected 1 to",
     );
     refused(&with("batch = 8", "bach = 8"), "bach");
+    refused(
+        &with("batch = 8", "batch = 8\nmosaic = 1.5"),
+        "data.mosaic is 1.5, expected 0 to 1",
+    );
     refused(&with("fps = 2", "fps = 0"), "data.fps");
     refused(&with("fps = 2", "fps = \"2/x\""), "data.fps");
     refused(&with("[\"train\"]", "[]"), "data.train is empty");
@@ -437,6 +441,8 @@ fn what_cannot_be_trained_is_refused_with_what_was_expected() {
     let inline = format!("[model.vqgan]{SHAPE}");
     refused(&with(&inline, &both), "expected exactly one of them");
     refused(&with(&inline, "[model]\n"), "expected exactly one of them");
+    std::fs::write(stage.path("vqgan.toml"), b"steps = \xff").unwrap();
+    stage.train("refused").refused(2, "valid UTF-8");
     std::fs::create_dir(stage.path("empty")).unwrap();
     refused(&with("[\"train\"]", "[\"empty\"]"), "it has no video");
     stage.write(&good);

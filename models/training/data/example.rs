@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Stand around a vision field, as ordinary text.
-const VISION_TAGS: [&str; 2] = ["<vision>", "</vision>"];
+pub const VISION_TAGS: [&str; 2] = ["<vision>", "</vision>"];
 
 /// Tokens in order, and how much of the loss each is as a target: 0 or 1.
 #[derive(Debug, Clone, Default, PartialEq)]

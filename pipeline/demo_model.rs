@@ -1,0 +1,73 @@
+//! The small model that comes with the program, for those who name none.
+//!
+//! `.ci/train-demo` trained it on clips of `longreel synth`; it knows nothing else.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    error::{Context, Error, Kind, Result},
+    sources::temporary::write_whole,
+};
+
+/// Name and content of each file of its directory.
+const FILES: [(&str, &[u8]); 5] = [
+    (
+        "model.safetensors",
+        include_bytes!("../models/demo/model.safetensors"),
+    ),
+    (
+        "tokenizer.json",
+        include_bytes!("../models/demo/tokenizer.json"),
+    ),
+    (
+        "tokenizer_config.json",
+        include_bytes!("../models/demo/tokenizer_config.json"),
+    ),
+    (
+        "preprocessor_config.json",
+        include_bytes!("../models/demo/preprocessor_config.json"),
+    ),
+    ("config.json", include_bytes!("../models/demo/config.json")),
+];
+
+/// Its directory in the user's cache, where it is written when it is not there yet.
+///
+/// # Errors
+/// `Usage` where the user has no cache, `Io` where it cannot be written.
+pub fn directory() -> Result<PathBuf> {
+    let set = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty());
+    let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")));
+    let cache = cache.ok_or_else(|| {
+        let message = "no model is named, and the demo model has no place: XDG_CACHE_HOME and HOME are not set; \
+                       expected one of them, or --model";
+        Error::new(Kind::Usage, message)
+    })?;
+    let dir = cache.join("longreel").join(name());
+    write_into(&dir).doing(|| format!("write the demo model into {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Another one for every content, so that two versions of the program do not write over one another.
+fn name() -> String {
+    let mut all = Sha256::new();
+    FILES.iter().for_each(|(_, content)| all.update(content));
+    let digest = all.finalize();
+    let hex: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
+    format!("demo-{hex}")
+}
+
+/// A file of the right length is taken as it is: it got its name when it was whole.
+fn write_into(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for (name, content) in FILES {
+        let path = dir.join(name);
+        let length = std::fs::metadata(&path).map(|found| found.len());
+        if length.ok() != Some(content.len() as u64) {
+            write_whole(&path, content)?;
+        }
+    }
+    Ok(())
+}
