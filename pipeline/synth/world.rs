@@ -19,7 +19,7 @@ const SHOT_SECONDS_MAX: u32 = 4;
 /// Free space between an object and the end of its lane, per mille of the side.
 const MARGIN: i32 = 10;
 /// Sizes of an object where one, two or three are shown, per mille of the side.
-const SIZES: [(i32, i32); 3] = [(500, 560), (400, 440), (290, 310)];
+const SIZES: [(i32, i32); 3] = [(500, 560), (400, 440), (250, 280)];
 /// Blobs of a needle's clip.
 const N_BLOBS: usize = 6;
 
