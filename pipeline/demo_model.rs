@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     error::{Context, Error, Kind, Result},
+    hub,
     sources::temporary::write_whole,
 };
 
@@ -37,10 +38,7 @@ const FILES: [(&str, &[u8]); 5] = [
 /// # Errors
 /// `Usage` where the user has no cache, `Io` where it cannot be written.
 pub fn directory() -> Result<PathBuf> {
-    let set = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty());
-    let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")));
-    let cache = cache.ok_or_else(|| {
+    let cache = hub::user_cache(|key| std::env::var_os(key)).ok_or_else(|| {
         let message = "no model is named, and the demo model has no place: XDG_CACHE_HOME and HOME are not set; \
                        expected one of them, or --model";
         Error::new(Kind::Usage, message)
@@ -59,13 +57,12 @@ fn name() -> String {
     format!("demo-{hex}")
 }
 
-/// A file of the right length is taken as it is: it got its name when it was whole.
+/// A file that holds something else is written anew.
 fn write_into(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
     for (name, content) in FILES {
         let path = dir.join(name);
-        let length = std::fs::metadata(&path).map(|found| found.len());
-        if length.ok() != Some(content.len() as u64) {
+        if !std::fs::read(&path).is_ok_and(|found| found == content) {
             write_whole(&path, content)?;
         }
     }

@@ -64,6 +64,14 @@ impl fmt::Debug for Settings {
     }
 }
 
+/// Where the user's programs keep what they can fetch or write again, by the variables that `var` knows; unknown where
+/// neither `XDG_CACHE_HOME` nor `HOME` is set.
+pub fn user_cache(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |key: &str| var(key).filter(|value| !value.is_empty());
+    let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
+    cache.or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")))
+}
+
 impl Settings {
     /// Settings of the environment: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`,
     /// `HF_HUB_OFFLINE`, and `REQUESTS_CA_BUNDLE` or `SSL_CERT_FILE`; `ureq` itself knows `HTTPS_PROXY` and `NO_PROXY`.
@@ -79,12 +87,9 @@ impl Settings {
             Some(Err(_)) => Err(Error::new(Kind::Usage, format!("{key} is not valid UTF-8"))),
             None => Ok(None),
         };
-        let user_cache = set("XDG_CACHE_HOME").map(PathBuf::from);
-        let user_cache =
-            user_cache.or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")));
         let home = set("HF_HOME")
             .map(PathBuf::from)
-            .or_else(|| user_cache.map(|cache| cache.join("huggingface")));
+            .or_else(|| user_cache(&var).map(|cache| cache.join("huggingface")));
         let token_file = set("HF_TOKEN_PATH")
             .map(PathBuf::from)
             .or_else(|| home.as_ref().map(|home| home.join("token")));

@@ -124,7 +124,7 @@ pub struct Exam<'a> {
 }
 
 /// Short answers of the most likely ids.
-pub fn greedy(max_new_tokens: usize) -> AnswerOptions {
+fn greedy(max_new_tokens: usize) -> AnswerOptions {
     AnswerOptions {
         max_new_tokens,
         draw: Draw::GREEDY,
@@ -136,6 +136,27 @@ pub fn greedy(max_new_tokens: usize) -> AnswerOptions {
 }
 
 impl Answering {
+    /// The model in `dir`, which is to answer in at most `max_new_tokens` of the most likely ids.
+    ///
+    /// # Errors
+    /// Of a directory without a model that sees.
+    pub fn open(
+        dir: &Path,
+        sampling: Sampling,
+        sampling_words: String,
+        max_new_tokens: usize,
+    ) -> Result<Self> {
+        let files = ModelFiles::open(dir)?;
+        files.check_vision()?;
+        Ok(Self {
+            files,
+            model: ModelFiles::open(dir)?.load()?,
+            sampling,
+            sampling_words,
+            options: greedy(max_new_tokens),
+        })
+    }
+
     /// The answer to one question, and what was seen for it.
     ///
     /// # Errors

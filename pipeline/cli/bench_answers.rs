@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     bench::{
-        answers::{Answering, Asked, Cell, Exam, OfKind, by_depth, by_kind, greedy},
+        answers::{Answering, Asked, Cell, Exam, OfKind, by_depth, by_kind},
         heat_map::write_heat_map,
         machine::{Build, Machine, cores},
     },
@@ -17,7 +17,6 @@ use crate::{
         resolve::{self, within},
     },
     error::{Context, Kind, Result},
-    model::ModelFiles,
     sources::{
         sampler::{Sampling, TimeRange, parse_rate},
         temporary::write_whole,
@@ -50,16 +49,9 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     within("--max-new-tokens", args.max_new_tokens, 1..=1 << 16)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let clips = clips(args)?;
-    let files = ModelFiles::open(&dir)?;
-    files.check_vision()?;
     let sampling = Sampling::Fps(rate);
-    let answering = Answering {
-        model: ModelFiles::open(&dir)?.load()?,
-        files,
-        sampling_words: resolve::describe(&sampling, &TimeRange::ALL),
-        sampling,
-        options: greedy(args.max_new_tokens),
-    };
+    let words = resolve::describe(&sampling, &TimeRange::ALL);
+    let answering = Answering::open(&dir, sampling, words, args.max_new_tokens)?;
     let exam = Exam {
         answering: &answering,
         dir: &args.clips,

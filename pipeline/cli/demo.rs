@@ -8,11 +8,10 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    bench::answers::{Answering, greedy},
+    bench::answers::Answering,
     cancel::Cancel,
     cli::{args::DemoArgs, output::Voice, resolve},
     error::{Context, Error, Kind, Result},
-    model::ModelFiles,
     sources::sampler::TimeRange,
     stages::{progress::Counter, seen::SourceSeen},
     synth::{
@@ -26,6 +25,8 @@ use crate::{
 /// Pixels of a side, and frames in a second, of a clip that people look at.
 const SIDE: usize = 256;
 const FPS: u32 = 8;
+/// Longest answer, in tokens.
+const ANSWER_TOKENS: usize = 16;
 
 #[derive(Serialize)]
 struct DemoJson {
@@ -66,13 +67,8 @@ pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         clip.seconds
     ));
     let sampling = resolve::one_a_second()?;
-    let answering = Answering {
-        files: ModelFiles::open(&dir)?,
-        model: ModelFiles::open(&dir)?.load()?,
-        sampling_words: resolve::describe(&sampling, &TimeRange::ALL),
-        sampling,
-        options: greedy(16),
-    };
+    let words = resolve::describe(&sampling, &TimeRange::ALL);
+    let answering = Answering::open(&dir, sampling, words, ANSWER_TOKENS)?;
     let (video, answers) = ask_all(&path, &clip, &answering, cancel)?;
     let result = DemoJson {
         seed,

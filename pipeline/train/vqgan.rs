@@ -195,16 +195,20 @@ impl Training {
         Ok(())
     }
 
-    /// [`exchange`] among the first frames, by draws that follow from the seed and the number of the step.
+    /// [`exchange`], by draws that follow from the seed and the number of the step.
     fn mosaic(&self, pixels: &Tensor) -> Result<Tensor> {
         let spec = self.trainer.spec();
         let mut draws = ChaCha8Rng::seed_from_u64(self.job.config.seed);
         draws.set_stream(MOSAICS + self.trainer.steps());
         let (n, side) = (pixels.dim(0)?, spec.resolution);
-        let n_exchanged = (n as f64 * self.job.config.data.mosaic).round() as usize;
         let mut frames = pixels.flatten_all()?.to_vec1()?;
-        let some = &mut frames[..n_exchanged * side * side * RGB];
-        exchange(some, [side, side / spec.grid()], &mut draws);
+        let share = self.job.config.data.mosaic;
+        exchange(
+            &mut frames,
+            share,
+            [n, side, side / spec.grid()],
+            &mut draws,
+        );
         Ok(Tensor::from_vec(frames, pixels.shape(), &Device::Cpu)?)
     }
 
@@ -318,12 +322,12 @@ fn first(job: &VqganJob) -> Result<Parameters> {
     }
 }
 
-/// frames `[n, side, side, 3]` exchange their cells of `cell` pixels: in each place of the grid they are dealt anew, by
-/// `draws`.
-fn exchange(frames: &mut [f32], [side, cell]: [usize; 2], draws: &mut ChaCha8Rng) {
+/// frames `[n, side, side, 3]`, of which the first `share` exchange their cells of `cell` pixels: in each place of the
+/// grid they are dealt anew, by `draws`.
+fn exchange(frames: &mut [f32], share: f64, [n, side, cell]: [usize; 3], draws: &mut ChaCha8Rng) {
     let (line, frame) = (cell * RGB, side * side * RGB);
     let old = frames.to_vec();
-    let mut order: Vec<usize> = (0..frames.len() / frame).collect();
+    let mut order: Vec<usize> = (0..(n as f64 * share).round() as usize).collect();
     for place in 0..(side / cell).pow(2) {
         order.shuffle(draws);
         let (row, column) = (place / (side / cell), place % (side / cell));
@@ -345,17 +349,19 @@ mod tests {
     use super::{RGB, exchange};
 
     #[test]
-    fn a_mosaic_keeps_every_cell_whole_and_in_its_place() {
-        let (n, side, cell) = (8, 6, 2);
+    fn a_mosaic_keeps_every_cell_in_its_place_and_the_other_frames_whole() {
+        let (n, mixed, side, cell) = (8, 6, 6, 2);
         let frame = side * side * RGB;
         let old: Vec<f32> = (0..n * frame).map(|i| i as f32).collect();
         let mut new = old.clone();
-        exchange(&mut new, [side, cell], &mut ChaCha8Rng::seed_from_u64(1));
+        let mut draws = ChaCha8Rng::seed_from_u64(1);
+        exchange(&mut new, 0.75, [n, side, cell], &mut draws);
+        assert_eq!(new[mixed * frame..], old[mixed * frame..]);
         let mut from_others = 0;
         for place in 0..frame {
-            let mut here: Vec<f32> = (0..n).map(|i| new[i * frame + place]).collect();
+            let mut here: Vec<f32> = (0..mixed).map(|i| new[i * frame + place]).collect();
             here.sort_by(f32::total_cmp);
-            let there: Vec<f32> = (0..n).map(|i| old[i * frame + place]).collect();
+            let there: Vec<f32> = (0..mixed).map(|i| old[i * frame + place]).collect();
             assert_eq!(here, there, "place {place}");
             from_others += usize::from(new[place] != old[place]);
         }

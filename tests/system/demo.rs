@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use longreel::{
-    bench::answers::{Answering, Exam, greedy},
+    bench::answers::{Answering, Exam},
     cancel::Cancel,
     encoder::{EncoderModel, PixelBudget},
     error::Kind,
-    model::ModelFiles,
     sources::sampler::{Rate, Sampling},
     stages::progress::Counter,
     synth::clip::read_questions,
@@ -356,13 +355,8 @@ fn what_was_answered_before_a_stop_is_kept() {
     };
     read_questions(&dir, &mut keep).unwrap();
     let sampling = Sampling::Fps(Rate::new(1, 1).unwrap());
-    let answering = Answering {
-        files: ModelFiles::open(&model()).unwrap(),
-        model: ModelFiles::open(&model()).unwrap().load().unwrap(),
-        sampling_words: "one a second".to_owned(),
-        sampling,
-        options: greedy(4),
-    };
+    let words = "one a second".to_owned();
+    let answering = Answering::open(&model(), sampling, words, 4).unwrap();
     let exam = Exam {
         answering: &answering,
         dir: &dir,
@@ -497,10 +491,12 @@ fn the_demo_model_answers_where_none_is_named_and_is_said_to() {
         said.contains("no model is named: the demo model answers"),
         "{said}"
     );
-    // A file that was cut off is written again.
+    // A file that holds something else is written again, whatever its length.
     let model = std::fs::read_dir(dir.path().join("cache/longreel")).unwrap();
     let model = model.map(|entry| entry.unwrap().path()).next().unwrap();
-    std::fs::write(model.join("config.json"), "{").unwrap();
+    let config = model.join("config.json");
+    let length = std::fs::metadata(&config).unwrap().len() as usize;
+    std::fs::write(&config, " ".repeat(length)).unwrap();
     assert_eq!(ask().stdout, first.stdout);
     let nowhere = command()
         .args(["ask", &clip, "What is shown?"])
