@@ -1,6 +1,6 @@
 //! The small model that comes with the program, for those who name none.
 //!
-//! `.ci/train-demo` trained it on clips of `longreel synth`; it knows nothing else.
+//! `.ci/train-demo` trains it on clips of `longreel synth`; it knows nothing else.
 
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,18 @@ const FILES: [(&str, &[u8]); 5] = [
     ("config.json", include_bytes!("../models/demo/config.json")),
 ];
 
+/// Longest clips whose questions it learned to answer, in frames.
+const FRAMES: u64 = 4;
+
+/// What to tell someone who shows it `frames`, where those are more than it learned from.
+pub fn doubt(frames: u64) -> Option<String> {
+    (frames > FRAMES).then(|| {
+        format!(
+            "the demo model learned from clips of at most {FRAMES} frames, these are {frames}: do not trust its answers"
+        )
+    })
+}
+
 /// Its directory in the user's cache, where it is written when it is not there yet.
 ///
 /// # Errors
@@ -44,7 +56,13 @@ pub fn directory() -> Result<PathBuf> {
         Error::new(Kind::Usage, message)
     })?;
     let dir = cache.join("longreel").join(name());
-    write_into(&dir).doing(|| format!("write the demo model into {}", dir.display()))?;
+    write_into(&dir).doing(|| {
+        format!(
+            "write the demo model into {} (expected a folder that can be written; XDG_CACHE_HOME names another, \
+             --model another model)",
+            dir.display()
+        )
+    })?;
     Ok(dir)
 }
 

@@ -351,12 +351,13 @@ impl EncoderModel {
         if let Some(vqgan) = vqgan_alone_of_directory(dir).doing(doing)? {
             let mut weights = weights_of_directory(dir).doing(doing)?;
             let encoder = FrameEncoder::codes(&vqgan, &mut weights).doing(doing)?;
+            let digest = encoder_digest(&weights);
             weights.finish().doing(doing)?;
             return Ok(Self {
                 dir: dir.to_owned(),
                 encoder,
                 shape: None,
-                digest: 0,
+                digest,
             });
         }
         let spec = spec_of_directory(dir).doing(doing)?;
@@ -368,6 +369,11 @@ impl EncoderModel {
             encoder: encoder.ok_or_else(|| no_vision(dir))?,
             shape: StepShape::of(dir, &spec, budget).doing(doing)?,
         })
+    }
+
+    /// What tells its weights from those of other encoders of codes or features ([`encoder_digest`]).
+    pub fn digest(&self) -> u64 {
+        self.digest
     }
 
     /// The frame tokenizer and its shape.
@@ -429,9 +435,9 @@ impl EncoderModel {
     }
 }
 
-/// What tells the weights that make features from those of other models, wherever they lie.
+/// What tells the weights that make codes or features from those of other models, wherever they lie.
 pub fn encoder_digest(weights: &Weights) -> u64 {
-    weights.digest(&["vision", "connector", "deepstack"])
+    weights.digest(&["vqgan", "vision", "connector", "deepstack"])
 }
 
 /// The model in `dir` sees nothing.

@@ -1,14 +1,15 @@
-//! The threads that candle starts for work on single numbers: none.
+//! The threads that candle starts for work on single numbers and for quantised matrices: none where a model is trained.
 //!
 //! They wait for one another in loops that never sleep (`candle-core` 0.11, `utils.rs`, `BarrierGuard`) and so take
-//! the cores from the threads that compute: a small decoder trains nearly twice as fast without them.
+//! the cores from the threads that compute: a small decoder trains nearly twice as fast without them. Quantised
+//! matrices are multiplied by them alone (`QMatMul`), so whoever answers questions needs them.
 
 /// candle's own variable for the number of those threads.
 const N_THREADS: &str = "CANDLE_NUM_THREADS";
 
 /// Has candle do such work on the thread that asks for it, unless [`N_THREADS`] says otherwise.
 ///
-/// To be called before anything else: the environment is left as it is where other threads could be reading it.
+/// To be called before another thread is started: the environment is left as it is where other threads could be reading it.
 pub fn start_none() {
     let is_set = std::env::var_os(N_THREADS).is_some();
     if !is_set && is_alone() {

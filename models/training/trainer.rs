@@ -43,7 +43,7 @@ pub struct Recipe {
     pub activations: Activations,
     /// Batches of a step that one rank goes through at a time: more keep more threads busy and take more memory, and
     /// change no bit.
-    #[serde(default = "one")]
+    #[serde(default = "one", skip_serializing_if = "is_one")]
     pub batches_at_a_time: usize,
     /// The optimizer.
     #[serde(default)]
@@ -54,6 +54,10 @@ pub struct Recipe {
 
 fn one() -> usize {
     1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
 }
 
 fn kept() -> Activations {

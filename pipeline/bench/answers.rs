@@ -25,7 +25,7 @@ use crate::{
     },
     stages::{
         self, QueueBounds, Viewing,
-        answer::{AnswerOptions, Conversation},
+        answer::{AnswerOptions, Conversation, Finish},
         decode::Source,
         layout::Layout,
         progress::{Counter, Progress},
@@ -59,6 +59,9 @@ pub struct Asked {
     pub said: String,
     /// Whether that is the same ([`is_exact`]).
     pub exact: bool,
+    /// Whether it was longer than what may be said.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
     /// Where its object appears, as a share of the clip; of needles.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<f64>,
@@ -109,6 +112,16 @@ pub struct Answering {
     pub options: AnswerOptions,
 }
 
+/// The answer to one question.
+pub struct Said {
+    /// Without space around it.
+    pub text: String,
+    /// Whether it reached its longest length.
+    pub is_cut: bool,
+    /// What was seen for it.
+    pub video: Vec<SourceSeen>,
+}
+
 /// What is asked.
 pub struct Exam<'a> {
     /// Who is asked.
@@ -157,16 +170,11 @@ impl Answering {
         })
     }
 
-    /// The answer to one question, and what was seen for it.
+    /// The answer to one question.
     ///
     /// # Errors
     /// Of the video, of a prompt that does not fit, `Interrupted` when told to stop.
-    pub fn answer(
-        &self,
-        path: &Path,
-        question: &str,
-        cancel: &Cancel,
-    ) -> Result<(String, Vec<SourceSeen>)> {
+    pub fn answer(&self, path: &Path, question: &str, cancel: &Cancel) -> Result<Said> {
         let reader = FrameReader::open(path, &self.sampling, &TimeRange::ALL, cancel.clone())?;
         let (files, model) = (&self.files, &self.model);
         let limit = files.spec.decoder.max_position_embeddings;
@@ -182,7 +190,7 @@ impl Answering {
         let progress = Progress::default();
         let bounds = QueueBounds::default();
         let encoder = model.frames.as_ref();
-        let seen = stages::view(
+        let video = stages::view(
             viewing,
             encoder,
             &mut conversation,
@@ -191,7 +199,11 @@ impl Answering {
             cancel,
         )?;
         let answer = conversation.answer(&mut |_| {}, &progress, cancel)?;
-        Ok((answer.text.trim().to_owned(), seen))
+        Ok(Said {
+            text: answer.text.trim().to_owned(),
+            is_cut: answer.finish == Finish::Length,
+            video,
+        })
     }
 }
 
@@ -199,7 +211,7 @@ impl Exam<'_> {
     /// Asks every question in a context of its own, as `ask` does; `asked` has them in the order of clips and questions.
     ///
     /// # Errors
-    /// Of the first clip that cannot be read, `Interrupted` when told to stop; `asked` has the clips that were done.
+    /// Of the first clip that cannot be read, `Interrupted` when told to stop; `asked` has what was answered until then.
     pub fn take(&self, asked: &mut Vec<Asked>, done: &Counter, cancel: &Cancel) -> Result<()> {
         let noise = self.noise.then(Noise::new).transpose()?;
         let (next, stop) = (AtomicUsize::new(0), cancel.child());
@@ -213,12 +225,13 @@ impl Exam<'_> {
                         let Some(clip) = self.clips.get(number) else {
                             return;
                         };
-                        let asked = self.ask_clip(clip, noise.as_ref(), done, &stop);
-                        if asked.is_err() {
+                        let mut asked = Vec::new();
+                        let ended = self.ask_clip(clip, noise.as_ref(), &mut asked, done, &stop);
+                        if ended.is_err() {
                             stop.cancel();
                         }
                         if let Ok(mut results) = results.lock() {
-                            results.insert(number, asked);
+                            results.insert(number, (asked, ended));
                         }
                     }
                 });
@@ -228,51 +241,52 @@ impl Exam<'_> {
             let message = "a thread that asked ended without a word";
             Error::new(Kind::Internal, message)
         })?;
-        let mut failed = None;
-        for of_clip in results.into_values() {
-            match of_clip {
-                Ok(of_clip) => asked.extend(of_clip),
-                Err(error) if error.kind() == Kind::Interrupted => {}
-                Err(error) => failed = failed.or(Some(error)),
-            }
+        let mut stopped = Ok(());
+        for (of_clip, ended) in results.into_values() {
+            asked.extend(of_clip);
+            stopped = match (stopped, ended) {
+                (Ok(()), ended) => ended,
+                // That thread only heard of the other's failure.
+                (Err(error), Err(other)) if error.kind() == Kind::Interrupted => Err(other),
+                (stopped, _) => stopped,
+            };
         }
-        match failed {
-            Some(error) => Err(error),
-            None => cancel.check(),
-        }
+        stopped
     }
 
     fn ask_clip(
         &self,
         clip: &ClipLine,
         noise: Option<&Noise>,
+        asked: &mut Vec<Asked>,
         done: &Counter,
         cancel: &Cancel,
-    ) -> Result<Vec<Asked>> {
-        let path = match noise {
-            Some(noise) => noise.video(clip.seconds)?,
-            None => self.dir.join(&clip.video),
-        };
-        let ask = |question: &Question| {
+    ) -> Result<()> {
+        for question in &clip.questions {
             cancel.check()?;
-            let (said, _) = self
+            let path = match noise {
+                Some(noise) => noise.video(clip.seconds)?,
+                None => self.dir.join(&clip.video),
+            };
+            let said = self
                 .answering
                 .answer(&path, &question.question, cancel)
                 .doing(|| format!("ask {}: {}", path.display(), question.question))?;
             done.add(1);
-            Ok(Asked {
+            asked.push(Asked {
                 video: clip.video.clone(),
                 seconds: clip.seconds,
                 kind: question.kind.word(),
-                exact: is_exact(&said, &question.answer),
+                exact: is_exact(&said.text, &question.answer),
+                cut: said.is_cut,
                 form: question.form(),
                 question: question.question.clone(),
                 answer: question.answer.clone(),
-                said,
+                said: said.text,
                 depth: depth(clip, question),
-            })
-        };
-        clip.questions.iter().map(ask).collect()
+            });
+        }
+        Ok(())
     }
 }
 

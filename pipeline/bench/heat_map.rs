@@ -23,12 +23,17 @@ const MARGIN: (i32, i32, i32) = (110, 60, 50);
 /// `BadInput` where there are none, `Io` where writing fails.
 pub fn write_heat_map(path: &Path, title: &str, cells: &[Cell]) -> Result<()> {
     if cells.is_empty() {
-        let message = "the clips have no needles, expected some for a heat map";
-        return Err(Error::new(Kind::BadInput, message));
+        return Err(no_needles());
     }
     let svg = drawn(title, cells)
         .map_err(|e| Error::new(Kind::Internal, format!("draw the heat map: {e}")))?;
     write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.display()))
+}
+
+/// What is wrong with clips of which no map can be drawn.
+pub fn no_needles() -> Error {
+    let message = "the clips have no needles, expected some for a heat map";
+    Error::new(Kind::BadInput, message)
 }
 
 /// A row for each depth, a column for each length.

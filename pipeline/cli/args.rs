@@ -248,12 +248,13 @@ pub struct AskArgs {
     pub inputs: Vec<String>,
 
     /// A model directory, org/name on the hub, or a GGUF file [default: the small demo model that comes with the
-    /// program, which knows the clips of `longreel synth` and nothing else].
+    /// program, which knows clips like those of `longreel synth --plain --length 4` and nothing else; it is kept in
+    /// ~/.cache/longreel].
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
 
     /// A GGUF file whose decoder takes the place of the model's own.
-    #[arg(long, value_name = "FILE.gguf")]
+    #[arg(long, requires = "model", value_name = "FILE.gguf")]
     pub decoder: Option<PathBuf>,
 
     #[command(flatten)]

@@ -21,6 +21,7 @@ use crate::{
         output::{Voice, write_stdout},
         resolve,
     },
+    demo_model,
     encoder::StepShape,
     error::{Error, Kind, Result},
     model::{Model, ModelFiles},
@@ -111,6 +112,10 @@ struct FollowUpJson {
 pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
     let (question, videos) = split_inputs(&args)?;
+    if args.model.is_none() && videos.is_empty() {
+        let message = "no model is named, and the demo model knows nothing but videos: expected one before the question, or --model";
+        return Err(Error::new(Kind::Usage, message));
+    }
     let options = options(&args)?;
     let ranks = resolve::ranks(args.ring, args.ring_timeout)?;
     if ranks.follows() {
@@ -182,12 +187,6 @@ fn prepare(
     cancel: &Cancel,
 ) -> Result<Prepared> {
     let dir = resolve::model_dir_or_demo(args.model.as_deref(), voice, cancel)?;
-    if args.model.is_none() {
-        voice.note(
-            "no model is named: the demo model answers, which knows the clips of `longreel synth` and nothing else; \
-             --model names another",
-        );
-    }
     let mut files = ModelFiles::open_with(&dir, args.decoder.as_deref())?;
     resolve::choose_after_video(&mut files.spec, args.after_video)?;
     resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
@@ -219,6 +218,8 @@ fn prepare(
         plan = planned(&sources)?;
     }
     plan.check(resolve::frames_option(&sources), n_videos)?;
+    let doubt = demo_model::doubt(plan.frames).filter(|_| args.model.is_none());
+    doubt.iter().for_each(|doubt| voice.note(doubt));
     layout.check_times(&sources, files.spec.decoder.max_position_embeddings)?;
     let model = files.load_with(&budget)?;
     Ok(Prepared {

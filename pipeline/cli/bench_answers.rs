@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     bench::{
         answers::{Answering, Asked, Cell, Exam, OfKind, by_depth, by_kind},
-        heat_map::write_heat_map,
+        heat_map::{no_needles, write_heat_map},
         machine::{Build, Machine, cores},
     },
     cancel::Cancel,
@@ -16,7 +16,8 @@ use crate::{
         output::{Voice, to_json},
         resolve::{self, within},
     },
-    error::{Context, Kind, Result},
+    error::{Context, Error, Kind, Result},
+    reel::absolute,
     sources::{
         sampler::{Sampling, TimeRange, parse_rate},
         temporary::write_whole,
@@ -33,9 +34,11 @@ struct Report<'a> {
     model: &'a str,
     clips: usize,
     noise: bool,
-    /// Whether someone stopped it: the questions are then those that were asked until then.
+    /// Whether it was stopped, or a clip failed: the questions are then those that were asked until then.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     stopped: bool,
+    /// Answers that were longer than what may be said.
+    cut: usize,
     kinds: Vec<OfKind>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     needles: Vec<Cell>,
@@ -47,6 +50,7 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
     within("--max-new-tokens", args.max_new_tokens, 1..=1 << 16)?;
+    check_folders(args)?;
     let dir = resolve::model_dir(&args.model, voice, cancel)?;
     let clips = clips(args)?;
     let sampling = Sampling::Fps(rate);
@@ -65,16 +69,22 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let done = &progress.frames_encoded;
     let mut asked = Vec::new();
     let taken = voice.show(&progress, || exam.take(&mut asked, done, cancel));
-    match &taken {
-        // What was answered until then is told all the same.
-        Err(stopped) if stopped.kind() == Kind::Interrupted && !asked.is_empty() => {
-            voice.note(&format!(
-                "stopped: {} of {questions} questions were asked",
-                asked.len()
-            ))
+    if taken.is_err() {
+        if asked.is_empty() {
+            return taken;
         }
-        Err(_) => return taken,
-        Ok(()) => {}
+        // What was answered until then is told all the same.
+        let n = asked.len();
+        voice.note(&format!(
+            "ended early: {n} of {questions} questions were asked"
+        ));
+    }
+    let cut = asked.iter().filter(|asked| asked.cut).count();
+    if cut > 0 {
+        let most = args.max_new_tokens;
+        voice.note(&format!(
+            "{cut} answers were cut off: --max-new-tokens is {most}"
+        ));
     }
     let report = Report {
         build: Build::HERE,
@@ -83,13 +93,34 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         clips: clips.len(),
         noise: args.noise,
         stopped: taken.is_err(),
+        cut,
         kinds: by_kind(&asked),
         needles: by_depth(&asked),
         seconds: start.elapsed().as_secs_f64(),
     };
-    keep(args, &asked, &report)?;
     voice.say(&report, || text(&report))?;
+    keep(args, &asked, &report)?;
     taken
+}
+
+/// Refuses before the first question what could not be written behind the last.
+fn check_folders(args: &AnswersArgs) -> Result<()> {
+    let files = [&args.answers, &args.heat_map, &args.out];
+    for file in files.into_iter().flatten() {
+        let folder = absolute(file)
+            .parent()
+            .map(Path::to_owned)
+            .unwrap_or_default();
+        if !folder.is_dir() {
+            let message = format!(
+                "{} is no folder, expected one to write {} into",
+                folder.display(),
+                file.display()
+            );
+            return Err(Error::new(Kind::Usage, message));
+        }
+    }
+    Ok(())
 }
 
 fn clips(args: &AnswersArgs) -> Result<Vec<ClipLine>> {
@@ -101,10 +132,13 @@ fn clips(args: &AnswersArgs) -> Result<Vec<ClipLine>> {
         }
         Ok(())
     })?;
-    match clips.iter().all(|clip| clip.questions.is_empty()) {
-        false => Ok(clips),
-        true => Err(no_questions(&args.clips)),
+    if clips.iter().all(|clip| clip.questions.is_empty()) {
+        return Err(no_questions(&args.clips));
     }
+    if args.heat_map.is_some() && clips.iter().all(|clip| clip.script.blobs.is_empty()) {
+        return Err(no_needles());
+    }
+    Ok(clips)
 }
 
 /// Writes what the user wants to have as files.

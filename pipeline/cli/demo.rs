@@ -11,11 +11,12 @@ use crate::{
     bench::answers::Answering,
     cancel::Cancel,
     cli::{args::DemoArgs, output::Voice, resolve},
+    demo_model,
     error::{Context, Error, Kind, Result},
     sources::sampler::TimeRange,
     stages::{progress::Counter, seen::SourceSeen},
     synth::{
-        clip::{ClipLine, Collection, read_questions},
+        clip::{ClipLine, Collection, holds_clips, read_questions},
         questions::Question,
         recipe::{Recipe, Split},
         score::is_exact,
@@ -32,9 +33,8 @@ const ANSWER_TOKENS: usize = 16;
 struct DemoJson {
     clip: PathBuf,
     seed: u64,
-    /// Absent where it is the demo model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<String>,
+    /// The directory of the model that answered.
+    model: PathBuf,
     /// What was seen of the clip.
     video: Vec<SourceSeen>,
     answers: Vec<AnswerJson>,
@@ -58,6 +58,9 @@ struct AnswerJson {
 pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
     let dir = resolve::model_dir_or_demo(args.model.as_deref(), voice, cancel)?;
+    if args.model.is_none() {
+        warn(args, voice);
+    }
     let seed = args.seed.unwrap_or_else(seed_of_now);
     let clip = make_clip(args, seed, cancel)?;
     let path = args.out.join(&clip.video);
@@ -72,14 +75,24 @@ pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let (video, answers) = ask_all(&path, &clip, &answering, cancel)?;
     let result = DemoJson {
         seed,
-        model: args.model.clone(),
+        model: dir,
         video,
         right: answers.iter().filter(|answer| answer.exact).count(),
         answers,
         seconds: start.elapsed().as_secs_f64(),
         clip: path,
     };
-    voice.say(&result, || text(&result))
+    voice.say(&result, || text(&result, args.model.as_deref()))
+}
+
+/// Says what the demo model has not learned.
+fn warn(args: &DemoArgs, voice: Voice) {
+    if let Some(doubt) = demo_model::doubt(u64::from(args.length)) {
+        voice.note(&doubt);
+    }
+    if args.difficulty > 1 {
+        voice.note("the demo model learned from one object at a time: do not trust its answers");
+    }
 }
 
 /// Another one every second.
@@ -90,21 +103,16 @@ fn seed_of_now() -> u64 {
 
 /// One clip of the test split, in the place of an earlier one.
 fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
-    let collection = Collection {
-        clips: 1,
-        side: SIDE,
-        fps: FPS,
-        recipe: Recipe {
-            seed,
-            split: Split::Test,
-            lengths: vec![args.length],
-            difficulty: args.difficulty,
-            // The demo model has seen no other backgrounds.
-            plain: args.plain || args.model.is_none(),
-            ..Recipe::default()
-        },
-    };
-    collection.open(&args.out, is_of_a_demo(&args.out))?;
+    // The demo model has seen no other backgrounds.
+    let plain = args.plain || args.model.is_none();
+    let collection = collection(seed, args.length, args.difficulty, plain);
+    let is_replaced = is_of_a_demo(&args.out);
+    if !is_replaced && holds_clips(&args.out) {
+        let out = args.out.display();
+        let message = format!("{out} holds clips that no demo made, expected another --out");
+        return Err(Error::new(Kind::Usage, message));
+    }
+    collection.open(&args.out, is_replaced)?;
     collection.write(&args.out, &Counter::default(), cancel)?;
     let mut found = None;
     read_questions(&args.out, &mut |line| {
@@ -117,8 +125,34 @@ fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
 /// Whether `dir` holds the one clip of an earlier call, which may be replaced.
 fn is_of_a_demo(dir: &Path) -> bool {
     let text = std::fs::read_to_string(dir.join("synth.json")).unwrap_or_default();
-    let found = serde_json::from_str::<Collection>(&text);
-    found.is_ok_and(|found| (found.clips, found.side, found.fps) == (1, SIDE, FPS))
+    let Ok(found) = serde_json::from_str::<Collection>(&text) else {
+        return false;
+    };
+    let Recipe {
+        seed,
+        difficulty,
+        plain,
+        ..
+    } = found.recipe;
+    let length = found.recipe.lengths.first().copied().unwrap_or_default();
+    found == collection(seed, length, difficulty, plain)
+}
+
+/// What a demo makes.
+fn collection(seed: u64, length: u32, difficulty: u8, plain: bool) -> Collection {
+    Collection {
+        clips: 1,
+        side: SIDE,
+        fps: FPS,
+        recipe: Recipe {
+            seed,
+            split: Split::Test,
+            lengths: vec![length],
+            difficulty,
+            plain,
+            ..Recipe::default()
+        },
+    }
 }
 
 fn ask_all(
@@ -137,12 +171,12 @@ fn ask_all(
     {
         let start = Instant::now();
         let doing = || format!("ask {}: {question}", path.display());
-        let (said, video) = answering.answer(path, question, cancel).doing(doing)?;
-        seen = video;
+        let said = answering.answer(path, question, cancel).doing(doing)?;
+        seen = said.video;
         answers.push(AnswerJson {
-            exact: is_exact(&said, answer),
+            exact: is_exact(&said.text, answer),
             question: question.clone(),
-            answer: said,
+            answer: said.text,
             expected: answer.clone(),
             time: *time,
             seconds: start.elapsed().as_secs_f64(),
@@ -151,7 +185,7 @@ fn ask_all(
     Ok((seen, answers))
 }
 
-fn text(result: &DemoJson) -> String {
+fn text(result: &DemoJson, model: Option<&str>) -> String {
     let width = |of: fn(&AnswerJson) -> usize, least: usize| {
         result.answers.iter().map(of).fold(least, usize::max)
     };
@@ -184,12 +218,11 @@ fn text(result: &DemoJson) -> String {
         result.answers.len()
     ));
     if let Some(first) = result.answers.first() {
-        let model = result.model.as_ref();
         lines.push(format!(
-            "ask it yourself: longreel ask {} {:?}{}",
-            result.clip.display(),
+            "ask it yourself: longreel ask {:?} {:?}{}",
+            result.clip,
             first.question,
-            model.map_or_else(String::new, |model| format!(" --model {model}"))
+            model.map_or_else(String::new, |model| format!(" --model {model:?}"))
         ));
     }
     lines.join("\n")

@@ -36,7 +36,7 @@ use longreel_models::attention::link::mpi;
 
 use crate::{
     cli::{
-        args::{BenchVerb, Cli, ModelsVerb, Verb},
+        args::{BenchVerb, Cli, ModelsVerb, TrainVerb, Verb},
         output::Voice,
         signals::Signals,
     },
@@ -45,7 +45,6 @@ use crate::{
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    candle_threads::start_none();
     // Of several processes one speaks.
     let follows = mpi::launched_as().is_some_and(|rank| rank > 0);
     let cli = match Cli::try_parse() {
@@ -53,6 +52,9 @@ pub fn main() -> ExitCode {
         Err(error) if follows => return ExitCode::from(usage_code(&error)),
         Err(error) => return report_usage(&error),
     };
+    if is_training(&cli.verb) {
+        candle_threads::start_none();
+    }
     let voice = Voice {
         json: cli.json && !follows,
         quiet: cli.quiet || follows,
@@ -133,6 +135,14 @@ fn check_launch(verb: &Verb) -> Result<()> {
     }
 }
 
+/// Whether gradients are computed, of which candle does much number by number.
+fn is_training(verb: &Verb) -> bool {
+    matches!(
+        verb,
+        Verb::Train(TrainVerb::Decoder(_) | TrainVerb::Vqgan(_))
+    )
+}
+
 fn runs_on_several(verb: &Verb) -> bool {
     matches!(verb, Verb::Ask(_) | Verb::Bench(BenchVerb::Context(_)))
 }
@@ -194,4 +204,20 @@ fn say_error(kind: Kind, message: &str, exit_code: u8) {
     };
     // Stdout may be what failed; the sentence is on stderr already.
     let _ = output::to_json(&body).and_then(|json| output::write_stdout(&json, true));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{args::Cli, is_training};
+
+    #[test]
+    fn only_training_goes_without_the_threads_that_quantised_matrices_need() {
+        let of = |line: &str| is_training(&Cli::parse_from(line.split(' ')).verb);
+        assert!(of("longreel train decoder a.toml --out b"));
+        assert!(of("longreel train vqgan a.toml --out b"));
+        assert!(!of("longreel ask What? --model chat.gguf"));
+        assert!(!of("longreel train make-qa a.txt --model b --out c"));
+    }
 }

@@ -65,12 +65,16 @@ pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> 
     .doing(|| format!("find the model {model}"))
 }
 
-/// [`model_dir`], or that of the demo model where none is named.
+/// [`model_dir`], or that of the demo model where none is named, which is then said.
 pub fn model_dir_or_demo(model: Option<&str>, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
-    match model {
-        Some(model) => model_dir(model, voice, cancel),
-        None => demo_model::directory(),
+    if let Some(model) = model {
+        return model_dir(model, voice, cancel);
     }
+    voice.note(
+        "no model is named: the demo model answers, which knows clips like those of `longreel synth --plain --length 4` \
+         and nothing else; --model names another",
+    );
+    demo_model::directory()
 }
 
 /// Refuses the name of a file that is there already, unless it may be replaced.

@@ -1,6 +1,7 @@
 //! How far a training has come.
 
 use std::{
+    collections::VecDeque,
     io::IsTerminal,
     time::{Duration, Instant},
 };
@@ -11,6 +12,8 @@ use crate::cli::output::{Voice, tell};
 
 /// Time between two lines where stderr is a file.
 const LINE: Duration = Duration::from_secs(10);
+/// The last steps, by which the time left is told: a pause is forgotten behind them.
+const RECENT: usize = 100;
 
 /// A bar, or a line now and then.
 pub struct StepBar {
@@ -18,8 +21,8 @@ pub struct StepBar {
     steps: u64,
     /// Where stderr is a file: when the next line is due.
     next_line: Option<Instant>,
-    /// When the first step was shown, and which one it was.
-    first: Option<(Instant, u64)>,
+    /// When the last steps were shown, and which they were; [`RECENT`] at most.
+    recent: VecDeque<(Instant, u64)>,
 }
 
 impl StepBar {
@@ -39,7 +42,7 @@ impl StepBar {
             bar,
             steps,
             next_line,
-            first: None,
+            recent: VecDeque::new(),
         }
     }
 
@@ -56,9 +59,13 @@ impl StepBar {
         }
     }
 
-    /// Seconds left, by the steps of this run alone; `None` while nothing can be said.
+    /// Seconds left, by the last steps; `None` while nothing can be said.
     fn eta(&mut self, step: u64, now: Instant) -> Option<f64> {
-        let (start, first) = *self.first.get_or_insert((now, step));
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((now, step));
+        let &(start, first) = self.recent.front()?;
         let done = step.checked_sub(first).filter(|&done| done > 0)?;
         let each = now.duration_since(start).as_secs_f64() / done as f64;
         Some(each * self.steps.saturating_sub(step) as f64)
@@ -68,5 +75,32 @@ impl StepBar {
 impl Drop for StepBar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{RECENT, StepBar};
+    use crate::cli::output::Voice;
+
+    #[test]
+    fn a_pause_is_forgotten_behind_the_last_steps() {
+        let voice = Voice {
+            json: false,
+            quiet: true,
+        };
+        let mut bar = StepBar::new(voice, 1000);
+        let start = Instant::now();
+        let second = |s: u64| start + Duration::from_secs(s);
+        assert_eq!(bar.eta(0, second(0)), None);
+        assert_eq!(bar.eta(1, second(1)), Some(999.0));
+        // A pause of an hour, then a second a step.
+        let pause = 3600;
+        assert!(bar.eta(2, second(pause + 2)) > Some(1e6));
+        let last = RECENT as u64 + 2;
+        let left = (3..=last).map(|step| bar.eta(step, second(pause + step)));
+        assert_eq!(left.last(), Some(Some(1000.0 - last as f64)));
     }
 }

@@ -259,6 +259,13 @@ pub fn read_questions(dir: &Path, each: &mut dyn FnMut(ClipLine) -> Result<()>) 
     Ok(())
 }
 
+/// Whether `dir` has clips, or a list of some.
+pub fn holds_clips(dir: &Path) -> bool {
+    let lists = ["questions.jsonl", "synth.json"];
+    let is_listed = lists.iter().any(|name| dir.join(name).exists());
+    is_listed || ours(dir).is_ok_and(|ours| !ours.is_empty())
+}
+
 /// What is wrong with a collection of which nothing is asked.
 pub fn no_questions(dir: &Path) -> Error {
     let message = format!("{} has no questions, expected some", dir.display());

@@ -1,6 +1,6 @@
 //! What can be asked of a script, and the exact answers.
 //!
-//! Every answer of a kind comes about equally often, so that a question alone does not
+//! Every answer of a kind but a story comes about equally often, so that a question alone does not
 //! give its answer away: looks, motions and numbers of objects are drawn evenly, and
 //! what would come too often (that something begins with the video) is asked less.
 
@@ -53,7 +53,7 @@ pub struct Question {
     pub kind: QuestionKind,
     /// As a person would ask it.
     pub question: String,
-    /// Lower case, from a closed set.
+    /// Lower case, from a closed set; a story is told in such words.
     pub answer: String,
     /// Where it is to be seen: the first second, and the first one behind.
     pub time: [u32; 2],

@@ -1,11 +1,16 @@
 //! Clips with questions to the lines that a decoder is trained on: what `ask` would put into the context, with the
 //! answers.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::Path,
+};
 
 use longreel_models::context::prompt::{CALL, further, opening};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::{
     cancel::Cancel,
@@ -123,7 +128,9 @@ pub fn write_lines(
 ) -> Result<Written> {
     let head = json!({
         "clips": absolute(dir),
+        "questions_sha256": digest_of_questions(dir)?,
         "model": absolute(&model.dir),
+        "encoder": format!("{:016x}", model.digest()),
         "sampling": format!("{:?}", rules.sampling),
         "questions": rules.questions,
         "seed": rules.seed,
@@ -173,6 +180,24 @@ pub fn write_lines(
     written.kept = kept;
     partial.finish(out)?;
     Ok(written)
+}
+
+/// Of the list of what is asked, whose clips follow from it.
+fn digest_of_questions(dir: &Path) -> Result<String> {
+    let path = dir.join("questions.jsonl");
+    let doing = || format!("read {}", path.display());
+    let mut file = BufReader::new(File::open(&path).doing(doing)?);
+    let mut digest = Sha256::new();
+    loop {
+        let bytes = file.fill_buf().doing(doing)?;
+        let n = bytes.len();
+        if n == 0 {
+            let bytes = digest.finalize();
+            return Ok(bytes.iter().map(|b| format!("{b:02x}")).collect());
+        }
+        digest.update(bytes);
+        file.consume(n);
+    }
 }
 
 fn lines_of(

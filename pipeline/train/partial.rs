@@ -142,12 +142,13 @@ fn found(
     keep: &mut dyn FnMut(&[Value]),
 ) -> Result<Found> {
     let mut reader = BufReader::new(file);
-    let mut text = String::new();
+    // Bytes: a line may be cut off inside a letter.
+    let mut text = Vec::new();
     let mut next = || -> Result<Option<(Value, u64)>> {
         text.clear();
-        let bytes = reader.read_line(&mut text)? as u64;
-        let is_whole = text.ends_with('\n');
-        let value = serde_json::from_str(&text).ok().filter(|_| is_whole);
+        let bytes = reader.read_until(b'\n', &mut text)? as u64;
+        let is_whole = text.ends_with(b"\n");
+        let value = serde_json::from_slice(&text).ok().filter(|_| is_whole);
         Ok(value.map(|value| (value, bytes)))
     };
     let mut end = match next()? {

@@ -57,13 +57,24 @@ pub fn write(files: &TokenizerFiles, dir: &Path) -> Result<()> {
 fn texts_of(path: &Path, room: u64, texts: &mut Vec<String>) -> Result<u64> {
     let is_json = path.extension().is_some_and(|e| e == "jsonl");
     let mut reader = std::io::Read::take(BufReader::new(File::open(path)?), room);
-    let mut line = String::new();
+    let mut bytes = Vec::new();
     loop {
-        line.clear();
-        if reader.read_line(&mut line)? == 0 {
+        bytes.clear();
+        if reader.read_until(b'\n', &mut bytes)? == 0 {
             return Ok(reader.limit());
         }
-        match serde_json::from_str::<Value>(&line) {
+        let line = match std::str::from_utf8(&bytes) {
+            Ok(line) => line,
+            // The last letter is cut where there is no more room.
+            Err(error) if reader.limit() == 0 && error.error_len().is_none() => {
+                std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default()
+            }
+            Err(error) => {
+                let message = "a line is not valid UTF-8, expected text";
+                return Err(Error::with_source(Kind::BadInput, message, error));
+            }
+        };
+        match serde_json::from_str::<Value>(line) {
             Ok(Value::Object(values)) if is_json => {
                 // They stand around its frames, and a small vocabulary would spell them out.
                 if values.keys().any(|key| key.contains("vision")) {
@@ -74,7 +85,7 @@ fn texts_of(path: &Path, room: u64, texts: &mut Vec<String>) -> Result<u64> {
             }
             // A line that is cut off, or no line of a dataset.
             _ if is_json => {}
-            _ => texts.push(std::mem::take(&mut line)),
+            _ => texts.push(line.to_owned()),
         }
     }
 }

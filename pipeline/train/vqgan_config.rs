@@ -79,8 +79,13 @@ pub struct FramesConfig {
     pub batch: usize,
     /// This share of the frames of a step, 0 to 1, exchange their cells: what a code stands for is then to be seen in
     /// its own cell, which a decoder learns to read from fewer examples.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_none")]
     pub mosaic: f64,
+}
+
+/// A run is begun with what its file says, and says nothing of what it does not ask for.
+fn is_none(share: &f64) -> bool {
+    *share == 0.0
 }
 
 fn one_a_second() -> String {

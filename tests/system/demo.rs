@@ -202,6 +202,27 @@ fn lines_go_on_behind_whole_clips_and_come_out_the_same() {
         assert_eq!(written.clips, 4);
         assert_eq!(written.lines as usize, lines_of(&whole).len());
     }
+    // Inside a letter.
+    let in_a_letter = [&head, &all[..all.len() / 2], b"\xe4\xb8"].concat();
+    std::fs::write(path("cut.jsonl.partial"), in_a_letter).unwrap();
+    write(&cut);
+    assert_eq!(std::fs::read(&cut).unwrap(), all);
+    // Lines of other questions are another job's.
+    std::fs::write(path("cut.jsonl.partial"), [&head[..], &all].concat()).unwrap();
+    let questions = path("clips/questions.jsonl");
+    let asked = std::fs::read_to_string(&questions).unwrap();
+    std::fs::write(&questions, format!("{asked}\n")).unwrap();
+    let refused = write_lines(
+        &path("clips"),
+        &encoder,
+        &rules,
+        &cut,
+        OtherJob::IsRefused,
+        &Counter::default(),
+        &Default::default(),
+    );
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("belongs to another job"), "{refused}");
 }
 
 #[test]
@@ -345,6 +366,27 @@ fn answers_are_counted_by_kind_against_someone_who_sees_nothing() {
 }
 
 #[test]
+fn a_clip_that_fails_costs_no_answer_to_the_others() {
+    let dir = clips(4, &["--length", "1"]);
+    let path = |name: &str| text(&dir.path().join(name));
+    std::fs::remove_file(path("clips/clips/000003.mp4")).unwrap();
+    let (clips, said, model) = (path("clips"), path("said.jsonl"), text(&model()));
+    let bench = |more: &[&str]| {
+        let mut args = vec!["bench", "answers", &clips, "--model", &model];
+        args.extend(more);
+        longreel(&args)
+    };
+    bench(&["--answers", &said, "--max-new-tokens", "1"]).refused(2, "000003.mp4");
+    let answers = lines_of(Path::new(&said));
+    let videos: Vec<&str> = answers.iter().filter_map(|a| a["video"].as_str()).collect();
+    assert!(videos.contains(&"clips/000000.mp4"), "{videos:?}");
+    assert!(!videos.contains(&"clips/000003.mp4"), "{videos:?}");
+    assert!(answers.iter().any(|a| a["cut"] == true), "{answers:?}");
+    // Before anything is asked.
+    bench(&["--out", &path("nowhere/rows.jsonl")]).refused(2, "is no folder");
+}
+
+#[test]
 fn what_was_answered_before_a_stop_is_kept() {
     let dir = clips(40, &["--length", "1", "--difficulty", "1"]);
     let dir = dir.path().join("clips");
@@ -476,6 +518,8 @@ fn the_demo_model_answers_where_none_is_named_and_is_said_to() {
         let args = ["demo", "--out", &out, "--seed", seed, "--json"];
         let run = with_cache(dir.path(), &args);
         assert!(run.status.success(), "{run:?}");
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert!(said.contains("the demo model answers"), "{said}");
         let report: Value = serde_json::from_slice(&run.stdout).unwrap();
         asked += report["answers"].as_array().unwrap().len() as u64;
         right += report["right"].as_u64().unwrap();
@@ -510,14 +554,45 @@ fn the_demo_model_answers_where_none_is_named_and_is_said_to() {
 }
 
 #[test]
+fn what_the_demo_model_cannot_know_is_said_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = text(&dir.path().join("clip"));
+    let told = |more: &[&str]| {
+        let args = [&["demo", "--out", &out, "--seed", "1"], more].concat();
+        let run = with_cache(dir.path(), &args);
+        assert!(run.status.success(), "{run:?}");
+        String::from_utf8(run.stderr).unwrap()
+    };
+    let said = told(&["--length", "9"]);
+    assert!(said.contains("at most 4 frames, these are 9"), "{said}");
+    let said = told(&["--difficulty", "2"]);
+    assert!(said.contains("one object at a time"), "{said}");
+    let said = told(&[]);
+    assert!(!said.contains("do not trust"), "{said}");
+    let refused = |args: &[&str], why: &str| {
+        let run = with_cache(dir.path(), args);
+        let said = String::from_utf8(run.stderr).unwrap();
+        assert!(said.contains(why), "{said}");
+        assert_eq!(run.status.code(), Some(2));
+    };
+    refused(&["ask", "What is a shard?"], "knows nothing but videos");
+    let gguf = ["ask", "a.mp4", "What?", "--decoder", "x.gguf"];
+    refused(&gguf, "--model");
+}
+
+#[test]
 fn the_demo_replaces_its_own_clip_and_no_other() {
     let dir = clips(3, &["--length", "2"]);
     let (out, model) = (text(&dir.path().join("clips")), text(&model()));
-    longreel(&["demo", "--model", &model, "--out", &out]).refused(2, "other options");
-    assert_eq!(
-        std::fs::read_dir(dir.path().join("clips/clips"))
-            .unwrap()
-            .count(),
-        3
-    );
+    let refused =
+        || longreel(&["demo", "--model", &model, "--out", &out]).refused(2, "no demo made");
+    refused();
+    let n = std::fs::read_dir(dir.path().join("clips/clips")).unwrap();
+    assert_eq!(n.count(), 3);
+    // One clip of the demo's size is not a demo's for that.
+    let one = [
+        "synth", "--out", &out, "--clips", "1", "--side", "256", "--fps", "8", "--force",
+    ];
+    assert_eq!(longreel(&one).code, 0);
+    refused();
 }

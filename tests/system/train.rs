@@ -128,6 +128,9 @@ fn a_run_leaves_figures_a_plot_and_a_model_that_answers() {
     assert_eq!(figures.iter().filter(|f| f["held_out"] == true).count(), 2);
     let curve = curve(&figures);
     assert_eq!(curve.len(), 12);
+    // What a configuration does not ask for is not in a run's: later versions may have more to ask for.
+    let begun = std::fs::read_to_string(stage.path("run/config.toml")).unwrap();
+    assert!(!begun.contains("batches_at_a_time"), "{begun}");
     assert!(curve[11] < 0.8 * curve[0], "{curve:?}");
     let svg = std::fs::read_to_string(stage.path("run/loss.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("held out"));

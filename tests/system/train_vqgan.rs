@@ -159,6 +159,9 @@ fn a_run_learns_and_leaves_figures_a_plot_and_a_model() {
     assert!(svg.starts_with("<svg") && svg.contains("held out"));
     let frames = std::fs::metadata(stage.path("run/frames.rgb")).unwrap();
     assert_eq!(frames.len(), 48 * 16 * 16 * 3);
+    // What a configuration does not ask for is not in a run's: later versions may have more to ask for.
+    let begun = std::fs::read_to_string(stage.path("run/config.toml")).unwrap();
+    assert!(!begun.contains("mosaic"), "{begun}");
 }
 
 #[test]
