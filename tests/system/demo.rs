@@ -525,7 +525,7 @@ fn the_demo_model_answers_where_none_is_named_and_is_said_to() {
         right += report["right"].as_u64().unwrap();
     }
     // Someone who sees nothing has fewer than one of three right.
-    assert!(asked >= 16 && 2 * right > asked, "{right} of {asked}");
+    assert!(asked >= 16 && 4 * right >= 3 * asked, "{right} of {asked}");
 
     let clip = text(&dir.path().join("clip/clips/000000.mp4"));
     let ask = || with_cache(dir.path(), &["ask", &clip, "What is shown at second 0?"]);
