@@ -9,9 +9,10 @@
 
 #[path = "support/peer.rs"]
 mod peer;
+#[path = "support/row.rs"]
+mod row;
 
 use std::{
-    io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -65,12 +66,7 @@ fn main() {
         peer,
         number("--repeats", 7),
     );
-    println!("{row:#}");
-    if let Some(out) = option("--out") {
-        let mut file = std::fs::OpenOptions::new();
-        let mut file = file.append(true).create(true).open(out).unwrap();
-        writeln!(file, "{row}").unwrap();
-    }
+    row::tell(&row, option("--out"));
 }
 
 struct Shape {

@@ -8,7 +8,10 @@
 //! Without options a few steps show that it runs.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::{io::Write, path::Path, time::Instant};
+#[path = "support/row.rs"]
+mod row;
+
+use std::{path::Path, time::Instant};
 
 use candle_core::{Device, Tensor};
 use longreel::bench::{
@@ -82,12 +85,7 @@ fn main() {
         "product_gflops": peak,
         "fraction_of_products": step_gflops.median / peak.median,
     });
-    println!("{row:#}");
-    if let Some(out) = option("--out") {
-        let mut file = std::fs::OpenOptions::new();
-        let mut file = file.append(true).create(true).open(out).unwrap();
-        writeln!(file, "{row}").unwrap();
-    }
+    row::tell(&row, option("--out"));
 }
 
 struct Shape {

@@ -10,8 +10,10 @@
 
 #[path = "support/peer.rs"]
 mod peer;
+#[path = "support/row.rs"]
+mod row;
 
-use std::{io::Write, path::Path, time::Instant};
+use std::{path::Path, time::Instant};
 
 use longreel::bench::{
     machine::{Build, Machine},
@@ -51,12 +53,7 @@ fn main() {
         "threads": rayon::current_num_threads(),
     });
     let row = measure(&mut Peer::start(peer), &request, number("--repeats", 5));
-    println!("{row:#}");
-    if let Some(out) = option("--out") {
-        let mut file = std::fs::OpenOptions::new();
-        let mut file = file.append(true).create(true).open(out).unwrap();
-        writeln!(file, "{row}").unwrap();
-    }
+    row::tell(&row, option("--out"));
 }
 
 fn measure(peer: &mut Peer, request: &Value, repeats: usize) -> Value {

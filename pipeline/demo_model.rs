@@ -36,11 +36,11 @@ const FILES: [(&str, &[u8]); 5] = [
 /// Longest clips whose questions it learned to answer, in frames.
 const FRAMES: u64 = 4;
 
-/// What to tell someone who shows it `frames`, where those are more than it learned from.
+/// What to tell someone who shows it `frames`, where those are more than it answers for.
 pub fn doubt(frames: u64) -> Option<String> {
     (frames > FRAMES).then(|| {
         format!(
-            "the demo model learned from clips of at most {FRAMES} frames, these are {frames}: do not trust its answers"
+            "the demo model answers for clips of at most {FRAMES} frames, these are {frames}: do not trust its answers"
         )
     })
 }

@@ -65,11 +65,10 @@ impl fmt::Debug for Settings {
 }
 
 /// Where the user's programs keep what they can fetch or write again, by the variables that `var` knows; unknown where
-/// neither `XDG_CACHE_HOME`, which counts only if it is absolute, nor `HOME` is set.
+/// neither `XDG_CACHE_HOME` nor `HOME` is set.
 pub fn user_cache(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let set = |key: &str| var(key).filter(|value| !value.is_empty());
     let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.filter(|cache| cache.is_absolute());
     cache.or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")))
 }
 

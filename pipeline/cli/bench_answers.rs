@@ -83,7 +83,7 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     if cut > 0 {
         let most = args.max_new_tokens;
         voice.note(&format!(
-            "{cut} answers were cut off: --max-new-tokens is {most}"
+            "answers that were cut off: {cut} (--max-new-tokens is {most})"
         ));
     }
     let report = Report {

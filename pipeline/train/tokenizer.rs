@@ -94,3 +94,25 @@ fn texts_of(path: &Path, room: u64, texts: &mut Vec<String>) -> Result<u64> {
 fn is_of_fields(key: &str) -> bool {
     key == "fields" || key == "clip" || key.contains("vision")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::texts_of;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_letter_that_is_cut_by_the_limit_is_left_out_and_one_that_is_none_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("text.txt");
+        std::fs::write(&path, "a\u{4e2d}b").unwrap();
+        let texts = |room| {
+            let mut texts = Vec::new();
+            texts_of(&path, room, &mut texts).map(|left| (left, texts.concat()))
+        };
+        assert_eq!(texts(3).unwrap(), (0, "a".to_owned()));
+        assert_eq!(texts(4).unwrap(), (0, "a\u{4e2d}".to_owned()));
+        assert_eq!(texts(9).unwrap(), (4, "a\u{4e2d}b".to_owned()));
+        std::fs::write(&path, b"a\xffb").unwrap();
+        assert_eq!(texts(9).unwrap_err().kind(), Kind::BadInput);
+    }
+}
