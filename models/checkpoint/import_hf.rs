@@ -11,10 +11,9 @@ use serde_json::Value;
 use crate::{
     checkpoint::{
         architecture::{Architecture, ModelKind},
-        foreign::{Element, Piece, Storage, View},
+        foreign::View,
         gguf_model::{GgufModel, gguf_of},
-        import_lwm::open,
-        torch,
+        tensor_file,
         weights::{self, Weights},
         writer::{ImportOptions, Planned, Written, check_layout, write_model},
     },
@@ -275,21 +274,13 @@ fn in_model_order(spec: &ModelSpec, mut tensors: Vec<Planned>) -> Vec<Planned> {
 }
 
 fn tensors_of(dir: &Path) -> Result<BTreeMap<String, View>> {
-    let mut safetensors = weights::weight_files(dir)?;
-    let mut found = BTreeMap::new();
-    if safetensors.is_empty() {
-        for path in files(dir, "bin")? {
-            let tensors = open(&path)
-                .and_then(|file| torch::read(&file))
-                .doing(|| path.display().to_string())?;
-            add(&mut found, tensors)?;
-        }
+    let mut paths = weights::weight_files(dir)?;
+    if paths.is_empty() {
+        paths = files(dir, "bin")?;
     }
-    for path in safetensors.drain(..) {
-        add(
-            &mut found,
-            safetensors_shard(&path).doing(|| path.display().to_string())?,
-        )?;
+    let mut found = BTreeMap::new();
+    for path in paths {
+        add(&mut found, tensor_file::read(&path)?)?;
     }
     if found.is_empty() {
         return Err(bad("no *.safetensors and no pytorch_model*.bin file".into()));
@@ -308,26 +299,6 @@ fn add(found: &mut BTreeMap<String, View>, tensors: Vec<(String, View)>) -> Resu
         found.insert(name, view);
     }
     Ok(())
-}
-
-fn safetensors_shard(path: &Path) -> Result<Vec<(String, View)>> {
-    let file = open(path)?;
-    let mut tensors = Vec::new();
-    for weights::HeaderEntry {
-        name,
-        dtype,
-        shape,
-        range,
-    } in weights::read_header(file.as_bytes())?
-    {
-        let element = Element::from_safetensors(dtype).doing(|| format!("tensor {name}"))?;
-        let bytes = file
-            .slice(range)
-            .ok_or_else(|| bad(format!("tensor {name} lies beyond the end of the file")))?;
-        let storage = Storage::new(element, vec![Piece::Mapped(bytes)])?;
-        tensors.push((name, View::row_major(storage, &shape)?));
-    }
-    Ok(tensors)
 }
 
 /// The weight files of `dir` with this extension, sorted; other `.bin` files (optimiser, arguments) are none.

@@ -18,6 +18,7 @@ use crate::{
         layout,
         msgpack::{self, TensorRef},
         pickle::{self, Data, Leaf},
+        tensor_file::open,
         weights,
         writer::{ImportOptions, Planned, Written, check_layout, refuse, write_model},
     },
@@ -407,14 +408,6 @@ fn safetensors_file(file: &MappedBytes) -> Result<Found> {
         )?;
     }
     Ok(found)
-}
-
-/// Maps a regular file.
-pub(crate) fn open(path: &Path) -> Result<MappedBytes> {
-    if path.is_dir() {
-        return Err(bad("it is a directory, expected a file".into()));
-    }
-    Ok(MappedBytes::open(path)?)
 }
 
 fn usage(message: &str) -> Error {

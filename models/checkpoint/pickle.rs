@@ -98,6 +98,38 @@ pub fn read(file: &[u8], writer: Writer) -> Result<Vec<(Vec<String>, Leaf)>> {
     machine.leaves(root).doing(|| "read the pickle")
 }
 
+/// What a `torch.save` file older than torch 1.6 says before the bytes of its storages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OldTorch {
+    /// As [`read`] gives them.
+    pub leaves: Vec<(Vec<String>, Leaf)>,
+    /// The storages in the order in which their bytes follow: name and type of the elements.
+    pub storages: Vec<(String, Element)>,
+    /// Where their bytes begin.
+    pub end: usize,
+}
+
+/// How such a file begins: torch's magic number (`torch/serialization.py`), pickled.
+const OLD_TORCH: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+
+/// The version of the format that follows it.
+const OLD_TORCH_VERSION: i64 = 1001;
+
+/// Whether `file` begins like a `torch.save` file older than torch 1.6.
+pub fn is_old_torch(file: &[u8]) -> bool {
+    file.starts_with(OLD_TORCH)
+}
+
+/// Five pickles one after the other: the magic number, a version, the machine, the tensors, names of storages.
+///
+/// # Errors
+/// As [`read`], and `BadInput` for another version, a big-endian machine or a name that no tensor uses.
+pub fn read_old_torch(file: &[u8]) -> Result<OldTorch> {
+    let mut machine = Machine::new(file, Writer::Torch);
+    machine.at = OLD_TORCH.len().min(file.len());
+    machine.old_torch().doing(|| "read the pickles")
+}
+
 /// The bytes that latin-1 text stands for.
 ///
 /// # Errors
@@ -143,7 +175,9 @@ impl Global {
                 Some(Self::JaxArray)
             }
             (Writer::Numpy, "ml_dtypes", "bfloat16") => Some(Self::Bfloat16),
-            (Writer::Torch, "torch._utils", "_rebuild_tensor_v2") => Some(Self::RebuildTensor),
+            (Writer::Torch, "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => {
+                Some(Self::RebuildTensor)
+            }
             (Writer::Torch, "collections", "OrderedDict") => Some(Self::OrderedDict),
             (Writer::Torch, "torch", "FloatStorage") => Some(Self::Storage(Element::F32)),
             (Writer::Torch, "torch", "HalfStorage") => Some(Self::Storage(Element::F16)),
@@ -163,6 +197,7 @@ enum Value {
     Text(Range<usize>),
     Bytes(Data),
     Tuple(usize),
+    List(usize),
     Dict(usize),
     Global(Global),
     Dtype(Element),
@@ -187,6 +222,7 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
     tuples: Vec<Vec<Value>>,
+    lists: Vec<Vec<Value>>,
     dicts: Vec<Vec<(Range<usize>, Value)>>,
     arrays: Vec<Option<Array>>,
     storages: Vec<StorageId>,
@@ -205,6 +241,7 @@ impl<'a> Machine<'a> {
             marks: Vec::new(),
             memo: HashMap::new(),
             tuples: Vec::new(),
+            lists: Vec::new(),
             dicts: Vec::new(),
             arrays: Vec::new(),
             storages: Vec::new(),
@@ -279,6 +316,15 @@ impl<'a> Machine<'a> {
             b'h' => self.recall(1),
             b'j' => self.recall(4),
             b'Q' if self.writer == Writer::Torch => self.persistent(),
+            // Python 2's texts, and the lists that its dicts were made from.
+            b'U' if self.writer == Writer::Torch => self.text(1),
+            b'T' if self.writer == Writer::Torch => self.text(4),
+            b']' if self.writer == Writer::Torch => self.push_list(),
+            b'a' if self.writer == Writer::Torch => self.append(self.stack.len().checked_sub(1)),
+            b'e' if self.writer == Writer::Torch => {
+                let mark = self.marks.pop();
+                self.append(mark)
+            }
             _ => Err(bad("not allowed in a checkpoint".into())),
         }
     }
@@ -375,6 +421,24 @@ impl<'a> Machine<'a> {
     fn push_dict(&mut self) -> Result<()> {
         self.dicts.push(Vec::new());
         self.push(Value::Dict(self.dicts.len() - 1))
+    }
+
+    fn push_list(&mut self) -> Result<()> {
+        self.lists.push(Vec::new());
+        self.push(Value::List(self.lists.len() - 1))
+    }
+
+    /// APPEND and APPENDS: what stands from `from` on goes into the list below it.
+    fn append(&mut self, from: Option<usize>) -> Result<()> {
+        let from = from
+            .filter(|&f| f <= self.stack.len())
+            .ok_or_else(empty_stack)?;
+        let items = self.stack.split_off(from);
+        let Some(&Value::List(list)) = self.stack.last() else {
+            return Err(bad("items for something that is not a list".into()));
+        };
+        self.lists[list].extend(items);
+        Ok(())
     }
 
     fn push_tuple(&mut self, from: usize) -> Result<()> {
@@ -512,15 +576,39 @@ impl<'a> Machine<'a> {
                 self.set_array(index, state)?;
                 Ok(Value::Array(index))
             }
-            (Global::OrderedDict, []) => {
-                self.dicts.push(Vec::new());
-                Ok(Value::Dict(self.dicts.len() - 1))
+            (Global::OrderedDict, []) => self.ordered_dict(&[]),
+            (Global::OrderedDict, [Value::List(pairs)]) => {
+                let pairs = self.take_list(*pairs);
+                self.ordered_dict(&pairs)
             }
             (Global::RebuildTensor, [Value::Storage(storage), offset, shape, strides, ..]) => {
                 self.tensor(*storage, offset, shape, strides)
             }
             _ => Err(bad("called with unexpected arguments".into())),
         }
+    }
+
+    /// What a list holds, which is empty behind it: a list that is taken again and again costs nothing.
+    fn take_list(&mut self, list: usize) -> Vec<Value> {
+        std::mem::take(&mut self.lists[list])
+    }
+
+    /// pairs, as lists of two → a dict of them.
+    fn ordered_dict(&mut self, pairs: &[Value]) -> Result<Value> {
+        let mut dict = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            let pair = match pair {
+                Value::List(pair) => self.take_list(*pair),
+                _ => Vec::new(),
+            };
+            let [Value::Text(key), value] = pair.as_slice() else {
+                return Err(bad("a dict of something else than keys and values".into()));
+            };
+            check_name(key)?;
+            dict.push((key.clone(), value.clone()));
+        }
+        self.dicts.push(dict);
+        Ok(Value::Dict(self.dicts.len() - 1))
     }
 
     fn new_array(&mut self) -> Value {
@@ -629,7 +717,7 @@ impl<'a> Machine<'a> {
         values.iter().map(size).collect()
     }
 
-    /// BINPERSID: `("storage", type, name, device, elements)`.
+    /// BINPERSID: `("storage", type, name, device, elements)`; older files add None, for the whole of a storage.
     fn persistent(&mut self) -> Result<()> {
         let id = self.pop()?;
         let [
@@ -638,10 +726,14 @@ impl<'a> Machine<'a> {
             Value::Text(name),
             _,
             len,
+            part @ ..,
         ] = self.tuple(&id)?
         else {
             return Err(bad("a persistent id that is not a storage".into()));
         };
+        if !matches!(part, [] | [Value::None]) {
+            return Err(bad("a part of a storage, expected a whole one".into()));
+        }
         check_name(name)?;
         let storage = StorageId {
             element: *element,
@@ -670,6 +762,56 @@ impl<'a> Machine<'a> {
         };
         self.tensors.push(tensor);
         Ok(Value::Tensor(self.tensors.len() - 1))
+    }
+
+    /// From behind the magic number on.
+    fn old_torch(&mut self) -> Result<OldTorch> {
+        let version = self.next_pickle()?;
+        if version != Value::Int(OLD_TORCH_VERSION) {
+            return Err(bad(format!(
+                "the format is not version {OLD_TORCH_VERSION} of torch"
+            )));
+        }
+        let Value::Dict(system) = self.next_pickle()? else {
+            return Err(bad("nothing is said of the machine".into()));
+        };
+        let is_little = |(key, value): &(Range<usize>, Value)| {
+            &self.file[key.clone()] == b"little_endian" && *value == Value::Bool(true)
+        };
+        if !self.dicts[system].iter().any(is_little) {
+            return Err(bad("its machine was not little-endian".into()));
+        }
+        let root = self.next_pickle()?;
+        let leaves = self.leaves(root)?;
+        let Value::List(names) = self.next_pickle()? else {
+            return Err(bad("the names of the storages are not a list".into()));
+        };
+        let names = self.take_list(names);
+        let ids = self.storages.iter();
+        let elements = ids.map(|id| (&self.file[id.name.clone()], id.element));
+        let elements: HashMap<&[u8], Element> = elements.collect();
+        let storages = names.into_iter().map(|name| {
+            let Value::Text(name) = name else {
+                return Err(bad("the name of a storage is not text".into()));
+            };
+            let element = elements.get(&self.file[name.clone()]).copied();
+            let name = shortened(self.str(name)?);
+            let element = element.ok_or_else(|| bad(format!("no tensor uses storage {name:?}")))?;
+            Ok((name, element))
+        });
+        Ok(OldTorch {
+            storages: storages.collect::<Result<_>>()?,
+            leaves,
+            end: self.at,
+        })
+    }
+
+    /// Runs a pickle that remembers nothing of the one before.
+    fn next_pickle(&mut self) -> Result<Value> {
+        self.stack.clear();
+        self.marks.clear();
+        self.memo.clear();
+        self.run()
     }
 
     /// Walks the nested dicts below `root`.

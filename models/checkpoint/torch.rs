@@ -1,5 +1,6 @@
 //! `torch.save` files: a zip archive with a pickle (`data.pkl`) and one
-//! uncompressed entry per storage, which are read in place.
+//! uncompressed entry per storage, or, older than torch 1.6, pickles and the
+//! storages one after the other. Storages are read in place.
 
 use std::{collections::HashMap, io::Cursor};
 
@@ -9,48 +10,62 @@ use zip::{CompressionMethod, ZipArchive};
 use crate::{
     checkpoint::{
         foreign::{Piece, Storage, View},
-        pickle::{self, Leaf, TorchTensor, Writer},
+        pickle::{self, Leaf, OldTorch, TorchTensor, Writer},
     },
     error::{Context, Error, Kind, Result},
 };
+
+/// Storages by their names, still in the mapping.
+type Storages = HashMap<String, MappedBytes>;
 
 /// The tensors of a `torch.save` file by name, in the order of the file.
 ///
 /// # Errors
 /// `BadInput` for anything but a zip archive of uncompressed entries with a
-/// pickle of named tensors.
+/// pickle of named tensors, or an older file of the same.
 pub fn read(file: &MappedBytes) -> Result<Vec<(String, View)>> {
+    if pickle::is_old_torch(file.as_bytes()) {
+        let old = pickle::read_old_torch(file.as_bytes())?;
+        let storages = old_storages(file, &old)?;
+        return views(old.leaves, "", &storages);
+    }
     let entries = entries(file)?;
     let (name, pickle) = entries
         .iter()
         .find(|(name, _)| name.ends_with("/data.pkl") || *name == "data.pkl")
         .ok_or_else(|| bad("no data.pkl in the archive".into()))?;
     let folder = name.trim_end_matches("data.pkl");
-    let mut tensors = Vec::new();
-    for (path, leaf) in pickle::read(pickle.as_bytes(), Writer::Torch)? {
+    let leaves = pickle::read(pickle.as_bytes(), Writer::Torch)?;
+    views(leaves, &format!("{folder}data/"), &entries)
+}
+
+/// `folder` and a storage's name are the name of its bytes.
+fn views(
+    leaves: Vec<(Vec<String>, Leaf)>,
+    folder: &str,
+    storages: &Storages,
+) -> Result<Vec<(String, View)>> {
+    let mut tensors = Vec::with_capacity(leaves.len());
+    for (path, leaf) in leaves {
         let name = path.join(".");
         let Leaf::Torch(tensor) = leaf else {
             return Err(bad(format!("{name} is not a torch tensor")));
         };
-        let view = view(&tensor, folder, &entries).doing(|| format!("tensor {name}"))?;
+        let view = view(&tensor, folder, storages).doing(|| format!("tensor {name}"))?;
         tensors.push((name, view));
     }
     Ok(tensors)
 }
 
-fn view(
-    tensor: &TorchTensor,
-    folder: &str,
-    entries: &HashMap<String, MappedBytes>,
-) -> Result<View> {
-    let entry = format!("{folder}data/{}", tensor.storage);
-    let bytes = entries
+fn view(tensor: &TorchTensor, folder: &str, storages: &Storages) -> Result<View> {
+    let entry = format!("{folder}{}", tensor.storage);
+    let bytes = storages
         .get(&entry)
-        .ok_or_else(|| bad(format!("no {entry} in the archive")))?;
+        .ok_or_else(|| bad(format!("no storage {entry} in the file")))?;
     let storage = Storage::new(tensor.element, vec![Piece::Mapped(bytes.clone())])?;
     if storage.len() != tensor.storage_len {
         return Err(bad(format!(
-            "{entry} has {} elements, expected {}",
+            "storage {entry} has {} elements, expected {}",
             storage.len(),
             tensor.storage_len
         )));
@@ -58,14 +73,35 @@ fn view(
     View::strided(storage, tensor.offset, &tensor.shape, &tensor.strides)
 }
 
+/// Each storage of an older file: eight bytes that count its elements, and the elements.
+fn old_storages(file: &MappedBytes, old: &OldTorch) -> Result<Storages> {
+    let mut at = old.end;
+    let mut storages = Storages::new();
+    for (name, element) in &old.storages {
+        let beyond = || bad(format!("storage {name} lies beyond the end of the file"));
+        let mut take = |n: usize| {
+            let bytes = at.checked_add(n).and_then(|end| file.slice(at..end));
+            at += bytes.as_ref().map_or(0, |_| n);
+            bytes.ok_or_else(beyond)
+        };
+        let count = take(size_of::<u64>())?;
+        let count = count.as_bytes().iter().rev();
+        let count = count.fold(0, |count: u64, &byte| count << 8 | u64::from(byte));
+        let count = usize::try_from(count).ok();
+        let bytes = count.and_then(|count| count.checked_mul(element.bytes()));
+        storages.insert(name.clone(), take(bytes.ok_or_else(beyond)?)?);
+    }
+    Ok(storages)
+}
+
 /// Every entry of the archive, still in the mapping.
-fn entries(file: &MappedBytes) -> Result<HashMap<String, MappedBytes>> {
+fn entries(file: &MappedBytes) -> Result<Storages> {
     let not_zip = |e: zip::result::ZipError| {
-        let text = "not a torch.save archive (files older than torch 1.6 are not supported)";
+        let text = "not a file of torch.save";
         Error::with_source(Kind::BadInput, text, e.to_string())
     };
     let mut archive = ZipArchive::new(Cursor::new(file.as_bytes())).map_err(not_zip)?;
-    let mut entries = HashMap::new();
+    let mut entries = Storages::new();
     for i in 0..archive.len() {
         let entry = archive.by_index(i).map_err(not_zip)?;
         let name = entry.name().map_err(not_zip)?.into_owned();

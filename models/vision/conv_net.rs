@@ -490,7 +490,7 @@ fn channels_first(map: &Map) -> Vec<f32> {
 }
 
 /// weight `[out, in, taps]` → `[taps, in, out]`.
-fn taps_first(weight: &[f32], [out, channels, taps]: [usize; 3]) -> Vec<f32> {
+pub(crate) fn taps_first(weight: &[f32], [out, channels, taps]: [usize; 3]) -> Vec<f32> {
     let row = |tap: usize, c: usize| (0..out).map(move |o| weight[(o * channels + c) * taps + tap]);
     places(taps, channels)
         .flat_map(|(tap, c)| row(tap, c))

@@ -8,7 +8,7 @@ use std::{
 use longreel_models::{
     checkpoint::writer::{ImportOptions, write_vqgan},
     spec::{VqganSpec, vqgan_alone::VqganAlone},
-    training::model_directory::planned,
+    training::{model_directory::planned, vqgan::perceptual::Lpips},
 };
 use serde::Serialize;
 
@@ -55,8 +55,11 @@ pub fn run(args: &TrainVqganArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let config = VqganConfig::open(&args.config)?;
     let written = toml::to_string(&config)
         .map_err(|e| Error::with_source(Kind::Internal, "write the configuration", e))?;
-    // Before the folder is made, which keeps its configuration.
+    // Before the folder is made, which keeps its configuration, and before hours of video are decoded.
     let spec = config.shape()?;
+    if let Some(perceptual) = &config.recipe.perceptual {
+        Lpips::open(perceptual, spec.resolution).doing(|| "recipe.perceptual")?;
+    }
     let run = RunDirectory::open(&args.out, &written)?;
     let job = job(config, spec.clone(), &run, voice, cancel)?;
     let steps = job.config.steps;
@@ -153,6 +156,9 @@ fn words(figures: &VqganFigures) -> String {
     let psnr = figures
         .psnr_db
         .map_or("no difference".to_owned(), |db| format!("{db:.2} dB"));
+    let perceptual = figures
+        .perceptual
+        .map_or(String::new(), |d| format!("  LPIPS {d:.4}"));
     let restarted = match figures.codes_restarted {
         0 => String::new(),
         n => format!(", {n} begun anew"),
@@ -162,7 +168,7 @@ fn words(figures: &VqganFigures) -> String {
         false => format!("  {:.0} frames/s", figures.frames_per_s),
     };
     format!(
-        "{held_out}loss {:.4}  L1 {:.4}  {psnr}  {} codes ({:.1}%){restarted}{speed}",
+        "{held_out}loss {:.4}  L1 {:.4}{perceptual}  {psnr}  {} codes ({:.1}%){restarted}{speed}",
         figures.loss,
         figures.l1,
         figures.codes_used,

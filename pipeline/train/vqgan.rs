@@ -61,6 +61,9 @@ pub struct VqganFigures {
     pub l1: f64,
     /// Mean of squared differences.
     pub l2: f64,
+    /// Mean perceptual distance (LPIPS), where there is a perceptual loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perceptual: Option<f64>,
     /// Of the pictures as they are shown, in decibels; absent for pictures that equal their pixels.
     pub psnr_db: Option<f64>,
     /// Mean squared distance of vectors from their rows of the codebook.
@@ -238,6 +241,7 @@ impl Training {
             loss: metrics.loss,
             l1: metrics.l1,
             l2: metrics.l2,
+            perceptual: metrics.perceptual,
             psnr_db: finite(metrics.psnr_db),
             quantisation: metrics.quantisation,
             codes_used: metrics.codes_used,
@@ -283,6 +287,7 @@ impl Training {
             loss: evaluation.loss(&options),
             l1: evaluation.l1(),
             l2: evaluation.l2(),
+            perceptual: evaluation.perceptual(),
             psnr_db: finite(evaluation.psnr_db()),
             quantisation: evaluation.quantisation(),
             codes_used,

@@ -112,7 +112,10 @@ impl Written for VqganConfig {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let single = [&mut self.model.spec, &mut self.model.init];
         let data = self.data.train.iter_mut().chain(&mut self.data.held_out);
-        single.into_iter().flatten().chain(data).collect()
+        let perceptual = self.recipe.perceptual.iter_mut();
+        let perceptual = perceptual.flat_map(|p| [&mut p.vgg, &mut p.lpips]);
+        let single = single.into_iter().flatten();
+        single.chain(data).chain(perceptual).collect()
     }
 
     fn validate(&self) -> Result<()> {

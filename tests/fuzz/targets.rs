@@ -52,10 +52,11 @@ pub fn msgpack_stream(bytes: &[u8]) {
     let _ = msgpack::document(bytes);
 }
 
-/// The pickle interpreter, for both writers it knows.
+/// The pickle interpreter, for both writers it knows, and for the five pickles of an old `torch.save`.
 pub fn pickle_file(bytes: &[u8]) {
     let _ = pickle::read(bytes, pickle::Writer::Numpy);
     let _ = pickle::read(bytes, pickle::Writer::Torch);
+    let _ = pickle::read_old_torch(bytes);
 }
 
 /// The header of a safetensors file; ranges lie inside the file.

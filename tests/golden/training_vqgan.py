@@ -2,20 +2,22 @@
 
 The network is written here once more, in PyTorch's own layers and layout; its
 weights and pixels are a formula that the test evaluates too, so that only results are
-kept. python training_vqgan.py [FOLDER]
+kept. The perceptual loss is the package `lpips` itself, with its own weights of channels
+over a VGG16 of the same formula. python training_vqgan.py [FOLDER]
 """
 
 import sys
 from pathlib import Path
 
+import lpips
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
 
-RESOLUTION, HIDDEN, MULT, BLOCKS, Z, CODES, WIDTH = 16, 32, [1, 2], 1, 8, 16, 8
+HIDDEN, MULT, BLOCKS, Z, CODES, WIDTH = 32, [1, 2], 1, 8, 16, 8
 DISC_CHANNELS, DISC_LAYERS = 8, 2
-L1, L2, CODEBOOK, BETA, ADVERSARIAL = 1.0, 0.5, 1.0, 0.25, 0.8
+L1, L2, CODEBOOK, BETA, ADVERSARIAL, PERCEPTUAL = 1.0, 0.5, 1.0, 0.25, 0.8, 4.0
 KEPT = 48
 
 
@@ -122,8 +124,21 @@ def judge(x):
     return x
 
 
-def main(folder):
-    pixels = noise(2 * RESOLUTION * RESOLUTION * 3, 7).reshape(2, RESOLUTION, RESOLUTION, 3)
+def perceptual():
+    """LPIPS with VGG16, whose weights are the formula's by torchvision's names."""
+    model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).double()
+    for name, parameter in model.net.named_parameters():
+        _, number, kind = name.split(".")
+        n, shape = parameter.numel(), parameter.shape
+        values = noise(n, sum(f"features.{number}.{kind}".encode()))
+        # A power of two near He's sqrt(24 / fan in) of even noise.
+        scale = 0.25 if kind == "bias" else 2.0 ** round(np.log2(np.sqrt(24 * shape[0] / n)))
+        parameter.data = torch.tensor((values * np.float32(scale)).reshape(shape), dtype=torch.float64)
+    return model
+
+
+def losses(resolution, lpips_model=None):
+    pixels = noise(2 * resolution * resolution * 3, 7).reshape(2, resolution, resolution, 3)
     pixels = torch.tensor(pixels * np.float32(2.0), dtype=torch.float64).permute(0, 3, 1, 2)
     z = encode(pixels)
     rows = P.get("vqgan.quantize.embeddings", [CODES, WIDTH])
@@ -137,6 +152,11 @@ def main(folder):
     codebook = ((chosen - z.detach()) ** 2).mean()
     commitment = ((z - chosen.detach()) ** 2).mean()
     reconstruction = L1 * l1 + L2 * l2
+    found = {}
+    if lpips_model is not None:
+        distance = lpips_model(pixels, picture).mean()
+        reconstruction = reconstruction + PERCEPTUAL * distance
+        found["distance"] = distance[None]
     generator = -judge(picture).mean()
     last = P.made["vqgan.decoder.Conv_1.kernel"]
     of_reconstruction, of_generator = (
@@ -151,23 +171,31 @@ def main(folder):
     names = list(P.made)
     mine = [n for n in names if n.startswith("vqgan.")]
     theirs = [n for n in names if n.startswith("discriminator.")]
-    found = {}
     for prefix, loss, of in (("plain", plain, mine), ("total", total, mine), ("judge", discriminator, theirs)):
         grads = torch.autograd.grad(loss, [P.made[n] for n in of], retain_graph=True)
         for name, grad in zip(of, grads):
-            flat = grad.detach().numpy().reshape(-1)
-            step = max(1, len(flat) // KEPT) | 1
-            found[f"{prefix}.{name}"] = flat[::step].astype(np.float32)
-            found[f"{prefix}.{name}.length"] = np.array([np.linalg.norm(flat)], dtype=np.float32)
+            flat = grad.reshape(-1)
+            found[f"{prefix}.{name}"] = flat[:: max(1, len(flat) // KEPT) | 1]
+            found[f"{prefix}.{name}.length"] = flat.norm()[None]
     values = [l1, l2, codebook, plain, generator, discriminator, weight, total]
-    found["values"] = np.array([float(v) for v in values], dtype=np.float32)
+    found["values"] = torch.stack(values)
+    found["picture"] = picture.permute(0, 2, 3, 1).reshape(-1)[::5]
+    found = {name: tensor.detach().numpy().astype(np.float32) for name, tensor in found.items()}
     found["codes"] = codes.numpy().astype(np.int32)
-    found["picture"] = picture.detach().permute(0, 2, 3, 1).numpy().reshape(-1)[::5].astype(np.float32)
     print("values", found["values"], "distinct codes", len(set(codes.tolist())))
-    print("nearest two rows are apart by", float((two[:, 1] - two[:, 0]).min()))
+    print("nearest two rows are apart by", float((two[:, 1] - two[:, 0]).detach().min()))
     print("logits", real.detach().flatten()[:4], made.detach().flatten()[:4])
-    save_file(found, Path(folder) / "vqgan.safetensors")
+    return found
+
+
+def main(folder):
+    save_file(losses(16), folder / "vqgan.safetensors")
+    # 36, 18, 9, 4, 2: a pool leaves something out.
+    found = losses(36, perceptual())
+    print("distance", found["distance"])
+    found = {name: x for name, x in found.items() if not name.startswith("judge.")}
+    save_file(found, folder / "perceptual.safetensors")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "training")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "training")

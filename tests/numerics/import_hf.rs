@@ -393,7 +393,7 @@ fn hostile_torch_files_are_refused() {
         stored,
         "reach beyond the 6 elements stored",
     );
-    refused(&good, &[], stored, "no archive/data/0 in the archive");
+    refused(&good, &[], stored, "no storage archive/data/0 in the file");
     refused(
         &good,
         &tensors,
@@ -406,14 +406,6 @@ fn hostile_torch_files_are_refused() {
         stored,
         "global collections.Counter is not on the list",
     );
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("old.bin");
-    fs::write(&path, b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.").unwrap();
-    let error = torch::read(&MappedBytes::open(&path).unwrap())
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(error.contains("not a torch.save archive"), "{error}");
 }
 
 /// Rotates `x` `[d]` at `position` and gives the rotated vector.

@@ -21,6 +21,7 @@ mod ring;
 mod ring_backward;
 mod systems;
 mod tokenizer;
+mod torch_files;
 mod training;
 mod training_data;
 mod training_vqgan;

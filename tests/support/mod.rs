@@ -8,3 +8,4 @@ pub mod tiny_decoder;
 pub mod clips;
 pub mod longreel;
 pub mod tux;
+pub mod vgg;

@@ -11,7 +11,10 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::longreel::{Run, command, longreel};
+use crate::support::{
+    longreel::{Run, command, longreel},
+    vgg::perceptual,
+};
 
 /// Shape of the tests: 4 × 4 codes of a frame of 16 × 16 pixels.
 const SHAPE: &str = "
@@ -254,6 +257,43 @@ fn a_run_that_was_killed_goes_on_to_the_same_bits() {
         assert_eq!(stage.curve(&out), stage.curve("whole"));
         assert_eq!(stage.figures(&out, true), stage.figures("whole", true));
     }
+}
+
+#[test]
+fn a_perceptual_loss_is_in_the_figures_and_goes_on_to_the_same_bits() {
+    let stage = Stage::new("");
+    let files = perceptual(0.5);
+    std::fs::hard_link(&files.vgg, stage.path("vgg16.safetensors")).unwrap();
+    std::fs::copy(&files.lpips, stage.path("vgg.pth")).unwrap();
+    // Paths are those beside the configuration.
+    let table =
+        "[recipe.perceptual]\nvgg = \"vgg16.safetensors\"\nlpips = \"vgg.pth\"\nweight = 0.5\n";
+    let text = config(12) + table;
+    stage.write(&text);
+    let json = stage.train("whole").json();
+    for figures in [&json["last"], &json["held_out"]] {
+        assert!(number(figures, "perceptual") > 0.0, "{figures}");
+    }
+    let last = &json["held_out"];
+    let parts = number(last, "l1") + number(last, "l2") + 0.5 * number(last, "perceptual");
+    let codebook = 1.25 * number(last, "quantisation");
+    assert!(
+        (number(last, "loss") - parts - codebook).abs() < 1e-9,
+        "{last}"
+    );
+    let mut child = stage.running("killed", 7);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(stage.train("killed").code, 0);
+    assert!(stage.weights("killed") == stage.weights("whole"));
+    assert_eq!(stage.curve("killed"), stage.curve("whole"));
+
+    stage.write(&text.replace("vgg16.safetensors", "vgg.pth"));
+    stage.train("other").refused(
+        2,
+        "vgg.pth: features.0.weight: it is missing, expected [64, 3, 3, 3]",
+    );
+    assert!(!stage.path("other").exists(), "nothing was begun");
 }
 
 #[test]

@@ -13,6 +13,9 @@ use crate::{
     vision::vqgan::RGB,
 };
 
+/// How much of a negative number its rectifiers let through.
+const LEAK: f32 = 0.2;
+
 /// Rows and columns of every kernel.
 const TAPS: usize = 4;
 
@@ -76,7 +79,7 @@ impl Discriminator {
         let mut layers = Vec::new();
         for (i, [stride, cin, cout]) in plan(adversarial).into_iter().enumerate() {
             if i > 0 {
-                layers.push(Layer::Leaky);
+                layers.push(Layer::Rectifier(LEAK));
             }
             let name = format!("discriminator.Conv_{i}");
             let shape = [TAPS, TAPS, cin, cout];

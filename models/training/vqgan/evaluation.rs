@@ -15,6 +15,8 @@ use crate::training::vqgan::{
 pub struct Evaluation {
     pictures: u64,
     sums: Differences,
+    /// Σ perceptual distances, where somebody looked.
+    perceptual: Option<f64>,
     /// Σ squared distances of vectors from their rows.
     distance: f64,
     pixel_numbers: f64,
@@ -50,6 +52,11 @@ impl Evaluation {
         codes.for_each(|&code| self.counts[code as usize] += 1);
     }
 
+    /// Adds perceptual distances of pictures that [`Evaluation::add`] was given.
+    pub(super) fn add_perceptual(&mut self, distances: impl Iterator<Item = f64>) {
+        *self.perceptual.get_or_insert(0.0) += distances.sum::<f64>();
+    }
+
     /// Pictures so far.
     pub fn pictures(&self) -> u64 {
         self.pictures
@@ -63,6 +70,11 @@ impl Evaluation {
     /// Mean of squared differences.
     pub fn l2(&self) -> f64 {
         self.sums.squared / self.pixel_numbers
+    }
+
+    /// Mean perceptual distance, where there is a perceptual loss.
+    pub fn perceptual(&self) -> Option<f64> {
+        Some(self.perceptual? / self.pictures as f64)
     }
 
     /// Of the pictures as they are shown, in decibels; infinite for pictures that equal their pixels.
@@ -86,8 +98,10 @@ impl Evaluation {
             CodebookRule::Loss => 1.0 + options.commitment,
             CodebookRule::Average { .. } => options.commitment,
         };
+        let perceptual = options.perceptual.as_ref().zip(self.perceptual());
         options.l1_weight * self.l1()
             + options.l2_weight * self.l2()
+            + perceptual.map_or(0.0, |(options, distance)| options.weight * distance)
             + options.codebook_weight * of_codebook * self.quantisation()
     }
 }

@@ -16,8 +16,8 @@ use crate::{
     vision::vqgan::{Plan, tensor_name},
 };
 
-/// How much of a negative number a leaky ReLU lets through (Isola et al., arXiv 1611.07004).
-const LEAK: f32 = 0.2;
+/// Pixels of a side that a pool makes one of.
+const POOL: usize = 2;
 
 /// A square picture between two layers: `[side, side, channels]`.
 #[derive(Clone)]
@@ -78,6 +78,17 @@ impl Conv {
             kernel: source.places.get(&kernel)?,
             bias: source.places.get(&bias)?,
         })
+    }
+
+    /// A convolution whose weights, `[kh, kw, in, out]` and `[out]`, are not trained.
+    pub fn frozen(weights: &[f32], bias: &[f32], shape: [usize; 4], sampling: Sampling) -> Self {
+        Self {
+            forward: Kernel::pack(weights, bias, shape),
+            back: BackKernel::pack(weights, shape, sampling),
+            sampling,
+            kernel: 0..0,
+            bias: 0..0,
+        }
     }
 
     /// x `[side, side, in]` → y `[.., .., out]`.
@@ -231,8 +242,10 @@ pub enum Layer {
     Conv(Box<Conv>),
     Norm(Norm),
     Resnet(Box<Resnet>),
-    /// x where it is positive, a fifth of it elsewhere.
-    Leaky,
+    /// x where it is positive, this share of it elsewhere.
+    Rectifier(f32),
+    /// The largest of each four neighbours; a last odd row or column is left out.
+    MaxPool,
 }
 
 /// What a layer keeps of the way there.
@@ -273,7 +286,8 @@ impl Layer {
                 let (y, inside) = block.run(x);
                 return (y, Kept::Inside(Box::new(inside)));
             }
-            Self::Leaky => leaky(&x, &x),
+            Self::Rectifier(leak) => rectified(&x, &x, *leak),
+            Self::MaxPool => max_pool(&x),
         };
         (y, Kept::Input(x))
     }
@@ -296,20 +310,54 @@ impl Layer {
                 norm.back(x, &dy, &mut dx, row);
                 dx
             }
-            (_, Kept::Input(x)) => leaky(x, &dy),
-            (_, Kept::Inside(_)) => dy,
+            (Self::Rectifier(leak), Kept::Input(x)) => rectified(x, &dy, *leak),
+            (Self::MaxPool, Kept::Input(x)) => max_pool_back(x, &dy),
+            (Self::Resnet(_), Kept::Input(_)) | (_, Kept::Inside(_)) => dy,
         }
     }
 }
 
-/// y where x is positive, a fifth of it elsewhere.
-fn leaky(x: &Picture, y: &Picture) -> Picture {
+/// y where x is positive, `leak` times it elsewhere.
+fn rectified(x: &Picture, y: &Picture, leak: f32) -> Picture {
     let pairs = x.data.iter().zip(&y.data);
-    let through = |(&x, &y)| if x > 0.0 { y } else { LEAK * y };
+    let through = |(&x, &y)| if x > 0.0 { y } else { leak * y };
     Picture {
         side: y.side,
         data: pairs.map(through).collect(),
     }
+}
+
+/// x `[side, side, channels]` → where each number of the pooled picture stands in it; of equal ones the first.
+fn largest(x: &Picture) -> impl Iterator<Item = usize> {
+    let channels = x.data.len() / (x.side * x.side).max(1);
+    let (side, pooled) = (x.side, x.side / POOL);
+    (0..pooled * pooled * channels).map(move |i| {
+        let (place, c) = (i / channels, i % channels);
+        let first = (place / pooled * side + place % pooled) * POOL * channels + c;
+        let four = [0, channels, side * channels, (side + 1) * channels].map(|off| first + off);
+        four.into_iter()
+            .fold(first, |best, at| match x.data[at] > x.data[best] {
+                true => at,
+                false => best,
+            })
+    })
+}
+
+/// x `[side, side, channels]` → `[side / 2, side / 2, channels]`.
+fn max_pool(x: &Picture) -> Picture {
+    Picture {
+        side: x.side / POOL,
+        data: largest(x).map(|at| x.data[at]).collect(),
+    }
+}
+
+/// x, dy → dx.
+fn max_pool_back(x: &Picture, dy: &Picture) -> Picture {
+    let mut dx = x.like();
+    for (at, dy) in largest(x).zip(&dy.data) {
+        dx.data[at] = *dy;
+    }
+    dx
 }
 
 /// Which gradients the first layer gives.

@@ -4,10 +4,10 @@
 //! The network is small and its pictures are large, so that nothing is recorded by candle, which would add every
 //! gradient to zeros on one thread: each picture keeps the inputs of its layers and goes back through them on its
 //! own. Pictures are summed in at most eight groups, by their number alone, so that the number of threads changes no
-//! bit. There is no perceptual loss: it needs the gradients of another trained network.
+//! bit. The perceptual loss goes through another trained network, whose files the user names.
 //!
 //! ```text
-//! pixels ─► encoder ─► z ─► nearest rows ─► decoder ─► picture ─► L1, L2
+//! pixels ─► encoder ─► z ─► nearest rows ─► decoder ─► picture ─► L1, L2, LPIPS
 //!              ▲       ▲         │             │          │
 //!              │       └─ commitment, codebook ┘          └─► discriminator ─► hinge
 //!              └────────── straight through ◄── gradient ◄────────┘
@@ -24,6 +24,8 @@ mod codebook;
 pub mod options;
 
 mod discriminator;
+
+pub mod perceptual;
 
 pub mod initial;
 

@@ -8,6 +8,7 @@ use crate::{
     training::{
         optimizer::AdamW,
         schedule::{Decay, Schedule},
+        vqgan::perceptual::Perceptual,
     },
 };
 
@@ -62,6 +63,9 @@ pub struct VqganOptions {
     pub l1_weight: f64,
     /// What the mean of squared differences counts.
     pub l2_weight: f64,
+    /// The perceptual loss, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perceptual: Option<Perceptual>,
     /// What the codebook's two losses count.
     pub codebook_weight: f64,
     /// What the commitment loss counts among them, β in the paper.
@@ -95,6 +99,7 @@ impl Default for VqganOptions {
             },
             l1_weight: 1.0,
             l2_weight: 0.0,
+            perceptual: None,
             codebook_weight: 1.0,
             commitment: 0.25,
             codebook: CodebookRule::Loss,
@@ -116,6 +121,8 @@ impl VqganOptions {
             ("codebook_weight", self.codebook_weight),
             ("commitment", self.commitment),
         ];
+        let perceptual = self.perceptual.as_ref();
+        weights.extend(perceptual.map(|p| ("perceptual.weight", p.weight)));
         weights.extend(self.adversarial.map(|a| ("adversarial.weight", a.weight)));
         for (key, weight) in weights {
             if !(weight.is_finite() && weight >= 0.0) {

@@ -20,6 +20,7 @@ use crate::{
             losses::{Origin, adaptive_weight, differences_back, hinge, hinge_back},
             network::{CodebookShares, Network, Passed},
             options::{Adversarial, CodebookRule, VqganOptions},
+            perceptual::Lpips,
             places::Places,
             state::{Counters, Remaining, SIZES, SUMS, State, UNUSED, export},
         },
@@ -40,6 +41,8 @@ pub struct Metrics {
     pub l1: f64,
     /// Mean of squared differences.
     pub l2: f64,
+    /// Mean perceptual distance (LPIPS), where there is a perceptual loss.
+    pub perceptual: Option<f64>,
     /// Mean squared distance of vectors from their rows: codebook loss and commitment loss before their weights.
     pub quantisation: f64,
     /// Of the pictures as they are shown, in decibels; infinite for pictures that equal their pixels.
@@ -105,6 +108,7 @@ impl Side {
 pub struct VqganTrainer {
     spec: VqganSpec,
     options: VqganOptions,
+    perceptual: Option<Lpips>,
     generator: Side,
     discriminator: Option<(Adversarial, Side)>,
     /// Steps since each code was last used.
@@ -137,7 +141,7 @@ impl VqganTrainer {
     /// # Errors
     /// `BadInput` for a shape, parameters or options that cannot be.
     pub fn new(spec: VqganSpec, parameters: Parameters, options: VqganOptions) -> Result<Self> {
-        check(&spec, &options)?;
+        let perceptual = check(&spec, &options)?;
         check_shapes(&parameters, &vqgan_tensors(&spec))?;
         let discriminator = options.adversarial.map(|adversarial| {
             // Another seed than the VQGAN's, whose kernels would begin alike.
@@ -158,6 +162,7 @@ impl VqganTrainer {
             discriminator: discriminator.transpose()?,
             generator,
             averages,
+            perceptual,
             spec,
             options,
         })
@@ -168,7 +173,7 @@ impl VqganTrainer {
     /// # Errors
     /// `BadInput` naming a tensor that does not fit shape and options.
     pub fn resume(spec: VqganSpec, options: VqganOptions, state: State) -> Result<Self> {
-        check(&spec, &options)?;
+        let perceptual = check(&spec, &options)?;
         let counters = state.counters;
         let mut tensors = Remaining(state.tensors);
         let (rows, width) = (spec.num_embeddings, spec.quantized_embed_dim);
@@ -197,6 +202,7 @@ impl VqganTrainer {
         Ok(Self {
             spec,
             options,
+            perceptual,
             generator,
             discriminator,
             unused,
@@ -314,6 +320,12 @@ impl VqganTrainer {
         let passed = frames.par_iter().map(|frame| network.run(frame.clone()));
         let passed: Vec<Passed> = passed.collect();
         evaluation.add(&network, &frames, &passed, self.spec.num_embeddings);
+        if let Some(lpips) = &self.perceptual {
+            let pairs = frames.par_iter().zip(&passed);
+            let distances = pairs.map(|(frame, passed)| lpips.distance(frame, &passed.picture));
+            let distances: Vec<f64> = distances.collect();
+            evaluation.add_perceptual(distances.into_iter());
+        }
         Ok(())
     }
 
@@ -348,8 +360,8 @@ impl VqganTrainer {
         let network = Network::load(self.generator.source(), &self.spec)?;
         let passed = frames.par_iter().map(|frame| network.run(frame.clone()));
         let passed: Vec<Passed> = passed.collect();
-        let mut metrics = self.measured(&network, &frames, &passed);
-        let mut back = self.reconstruction_back(&frames, &passed);
+        let (distances, mut back) = self.reconstruction_back(&frames, &passed);
+        let mut metrics = self.measured(&network, &frames, &passed, distances);
         let judged = self.judged(&frames, &passed)?;
         if let Some((adversarial, judged)) = &judged {
             let weight = last_kernel_weight(&network, &passed, &back, &judged.back);
@@ -383,9 +395,18 @@ impl VqganTrainer {
     }
 
     /// All but what the discriminator adds.
-    fn measured(&self, network: &Network, frames: &[Picture], passed: &[Passed]) -> Metrics {
+    fn measured(
+        &self,
+        network: &Network,
+        frames: &[Picture],
+        passed: &[Passed],
+        distances: Option<Vec<f64>>,
+    ) -> Metrics {
         let mut evaluation = Evaluation::default();
         evaluation.add(network, frames, passed, self.spec.num_embeddings);
+        if let Some(distances) = distances {
+            evaluation.add_perceptual(distances.into_iter());
+        }
         let (codes_used, perplexity) = evaluation.usage();
         Metrics {
             step: self.steps(),
@@ -393,6 +414,7 @@ impl VqganTrainer {
             loss: evaluation.loss(&self.options),
             l1: evaluation.l1(),
             l2: evaluation.l2(),
+            perceptual: evaluation.perceptual(),
             quantisation: evaluation.quantisation(),
             psnr_db: evaluation.psnr_db(),
             codes_used,
@@ -403,15 +425,32 @@ impl VqganTrainer {
         }
     }
 
-    /// Gradients of the reconstruction loss by each picture.
-    fn reconstruction_back(&self, frames: &[Picture], passed: &[Passed]) -> Vec<Vec<f32>> {
+    /// The reconstruction loss: perceptual distances of the pictures, and the gradients of all of it by each picture.
+    fn reconstruction_back(
+        &self,
+        frames: &[Picture],
+        passed: &[Passed],
+    ) -> (Option<Vec<f64>>, Vec<Vec<f32>>) {
         let numbers = frames.iter().map(|f| f.data.len()).sum::<usize>() as f64;
         let shares = [self.options.l1_weight, self.options.l2_weight].map(|w| w / numbers);
         let pairs = frames.par_iter().zip(passed);
         let back = |(frame, passed): (&Picture, &Passed)| {
             differences_back(&passed.picture.data, &frame.data, shares)
         };
-        pairs.map(back).collect()
+        let mut back: Vec<Vec<f32>> = pairs.clone().map(back).collect();
+        let perceptual = self
+            .perceptual
+            .as_ref()
+            .zip(self.options.perceptual.as_ref());
+        let distances = perceptual.map(|(lpips, options)| {
+            let share = options.weight / frames.len() as f64;
+            let perceived =
+                pairs.map(|(frame, passed)| lpips.distance_back(frame, &passed.picture, share));
+            let (distances, more): (Vec<f64>, Vec<Vec<f32>>) = perceived.collect();
+            add_shares(&mut back, &more, 1.0);
+            distances
+        });
+        (distances, back)
     }
 
     /// The discriminator's part, once its first step has come.
@@ -518,14 +557,17 @@ impl VqganTrainer {
     }
 }
 
-fn check(spec: &VqganSpec, options: &VqganOptions) -> Result<()> {
+/// The network of the perceptual loss, if there is one.
+fn check(spec: &VqganSpec, options: &VqganOptions) -> Result<Option<Lpips>> {
     let checks = || {
         spec.validate()?;
         options.validate()?;
-        match &options.adversarial {
-            None => Ok(()),
-            Some(adversarial) => discriminator::logits_of(adversarial, spec.resolution).map(|_| ()),
+        if let Some(adversarial) = &options.adversarial {
+            discriminator::logits_of(adversarial, spec.resolution)?;
         }
+        let perceptual = options.perceptual.as_ref();
+        let lpips = perceptual.map(|perceptual| Lpips::open(perceptual, spec.resolution));
+        lpips.transpose().doing(|| "perceptual loss")
     };
     checks().doing(|| "train a VQGAN")
 }

@@ -1,0 +1,58 @@
+//! One file of named tensors, as another program left it.
+
+use std::path::Path;
+
+use longreel_kernels::mapping::MappedBytes;
+
+use crate::{
+    checkpoint::{
+        foreign::{Element, Piece, Storage, View},
+        torch,
+        weights::{HeaderEntry, read_header},
+    },
+    error::{Context, Error, Kind, Result},
+};
+
+/// The tensors of `path` by name: of safetensors where it is named so, of `torch.save` elsewhere.
+///
+/// # Errors
+/// `Io` for a file that cannot be opened, `BadInput` for one that holds something else.
+pub fn read(path: &Path) -> Result<Vec<(String, View)>> {
+    let doing = || path.display().to_string();
+    let file = open(path).doing(doing)?;
+    let is_safetensors = path.extension().is_some_and(|e| e == "safetensors");
+    let tensors = match is_safetensors {
+        true => safetensors(&file),
+        false => torch::read(&file),
+    };
+    tensors.doing(doing)
+}
+
+/// Maps a regular file.
+pub(crate) fn open(path: &Path) -> Result<MappedBytes> {
+    if path.is_dir() {
+        let message = "it is a directory, expected a file";
+        return Err(Error::new(Kind::BadInput, message));
+    }
+    Ok(MappedBytes::open(path)?)
+}
+
+fn safetensors(file: &MappedBytes) -> Result<Vec<(String, View)>> {
+    let entries = read_header(file.as_bytes())?.into_iter();
+    let view = |entry: HeaderEntry| {
+        let HeaderEntry {
+            name,
+            dtype,
+            shape,
+            range,
+        } = entry;
+        let element = Element::from_safetensors(dtype).doing(|| format!("tensor {name}"))?;
+        let bytes = file.slice(range).ok_or_else(|| {
+            let message = format!("tensor {name} lies beyond the end of the file");
+            Error::new(Kind::BadInput, message)
+        })?;
+        let storage = Storage::new(element, vec![Piece::Mapped(bytes)])?;
+        Ok((name, View::row_major(storage, &shape)?))
+    };
+    entries.map(view).collect()
+}
