@@ -140,6 +140,11 @@ impl From<std::io::Error> for Error {
         use std::io::ErrorKind;
         let (kind, message) = match source.kind() {
             ErrorKind::NotFound => (Kind::NotFound, "no such file or directory"),
+            ErrorKind::NotADirectory => (
+                Kind::NotFound,
+                "a file stands where a directory was expected",
+            ),
+            ErrorKind::IsADirectory => (Kind::BadInput, "it is a directory, expected a file"),
             ErrorKind::PermissionDenied => (Kind::Io, "permission denied"),
             ErrorKind::StorageFull => (Kind::Io, "no space left on the device"),
             ErrorKind::UnexpectedEof => (Kind::BadInput, "the file ends too early"),

@@ -14,12 +14,11 @@ use longreel_kernels::mapping::MappedBytes;
 
 use crate::{
     checkpoint::{
-        foreign::{Element, Piece, Storage, View, shortened},
+        foreign::{Piece, Storage, View, shortened},
         layout,
         msgpack::{self, TensorRef},
         pickle::{self, Data, Leaf},
-        tensor_file::open,
-        weights,
+        tensor_file::{self, open},
         writer::{ImportOptions, Planned, Written, check_layout, refuse, write_model},
     },
     error::{Context, Error, Kind, Result},
@@ -392,20 +391,8 @@ fn latin1(file: &MappedBytes, text: Range<usize>) -> Result<Arc<[u8]>> {
 
 fn safetensors_file(file: &MappedBytes) -> Result<Found> {
     let mut found = Found::new();
-    for weights::HeaderEntry {
-        name,
-        dtype,
-        shape,
-        range,
-    } in weights::read_header(file.as_bytes())?
-    {
-        let element = Element::from_safetensors(dtype).doing(|| format!("tensor {name}"))?;
-        let storage = Storage::new(element, vec![mapped(file, range)?])?;
-        insert(
-            &mut found,
-            name.replace('.', "/"),
-            View::row_major(storage, &shape)?,
-        )?;
+    for (name, view) in tensor_file::safetensors(file)? {
+        insert(&mut found, name.replace('.', "/"), view)?;
     }
     Ok(found)
 }

@@ -8,6 +8,7 @@
 //! [`import_hf`] join them. [`gguf`] reads the head of a GGUF file, and [`gguf_model`] makes a decoder of it.
 
 pub mod architecture;
+pub(crate) mod digest;
 pub mod foreign;
 pub mod gguf;
 pub mod gguf_model;

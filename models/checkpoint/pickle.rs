@@ -1,8 +1,8 @@
 //! A restricted reader of Python pickles that executes nothing.
 //!
 //! A pickle is a program for a stack machine. This machine knows the opcodes
-//! that numpy arrays in dicts need and a closed list of globals, each with its
-//! own meaning here; everything else is an error with the opcode's offset.
+//! that numpy arrays and torch tensors in dicts need, as Python 2 and 3 write
+//! them, and a closed list of globals, each with its own meaning here; everything else is an error with the opcode's offset.
 //! Containers live in arenas and values are plain indices, so that no input
 //! makes the machine recurse.
 
@@ -98,15 +98,13 @@ pub fn read(file: &[u8], writer: Writer) -> Result<Vec<(Vec<String>, Leaf)>> {
     machine.leaves(root).doing(|| "read the pickle")
 }
 
-/// What a `torch.save` file older than torch 1.6 says before the bytes of its storages.
+/// A `torch.save` file older than torch 1.6.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OldTorch {
     /// As [`read`] gives them.
     pub leaves: Vec<(Vec<String>, Leaf)>,
-    /// The storages in the order in which their bytes follow: name and type of the elements.
-    pub storages: Vec<(String, Element)>,
-    /// Where their bytes begin.
-    pub end: usize,
+    /// Where the elements of each storage lie, by its name.
+    pub storages: HashMap<String, Range<usize>>,
 }
 
 /// How such a file begins: torch's magic number (`torch/serialization.py`), pickled.
@@ -120,10 +118,12 @@ pub fn is_old_torch(file: &[u8]) -> bool {
     file.starts_with(OLD_TORCH)
 }
 
-/// Five pickles one after the other: the magic number, a version, the machine, the tensors, names of storages.
+/// Five pickles one after the other (the magic number, a version, the machine, the tensors, names of storages), and
+/// the storages in the order of their names.
 ///
 /// # Errors
-/// As [`read`], and `BadInput` for another version, a big-endian machine or a name that no tensor uses.
+/// As [`read`], and `BadInput` for another version, a big-endian machine, a name that comes twice or that no tensor
+/// uses, and storages beyond the end of the file.
 pub fn read_old_torch(file: &[u8]) -> Result<OldTorch> {
     let mut machine = Machine::new(file, Writer::Torch);
     machine.at = OLD_TORCH.len().min(file.len());
@@ -153,6 +153,10 @@ enum Global {
     JaxArray,
     Bfloat16,
     RebuildTensor,
+    /// `_rebuild_parameter`, and the class by which older files say the same.
+    Parameter,
+    /// Rebuilt by the class itself, and the state that follows.
+    Tensor(Element),
     OrderedDict,
     Storage(Element),
 }
@@ -178,12 +182,28 @@ impl Global {
             (Writer::Torch, "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => {
                 Some(Self::RebuildTensor)
             }
+            (Writer::Torch, "torch._utils", "_rebuild_parameter")
+            | (Writer::Torch, "torch.nn.parameter", "Parameter") => Some(Self::Parameter),
             (Writer::Torch, "collections", "OrderedDict") => Some(Self::OrderedDict),
-            (Writer::Torch, "torch", "FloatStorage") => Some(Self::Storage(Element::F32)),
-            (Writer::Torch, "torch", "HalfStorage") => Some(Self::Storage(Element::F16)),
-            (Writer::Torch, "torch", "BFloat16Storage") => Some(Self::Storage(Element::Bf16)),
+            (Writer::Torch, "torch" | "torch.cuda", class) => Self::of_torch(class),
             _ => None,
         }
+    }
+
+    /// `FloatStorage`, `HalfTensor`.
+    fn of_torch(class: &str) -> Option<Self> {
+        let (kind, made): (_, fn(Element) -> Self) = match class.strip_suffix("Storage") {
+            Some(kind) => (kind, Self::Storage),
+            None => (class.strip_suffix("Tensor")?, Self::Tensor),
+        };
+        let element = match kind {
+            "Double" => Element::F64,
+            "Float" => Element::F32,
+            "Half" => Element::F16,
+            "BFloat16" => Element::Bf16,
+            _ => return None,
+        };
+        Some(made(element))
     }
 }
 
@@ -226,7 +246,7 @@ struct Machine<'a> {
     dicts: Vec<Vec<(Range<usize>, Value)>>,
     arrays: Vec<Option<Array>>,
     storages: Vec<StorageId>,
-    tensors: Vec<TorchTensor>,
+    tensors: Vec<Option<TorchTensor>>,
     /// Bytes of text that may still be taken as latin-1.
     latin1_budget: usize,
 }
@@ -298,6 +318,8 @@ impl<'a> Machine<'a> {
                 self.push_tuple(mark)
             }
             b'R' => self.reduce(),
+            // NEWOBJ: a call of a class.
+            0x81 if self.writer == Writer::Torch => self.reduce(),
             b'b' => self.build(),
             0x88 => self.push(Value::Bool(true)),
             0x89 => self.push(Value::Bool(false)),
@@ -581,8 +603,15 @@ impl<'a> Machine<'a> {
                 let pairs = self.take_list(*pairs);
                 self.ordered_dict(&pairs)
             }
-            (Global::RebuildTensor, [Value::Storage(storage), offset, shape, strides, ..]) => {
-                self.tensor(*storage, offset, shape, strides)
+            (Global::RebuildTensor, [storage, offset, shape, strides, ..]) => {
+                let tensor = self.tensor([storage, offset, shape, strides])?;
+                self.tensors.push(Some(tensor));
+                Ok(Value::Tensor(self.tensors.len() - 1))
+            }
+            (Global::Parameter, [Value::Tensor(tensor), ..]) => Ok(Value::Tensor(*tensor)),
+            (Global::Tensor(_), []) => {
+                self.tensors.push(None);
+                Ok(Value::Tensor(self.tensors.len() - 1))
             }
             _ => Err(bad("called with unexpected arguments".into())),
         }
@@ -648,6 +677,7 @@ impl<'a> Machine<'a> {
         match self.stack.last() {
             Some(&Value::Array(index)) => self.set_array(index, &state).doing(|| "array state"),
             Some(Value::Dtype(_)) => self.check_dtype_state(&state),
+            Some(&Value::Tensor(index)) => self.set_tensor(index, &state).doing(|| "tensor state"),
             // torch keeps format versions as attributes of its state dict.
             Some(Value::Dict(_)) if self.writer == Writer::Torch => Ok(()),
             _ => Err(bad("state for something that has none".into())),
@@ -744,24 +774,30 @@ impl<'a> Machine<'a> {
         self.push(Value::Storage(self.storages.len() - 1))
     }
 
-    fn tensor(
-        &mut self,
-        storage: usize,
-        offset: &Value,
-        shape: &Value,
-        strides: &Value,
-    ) -> Result<Value> {
-        let storage = &self.storages[storage];
-        let tensor = TorchTensor {
+    /// `(storage, offset, shape, strides)` of a tensor that its class made; a parameter's state is nothing to us.
+    fn set_tensor(&mut self, index: usize, state: &Value) -> Result<()> {
+        if self.tensors[index].is_none() {
+            let [storage, offset, shape, strides] = self.tuple(state)? else {
+                return Err(bad("expected (storage, offset, shape, strides)".into()));
+            };
+            self.tensors[index] = Some(self.tensor([storage, offset, shape, strides])?);
+        }
+        Ok(())
+    }
+
+    fn tensor(&self, [storage, offset, shape, strides]: [&Value; 4]) -> Result<TorchTensor> {
+        let Value::Storage(storage) = storage else {
+            return Err(bad("a tensor without a storage".into()));
+        };
+        let storage = &self.storages[*storage];
+        Ok(TorchTensor {
             element: storage.element,
             storage: shortened(self.str(storage.name.clone())?),
             storage_len: storage.len,
             offset: size(offset)?,
             shape: self.sizes(shape)?,
             strides: self.sizes(strides)?,
-        };
-        self.tensors.push(tensor);
-        Ok(Value::Tensor(self.tensors.len() - 1))
+        })
     }
 
     /// From behind the magic number on.
@@ -787,23 +823,35 @@ impl<'a> Machine<'a> {
             return Err(bad("the names of the storages are not a list".into()));
         };
         let names = self.take_list(names);
+        let file = self.file;
         let ids = self.storages.iter();
-        let elements = ids.map(|id| (&self.file[id.name.clone()], id.element));
+        let elements = ids.map(|id| (&file[id.name.clone()], id.element));
         let elements: HashMap<&[u8], Element> = elements.collect();
-        let storages = names.into_iter().map(|name| {
+        let mut storages = HashMap::new();
+        for name in names {
             let Value::Text(name) = name else {
                 return Err(bad("the name of a storage is not text".into()));
             };
-            let element = elements.get(&self.file[name.clone()]).copied();
+            let element = elements.get(&file[name.clone()]).copied();
             let name = shortened(self.str(name)?);
             let element = element.ok_or_else(|| bad(format!("no tensor uses storage {name:?}")))?;
-            Ok((name, element))
-        });
-        Ok(OldTorch {
-            storages: storages.collect::<Result<_>>()?,
-            leaves,
-            end: self.at,
-        })
+            let bytes = self
+                .old_storage(element)
+                .doing(|| format!("storage {name}"))?;
+            if storages.insert(name.clone(), bytes).is_some() {
+                return Err(bad(format!("storage {name} comes twice")));
+            }
+        }
+        Ok(OldTorch { leaves, storages })
+    }
+
+    /// Eight bytes that count the elements, and the elements.
+    fn old_storage(&mut self, element: Element) -> Result<Range<usize>> {
+        let n = self.number(8)?;
+        let bytes = usize::try_from(n).ok();
+        let bytes = bytes.and_then(|n| n.checked_mul(element.bytes()));
+        let bytes = bytes.ok_or_else(|| bad(format!("{n} elements are out of range")))?;
+        self.take(bytes)
     }
 
     /// Runs a pickle that remembers nothing of the one before.
@@ -844,7 +892,7 @@ impl<'a> Machine<'a> {
                 return Ok(());
             }
             Value::Array(i) => self.arrays[i].clone().map(Leaf::Array),
-            Value::Tensor(i) => Some(Leaf::Torch(self.tensors[i].clone())),
+            Value::Tensor(i) => self.tensors[i].clone().map(Leaf::Torch),
             _ => None,
         };
         let leaf = leaf.ok_or_else(|| bad(format!("{:?} is not an array", path.join("/"))))?;

@@ -37,7 +37,8 @@ pub(crate) fn open(path: &Path) -> Result<MappedBytes> {
     Ok(MappedBytes::open(path)?)
 }
 
-fn safetensors(file: &MappedBytes) -> Result<Vec<(String, View)>> {
+/// The tensors of a safetensors file by name.
+pub(crate) fn safetensors(file: &MappedBytes) -> Result<Vec<(String, View)>> {
     let entries = read_header(file.as_bytes())?.into_iter();
     let view = |entry: HeaderEntry| {
         let HeaderEntry {

@@ -25,9 +25,10 @@ type Storages = HashMap<String, MappedBytes>;
 /// pickle of named tensors, or an older file of the same.
 pub fn read(file: &MappedBytes) -> Result<Vec<(String, View)>> {
     if pickle::is_old_torch(file.as_bytes()) {
-        let old = pickle::read_old_torch(file.as_bytes())?;
-        let storages = old_storages(file, &old)?;
-        return views(old.leaves, "", &storages);
+        let OldTorch { leaves, storages } = pickle::read_old_torch(file.as_bytes())?;
+        let storages = storages.into_iter();
+        let storages = storages.filter_map(|(name, range)| Some((name, file.slice(range)?)));
+        return views(leaves, "", &storages.collect());
     }
     let entries = entries(file)?;
     let (name, pickle) = entries
@@ -73,31 +74,11 @@ fn view(tensor: &TorchTensor, folder: &str, storages: &Storages) -> Result<View>
     View::strided(storage, tensor.offset, &tensor.shape, &tensor.strides)
 }
 
-/// Each storage of an older file: eight bytes that count its elements, and the elements.
-fn old_storages(file: &MappedBytes, old: &OldTorch) -> Result<Storages> {
-    let mut at = old.end;
-    let mut storages = Storages::new();
-    for (name, element) in &old.storages {
-        let beyond = || bad(format!("storage {name} lies beyond the end of the file"));
-        let mut take = |n: usize| {
-            let bytes = at.checked_add(n).and_then(|end| file.slice(at..end));
-            at += bytes.as_ref().map_or(0, |_| n);
-            bytes.ok_or_else(beyond)
-        };
-        let count = take(size_of::<u64>())?;
-        let count = count.as_bytes().iter().rev();
-        let count = count.fold(0, |count: u64, &byte| count << 8 | u64::from(byte));
-        let count = usize::try_from(count).ok();
-        let bytes = count.and_then(|count| count.checked_mul(element.bytes()));
-        storages.insert(name.clone(), take(bytes.ok_or_else(beyond)?)?);
-    }
-    Ok(storages)
-}
-
 /// Every entry of the archive, still in the mapping.
 fn entries(file: &MappedBytes) -> Result<Storages> {
     let not_zip = |e: zip::result::ZipError| {
-        let text = "not a file of torch.save";
+        let text = "neither a zip archive nor pickles and storages, as torch.save writes them \
+                    (torch can load what it wrote otherwise, and save it again)";
         Error::with_source(Kind::BadInput, text, e.to_string())
     };
     let mut archive = ZipArchive::new(Cursor::new(file.as_bytes())).map_err(not_zip)?;

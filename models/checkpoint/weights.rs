@@ -20,7 +20,7 @@ use longreel_kernels::{
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
 use crate::{
-    checkpoint::{architecture::KeyMap, foreign::element_count, gguf::Header},
+    checkpoint::{architecture::KeyMap, digest::Digest, foreign::element_count, gguf::Header},
     error::{Context, Error, Kind, Result},
 };
 
@@ -69,23 +69,6 @@ pub struct Weights {
 /// Places of a tensor whose bytes go into a digest, and how many there.
 const DIGEST_SAMPLES: usize = 4;
 const DIGEST_SAMPLE_BYTES: usize = 64;
-
-/// FNV-1a, 64 bits (Fowler, Noll, Vo).
-struct Digest(u64);
-
-impl Default for Digest {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Digest {
-    fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
-    }
-}
 
 /// A two-dimensional weight `[out, in]`, kept as it is stored.
 #[derive(Clone)]

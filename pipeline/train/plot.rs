@@ -17,7 +17,13 @@ use crate::{
 const SIZE: (u32, u32) = (960, 540);
 
 /// Colours of curves, in their order.
-const COLOURS: [RGBColor; 3] = [BLUE, RED, RGBColor(0, 128, 64)];
+const COLOURS: [RGBColor; 5] = [
+    BLUE,
+    RED,
+    RGBColor(0, 128, 64),
+    RGBColor(200, 120, 0),
+    RGBColor(140, 0, 140),
+];
 
 /// A curve: its name, and its value at a line that has one.
 pub type Curve<L> = (&'static str, fn(&L) -> Option<f64>);
@@ -28,7 +34,7 @@ pub struct Plot<'a, L> {
     pub title: &'a str,
     /// What the values are.
     pub unit: &'static str,
-    /// At most three.
+    /// At most five; those without a value are left out.
     pub curves: &'a [Curve<L>],
 }
 

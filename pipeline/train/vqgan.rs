@@ -40,12 +40,16 @@ const MOSAICS: u64 = 1 << 48;
 const STATE: &str = "state.safetensors";
 
 /// What is drawn.
-const CURVES: [Curve<VqganFigures>; 3] = [
+const CURVES: [Curve<VqganFigures>; 5] = [
     ("L1, trained on", |f| (!f.held_out).then_some(f.l1)),
     ("L1, held out", |f| f.held_out.then_some(f.l1)),
     ("quantisation, trained on", |f| {
         (!f.held_out).then_some(f.quantisation)
     }),
+    ("LPIPS, trained on", |f| {
+        f.perceptual.filter(|_| !f.held_out)
+    }),
+    ("LPIPS, held out", |f| f.perceptual.filter(|_| f.held_out)),
 ];
 
 /// One line of a run's figures.
@@ -308,7 +312,7 @@ impl Training {
         let title = self.job.config.description.as_deref();
         let plot = Plot {
             title: title.unwrap_or("training of a VQGAN"),
-            unit: "mean difference, pixels from -1 to 1",
+            unit: "mean difference (of pixels from -1 to 1)",
             curves: &CURVES,
         };
         write_plot(&run.file("loss.svg"), &plot, &self.metrics.read()?)

@@ -56,7 +56,13 @@ pub fn msgpack_stream(bytes: &[u8]) {
 pub fn pickle_file(bytes: &[u8]) {
     let _ = pickle::read(bytes, pickle::Writer::Numpy);
     let _ = pickle::read(bytes, pickle::Writer::Torch);
-    let _ = pickle::read_old_torch(bytes);
+    if let Ok(old) = pickle::read_old_torch(bytes) {
+        let inside = |r: &std::ops::Range<usize>| bytes.get(r.clone()).is_some();
+        assert!(
+            old.storages.values().all(inside),
+            "a storage lies outside the file"
+        );
+    }
 }
 
 /// The header of a safetensors file; ranges lie inside the file.

@@ -17,10 +17,12 @@ use longreel_models::{
     spec::{ModelType, RopePairs},
 };
 use proptest::prelude::*;
-use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
-use crate::support::golden;
+use crate::support::{
+    golden,
+    tensors::{Named, bytes_of, write_safetensors},
+};
 
 /// A small grouped-head LLaMA in Hugging Face's words.
 fn config() -> Value {
@@ -43,8 +45,6 @@ fn config() -> Value {
     })
 }
 
-type Named = (String, Vec<usize>, Vec<f32>);
-
 /// Every tensor of the configuration with values that tell place and name apart.
 fn tensors(config: &Value) -> Vec<Named> {
     let spec = spec_of_config(&config.to_string()).unwrap();
@@ -59,21 +59,6 @@ fn tensors(config: &Value) -> Vec<Named> {
             (name, shape, values)
         })
         .collect()
-}
-
-fn bytes_of(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn write_safetensors(path: &Path, tensors: &[Named]) {
-    let data: Vec<Vec<u8>> = tensors.iter().map(|(_, _, v)| bytes_of(v)).collect();
-    let views = tensors.iter().zip(&data).map(|((name, shape, _), data)| {
-        (
-            name.clone(),
-            TensorView::new(Dtype::F32, shape.clone(), data).unwrap(),
-        )
-    });
-    safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
 /// A Hugging Face directory with the tensors in two safetensors shards.

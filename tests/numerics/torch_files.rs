@@ -1,6 +1,6 @@
 //! Files of `torch.save` older than torch 1.6: what Python 2 and Python 3 wrote, and what is no such file.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use longreel_kernels::mapping::MappedBytes;
 use longreel_models::{
@@ -64,8 +64,120 @@ fn the_file_that_lpips_wrote_with_python_2_is_read() {
 }
 
 #[test]
+fn parameters_and_tensors_are_read_however_torch_0_pickled_them() {
+    let tensors = read(&bytes("torch/parameters.pth")).unwrap();
+    for name in ["plain", "called", "new", "rebuilt"] {
+        let expected = (vec![2, 2], vec![0.5, 1.5, 2.5, 3.5]);
+        assert_eq!(numbers(&tensors, name), expected, "{name}");
+    }
+    let by_class = (vec![2], vec![1.25, -8.0]);
+    assert_eq!(numbers(&tensors, "by_class"), by_class);
+}
+
+/// What a file of one tensor `w`, [0.25, 4], says of the machine, the tensor and its storage; and more bytes of
+/// storages.
+struct Single<'a> {
+    machine: &'a [u8],
+    part: &'a [u8],
+    names: &'a [u8],
+    more: &'a [u8],
+}
+
+const SINGLE: Single = Single {
+    machine: b"}U\x0dlittle_endian\x88s",
+    part: b"N",
+    names: b"]U\x0210a",
+    more: b"",
+};
+
+impl Single<'_> {
+    /// As Python 2 pickles a state dict of one tensor: a list of one list of two, appended without a mark.
+    fn bytes(&self) -> Vec<u8> {
+        let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+        let tensors = [
+            b"ccollections\nOrderedDict\n]](T\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor\n("
+                .as_slice(),
+            b"(U\x07storagectorch\nFloatStorage\nU\x0210U\x03cpuK\x02",
+            self.part,
+            b"tQK\x00K\x02\x85K\x01\x85tRea\x85R",
+        ];
+        let pickles = [b"M\xe9\x03", self.machine, &tensors.concat(), self.names];
+        let pickles = pickles.map(|pickle| [b"\x80\x02", pickle, b"."].concat());
+        let storage = [2_u64.to_le_bytes(), [0, 0, 0x80, 0x3e, 0, 0, 0x80, 0x40]];
+        [
+            magic,
+            pickles.concat().as_slice(),
+            &storage.concat(),
+            self.more,
+        ]
+        .concat()
+    }
+}
+
+#[test]
+fn a_single_tensor_of_python_2_is_read() {
+    let tensors = read(&SINGLE.bytes()).unwrap();
+    assert_eq!(tensors.len(), 1);
+    assert_eq!(numbers(&tensors, "w"), (vec![2], vec![0.25, 4.0]));
+}
+
+#[test]
+fn what_such_a_file_cannot_be_is_said() {
+    let again = [1_u64.to_le_bytes().as_slice(), &[0; 4]].concat();
+    for (single, expected) in [
+        (
+            Single {
+                machine: b"}U\x0dlittle_endian\x89s",
+                ..SINGLE
+            },
+            "its machine was not little-endian",
+        ),
+        (
+            Single {
+                part: b"(U\x0211K\x00K\x01t",
+                ..SINGLE
+            },
+            "a part of a storage, expected a whole one",
+        ),
+        (
+            Single {
+                names: b"]U\x0211a",
+                ..SINGLE
+            },
+            "no tensor uses storage \"11\"",
+        ),
+        (
+            Single {
+                names: b"](U\x0210U\x0210e",
+                more: &again,
+                ..SINGLE
+            },
+            "storage 10 comes twice",
+        ),
+        (
+            Single {
+                names: b"](U\x0210NeN",
+                ..SINGLE
+            },
+            "the names of the storages are not a list",
+        ),
+        (
+            Single {
+                names: b"]",
+                ..SINGLE
+            },
+            "no storage 10 in the file",
+        ),
+    ] {
+        let error = read(&single.bytes()).err().unwrap();
+        assert_eq!(error.kind(), Kind::BadInput);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn a_file_that_ends_early_is_an_error_wherever_it_ends() {
-    for name in ["torch/old.pth", "lpips/vgg.pth"] {
+    for name in ["torch/old.pth", "torch/parameters.pth", "lpips/vgg.pth"] {
         let whole = bytes(name);
         for n in 0..whole.len() {
             let error = read(&whole[..n]).err();
@@ -76,7 +188,7 @@ fn a_file_that_ends_early_is_an_error_wherever_it_ends() {
 }
 
 #[test]
-fn what_such_a_file_cannot_be_is_said() {
+fn bytes_of_something_else_are_an_error_that_names_the_place() {
     let whole = bytes("torch/old.pth");
     let with = |from: &[u8], to: &[u8]| {
         let at = whole.windows(from.len()).position(|part| part == from);
@@ -99,12 +211,14 @@ fn what_such_a_file_cannot_be_is_said() {
         assert!(error.to_string().contains(expected), "{error}");
     }
     let mut long = whole.clone();
-    // The count of the last storage's elements.
+    // The count of the last storage's two elements.
     let at = long.len() - 4 - 8;
-    long[at..at + 8].fill(0x7f);
+    long[at..at + 8].fill(0xff);
     let error = read(&long).err().unwrap().to_string();
-    assert!(error.contains("lies beyond the end of the file"), "{error}");
-    let text = read(Path::new("Cargo.toml").to_str().unwrap().as_bytes());
-    let error = text.err().unwrap().to_string();
-    assert!(error.contains("not a file of torch.save"), "{error}");
+    assert!(error.contains("elements are out of range"), "{error}");
+    long[at..at + 8].copy_from_slice(&[3, 0, 0, 0, 0, 0, 0, 0]);
+    let error = read(&long).err().unwrap().to_string();
+    assert!(error.contains("but only 4 are left"), "{error}");
+    let error = read(b"no archive").err().unwrap().to_string();
+    assert!(error.contains("neither a zip archive"), "{error}");
 }

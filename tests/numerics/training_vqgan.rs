@@ -27,7 +27,8 @@ use safetensors::{Dtype, tensor::TensorView};
 
 use crate::support::{
     golden::{Golden, assert_close},
-    vgg::{Named, noise, perceptual, seed_of, vgg_tensors, write},
+    tensors::{Named, write_safetensors},
+    vgg::{noise, perceptual, seed_of, vgg_tensors},
 };
 
 /// What `training_vqgan.py` computes in f64 and we in f32, over the largest number of a tensor.
@@ -241,7 +242,7 @@ fn the_perceptual_loss_and_its_gradients_are_those_of_the_lpips_package() {
         let (loss, expected) = match metrics.adversarial {
             None => (metrics.loss, values[3]),
             Some(adversarial) => {
-                // Both gradients that the weight compares have the perceptual loss in them.
+                // The perceptual loss is part of the reconstruction's gradient, against which the weight is set.
                 let weight = adversarial.adaptive_weight as f32;
                 assert_close("weight", &[weight], &values[6..7], 1e-3);
                 (metrics.loss, values[7])
@@ -288,7 +289,7 @@ fn networks_that_cannot_see_are_refused_with_their_file_and_tensor() {
         let mut tensors = vgg_tensors();
         change(&mut tensors);
         let vgg = dir.path().join(name);
-        write(&vgg, &tensors);
+        write_safetensors(&vgg, &tensors);
         Perceptual {
             vgg,
             ..good.clone()

@@ -7,5 +7,6 @@ pub mod tiny_decoder;
 
 pub mod clips;
 pub mod longreel;
+pub mod tensors;
 pub mod tux;
 pub mod vgg;

@@ -1,14 +1,14 @@
 //! A VGG16 of random weights with LPIPS's own weights of channels, for the perceptual loss.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::{path::PathBuf, sync::OnceLock};
 
 use longreel_models::training::vqgan::perceptual::Perceptual;
-use safetensors::{Dtype, tensor::TensorView};
 
-use crate::support::{golden, longreel::scratch};
+use crate::support::{
+    golden,
+    longreel::scratch,
+    tensors::{Named, write_safetensors},
+};
 
 /// `n` numbers in [-0.5, 0.5), as `noise` of `training_vqgan.py` gives them.
 pub fn noise(n: usize, seed: u32) -> Vec<f32> {
@@ -26,9 +26,6 @@ pub fn noise(n: usize, seed: u32) -> Vec<f32> {
 pub fn seed_of(name: &str) -> u32 {
     name.bytes().map(u32::from).sum()
 }
-
-/// A named tensor: name, shape, numbers.
-pub type Named = (String, Vec<usize>, Vec<f32>);
 
 /// Numbers of torchvision's convolutions and their input and output channels.
 const CONVS: [[usize; 3]; 13] = [
@@ -68,19 +65,6 @@ pub fn vgg_tensors() -> Vec<Named> {
     convs.chain([classifier]).collect()
 }
 
-/// Writes tensors of f32 as safetensors.
-pub fn write(path: &Path, tensors: &[Named]) {
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(.., numbers)| numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
-        .collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-        (name, view.unwrap())
-    });
-    safetensors::serialize_to_file(views, None, path).unwrap();
-}
-
 /// LPIPS's own file, as its package 0.1.4 has it.
 pub fn lpips() -> PathBuf {
     golden::path("lpips/vgg.pth")
@@ -91,7 +75,10 @@ pub fn perceptual(weight: f64) -> Perceptual {
     static VGG: OnceLock<PathBuf> = OnceLock::new();
     let vgg = VGG.get_or_init(|| {
         let path = scratch().join("vgg16.safetensors");
-        write(&path, &vgg_tensors());
+        // Another test run may have the file mapped.
+        let whole = scratch().join(format!("vgg16-{}.safetensors", std::process::id()));
+        write_safetensors(&whole, &vgg_tensors());
+        std::fs::rename(&whole, &path).unwrap();
         path
     });
     Perceptual {

@@ -83,6 +83,14 @@ fn ending(tensors: &Tensors, end: &str) -> String {
 }
 
 #[test]
+fn a_file_of_weights_is_no_folder() {
+    let dir = folder();
+    let run = ask(&dir.path().join("model.safetensors"));
+    run.refused(2, "a file stands where a directory was expected");
+    assert_eq!(run.stdout, "");
+}
+
+#[test]
 fn the_folder_that_is_spoilt_below_answers() {
     let run = ask(folder().path());
     assert_eq!(run.code, 0, "{}", run.stderr);

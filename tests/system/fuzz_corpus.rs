@@ -38,6 +38,7 @@ fn golden_items(target: &str) -> Vec<&'static str> {
             "vqgan/variants/dict_numpy_p5.pkl",
             "vqgan/variants/frozendict_jax_p4.pkl",
             "torch/old.pth",
+            "torch/parameters.pth",
             "lpips/vgg.pth",
         ],
         "safetensors_header" => vec!["vqgan/variants/expected.safetensors"],

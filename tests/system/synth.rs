@@ -765,7 +765,8 @@ fn what_cannot_be_made_is_refused_before_anything_is_written() {
         assert!(!out.exists(), "{options:?} wrote something");
     }
     std::fs::write(&out, "a file").unwrap();
-    longreel(&["synth", "--out", &path, "--clips", "1"]).refused(1, "make the directory");
+    let beside_a_file = longreel(&["synth", "--out", &path, "--clips", "1"]);
+    beside_a_file.refused(2, "a file stands where a directory was expected");
 }
 
 #[test]

@@ -287,6 +287,17 @@ fn a_perceptual_loss_is_in_the_figures_and_goes_on_to_the_same_bits() {
     assert_eq!(stage.train("killed").code, 0);
     assert!(stage.weights("killed") == stage.weights("whole"));
     assert_eq!(stage.curve("killed"), stage.curve("whole"));
+    let plot = std::fs::read_to_string(stage.path("whole/loss.svg")).unwrap();
+    assert!(plot.contains("LPIPS, held out"));
+
+    // The same path, another network.
+    let mut weights = std::fs::read(stage.path("vgg16.safetensors")).unwrap();
+    let last = weights.len() - 2;
+    weights[last] ^= 1;
+    std::fs::write(stage.path("vgg16.safetensors"), weights).unwrap();
+    stage
+        .train("killed")
+        .refused(2, "another network than it was begun with");
 
     stage.write(&text.replace("vgg16.safetensors", "vgg.pth"));
     stage.train("other").refused(

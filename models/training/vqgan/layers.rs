@@ -1,4 +1,5 @@
-//! Layers over one picture, there and back: what `vision::vqgan` runs, with the kernels' own gradients.
+//! Layers over one picture, there and back: what `vision::vqgan`, a discriminator and VGG16 run, with the kernels' own
+//! gradients.
 
 use std::ops::Range;
 
@@ -15,9 +16,6 @@ use crate::{
     training::{operands::numbers, parameters::Parameters, vqgan::places::Places},
     vision::vqgan::{Plan, tensor_name},
 };
-
-/// Pixels of a side that a pool makes one of.
-const POOL: usize = 2;
 
 /// A square picture between two layers: `[side, side, channels]`.
 #[derive(Clone)]
@@ -330,10 +328,10 @@ fn rectified(x: &Picture, y: &Picture, leak: f32) -> Picture {
 /// x `[side, side, channels]` → where each number of the pooled picture stands in it; of equal ones the first.
 fn largest(x: &Picture) -> impl Iterator<Item = usize> {
     let channels = x.data.len() / (x.side * x.side).max(1);
-    let (side, pooled) = (x.side, x.side / POOL);
+    let (side, pooled) = (x.side, x.side / 2);
     (0..pooled * pooled * channels).map(move |i| {
         let (place, c) = (i / channels, i % channels);
-        let first = (place / pooled * side + place % pooled) * POOL * channels + c;
+        let first = 2 * (place / pooled * side + place % pooled) * channels + c;
         let four = [0, channels, side * channels, (side + 1) * channels].map(|off| first + off);
         four.into_iter()
             .fold(first, |best, at| match x.data[at] > x.data[best] {
@@ -346,7 +344,7 @@ fn largest(x: &Picture) -> impl Iterator<Item = usize> {
 /// x `[side, side, channels]` → `[side / 2, side / 2, channels]`.
 fn max_pool(x: &Picture) -> Picture {
     Picture {
-        side: x.side / POOL,
+        side: x.side / 2,
         data: largest(x).map(|at| x.data[at]).collect(),
     }
 }
@@ -382,6 +380,11 @@ impl Chain {
             y
         });
         (y, kept)
+    }
+
+    /// x → y alone.
+    pub fn through(&self, x: Picture) -> Picture {
+        self.0.iter().fold(x, |x, layer| layer.run(x).0)
     }
 
     /// dy → dx if it is wanted; the gradients of weights are added to `row`.

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    checkpoint::{foreign::View, tensor_file},
+    checkpoint::{digest::Digest, foreign::View, tensor_file},
     error::{Context, Error, Kind, Result},
     training::vqgan::layers::{Chain, Conv, Layer, Picture, Wanted},
     vision::{conv_net::taps_first, vqgan::RGB},
@@ -63,6 +63,8 @@ fn one() -> f64 {
 /// The network of the perceptual loss.
 pub struct Lpips {
     groups: Vec<Group>,
+    /// Of all its weights: a run goes on with those that it was begun with.
+    pub(super) digest: u64,
 }
 
 /// Convolutions, and how much each channel of what comes out counts.
@@ -81,8 +83,8 @@ impl Lpips {
             let message = format!("pictures of {side} pixels, expected {LEAST_SIDE} or more");
             return Err(Error::new(Kind::BadInput, message));
         }
-        let vgg = Tensors::read(&perceptual.vgg)?;
-        let lpips = Tensors::read(&perceptual.lpips)?;
+        let mut vgg = Tensors::read(&perceptual.vgg)?;
+        let mut lpips = Tensors::read(&perceptual.lpips)?;
         let (mut number, mut channels) = (0, RGB);
         let mut groups = Vec::with_capacity(GROUPS.len());
         for (i, outs) in GROUPS.iter().enumerate() {
@@ -103,26 +105,32 @@ impl Lpips {
                 weights: lpips.numbers(&name, &[1, channels, 1, 1])?,
             });
         }
-        Ok(Self { groups })
+        let digest = vgg.digest.0 ^ lpips.digest.0.rotate_left(1);
+        Ok(Self { groups, digest })
     }
 
     /// real, made `[side, side, 3]` → their distance.
-    pub fn distance(&self, real: &Picture, made: &Picture) -> f64 {
+    pub(super) fn distance(&self, real: &Picture, made: &Picture) -> f64 {
         let (mut real, mut made, mut distance) = (scaled(real), scaled(made), 0.0);
         for group in &self.groups {
-            real = group.chain.run(real).0;
-            made = group.chain.run(made).0;
+            real = group.chain.through(real);
+            made = group.chain.through(made);
             distance += group.distance(&real, &made);
         }
         distance
     }
 
     /// real, made `[side, side, 3]` → their distance, and `share` times its gradient by `made`.
-    pub fn distance_back(&self, real: &Picture, made: &Picture, share: f64) -> (f64, Vec<f32>) {
+    pub(super) fn distance_back(
+        &self,
+        real: &Picture,
+        made: &Picture,
+        share: f64,
+    ) -> (f64, Vec<f32>) {
         let (mut real, mut made, mut distance) = (scaled(real), scaled(made), 0.0);
         let mut passed = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
-            real = group.chain.run(real).0;
+            real = group.chain.through(real);
             let (features, kept) = group.chain.run(made);
             distance += group.distance(&real, &features);
             passed.push((group, kept, group.distance_back(&real, &features, share)));
@@ -206,15 +214,21 @@ fn scaled(pixels: &Picture) -> Picture {
 struct Tensors<'a> {
     path: &'a Path,
     views: BTreeMap<String, View>,
+    /// Of the numbers taken.
+    digest: Digest,
 }
 
 impl<'a> Tensors<'a> {
     fn read(path: &'a Path) -> Result<Self> {
         let views = tensor_file::read(path)?.into_iter().collect();
-        Ok(Self { path, views })
+        Ok(Self {
+            path,
+            views,
+            digest: Digest::default(),
+        })
     }
 
-    fn numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let found = || {
             let bad = |message: String| Error::new(Kind::BadInput, message);
             let view = self.views.get(name);
@@ -229,11 +243,13 @@ impl<'a> Tensors<'a> {
                 Some(x) => Err(bad(format!("it holds {x}, expected numbers"))),
             }
         };
-        found().doing(|| format!("{}: {name}", self.path.display()))
+        let numbers = found().doing(|| format!("{}: {name}", self.path.display()))?;
+        self.digest.add(bytemuck::cast_slice(&numbers));
+        Ok(numbers)
     }
 
     /// `features.NUMBER`, a convolution that keeps the size.
-    fn conv(&self, number: usize, [channels, out]: [usize; 2]) -> Result<Conv> {
+    fn conv(&mut self, number: usize, [channels, out]: [usize; 2]) -> Result<Conv> {
         let name = format!("features.{number}");
         let shape = [out, channels, TAPS, TAPS];
         let weights = self.numbers(&format!("{name}.weight"), &shape)?;

@@ -34,7 +34,7 @@ pub struct State {
     pub counters: Counters,
 }
 
-/// Steps taken.
+/// Steps taken, and with whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counters {
@@ -42,6 +42,9 @@ pub struct Counters {
     pub steps: u64,
     /// Of the discriminator.
     pub discriminator_steps: u64,
+    /// A digest of the perceptual loss's network, which is not among the tensors: it does not change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perceptual: Option<u64>,
 }
 
 /// `parameters` and the optimizer's means of them, as copies.

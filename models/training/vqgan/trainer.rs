@@ -108,7 +108,8 @@ impl Side {
 pub struct VqganTrainer {
     spec: VqganSpec,
     options: VqganOptions,
-    perceptual: Option<Lpips>,
+    /// What its distances count, and the network.
+    perceptual: Option<(f64, Lpips)>,
     generator: Side,
     discriminator: Option<(Adversarial, Side)>,
     /// Steps since each code was last used.
@@ -141,8 +142,9 @@ impl VqganTrainer {
     /// # Errors
     /// `BadInput` for a shape, parameters or options that cannot be.
     pub fn new(spec: VqganSpec, parameters: Parameters, options: VqganOptions) -> Result<Self> {
-        let perceptual = check(&spec, &options)?;
+        check(&spec, &options)?;
         check_shapes(&parameters, &vqgan_tensors(&spec))?;
+        let perceptual = perceptual(&spec, &options)?;
         let discriminator = options.adversarial.map(|adversarial| {
             // Another seed than the VQGAN's, whose kernels would begin alike.
             let seed = options.seed ^ u64::MAX;
@@ -173,7 +175,8 @@ impl VqganTrainer {
     /// # Errors
     /// `BadInput` naming a tensor that does not fit shape and options.
     pub fn resume(spec: VqganSpec, options: VqganOptions, state: State) -> Result<Self> {
-        let perceptual = check(&spec, &options)?;
+        check(&spec, &options)?;
+        let perceptual = perceptual(&spec, &options)?;
         let counters = state.counters;
         let mut tensors = Remaining(state.tensors);
         let (rows, width) = (spec.num_embeddings, spec.quantized_embed_dim);
@@ -196,6 +199,10 @@ impl VqganTrainer {
             Ok((Side::new(generator), discriminator, averages, unused))
         };
         let doing = || "resume the training of a VQGAN";
+        if digest(&perceptual) != counters.perceptual {
+            let message = "the perceptual loss has another network than it was begun with";
+            return Err(Error::new(Kind::BadInput, message)).doing(doing);
+        }
         let taken: Result<_> = take();
         let (generator, discriminator, averages, unused) = taken.doing(doing)?;
         tensors.finish().doing(doing)?;
@@ -219,6 +226,7 @@ impl VqganTrainer {
         let mut counters = Counters {
             steps: self.generator.moments.steps,
             discriminator_steps: 0,
+            perceptual: digest(&self.perceptual),
         };
         let Side {
             parameters,
@@ -320,7 +328,7 @@ impl VqganTrainer {
         let passed = frames.par_iter().map(|frame| network.run(frame.clone()));
         let passed: Vec<Passed> = passed.collect();
         evaluation.add(&network, &frames, &passed, self.spec.num_embeddings);
-        if let Some(lpips) = &self.perceptual {
+        if let Some((_, lpips)) = &self.perceptual {
             let pairs = frames.par_iter().zip(&passed);
             let distances = pairs.map(|(frame, passed)| lpips.distance(frame, &passed.picture));
             let distances: Vec<f64> = distances.collect();
@@ -438,12 +446,8 @@ impl VqganTrainer {
             differences_back(&passed.picture.data, &frame.data, shares)
         };
         let mut back: Vec<Vec<f32>> = pairs.clone().map(back).collect();
-        let perceptual = self
-            .perceptual
-            .as_ref()
-            .zip(self.options.perceptual.as_ref());
-        let distances = perceptual.map(|(lpips, options)| {
-            let share = options.weight / frames.len() as f64;
+        let distances = self.perceptual.as_ref().map(|(weight, lpips)| {
+            let share = weight / frames.len() as f64;
             let perceived =
                 pairs.map(|(frame, passed)| lpips.distance_back(frame, &passed.picture, share));
             let (distances, more): (Vec<f64>, Vec<Vec<f32>>) = perceived.collect();
@@ -557,19 +561,30 @@ impl VqganTrainer {
     }
 }
 
-/// The network of the perceptual loss, if there is one.
-fn check(spec: &VqganSpec, options: &VqganOptions) -> Result<Option<Lpips>> {
+fn check(spec: &VqganSpec, options: &VqganOptions) -> Result<()> {
     let checks = || {
         spec.validate()?;
         options.validate()?;
-        if let Some(adversarial) = &options.adversarial {
-            discriminator::logits_of(adversarial, spec.resolution)?;
+        match &options.adversarial {
+            None => Ok(()),
+            Some(adversarial) => discriminator::logits_of(adversarial, spec.resolution).map(|_| ()),
         }
-        let perceptual = options.perceptual.as_ref();
-        let lpips = perceptual.map(|perceptual| Lpips::open(perceptual, spec.resolution));
-        lpips.transpose().doing(|| "perceptual loss")
     };
     checks().doing(|| "train a VQGAN")
+}
+
+/// What perceptual distances count, and their network, where there is one.
+fn perceptual(spec: &VqganSpec, options: &VqganOptions) -> Result<Option<(f64, Lpips)>> {
+    let Some(perceptual) = &options.perceptual else {
+        return Ok(None);
+    };
+    let lpips = Lpips::open(perceptual, spec.resolution);
+    let lpips = lpips.doing(|| "train a VQGAN: perceptual loss")?;
+    Ok(Some((perceptual.weight, lpips)))
+}
+
+fn digest(perceptual: &Option<(f64, Lpips)>) -> Option<u64> {
+    perceptual.as_ref().map(|(_, lpips)| lpips.digest)
 }
 
 fn check_shapes(parameters: &Parameters, shapes: &[NamedShape]) -> Result<()> {

@@ -1,0 +1,19 @@
+//! A short name for many bytes, which tells one set of weights from another.
+
+/// FNV-1a, 64 bits (Fowler, Noll, Vo).
+pub struct Digest(pub u64);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Digest {
+    /// Bytes that follow those of before.
+    pub fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+}
