@@ -144,6 +144,9 @@ impl From<std::io::Error> for Error {
                 Kind::NotFound,
                 "a file stands where a directory was expected",
             ),
+            ErrorKind::AlreadyExists => {
+                (Kind::Usage, "something else of this name is there already")
+            }
             ErrorKind::IsADirectory => (Kind::BadInput, "it is a directory, expected a file"),
             ErrorKind::PermissionDenied => (Kind::Io, "permission denied"),
             ErrorKind::StorageFull => (Kind::Io, "no space left on the device"),

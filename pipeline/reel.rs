@@ -38,7 +38,7 @@ pub use form::{
 
 use crate::{
     error::{Context, Error, Kind, Result},
-    sources::sampler::TimeRange,
+    sources::{sampler::TimeRange, temporary::replaceable},
 };
 
 /// First bytes of every reel.
@@ -76,6 +76,7 @@ impl ReelWriter {
     /// given, or another process writes it; `Io` when the place cannot be written.
     pub fn open(path: &Path, header: ReelHeader, force: bool) -> Result<Self> {
         header.validate()?;
+        let path = &replaceable(path).doing(|| format!("write {}", path.display()))?;
         let partial = partial_path(path);
         let doing = || format!("open the reel {}", partial.display());
         let resumed = resumable(&partial, &header);

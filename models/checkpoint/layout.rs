@@ -18,6 +18,9 @@ pub fn model_tensors(spec: &ModelSpec) -> Vec<NamedShape> {
     tensors
 }
 
+/// The tensors that a decoder of texts and codes has beside those of one of texts: the table of codes, and their head.
+pub const OF_CODES: [&str; 2] = ["model.vision_embed_tokens.weight", "vision_head.weight"];
+
 /// The decoder's tensors under their Hugging Face names, matrices as `[out, in]`.
 pub fn decoder_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
     let hidden = spec.hidden_size;
@@ -26,7 +29,7 @@ pub fn decoder_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
         &[spec.vocab_size, hidden],
     )];
     if let Some(vision) = spec.vision_vocab_size {
-        tensors.push(named("model.vision_embed_tokens.weight", &[vision, hidden]));
+        tensors.push(named(OF_CODES[0], &[vision, hidden]));
     }
     for layer in 0..spec.num_hidden_layers {
         for (name, shape) in layer_tensors(spec) {
@@ -41,7 +44,7 @@ pub fn decoder_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
         tensors.push(named("lm_head.weight", &[spec.vocab_size, hidden]));
     }
     if let Some(vision) = spec.vision_vocab_size {
-        tensors.push(named("vision_head.weight", &[vision, hidden]));
+        tensors.push(named(OF_CODES[1], &[vision, hidden]));
     }
     tensors
 }

@@ -1105,6 +1105,10 @@ pub struct TrainTokenizerArgs {
     /// The folder to write.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+
+    /// Replace the tokenizer that is there.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `longreel train decoder`

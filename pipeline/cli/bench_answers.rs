@@ -20,7 +20,7 @@ use crate::{
     reel::absolute,
     sources::{
         sampler::{Sampling, TimeRange, parse_rate},
-        temporary::write_whole,
+        temporary::{replaceable, write_whole},
     },
     stages::progress::Progress,
     synth::clip::{ClipLine, no_questions, read_questions},
@@ -120,12 +120,16 @@ fn check_folders(args: &AnswersArgs) -> Result<()> {
             return Err(Error::new(Kind::Usage, message));
         }
     }
+    for file in [&args.answers, &args.heat_map].into_iter().flatten() {
+        replaceable(file).doing(|| file.display().to_string())?;
+    }
     Ok(())
 }
 
 fn clips(args: &AnswersArgs) -> Result<Vec<ClipLine>> {
     let mut clips = Vec::new();
     let most = args.first.unwrap_or(usize::MAX);
+    resolve::within("--first", most, 1..=usize::MAX)?;
     read_questions(&args.clips, &mut |clip| {
         if clips.len() < most {
             clips.push(clip);

@@ -43,6 +43,7 @@ use crate::{
     sources::{
         file::FrameReader,
         sampler::{Sampling, TimeRange, parse_rate, parse_time},
+        temporary::replaceable,
     },
     stages::{decode::Source, layout::Layout, progress::Progress},
 };
@@ -84,7 +85,10 @@ pub fn check_free(out: &Path, force: bool) -> Result<()> {
             Kind::Usage,
             format!("{} exists already; --force replaces it", out.display()),
         )),
-        false => Ok(()),
+        false if out.is_dir() => Ok(()),
+        false => replaceable(out)
+            .map(drop)
+            .doing(|| out.display().to_string()),
     }
 }
 

@@ -42,9 +42,10 @@ struct DecoderJson<'a> {
     model: String,
     steps: u64,
     tokens: u64,
-    /// Figures of the last step of this run; absent where nothing was left to do.
+    /// Figures of the last step.
     last: Option<Figures>,
-    skipped_lines: u64,
+    /// Lines that were no examples, trained on or held out, each counted once.
+    skipped_lines: usize,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
 }
@@ -89,6 +90,10 @@ fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()>
     for line in &outcome.skipped {
         voice.note(&format!("left out: {line}"));
     }
+    let unnamed = outcome.skipped_lines - outcome.skipped.len();
+    if unnamed > 0 {
+        voice.note(&format!("left out: {unnamed} more lines"));
+    }
     let model = run.model();
     write_trained(
         &model,
@@ -112,8 +117,12 @@ fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()>
         let loss = result
             .last
             .map_or(String::new(), |last| format!(", loss {:.4}", last.loss));
+        let left_out = match result.skipped_lines {
+            0 => String::new(),
+            n => format!(", {n} lines left out"),
+        };
         format!(
-            "{} steps, {} tokens{loss}; the model is in {} ({:.0} s)",
+            "{} steps, {} tokens{loss}{left_out}; the model is in {} ({:.0} s)",
             result.steps, result.tokens, result.model, result.seconds
         )
     })
@@ -121,8 +130,14 @@ fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()>
 
 /// Where the VQGAN of the trained model comes from; `None` for a model without one.
 fn vqgan_at(config: &TrainConfig, spec: &ModelSpec) -> Result<Option<PathBuf>> {
-    let named = config.model.vqgan.as_ref().or(config.model.init.as_ref());
-    match (&spec.vqgan, named) {
+    let model = &config.model;
+    let of_init = model.init.as_ref().filter(|_| model.spec.is_none());
+    match (&spec.vqgan, model.vqgan.as_ref().or(of_init)) {
+        (None, _) if model.vqgan.is_some() => {
+            let message = "model.vqgan is named, and the model reads no codes: \
+                           expected model.spec with it, a model file that has [vqgan]";
+            Err(Error::new(Kind::BadInput, message))
+        }
         (None, _) => Ok(None),
         (Some(vqgan), Some(dir)) => {
             // Before hours of training, not behind them.

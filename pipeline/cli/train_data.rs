@@ -19,7 +19,7 @@ use crate::{
     train::{
         lines::{LineRules, write_lines},
         partial::OtherJob,
-        tokenizer::{learn_from, write},
+        tokenizer::{Learned, TOKENIZER, learn_from, write},
     },
 };
 
@@ -86,15 +86,24 @@ pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> R
 struct TokenizerJson<'a> {
     out: &'a Path,
     vocab_size: usize,
+    /// Lines of `.jsonl` files that are no JSON objects.
+    skipped_lines: u64,
 }
 
 /// Runs `longreel train tokenizer`.
 pub fn tokenizer(args: &TrainTokenizerArgs, voice: Voice) -> Result<()> {
-    let files = learn_from(&args.files, args.vocab_size)?;
+    resolve::check_free(&args.out.join(TOKENIZER), args.force)?;
+    let Learned { files, left_out } = learn_from(&args.files, args.vocab_size)?;
     write(&files, &args.out)?;
+    if left_out > 0 {
+        voice.note(&format!(
+            "left out: {left_out} lines that are no JSON objects"
+        ));
+    }
     let result = TokenizerJson {
         out: &args.out,
         vocab_size: files.vocab_size,
+        skipped_lines: left_out,
     };
     voice.say(&result, || {
         let (n, out) = (result.vocab_size, args.out.display());

@@ -18,8 +18,11 @@ use std::{
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
-    info::VideoInfo, orientation::Orientation, sampler::Rate, splices::Splices,
-    temporary::temporary_beside,
+    info::VideoInfo,
+    orientation::Orientation,
+    sampler::Rate,
+    splices::Splices,
+    temporary::{persist, temporary_beside},
 };
 use crate::{
     cancel::Cancel,
@@ -1039,9 +1042,7 @@ impl VideoWriter {
             ..
         } = self;
         drop((output, encoder));
-        file.persist(&path)
-            .map_err(|error| Error::from(error.error))?;
-        Ok(())
+        persist(file, &path)
     }
 }
 

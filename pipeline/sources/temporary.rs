@@ -1,20 +1,37 @@
 //! Output that appears under its name only when it is whole.
 
-use std::{io::Write, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use crate::error::{Context, Error, Kind, Result};
+
+/// The file that takes what is written to `path`: behind a link the one that it names.
+///
+/// # Errors
+/// `Usage` when `path` is a directory, a device or a pipe, whose place no file may take.
+pub fn replaceable(path: &Path) -> Result<PathBuf> {
+    let Ok(metadata) = path.metadata() else {
+        return Ok(path.to_owned());
+    };
+    let what = match (metadata.is_file(), metadata.is_dir()) {
+        (true, _) if path.is_symlink() => return Ok(path.canonicalize()?),
+        (true, _) => return Ok(path.to_owned()),
+        (_, true) => "is a directory",
+        _ => "is a device or a pipe",
+    };
+    let message = format!("{what}, expected the name of a file");
+    Err(Error::new(Kind::Usage, message))
+}
 
 /// A new file beside `path`, to be persisted as `path`; removed when dropped.
 ///
 /// # Errors
-/// `Usage` when `path` is a directory, `Io` or `NotFound` when its directory cannot be written.
+/// As [`replaceable`]; `Io` or `NotFound` when its directory cannot be written.
 pub fn temporary_beside(path: &Path, suffix: &str) -> Result<tempfile::NamedTempFile> {
-    if path.is_dir() {
-        return Err(Error::new(
-            Kind::Usage,
-            "is a directory, expected the name of a file",
-        ));
-    }
+    let path = replaceable(path)?;
     let directory = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
@@ -30,9 +47,15 @@ pub fn temporary_beside(path: &Path, suffix: &str) -> Result<tempfile::NamedTemp
 }
 
 /// Gives `file` the name `path`, replacing what had it.
+///
+/// # Errors
+/// As [`replaceable`]; `Io` where that fails.
 pub fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<()> {
-    let kept = file.persist(path).map_err(|e| Error::from(e.error));
-    kept.map(drop).doing(|| format!("write {}", path.display()))
+    let doing = || format!("write {}", path.display());
+    let kept = file.persist(replaceable(path).doing(doing)?);
+    kept.map(drop)
+        .map_err(|e| Error::from(e.error))
+        .doing(doing)
 }
 
 /// Writes `bytes` beside `path` and gives them its name.
@@ -43,4 +66,40 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = temporary_beside(path, "")?;
     file.write_all(bytes)?;
     persist(file, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::write_whole;
+    use crate::error::Kind;
+
+    #[test]
+    fn what_is_written_to_a_link_goes_into_the_file_that_it_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_whole(&link, b"new").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+    }
+
+    #[test]
+    fn no_file_takes_the_place_of_a_device_or_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, inside) = (dir.path().join("link"), dir.path().to_owned());
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        for (path, what) in [
+            (Path::new("/dev/null"), "is a device or a pipe"),
+            (&link, "is a device or a pipe"),
+            (&inside, "is a directory"),
+        ] {
+            let error = write_whole(path, b"").unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.to_string().starts_with(what), "{error}");
+        }
+        assert!(!Path::new("/dev/null").is_file());
+    }
 }

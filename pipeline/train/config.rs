@@ -16,6 +16,12 @@ use crate::{
     train::written::{MOST, Written, a_hundred, bad, check_counts},
 };
 
+/// Most tokens of a row.
+const ROW_MOST: u64 = 1 << 24;
+
+/// Most tokens of a batch, which is in memory as a whole.
+const BATCH_MOST: u64 = 1 << 28;
+
 /// One stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,7 +52,7 @@ pub struct TrainConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A model file: random weights.
+    /// A model file: random weights, or those of `init` and random ones for the codes that it does not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<PathBuf>,
     /// A model directory, whose weights are trained on.
@@ -139,12 +145,13 @@ impl Written for TrainConfig {
             ("steps", self.steps),
             ("checkpoint_every", self.checkpoint_every),
             ("evaluate_every", self.evaluate_every),
-            ("data.seq_length", data.seq_length as u64),
-            ("data.rows", data.rows as u64),
             ("data.batches_per_step", data.batches_per_step as u64),
             ("data.n_frames_max", data.n_frames_max.unwrap_or(1) as u64),
         ];
         check_counts(&counts.map(|(key, n)| (key, n, MOST)))?;
+        let (rows, row) = (data.rows as u64, data.seq_length as u64);
+        check_counts(&[("data.seq_length", row, ROW_MOST)])?;
+        check_counts(&[("data.rows", rows, BATCH_MOST / row)])?;
         if data.train.is_empty() {
             return Err(bad("data.train is empty, expected at least one file".into()));
         }
@@ -166,8 +173,8 @@ impl Written for TrainConfig {
             .validate()
             .doing(|| "recipe.schedule")?;
         match (&self.model.spec, &self.model.init, &self.model.tokenizer) {
-            (Some(_), Some(_), _) | (None, None, _) => Err(bad(
-                "model.spec and model.init: expected exactly one of them".into(),
+            (None, None, _) => Err(bad(
+                "model.spec and model.init are missing, expected one of them".into(),
             )),
             (Some(_), None, None) => Err(bad(
                 "model.tokenizer is missing, expected one for random weights".into(),

@@ -2,6 +2,7 @@
 //! counted and named.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{BufRead, BufReader},
     os::unix::fs::FileExt,
@@ -39,8 +40,8 @@ pub struct Dataset {
     files: Vec<(PathBuf, File)>,
     places: Vec<Place>,
     order: Order,
-    /// Lines that were no examples, each counted once a pass.
-    skipped: u64,
+    /// Numbers of the lines that were no examples.
+    skipped: HashSet<usize>,
     named: Vec<String>,
 }
 
@@ -75,7 +76,7 @@ impl Dataset {
             files,
             places,
             order: Order::new(shuffle),
-            skipped: 0,
+            skipped: HashSet::new(),
             named: Vec::new(),
         })
     }
@@ -85,9 +86,9 @@ impl Dataset {
         self.places.len()
     }
 
-    /// Lines that were no examples so far, and the first few of them with the reason.
-    pub fn skipped(&self) -> (u64, &[String]) {
-        (self.skipped, &self.named)
+    /// How many lines were no examples so far, and the first few of them with the reason.
+    pub fn skipped(&self) -> (usize, &[String]) {
+        (self.skipped.len(), &self.named)
     }
 
     /// The first example at or behind the place `number` of the endless row, and the place behind it.
@@ -96,18 +97,15 @@ impl Dataset {
     /// `BadInput` when a whole pass has no example, with the reason of the first line.
     pub fn example(&mut self, mut number: u64, rules: &ExampleRules) -> Result<(Example, u64)> {
         for _ in 0..self.places.len() {
-            let place = self.place(number);
+            let at = self.order.at(number, self.places.len());
             number += 1;
-            let line = self.line(place)?;
+            let line = self.line(at)?;
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            match std::str::from_utf8(&line)
-                .map_err(|e| Error::with_source(Kind::BadInput, "it is no text", e))
-                .and_then(|line| rules.example(line, place.line))
-            {
+            match self.example_of(&line, at, rules) {
                 Ok(example) => return Ok((example, number)),
-                Err(error) => self.skip(place, &error),
+                Err(error) => self.skip(at, &error),
             }
         }
         let why = self
@@ -118,31 +116,43 @@ impl Dataset {
         Err(Error::new(Kind::BadInput, message))
     }
 
+    /// What a line says; the reels that it names lie beside its file.
+    fn example_of(&self, line: &[u8], at: usize, rules: &ExampleRules) -> Result<Example> {
+        let place = self.places[at];
+        let folder = self.files[place.file].0.parent().unwrap_or(Path::new(""));
+        let beside = |path: &Path| (rules.open_codes)(&folder.join(path));
+        let rules = ExampleRules {
+            open_codes: &beside,
+            fields: rules.fields.clone(),
+            ..*rules
+        };
+        let line = std::str::from_utf8(line)
+            .map_err(|e| Error::with_source(Kind::BadInput, "it is no text", e))?;
+        rules.example(line, place.line)
+    }
+
     /// Counts the example at place `number` as none: it has `tokens` tokens, a row holds `seq_length` and one.
     pub fn skip_long(&mut self, number: u64, tokens: usize, seq_length: usize) {
         let message = format!(
             "it has {tokens} tokens, expected at most {}",
             seq_length + 1
         );
-        let place = self.place(number);
-        self.skip(place, &Error::new(Kind::TooLarge, message));
+        let at = self.order.at(number, self.places.len());
+        self.skip(at, &Error::new(Kind::TooLarge, message));
     }
 
-    fn skip(&mut self, place: Place, error: &Error) {
-        self.skipped += 1;
-        if self.named.len() < NAMED {
+    /// Counts the line of number `at` as none; it comes again in every pass, and is counted and named once.
+    fn skip(&mut self, at: usize, error: &Error) {
+        let place = self.places[at];
+        if self.skipped.insert(at) && self.named.len() < NAMED {
             let path = self.files[place.file].0.display();
             self.named
                 .push(format!("{path}, line {}: {error}", place.line + 1));
         }
     }
 
-    /// The line at place `number` of the endless row.
-    fn place(&mut self, number: u64) -> Place {
-        self.places[self.order.at(number, self.places.len())]
-    }
-
-    fn line(&self, place: Place) -> Result<Vec<u8>> {
+    fn line(&self, at: usize) -> Result<Vec<u8>> {
+        let place = self.places[at];
         let (path, file) = &self.files[place.file];
         let mut line = vec![0; place.bytes as usize];
         file.read_exact_at(&mut line, place.start)
@@ -239,14 +249,13 @@ fn shuffled(n: u32, seed: u64, pass: u64) -> Vec<u32> {
     order
 }
 
-/// The codes of all frames of the reel `name`, which is named relative to `folder`.
+/// The codes of all frames of the reel at `path`.
 ///
 /// # Errors
 /// `BadInput` for a reel without codes, or with those of another codebook.
-pub fn codes_of_reel(folder: &Path, name: &str, grid: usize, codebook: usize) -> Result<Vec<u32>> {
-    let path = folder.join(name);
+pub fn codes_of_reel(path: &Path, grid: usize, codebook: usize) -> Result<Vec<u32>> {
     let doing = || format!("read the reel {}", path.display());
-    let mut reel = ReelReader::open(&path)?;
+    let mut reel = ReelReader::open(path)?;
     reel.header().check_codes(grid, codebook).doing(doing)?;
     let mut codes = Vec::new();
     while let Some(record) = reel.next_step().doing(doing)? {

@@ -9,13 +9,13 @@ use candle_core::{Device, Tensor};
 use longreel_models::{
     checkpoint::{
         import_hf::{spec_of_directory, weights_of_directory},
-        layout::decoder_tensors,
+        layout::{OF_CODES, decoder_tensors},
     },
     context::{prompt::FrameTerminators, tokenizer::Tokenizer, vocab::Token},
-    spec::{FrameEnd, ModelSpec},
+    spec::{DecoderSpec, FrameEnd, ModelSpec},
     training::{
         data::{
-            batch::{Batch, BatchRules, Stream, packed},
+            batch::{Batch, BatchRules, Stream},
             example::{Example, ExampleRules, OpenCodes, VisionRules},
         },
         network::Network,
@@ -32,7 +32,7 @@ use crate::{
     train::{
         config::TrainConfig,
         dataset::{Dataset, codes_of_reel},
-        feed::Feed,
+        feed::{Feed, one_pass},
         metrics::{Figures, MetricsFile},
         plot::{Curve, Plot, write_plot},
         run_directory::RunDirectory,
@@ -85,10 +85,10 @@ pub struct Job {
 pub struct Outcome {
     /// Where it stands.
     pub standing: Standing,
-    /// Figures of the last step, if one was done.
+    /// Figures of the last step.
     pub last: Option<Figures>,
-    /// Lines that were no examples, each counted once a pass.
-    pub skipped_lines: u64,
+    /// Lines that were no examples, trained on or held out.
+    pub skipped_lines: usize,
     /// The first few of them, with the reason.
     pub skipped: Vec<String>,
 }
@@ -96,15 +96,18 @@ pub struct Outcome {
 /// The specification of the network that `config` trains.
 ///
 /// # Errors
-/// `BadInput` for a specification or a directory that cannot be read.
+/// `BadInput` for a specification or a directory that cannot be read, for two that do not go together, and for rows
+/// longer than the context.
 pub fn spec_of(config: &TrainConfig) -> Result<ModelSpec> {
-    let mut spec = match (&config.model.spec, &config.model.init) {
+    let of_init = config.model.init.as_ref();
+    let of_init = of_init.map(|dir| spec_of_directory(dir)).transpose()?;
+    let mut spec = match (&config.model.spec, &of_init) {
         (Some(path), _) => {
             let doing = || format!("read {}", path.display());
             let text = std::fs::read_to_string(path).doing(doing)?;
             ModelSpec::from_toml(&text).doing(doing)?
         }
-        (None, Some(dir)) => spec_of_directory(dir)?,
+        (None, Some(of_init)) => of_init.clone(),
         (None, None) => {
             let message = "model.spec and model.init are missing, expected one of them";
             return Err(Error::new(Kind::BadInput, message));
@@ -117,7 +120,49 @@ pub fn spec_of(config: &TrainConfig) -> Result<ModelSpec> {
         spec.decoder.max_position_embeddings = longest;
     }
     spec.validate()?;
+    if let Some(of_init) = &of_init {
+        check_alike(&spec, of_init)?;
+    }
+    let (row, longest) = (config.data.seq_length, spec.decoder.max_position_embeddings);
+    if row > longest {
+        let message = format!(
+            "data.seq_length is {row}, the model's context {longest}: expected no longer rows, \
+             or a larger model.max_position_embeddings"
+        );
+        return Err(Error::new(Kind::BadInput, message));
+    }
     Ok(spec)
+}
+
+/// Whether weights of the model `of_init` are some of those of `spec`, which may read codes beside and reach further.
+fn check_alike(spec: &ModelSpec, of_init: &ModelSpec) -> Result<()> {
+    let decoder = DecoderSpec {
+        vision_vocab_size: of_init
+            .decoder
+            .vision_vocab_size
+            .or(spec.decoder.vision_vocab_size),
+        rope_theta: spec.decoder.rope_theta,
+        max_position_embeddings: spec.decoder.max_position_embeddings,
+        ..of_init.decoder.clone()
+    };
+    let json = |decoder: &DecoderSpec| {
+        serde_json::to_value(decoder)
+            .map_err(|e| Error::with_source(Kind::Internal, "compare two decoders", e))
+    };
+    let (wanted, found) = (json(&spec.decoder)?, json(&decoder)?);
+    let keys = wanted.as_object().into_iter().chain(found.as_object());
+    let mut keys = keys.flat_map(serde_json::Map::keys);
+    keys.find(|key| wanted.get(key) != found.get(key))
+        .map_or(Ok(()), |key| {
+            let said =
+                |of: &serde_json::Value| of.get(key).map_or("absent".into(), ToString::to_string);
+            let message = format!(
+                "{key} is {} in model.spec and {} in model.init, expected the same",
+                said(&wanted),
+                said(&found)
+            );
+            Err(Error::new(Kind::BadInput, message))
+        })
 }
 
 /// Where the tokenizer of `config` lies.
@@ -143,12 +188,15 @@ pub fn train(
 ) -> Result<(Outcome, Trainer)> {
     let mut training = Training::begin(job, run)?;
     training.go_on(run, tell, cancel)?;
-    let (skipped_lines, skipped) = training.lines.skipped();
+    let lines = [Some(&training.lines), training.held_out.as_ref()].into_iter();
+    let skipped = lines.flatten().map(Dataset::skipped);
+    let (numbers, named): (Vec<usize>, Vec<&[String]>) = skipped.unzip();
+    let figures = training.metrics.read()?.into_iter();
     let outcome = Outcome {
         standing: training.standing,
-        last: training.last,
-        skipped_lines,
-        skipped: skipped.to_vec(),
+        last: figures.filter(|figures| !figures.held_out).next_back(),
+        skipped_lines: numbers.iter().sum(),
+        skipped: named.concat(),
     };
     Ok((outcome, training.trainer))
 }
@@ -159,10 +207,10 @@ struct Training {
     tokenizer: Tokenizer,
     trainer: Trainer,
     lines: Dataset,
+    held_out: Option<Dataset>,
     stream: Stream,
     standing: Standing,
     metrics: MetricsFile<Figures>,
-    last: Option<Figures>,
 }
 
 impl Training {
@@ -187,8 +235,13 @@ impl Training {
             stream = waiting(of_stream)?;
         }
         let data = &config.data;
-        Ok(Self {
+        let held_out = match data.held_out.as_slice() {
+            [] => None,
+            paths => Some(Dataset::open(paths, None).doing(|| "data.held_out")?),
+        };
+        let mut training = Self {
             lines: Dataset::open(&data.train, data.shuffle.then_some(config.seed))?,
+            held_out,
             metrics: MetricsFile::open(run.file("metrics.jsonl"), standing.step)?,
             config,
             spec,
@@ -196,8 +249,10 @@ impl Training {
             trainer,
             stream,
             standing,
-            last: None,
-        })
+        };
+        // Before the first step, not behind it.
+        training.held_out_batches()?;
+        Ok(training)
     }
 
     fn go_on(
@@ -241,34 +296,31 @@ impl Training {
         let figures =
             Figures::of_step(&report, self.standing.tokens, start.elapsed().as_secs_f64());
         self.metrics.append(&figures)?;
-        self.last = Some(figures);
         tell(&figures);
         Ok(())
     }
 
     fn look_at_held_out(&mut self, tell: &mut dyn FnMut(&Figures)) -> Result<()> {
-        if self.config.data.held_out.is_empty() {
+        let batches = self.held_out_batches()?;
+        if batches.is_empty() {
             return Ok(());
         }
-        let mut lines = Dataset::open(&self.config.data.held_out, None)?;
-        let rules = batch_rules(&self.config, &self.tokenizer)?;
-        let open_codes = open_codes(&self.config, &self.spec);
-        let examples = example_rules(&self.config, &self.spec, &self.tokenizer, &open_codes);
-        let (mut all, mut next) = (Vec::new(), 0);
-        while next < lines.n_lines() as u64 {
-            let (example, behind) = lines.example(next, &examples)?;
-            next = behind;
-            // The row of lines has no end: what comes of the next pass is left out.
-            let is_of_this_pass = behind <= lines.n_lines() as u64;
-            let fits = example.tokens.len() <= rules.seq_length + 1;
-            all.extend((is_of_this_pass && fits).then_some(example));
-        }
-        let batch = packed(&all, &rules)?;
-        let report = self.trainer.evaluate(&[batch]).doing(|| "held-out lines")?;
+        let report = self.trainer.evaluate(&batches).doing(|| "held-out lines")?;
         let figures = Figures::held_out(&report, self.standing.step, self.standing.tokens);
         self.metrics.append(&figures)?;
         tell(&figures);
         Ok(())
+    }
+
+    /// All held-out lines; none where there are no such files.
+    fn held_out_batches(&mut self) -> Result<Vec<Batch>> {
+        let Some(lines) = &mut self.held_out else {
+            return Ok(Vec::new());
+        };
+        let rules = batch_rules(&self.config, &self.tokenizer)?;
+        let open_codes = open_codes(&self.spec);
+        let examples = example_rules(&self.config, &self.spec, &self.tokenizer, &open_codes);
+        one_pass(lines, &examples, &rules).doing(|| "data.held_out")
     }
 
     fn save(&self, run: &RunDirectory) -> Result<()> {
@@ -293,7 +345,7 @@ impl Training {
     fn batches(&mut self) -> Result<Vec<Batch>> {
         let rules = batch_rules(&self.config, &self.tokenizer)?;
         let dealing = self.config.data.dealing;
-        let open_codes = open_codes(&self.config, &self.spec);
+        let open_codes = open_codes(&self.spec);
         let examples = example_rules(&self.config, &self.spec, &self.tokenizer, &open_codes);
         let mut feed = Feed {
             lines: &mut self.lines,
@@ -306,32 +358,32 @@ impl Training {
     }
 }
 
-/// The weights that a run begins with.
+/// The weights that a run begins with: those of `init`, and random ones of what it does not have.
 fn first_parameters(config: &TrainConfig, spec: &ModelSpec) -> Result<Parameters> {
-    let shapes = decoder_tensors(&spec.decoder);
-    match &config.model.init {
-        None => {
-            let spread = config.model.initializer_range;
-            let parameters = Parameters::random(&shapes, spread, config.seed)?;
-            if let (true, Some(vqgan), Some(dir)) = (
-                config.model.codes_from_codebook,
-                &spec.vqgan,
-                &config.model.vqgan,
-            ) {
-                let doing = || format!("take the codebook of {}", dir.display());
-                let shape = [vqgan.num_embeddings, vqgan.quantized_embed_dim];
-                let mut weights = weights_of_directory(dir).doing(doing)?;
-                let codebook = weights.tensor("vqgan.quantize.embeddings", &shape);
-                embed_codes(&parameters, &codebook.doing(doing)?).doing(doing)?;
-            }
-            Ok(parameters)
+    let model = &config.model;
+    let mut shapes = decoder_tensors(&spec.decoder);
+    let mut taken = ByName::new();
+    if let Some(dir) = &model.init {
+        let doing = || format!("take the weights of {}", dir.display());
+        let mut weights = weights_of_directory(dir).doing(doing)?;
+        let is_new = |name: &str| OF_CODES.contains(&name) && !weights.contains(name);
+        let (new, there): (Vec<_>, Vec<_>) = shapes.into_iter().partition(|(n, _)| is_new(n));
+        for (name, shape) in &there {
+            taken.insert(name.clone(), weights.tensor(name, shape).doing(doing)?);
         }
-        Some(dir) => {
-            let mut weights = weights_of_directory(dir)?;
-            let doing = || format!("take the weights of {}", dir.display());
-            Parameters::of_weights(&shapes, &mut weights).doing(doing)
-        }
+        shapes = new;
     }
+    let random = Parameters::random(&shapes, model.initializer_range, config.seed)?;
+    if let (true, Some(vqgan), Some(dir)) = (model.codes_from_codebook, &spec.vqgan, &model.vqgan) {
+        let doing = || format!("take the codebook of {}", dir.display());
+        let shape = [vqgan.num_embeddings, vqgan.quantized_embed_dim];
+        let mut weights = weights_of_directory(dir).doing(doing)?;
+        let codebook = weights.tensor("vqgan.quantize.embeddings", &shape);
+        embed_codes(&random, &codebook.doing(doing)?).doing(doing)?;
+    }
+    let random = random.iter();
+    taken.extend(random.map(|(name, var)| (name.clone(), var.as_tensor().clone())));
+    Parameters::of(taken)
 }
 
 /// The first rows of the table of codes become projections of `codebook` `[rows, width]`, whose columns are brought to
@@ -366,25 +418,18 @@ fn batch_rules(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<BatchRules
     })
 }
 
-/// Gives the codes of reels, which lines name relative to the folder of the first file.
-fn open_codes(
-    config: &TrainConfig,
-    spec: &ModelSpec,
-) -> impl Fn(&str) -> Result<Vec<u32>> + Sync + use<> {
-    let first = config.data.train.first();
-    let folder = first
-        .and_then(|path| path.parent())
-        .unwrap_or(Path::new(""))
-        .to_owned();
+/// Gives the codes of reels.
+fn open_codes(spec: &ModelSpec) -> impl Fn(&Path) -> Result<Vec<u32>> + Sync + use<> {
     let shape = spec
         .vqgan
         .as_ref()
         .map(|vqgan| (vqgan.grid(), vqgan.num_embeddings));
-    move |name| match shape {
-        Some((grid, codebook)) => codes_of_reel(&folder, name, grid, codebook),
+    move |path| match shape {
+        Some((grid, codebook)) => codes_of_reel(path, grid, codebook),
         None => {
+            let path = path.display();
             let message =
-                format!("the model has no VQGAN, expected one that reads the reel {name}");
+                format!("the model has no VQGAN, expected one that reads the reel {path}");
             Err(Error::new(Kind::BadInput, message))
         }
     }

@@ -58,18 +58,16 @@ impl Feed<'_> {
             let before = *self.next;
             let example = self.example()?;
             if example.tokens.len() > rules.seq_length + 1 {
-                self.lines
-                    .skip_long(before, example.tokens.len(), rules.seq_length);
+                // The example stands last among the places that were gone over.
+                let (at, tokens) = (*self.next - 1, example.tokens.len());
+                self.lines.skip_long(at, tokens, rules.seq_length);
                 too_long += 1;
                 if too_long > self.lines.n_lines() {
-                    let message = format!(
-                        "no line is an example of at most {} tokens: expected a larger data.seq_length",
-                        rules.seq_length + 1
-                    );
-                    return Err(Error::new(Kind::BadInput, message));
+                    return Err(all_too_long(rules));
                 }
                 continue;
             }
+            too_long = 0;
             lengths.push(example.tokens.len());
             if fitting(lengths.iter().copied(), rules) < lengths.len() {
                 *self.next = before;
@@ -78,4 +76,52 @@ impl Feed<'_> {
             taken.push(example);
         }
     }
+}
+
+/// The examples of one pass in their order, packed: what is looked at, not trained on.
+///
+/// # Errors
+/// `BadInput` where no line is an example that a row holds.
+pub fn one_pass(
+    lines: &mut Dataset,
+    examples: &ExampleRules,
+    rules: &BatchRules,
+) -> Result<Vec<Batch>> {
+    let (mut batches, mut taken) = (Vec::new(), Vec::<Example>::new());
+    let (mut next, n) = (0, lines.n_lines() as u64);
+    while next < n {
+        let (example, behind) = lines.example(next, examples)?;
+        next = behind;
+        // The row of lines has no end: what comes of the next pass is left out.
+        if behind > n {
+            break;
+        }
+        if example.tokens.len() > rules.seq_length + 1 {
+            lines.skip_long(behind - 1, example.tokens.len(), rules.seq_length);
+            continue;
+        }
+        taken.push(example);
+        let lengths = taken.iter().map(|example| example.tokens.len());
+        let fit = fitting(lengths, rules);
+        if fit < taken.len() {
+            let rest = taken.split_off(fit);
+            batches.push(packed(&taken, rules)?);
+            taken = rest;
+        }
+    }
+    if !taken.is_empty() {
+        batches.push(packed(&taken, rules)?);
+    }
+    match batches.is_empty() {
+        false => Ok(batches),
+        true => Err(all_too_long(rules)),
+    }
+}
+
+fn all_too_long(rules: &BatchRules) -> Error {
+    let message = format!(
+        "no line is an example of at most {} tokens: expected a larger data.seq_length",
+        rules.seq_length + 1
+    );
+    Error::new(Kind::BadInput, message)
 }

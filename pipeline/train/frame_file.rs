@@ -210,7 +210,12 @@ fn videos_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(videos)
 }
 
+/// Whether a name is that of a video; hidden files are what somebody has not finished.
 fn is_video(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    if name.as_encoded_bytes().starts_with(b".") {
+        return false;
+    }
     let ending = path.extension().map(|e| e.to_ascii_lowercase());
     let ending = ending.as_ref().and_then(|e| e.to_str());
     ending.is_some_and(|e| VIDEO_ENDINGS.contains(&e))

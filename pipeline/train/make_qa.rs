@@ -530,8 +530,8 @@ impl QaJob<'_> {
             codebook: vqgan.num_embeddings,
             n_frames_max: None,
         });
-        let no_files = |name: &str| {
-            let message = format!("the line names the file {name}, expected codes");
+        let no_files = |path: &Path| {
+            let message = format!("the line names the file {}, expected codes", path.display());
             Err(Error::new(Kind::Internal, message))
         };
         let rules = ExampleRules {

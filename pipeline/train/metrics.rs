@@ -145,3 +145,28 @@ fn line(figures: &impl Line) -> Result<String> {
     json.map(|json| json + "\n")
         .map_err(|e| Error::with_source(Kind::Internal, "write figures", e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Figures, MetricsFile};
+
+    #[test]
+    fn figures_of_before_stay_as_they_were_written_to_the_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let line = |step: u64, loss: &str| {
+            format!(
+                r#"{{"step":{step},"held_out":false,"loss":{loss},"text_loss":0.1,"text_accuracy":0.0,"vision_loss":0.0,"vision_accuracy":0.0,"gradient":0.0,"lr":0.0,"tokens":5,"tokens_per_s":0.0}}"#
+            ) + "\n"
+        };
+        // Numbers that a reader of less than full precision takes for their neighbours.
+        let kept = [
+            line(1, "1.1770459120124355"),
+            line(2, "0.09579876899623667"),
+        ]
+        .concat();
+        std::fs::write(&path, format!("{kept}{}", line(3, "2.0"))).unwrap();
+        MetricsFile::<Figures>::open(path.clone(), 2).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), kept);
+    }
+}

@@ -1,13 +1,13 @@
 //! The folder of a run: its configuration, its figures, and the last checkpoint, which is there whole or not at all.
 
 use std::{
-    collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
 };
 
-use candle_core::{Device, Tensor, safetensors};
+use candle_core::Device;
 use longreel_models::training::parameters::ByName;
+use safetensors::SafeTensorError;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -15,18 +15,30 @@ use crate::{
     sources::temporary::write_whole,
 };
 
-/// The folder of a run.
-pub struct RunDirectory(PathBuf);
+/// The folder of a run, which no other process trains in meanwhile.
+pub struct RunDirectory {
+    path: PathBuf,
+    /// Unlocked when it is closed, however the process ends.
+    _lock: File,
+}
 
 impl RunDirectory {
     /// Makes the folder, or finds what an earlier run left there. A configuration that nothing came of is replaced.
     ///
     /// # Errors
-    /// `Usage` where it holds what came of another configuration than `config`.
+    /// `Usage` where it holds what came of another configuration than `config`, or another process trains in it.
     pub fn open(path: &Path, config: &str) -> Result<Self> {
         let doing = || format!("open the run {}", path.display());
         fs::create_dir_all(path).doing(doing)?;
-        let run = Self(path.to_owned());
+        let lock = File::open(path).doing(doing)?;
+        if lock.try_lock().is_err() {
+            let message = "another process trains in it, expected none";
+            return Err(Error::new(Kind::Usage, message).doing(doing()));
+        }
+        let run = Self {
+            path: path.to_owned(),
+            _lock: lock,
+        };
         let written = path.join("config.toml");
         match fs::read_to_string(&written) {
             Ok(text) if text == config => {}
@@ -45,17 +57,17 @@ impl RunDirectory {
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// A file of the run.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.path.join(name)
     }
 
     /// Where the trained model is written.
     pub fn model(&self) -> PathBuf {
-        self.0.join("model")
+        self.path.join("model")
     }
 
     /// The last checkpoint, if there is one: where the run stood, and the tensors of `files`.
@@ -76,7 +88,7 @@ impl RunDirectory {
             .doing(doing)?;
         let mut tensors = [const { ByName::new() }; N];
         for (tensors, name) in tensors.iter_mut().zip(files) {
-            let loaded = safetensors::load(path.join(name), &Device::Cpu);
+            let loaded = candle_core::safetensors::load(path.join(name), &Device::Cpu);
             *tensors = loaded
                 .map_err(Error::from)
                 .doing(doing)?
@@ -97,9 +109,9 @@ impl RunDirectory {
         files: &[(&str, &ByName)],
     ) -> Result<()> {
         let name = format!("checkpoint-{step}");
-        let doing = || format!("write the checkpoint {}", self.0.join(&name).display());
+        let doing = || format!("write the checkpoint {}", self.path.join(&name).display());
         let last = self.newest()?;
-        let partial = self.0.join(format!(".{name}.partial"));
+        let partial = self.path.join(format!(".{name}.partial"));
         let write = || -> Result<()> {
             remove(&partial)?;
             fs::create_dir(&partial)?;
@@ -110,7 +122,7 @@ impl RunDirectory {
                 .map_err(|e| Error::with_source(Kind::Internal, "write state.json", e))?;
             fs::write(partial.join("state.json"), state)?;
             sync(&partial)?;
-            fs::rename(&partial, self.0.join(&name))?;
+            fs::rename(&partial, self.path.join(&name))?;
             Ok(())
         };
         let written = write().doing(doing);
@@ -119,7 +131,7 @@ impl RunDirectory {
             let _ = fs::remove_dir_all(&partial);
         }
         written?;
-        match last.filter(|last| *last != self.0.join(&name)) {
+        match last.filter(|last| *last != self.path.join(&name)) {
             Some(last) => remove(&last).doing(doing),
             None => Ok(()),
         }
@@ -128,7 +140,7 @@ impl RunDirectory {
     /// The checkpoint of most steps.
     fn newest(&self) -> Result<Option<PathBuf>> {
         let mut newest: Option<(u64, PathBuf)> = None;
-        for entry in fs::read_dir(&self.0)? {
+        for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
             let step = name.and_then(|n| n.strip_prefix("checkpoint-")?.parse().ok());
@@ -153,8 +165,14 @@ fn is_alone(file: &Path) -> Result<bool> {
 }
 
 fn save(tensors: &ByName, path: &Path) -> Result<()> {
-    let map: HashMap<String, Tensor> = tensors.clone().into_iter().collect();
-    Ok(safetensors::save(&map, path)?)
+    match safetensors::serialize_to_file(tensors, None, path) {
+        Err(SafeTensorError::IoError(error)) => Err(error.into()),
+        Err(error) => {
+            let message = "give the tensors to a file";
+            Err(Error::with_source(Kind::Internal, message, error))
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Has the files of `folder` on the disk before they get their name.

@@ -20,22 +20,35 @@ use crate::{
 /// Bytes of text that are read; more teach a small vocabulary nothing.
 const BYTES_MAX: u64 = 256 << 20;
 
+/// The file of a tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
+
+/// A tokenizer, and how many lines of `.jsonl` files taught it nothing: they are no JSON objects.
+pub struct Learned {
+    /// What is written.
+    pub files: TokenizerFiles,
+    /// Lines.
+    pub left_out: u64,
+}
+
 /// Learns a tokenizer from `files`, whose `.jsonl` files give the texts of their lines and whose others are texts.
 ///
 /// # Errors
 /// `NotFound` or `Io` for a file that cannot be read, `BadInput` for files without text.
-pub fn learn_from(files: &[PathBuf], vocab_size: usize) -> Result<TokenizerFiles> {
-    let mut texts = Vec::new();
+pub fn learn_from(files: &[PathBuf], vocab_size: usize) -> Result<Learned> {
+    let mut texts = Texts::default();
     let mut room = BYTES_MAX;
     for path in files {
         let doing = || format!("read {}", path.display());
-        room = texts_of(path, room, &mut texts).doing(doing)?;
+        room = texts.add_file(path, room).doing(doing)?;
     }
+    let Texts { texts, left_out } = texts;
     if texts.is_empty() {
         let message = "the files have no text, expected some to learn from";
         return Err(Error::new(Kind::BadInput, message));
     }
-    learn(texts.into_iter(), vocab_size)
+    let files = learn(texts.into_iter(), vocab_size)?;
+    Ok(Learned { files, left_out })
 }
 
 /// Writes them into `dir`.
@@ -46,46 +59,57 @@ pub fn write(files: &TokenizerFiles, dir: &Path) -> Result<()> {
     let doing = || format!("write the tokenizer {}", dir.display());
     std::fs::create_dir_all(dir).doing(doing)?;
     let named = [
-        ("tokenizer.json", &files.tokenizer),
+        (TOKENIZER, &files.tokenizer),
         ("tokenizer_config.json", &files.config),
     ];
     let mut named = named.into_iter();
     named.try_for_each(|(name, text)| write_whole(&dir.join(name), text.as_bytes()).doing(doing))
 }
 
-/// Adds the texts of the file at `path`, at most `room` bytes of it; what is left of `room` is returned.
-fn texts_of(path: &Path, room: u64, texts: &mut Vec<String>) -> Result<u64> {
-    let is_json = path.extension().is_some_and(|e| e == "jsonl");
-    let mut reader = std::io::Read::take(BufReader::new(File::open(path)?), room);
-    let mut bytes = Vec::new();
-    loop {
-        bytes.clear();
-        if reader.read_until(b'\n', &mut bytes)? == 0 {
-            return Ok(reader.limit());
-        }
-        let line = match std::str::from_utf8(&bytes) {
-            Ok(line) => line,
-            // The last letter is cut where there is no more room.
-            Err(error) if reader.limit() == 0 && error.error_len().is_none() => {
-                std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default()
+/// What was read.
+#[derive(Default)]
+struct Texts {
+    texts: Vec<String>,
+    left_out: u64,
+}
+
+impl Texts {
+    /// Adds the texts of the file at `path`, at most `room` bytes of it; what is left of `room` is returned.
+    fn add_file(&mut self, path: &Path, room: u64) -> Result<u64> {
+        let is_json = path.extension().is_some_and(|e| e == "jsonl");
+        let mut reader = std::io::Read::take(BufReader::new(File::open(path)?), room);
+        let mut bytes = Vec::new();
+        loop {
+            bytes.clear();
+            if reader.read_until(b'\n', &mut bytes)? == 0 {
+                return Ok(reader.limit());
             }
-            Err(error) => {
-                let message = "a line is not valid UTF-8, expected text";
-                return Err(Error::with_source(Kind::BadInput, message, error));
-            }
-        };
-        match serde_json::from_str::<Value>(line) {
-            Ok(Value::Object(values)) if is_json => {
-                // They stand around its frames, and a small vocabulary would spell them out.
-                if values.keys().any(|key| key.contains("vision")) {
-                    texts.extend(VISION_TAGS.map(str::to_owned));
+            let line = match std::str::from_utf8(&bytes) {
+                Ok(line) => line,
+                // The last letter is cut where there is no more room.
+                Err(error) if reader.limit() == 0 && error.error_len().is_none() => {
+                    std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default()
                 }
-                let values = values.into_iter().filter(|(key, _)| !is_of_fields(key));
-                texts.extend(values.filter_map(|(_, value)| value.as_str().map(str::to_owned)));
+                Err(error) => {
+                    let message = "a line is not valid UTF-8, expected text";
+                    return Err(Error::with_source(Kind::BadInput, message, error));
+                }
+            };
+            match serde_json::from_str::<Value>(line) {
+                Ok(Value::Object(values)) if is_json => {
+                    // They stand around its frames, and a small vocabulary would spell them out.
+                    if values.keys().any(|key| key.contains("vision")) {
+                        self.texts.extend(VISION_TAGS.map(str::to_owned));
+                    }
+                    let values = values.into_iter().filter(|(key, _)| !is_of_fields(key));
+                    self.texts
+                        .extend(values.filter_map(|(_, value)| value.as_str().map(str::to_owned)));
+                }
+                // The last line that there is room for may be cut off.
+                _ if is_json && (reader.limit() == 0 || line.trim().is_empty()) => {}
+                _ if is_json => self.left_out += 1,
+                _ => self.texts.push(line.to_owned()),
             }
-            // A line that is cut off, or no line of a dataset.
-            _ if is_json => {}
-            _ => texts.push(line.to_owned()),
         }
     }
 }
@@ -97,7 +121,7 @@ fn is_of_fields(key: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::texts_of;
+    use super::Texts;
     use crate::error::Kind;
 
     #[test]
@@ -106,8 +130,9 @@ mod tests {
         let path = dir.path().join("text.txt");
         std::fs::write(&path, "a\u{4e2d}b").unwrap();
         let texts = |room| {
-            let mut texts = Vec::new();
-            texts_of(&path, room, &mut texts).map(|left| (left, texts.concat()))
+            let mut texts = Texts::default();
+            let left = texts.add_file(&path, room);
+            left.map(|left| (left, texts.texts.concat()))
         };
         assert_eq!(texts(3).unwrap(), (0, "a".to_owned()));
         assert_eq!(texts(4).unwrap(), (0, "a\u{4e2d}".to_owned()));

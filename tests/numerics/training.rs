@@ -515,6 +515,8 @@ fn the_stages_of_a_small_model_fit_one_another() {
         let before = folder.join(format!("run_{}/model", n - 1));
         assert_eq!(stage(n).model.init, Some(before), "stage {n}");
     }
+    let needles = TrainConfig::open(&folder.join("needles.toml")).unwrap();
+    assert_eq!(needles.model.init, Some(folder.join("run_12/model")));
 }
 
 #[test]
@@ -525,7 +527,7 @@ fn the_demo_model_is_of_the_shape_that_its_stages_train_and_small() {
     let text = std::fs::read_to_string(root.join("models/demo/config.json")).unwrap();
     let shipped = ModelSpec::from_json(&text).unwrap();
     assert_eq!(shipped.vqgan, trained.vqgan);
-    let last = TrainConfig::open(&root.join("configs/train/demo/stage_12.toml")).unwrap();
+    let last = TrainConfig::open(&root.join("configs/train/demo/stage_13.toml")).unwrap();
     let trained = longreel_models::spec::DecoderSpec {
         max_position_embeddings: last.model.max_position_embeddings.unwrap(),
         ..trained.decoder

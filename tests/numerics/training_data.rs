@@ -1,5 +1,7 @@
 //! Lines become the examples of LWM's processors, and examples its batches, token for token.
 
+use std::path::Path;
+
 use longreel_models::{
     context::{
         prompt::FrameTerminators,
@@ -47,8 +49,9 @@ fn tokenizer(add_bos: bool) -> Tokenizer {
     Tokenizer::from_sentencepiece(&model, &TokenizerConfig::from_json(&config).unwrap()).unwrap()
 }
 
-fn no_file(name: &str) -> Result<Vec<u32>> {
-    Err(Error::new(Kind::NotFound, format!("no reel {name}")))
+fn no_file(path: &Path) -> Result<Vec<u32>> {
+    let message = format!("no reel {}", path.display());
+    Err(Error::new(Kind::NotFound, message))
 }
 
 /// Examples of the lines that are some, with their numbers.
@@ -258,9 +261,9 @@ fn a_line_that_is_no_example_says_why() {
 fn codes_of_a_named_reel_are_those_of_a_list() {
     let tokenizer = tokenizer(false);
     let codes: Vec<u32> = (0..40).collect();
-    let open = |name: &str| match name {
-        "a.reel" => Ok(codes.clone()),
-        other => no_file(other),
+    let open = |path: &Path| match path.to_str() {
+        Some("a.reel") => Ok(codes.clone()),
+        _ => no_file(path),
     };
     let rules = ExampleRules {
         open_codes: &open,

@@ -73,7 +73,7 @@ fn example(line: &Value) -> (Vec<u32>, Vec<f32>) {
             codebook: vqgan.num_embeddings,
             n_frames_max: None,
         }),
-        open_codes: &|name| panic!("the line names {name}"),
+        open_codes: &|path| panic!("the line names {}", path.display()),
     };
     let example = rules.example(&line.to_string(), 0).unwrap();
     let ids = example.tokens.iter().map(|token| token.id()).collect();
@@ -277,6 +277,32 @@ fn a_learned_tokenizer_writes_any_text_and_digits_one_by_one() {
         "--json",
     ]);
     assert!(run.json()["vocab_size"].as_u64().unwrap() <= 300);
+    let again = |more: &[&str]| {
+        let (lines, out) = (path("lines.jsonl"), path("tokenizer"));
+        let fixed = [
+            "train",
+            "tokenizer",
+            &lines,
+            "--vocab-size",
+            "300",
+            "--out",
+            &out,
+        ];
+        longreel(&[&fixed, more].concat())
+    };
+    again(&[]).refused(2, "tokenizer.json exists already; --force replaces it");
+    std::fs::write(
+        path("lines.jsonl"),
+        format!("{lines}\n").repeat(20) + "{\"cut\n\n[1]\n",
+    )
+    .unwrap();
+    let run = again(&["--force", "--json"]);
+    assert_eq!(run.json()["skipped_lines"], 2);
+    assert!(
+        run.stderr.contains("2 lines that are no JSON objects"),
+        "{}",
+        run.stderr
+    );
     let tokenizer = Tokenizer::open(Path::new(&path("tokenizer"))).unwrap();
     let ids = tokenizer.encode("What colour is the circle?").unwrap();
     assert_eq!(ids.len(), 6, "{ids:?}");
@@ -384,6 +410,10 @@ fn a_clip_that_fails_costs_no_answer_to_the_others() {
     assert!(answers.iter().any(|a| a["cut"] == true), "{answers:?}");
     // Before anything is asked.
     bench(&["--out", &path("nowhere/rows.jsonl")]).refused(2, "is no folder");
+    bench(&["--first", "0"]).refused(2, "--first is 0, expected 1");
+    for option in ["--answers", "--heat-map"] {
+        bench(&[option, "/dev/full"]).refused(2, "/dev/full: is a device or a pipe");
+    }
 }
 
 #[test]

@@ -2,12 +2,14 @@
 //! model that it leaves.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Child,
     thread,
     time::Duration,
 };
 
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -214,13 +216,20 @@ fn decoder_takes(stage: &Stage, vqgan: &str, reel: &str) {
         &tokenizer,
     ]);
     assert_eq!(learned.code, 0, "{}", learned.stderr);
-    let line = json!({"q": "What?", "vision": reel, "a": "A ball.", "fields": "[q],vision,a"});
-    std::fs::write(stage.path("train.jsonl"), format!("{line}\n")).unwrap();
+    let text = json!({"q": "What?", "a": "A ball.", "fields": "[q],a"});
+    std::fs::write(stage.path("text.jsonl"), format!("{text}\n")).unwrap();
+    // A reel lies beside the line that names it.
+    std::fs::create_dir(stage.path("reels")).unwrap();
+    std::fs::copy(reel, stage.path("reels/beside.reel")).unwrap();
+    let line =
+        json!({"q": "What?", "vision": "beside.reel", "a": "A ball.", "fields": "[q],vision,a"});
+    std::fs::write(stage.path("reels/lines.jsonl"), format!("{line}\n")).unwrap();
     let run = format!(
         "steps = 2\n[model]\nspec = \"decoder.toml\"\ntokenizer = \"tokenizer\"\nvqgan = {vqgan:?}\n\
-         [data]\ntrain = [\"train.jsonl\"]\ndealing = \"packed\"\nseq_length = 255\nrows = 1\n\
+         [data]\ntrain = [\"text.jsonl\", \"reels/lines.jsonl\"]\ndealing = \"packed\"\nseq_length = 255\nrows = 1\n\
          [recipe]\nreduction = \"examples\"\n[recipe.schedule]\nlr = 1e-3\n"
     );
+    text_first(stage, &run);
     std::fs::write(stage.path("decoder-run.toml"), run).unwrap();
     let (config, out) = (stage.text("decoder-run.toml"), stage.text("decoder"));
     let trained = longreel(&["train", "decoder", &config, "--out", &out]);
@@ -237,6 +246,59 @@ fn decoder_takes(stage: &Stage, vqgan: &str, reel: &str) {
         std::fs::read(back).unwrap()
     };
     assert!(codes(&model, "a.reel") == codes(vqgan, "b.reel"));
+}
+
+/// A decoder of texts is trained, and another that reads codes as well goes on from its weights (LWM's 1K stage, which
+/// begins with the last one of texts).
+fn text_first(stage: &Stage, with_codes: &str) {
+    let train = |config: &str, out: &str| {
+        std::fs::write(stage.path("stage.toml"), config).unwrap();
+        let (config, out) = (stage.text("stage.toml"), stage.text(out));
+        longreel(&["train", "decoder", &config, "--out", &out, "--json"])
+    };
+    let with_codes = with_codes.replace("lr = 1e-3", "lr = 0.0");
+    let whole = std::fs::read_to_string(stage.path("decoder.toml")).unwrap();
+    let decoder = whole.split("[vqgan]").next().unwrap();
+    let decoder = decoder.split("[decoder]").nth(1).unwrap();
+    let decoder = decoder.replace("vision_vocab_size = 66\n", "");
+    let of_text = format!("model_type = \"llama\"\n[decoder]{decoder}");
+    std::fs::write(stage.path("of_text.toml"), of_text).unwrap();
+    let vqgan = with_codes.lines().find(|l| l.starts_with("vqgan")).unwrap();
+    let of_text = with_codes
+        .replace(vqgan, "")
+        .replace("decoder.toml", "of_text.toml")
+        .replace(", \"reels/lines.jsonl\"", "");
+    assert_eq!(train(&of_text, "of-text").code, 0);
+
+    let begun = |spec: &str| {
+        let both = format!("{spec}init = \"of-text/model\"");
+        with_codes.replace("spec = \"decoder.toml\"", &both)
+    };
+    let json = train(&begun("spec = \"decoder.toml\"\n"), "with-codes").json();
+    assert_eq!(json["skipped_lines"], 0);
+    let tensors = |out: &str| {
+        let file = stage.path(out);
+        let bytes = std::fs::read(file.join("model/model-00001-of-00001.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file
+            .iter()
+            .map(|(name, view)| (name.to_owned(), view.data().to_vec()));
+        tensors.collect::<BTreeMap<String, Vec<u8>>>()
+    };
+    // Nothing moved: what the first had is there, and codes have a table and a head beside.
+    let (texts, codes) = (tensors("of-text"), tensors("with-codes"));
+    assert!(texts.iter().all(|(name, bytes)| codes[name] == *bytes));
+    for new in ["model.vision_embed_tokens.weight", "vision_head.weight"] {
+        assert!(!texts.contains_key(new) && codes[new].iter().any(|&b| b != 0));
+    }
+
+    train(&begun(""), "x").refused(2, "expected model.spec with it");
+    let other = whole.replace("intermediate_size = 64", "intermediate_size = 96");
+    std::fs::write(stage.path("other.toml"), other).unwrap();
+    train(&begun("spec = \"other.toml\"\n"), "x").refused(
+        2,
+        "intermediate_size is 96 in model.spec and 64 in model.init",
+    );
 }
 
 #[test]
@@ -336,6 +398,7 @@ fn a_video_that_cannot_be_read_is_left_out_and_named() {
     std::fs::write(stage.path("train/000001.mp4"), &good[..good.len() / 2]).unwrap();
     std::fs::write(stage.path("train/empty.mkv"), "").unwrap();
     std::fs::write(stage.path("train/notes.txt"), "no video").unwrap();
+    std::fs::write(stage.path("train/.longreel-x.mp4"), "not finished").unwrap();
     let run = stage.train("run");
     let skipped = run.json()["skipped_videos"].clone();
     let names: Vec<&str> = skipped

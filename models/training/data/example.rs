@@ -1,5 +1,7 @@
 //! A line of JSON to one training example: LWM's `VisionTextProcessor` and `TextProcessor` (`lwm/data.py`).
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::{
@@ -51,7 +53,7 @@ pub struct VisionRules {
 }
 
 /// Gives the codes of a vision field that names a file instead of listing them.
-pub type OpenCodes<'a> = dyn Fn(&str) -> Result<Vec<u32>> + Sync + 'a;
+pub type OpenCodes<'a> = dyn Fn(&Path) -> Result<Vec<u32>> + Sync + 'a;
 
 /// How lines become examples.
 pub struct ExampleRules<'a> {
@@ -171,7 +173,7 @@ impl ExampleRules<'_> {
     fn codes(&self, key: &str, value: &Value, codebook: usize) -> Result<Vec<u32>> {
         let doing = || format!("read its field {key:?}");
         if let Some(name) = value.as_str() {
-            return (self.open_codes)(name).doing(doing);
+            return (self.open_codes)(Path::new(name)).doing(doing);
         }
         let code = |value: &Value| {
             let code = value.as_u64().filter(|&code| code < codebook as u64);
