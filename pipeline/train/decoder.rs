@@ -191,10 +191,10 @@ pub fn train(
     let lines = [Some(&training.lines), training.held_out.as_ref()].into_iter();
     let skipped = lines.flatten().map(Dataset::skipped);
     let (numbers, named): (Vec<usize>, Vec<&[String]>) = skipped.unzip();
-    let figures = training.metrics.read()?.into_iter();
+    let mut figures = training.metrics.read()?.into_iter();
     let outcome = Outcome {
         standing: training.standing,
-        last: figures.filter(|figures| !figures.held_out).next_back(),
+        last: figures.rfind(|figures| !figures.held_out),
         skipped_lines: numbers.iter().sum(),
         skipped: named.concat(),
     };

@@ -192,7 +192,7 @@ fn teach(dir: &Path) -> Taught {
     let model = "spec = \"model.toml\"\ntokenizer = \"tokenizer\"";
     let json = train(
         dir,
-        &recipe(model, "lessons.jsonl", 110, [4, 320], 3e-3),
+        &recipe(model, "lessons.jsonl", 110, [5, 256], 3e-3),
         "run",
     );
     let accuracy = json["last"]["text_accuracy"].as_f64().unwrap();
