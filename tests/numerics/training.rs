@@ -516,7 +516,7 @@ fn the_stages_of_a_small_model_fit_one_another() {
         assert_eq!(stage(n).model.init, Some(before), "stage {n}");
     }
     let needles = TrainConfig::open(&folder.join("needles.toml")).unwrap();
-    assert_eq!(needles.model.init, Some(folder.join("run_12/model")));
+    assert_eq!(needles.model.init, Some(folder.join("run_13/model")));
 }
 
 #[test]
