@@ -2,9 +2,9 @@
 //!
 //! A pickle is a program for a stack machine. This machine knows the opcodes
 //! that numpy arrays and torch tensors in dicts need, as Python 2 and 3 write
-//! them, and a closed list of globals, each with its own meaning here; everything else is an error with the opcode's offset.
-//! Containers live in arenas and values are plain indices, so that no input
-//! makes the machine recurse.
+//! them, and a closed list of globals, each with its own meaning here;
+//! everything else is an error with the opcode's offset. Containers live in
+//! arenas and values are plain indices, so that no input makes the machine recurse.
 
 use std::{collections::HashMap, ops::Range};
 

@@ -1,7 +1,7 @@
 //! The folder of a run: its configuration, its figures, and the last checkpoint, which is there whole or not at all.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
 };
 
@@ -31,7 +31,8 @@ impl RunDirectory {
         let doing = || format!("open the run {}", path.display());
         fs::create_dir_all(path).doing(doing)?;
         let lock = File::open(path).doing(doing)?;
-        if lock.try_lock().is_err() {
+        // A file system without locks keeps nobody from training.
+        if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
             let message = "another process trains in it, expected none";
             return Err(Error::new(Kind::Usage, message).doing(doing()));
         }
