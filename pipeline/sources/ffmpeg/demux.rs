@@ -1,0 +1,231 @@
+//! A file opened, and its video stream read packet by packet.
+
+use std::{
+    ffi::c_int,
+    path::{Path, PathBuf},
+};
+
+use ffmpeg_next::{self as av, ffi};
+
+use super::{
+    describe::time_base,
+    log::{failed, forget_messages, prepare},
+};
+use crate::{
+    cancel::Cancel,
+    error::{Error, Kind, Result},
+    sources::splices::Splices,
+    time::TimeBase,
+};
+
+/// Containers and pictures that are read. Playlists, scripts and text that FFmpeg
+/// would also take for a video are not here: a file never makes us open another.
+const FORMATS: &str = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,obu,\
+    h264,hevc,m4v,mjpeg,gif,apng,rm,dv,gxf,wtv,yuv4mpegpipe,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,\
+    tiff_pipe,mp3,wav,flac,aac,aiff,ac3,amr";
+
+/// One file, read packet by packet from its best video stream.
+pub struct Demuxer {
+    pub(super) input: av::format::context::Input,
+    pub(super) stream_index: usize,
+    pub(super) time_base: TimeBase,
+    cancel: Cancel,
+    splices: Splices,
+}
+
+/// One coded picture.
+pub struct Packet(pub(super) av::Packet);
+
+/// What reading gave.
+pub enum Read {
+    /// A packet of the video stream.
+    Packet(Packet),
+    /// Bytes that the container cannot make sense of; reading may go on behind them.
+    Damaged,
+    /// The end of the file.
+    End,
+}
+
+impl Demuxer {
+    /// Opens `path` and finds its best video stream; `cancel` breaks off a read that hangs.
+    pub fn open(path: &Path, cancel: &Cancel) -> Result<Self> {
+        prepare();
+        forget_messages();
+        let url = file_url(path)?;
+        let mut options = av::Dictionary::new();
+        options.set("protocol_whitelist", "file");
+        options.set("format_whitelist", FORMATS);
+        // A file named `a%03d.png` is that one file.
+        options.set("pattern_type", "none");
+        let stop = cancel.clone();
+        let input = av::format::input_with_interrupt_and_dictionary(
+            &url,
+            move || stop.is_cancelled(),
+            options,
+        )
+        .map_err(|error| failed(Kind::BadInput, "not a video that FFmpeg can open", error))?;
+        let stream_index = best_video(&input).ok_or_else(|| {
+            Error::new(
+                Kind::BadInput,
+                format!("has no video stream, only {}", contents(&input)),
+            )
+        })?;
+        let time_base = input
+            .stream(stream_index)
+            .and_then(|stream| time_base(stream.time_base()));
+        let time_base = time_base
+            .ok_or_else(|| Error::new(Kind::BadInput, "the video stream has no time base"))?;
+        let splices = Splices::new(time_base);
+        let mut demuxer = Self {
+            input,
+            stream_index,
+            time_base,
+            cancel: cancel.clone(),
+            splices,
+        };
+        demuxer.discard_other_streams();
+        Ok(demuxer)
+    }
+
+    fn discard_other_streams(&mut self) {
+        for i in 0..self.input.nb_streams() as usize {
+            if i != self.stream_index
+                && let Some(mut stream) = self.input.stream_mut(i)
+            {
+                // SAFETY: the stream belongs to `input`, which is borrowed mutably; the field is FFmpeg's to read only.
+                unsafe { (*stream.as_mut_ptr()).discard = ffi::AVDiscard::AVDISCARD_ALL };
+            }
+        }
+    }
+
+    /// The next packet of the video stream.
+    pub fn read(&mut self) -> Result<Read> {
+        loop {
+            self.cancel.check()?;
+            let mut packet = av::Packet::empty();
+            match packet.read(&mut self.input) {
+                Ok(()) if packet.stream() == self.stream_index => {
+                    return Ok(Read::Packet(self.moved(packet)));
+                }
+                Ok(()) | Err(av::Error::Other { errno: ffi::EAGAIN }) => {}
+                Err(av::Error::Eof) => return Ok(Read::End),
+                Err(av::Error::Exit) => {
+                    return Err(Error::new(Kind::Interrupted, "stopped on request"));
+                }
+                Err(_) => return Ok(Read::Damaged),
+            }
+        }
+    }
+
+    /// The packet behind the last one, whatever its recording's clock says.
+    fn moved(&mut self, mut packet: av::Packet) -> Packet {
+        let offset = packet
+            .dts()
+            .map_or(0, |dts| self.splices.offset_at(dts, packet.duration()));
+        if offset != 0 {
+            packet.set_dts(packet.dts().map(|dts| dts.saturating_add(offset)));
+            packet.set_pts(packet.pts().map(|pts| pts.saturating_add(offset)));
+        }
+        Packet(packet)
+    }
+
+    /// How often times fell back so far; they were moved on.
+    pub fn n_splices(&self) -> u64 {
+        self.splices.count()
+    }
+
+    /// Goes to the last point at or before `ticks` where reading can start, as the container knows it.
+    pub fn seek(&mut self, ticks: i64) -> Result<()> {
+        self.splices.forget_last();
+        // SAFETY: `input` is open and the stream index is one of its own.
+        let code = unsafe {
+            ffi::av_seek_frame(
+                self.input.as_mut_ptr(),
+                self.stream_index as c_int,
+                ticks,
+                ffi::AVSEEK_FLAG_BACKWARD,
+            )
+        };
+        if code >= 0 {
+            Ok(())
+        } else {
+            Err(failed(Kind::BadInput, "cannot seek", av::Error::from(code)))
+        }
+    }
+
+    pub(super) fn stream(&self) -> Result<av::Stream<'_>> {
+        self.input
+            .stream(self.stream_index)
+            .ok_or_else(|| Error::new(Kind::Internal, "the video stream is gone"))
+    }
+}
+
+impl Packet {
+    /// Presentation time, if the container has one.
+    pub fn pts(&self) -> Option<i64> {
+        self.0.pts()
+    }
+
+    /// Decoding time, if the container has one.
+    pub fn dts(&self) -> Option<i64> {
+        self.0.dts()
+    }
+
+    /// Whether decoding can start here, as the container says.
+    pub fn is_key(&self) -> bool {
+        self.0.is_key()
+    }
+
+    /// Whether the container found it incomplete.
+    pub fn is_torn(&self) -> bool {
+        self.0.is_corrupt()
+    }
+
+    /// Whether it is needed for decoding only: an edit list has cut it away.
+    pub fn is_hidden(&self) -> bool {
+        use av::packet::Ref;
+        // SAFETY: the packet is alive; this reads one of its fields.
+        unsafe { (*self.0.as_ptr()).flags & ffi::AV_PKT_FLAG_DISCARD != 0 }
+    }
+}
+
+/// `file:PATH`, so that no name is taken for a protocol.
+pub(super) fn file_url(path: &Path) -> Result<PathBuf> {
+    match path.to_str() {
+        Some(text) if !text.contains('\0') => Ok(PathBuf::from(format!("file:{text}"))),
+        _ => Err(Error::new(
+            Kind::BadInput,
+            "the file's name is not UTF-8 text, which FFmpeg needs",
+        )),
+    }
+}
+
+/// FFmpeg's best video stream, or the first real one when the best is a cover picture.
+fn best_video(input: &av::format::context::Input) -> Option<usize> {
+    let best = input
+        .streams()
+        .best(av::media::Type::Video)
+        .filter(is_video);
+    best.or_else(|| input.streams().find(is_video))
+        .map(|stream| stream.index())
+}
+
+pub(super) fn is_video(stream: &av::Stream<'_>) -> bool {
+    let picture = ffi::AV_DISPOSITION_ATTACHED_PIC | ffi::AV_DISPOSITION_TIMED_THUMBNAILS;
+    // SAFETY: the stream is alive; this reads one of its fields.
+    let disposition = unsafe { (*stream.as_ptr()).disposition };
+    stream.parameters().medium() == av::media::Type::Video && disposition & picture == 0
+}
+
+/// The kinds of stream a file has, for an error message.
+fn contents(input: &av::format::context::Input) -> String {
+    let kinds: std::collections::BTreeSet<_> = input
+        .streams()
+        .map(|s| format!("{:?}", s.parameters().medium()).to_lowercase())
+        .collect();
+    if kinds.is_empty() {
+        "an empty container".into()
+    } else {
+        kinds.into_iter().collect::<Vec<_>>().join(", ")
+    }
+}

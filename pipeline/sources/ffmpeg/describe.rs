@@ -1,0 +1,206 @@
+//! What a file says of its video stream.
+
+use std::{
+    ffi::{CStr, c_char, c_int},
+    path::Path,
+    ptr,
+};
+
+use ffmpeg_next::{self as av, ffi};
+
+use super::{
+    PIXELS_MAX,
+    demux::{Demuxer, is_video},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    sources::{info::VideoInfo, orientation::Orientation, sampler::Rate},
+    time::{Pts, TimeBase},
+};
+
+impl Demuxer {
+    /// What the file says of the stream.
+    pub fn info(&self, path: &Path) -> Result<VideoInfo> {
+        let stream = self.stream()?;
+        // SAFETY: the parameters live as long as the stream, which is borrowed from `input`.
+        let parameters = unsafe { &*(*stream.as_ptr()).codecpar };
+        let time_base = self.time_base;
+        let container = self.input.format().name().to_owned();
+        let still =
+            container == "image2" || container.ends_with("_pipe") && container != "yuv4mpegpipe";
+        let coded = (parameters.width, parameters.height);
+        let sample_aspect_ratio = self.sample_aspect_ratio(&stream);
+        let orientation = orientation(&stream);
+        let shown = shown_size(coded, sample_aspect_ratio)?;
+        let (width, height) = orientation.size(shown);
+        let format = pixel_format_name(parameters.format);
+        Ok(VideoInfo {
+            path: path.to_owned(),
+            codec: codec_name(parameters.codec_id),
+            width,
+            height,
+            coded_width: coded.0 as usize,
+            coded_height: coded.1 as usize,
+            orientation,
+            sample_aspect_ratio,
+            color_matrix: matrix_name(parameters.color_space, &format),
+            full_range: is_full_range(parameters.color_range, &format),
+            pixel_format: format,
+            time_base,
+            start: some_ticks(stream.start_time()).map(|t| Pts::new(t, time_base)),
+            duration: if still {
+                None
+            } else {
+                self.duration(&stream, time_base)
+            },
+            declared_frames: u64::try_from(stream.frames()).ok().filter(|&n| n > 0),
+            average_frame_rate: rate(stream.avg_frame_rate()),
+            n_video_streams: self.input.streams().filter(is_video).count(),
+            stream_index: self.stream_index,
+            container,
+            still,
+        })
+    }
+
+    fn sample_aspect_ratio(&self, stream: &av::Stream<'_>) -> (u32, u32) {
+        // SAFETY: context and stream belong together and are alive; the function only reads them.
+        let ratio = unsafe {
+            ffi::av_guess_sample_aspect_ratio(
+                self.input.as_ptr().cast_mut(),
+                stream.as_ptr().cast_mut(),
+                ptr::null_mut(),
+            )
+        };
+        match (u32::try_from(ratio.num), u32::try_from(ratio.den)) {
+            (Ok(num @ 1..), Ok(den @ 1..)) => (num, den),
+            _ => (1, 1),
+        }
+    }
+
+    fn duration(&self, stream: &av::Stream<'_>, stream_base: TimeBase) -> Option<Pts> {
+        let of_stream = some_ticks(stream.duration())
+            .filter(|&t| t > 0)
+            .map(|t| Pts::new(t, stream_base));
+        // SAFETY: the context is alive; this reads one of its fields.
+        let method = unsafe { (*self.input.as_ptr()).duration_estimation_method };
+        if of_stream.is_some()
+            || method == ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_BITRATE
+        {
+            return of_stream;
+        }
+        let ticks = some_ticks(self.input.duration()).filter(|&t| t > 0)?;
+        Some(Pts::new(ticks, TimeBase::new(1, ffi::AV_TIME_BASE as u32)?))
+    }
+}
+
+fn orientation(stream: &av::Stream<'_>) -> Orientation {
+    let kind = ffi::AVPacketSideDataType::AV_PKT_DATA_DISPLAYMATRIX;
+    let mut size = 0;
+    // SAFETY: the stream is alive; the bytes are copied before it can change, and only when there are 36.
+    let matrix = unsafe {
+        let data = ffi::av_stream_get_side_data(stream.as_ptr(), kind, &mut size);
+        if data.is_null() || size < 36 {
+            None
+        } else {
+            Some(ptr::read_unaligned(data.cast::<[i32; 9]>()))
+        }
+    };
+    matrix.map_or(Orientation::default(), Orientation::from_display_matrix)
+}
+
+/// The stored size with square pixels.
+fn shown_size((width, height): (c_int, c_int), (num, den): (u32, u32)) -> Result<(usize, usize)> {
+    let shown = i64::from(width) * i64::from(num) / i64::from(den);
+    // A pixel so thin that nothing is left: FFmpeg keeps the stored width.
+    let shown = if shown == 0 { i64::from(width) } else { shown };
+    match (usize::try_from(shown), usize::try_from(height)) {
+        (Ok(w @ 1..), Ok(h @ 1..)) if shown.saturating_mul(i64::from(height)) <= PIXELS_MAX => {
+            Ok((w, h))
+        }
+        _ => Err(Error::new(
+            Kind::BadInput,
+            format!(
+                "the picture is {width}x{height} with pixels of {num}:{den}, expected 1 to {PIXELS_MAX} pixels"
+            ),
+        )),
+    }
+}
+
+fn some_ticks(ticks: i64) -> Option<i64> {
+    (ticks != ffi::AV_NOPTS_VALUE).then_some(ticks)
+}
+
+pub(super) fn time_base(ratio: av::Rational) -> Option<TimeBase> {
+    TimeBase::new(
+        u32::try_from(ratio.numerator()).ok()?,
+        u32::try_from(ratio.denominator()).ok()?,
+    )
+}
+
+/// The rate, or the nearest one whose parts are small enough.
+fn rate(ratio: av::Rational) -> Option<Rate> {
+    let (Ok(near) | Err(near)) = ratio.reduce_with_limit(1_000_000);
+    Rate::new(
+        u32::try_from(near.numerator()).ok()?,
+        u32::try_from(near.denominator()).ok()?,
+    )
+    .ok()
+}
+
+fn codec_name(id: ffi::AVCodecID) -> String {
+    // SAFETY: returns a static string for every id.
+    unsafe { static_text(ffi::avcodec_get_name(id)) }
+}
+
+pub(super) fn pixel_format_name(format: c_int) -> String {
+    // SAFETY: takes any descriptor, an unknown one gives null; the pointer is to a static structure.
+    unsafe {
+        let mut iterator = ptr::null();
+        loop {
+            iterator = ffi::av_pix_fmt_desc_next(iterator);
+            if iterator.is_null() {
+                return "unknown".into();
+            }
+            if ffi::av_pix_fmt_desc_get_id(iterator) as c_int == format {
+                return static_text((*iterator).name);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `text` is null or a NUL-terminated string that lives for ever.
+unsafe fn static_text(text: *const c_char) -> String {
+    if text.is_null() {
+        return "unknown".into();
+    }
+    // SAFETY: by this function's contract.
+    unsafe { CStr::from_ptr(text).to_string_lossy().into_owned() }
+}
+
+/// The matrix that [`Converter`] will use.
+fn matrix_name(space: ffi::AVColorSpace, pixel_format: &str) -> String {
+    use ffi::AVColorSpace::{
+        AVCOL_SPC_BT709, AVCOL_SPC_BT2020_CL, AVCOL_SPC_BT2020_NCL, AVCOL_SPC_FCC,
+        AVCOL_SPC_SMPTE240M,
+    };
+    let has_no_matrix = ["rgb", "bgr", "gbr", "argb", "abgr", "gray", "pal8", "mono"];
+    if has_no_matrix
+        .iter()
+        .any(|prefix| pixel_format.starts_with(prefix))
+    {
+        return "none".into();
+    }
+    match space {
+        AVCOL_SPC_BT709 => "bt709",
+        AVCOL_SPC_BT2020_NCL | AVCOL_SPC_BT2020_CL => "bt2020",
+        AVCOL_SPC_FCC => "fcc",
+        AVCOL_SPC_SMPTE240M => "smpte240m",
+        _ => "bt601",
+    }
+    .into()
+}
+
+pub(super) fn is_full_range(range: ffi::AVColorRange, pixel_format: &str) -> bool {
+    range == ffi::AVColorRange::AVCOL_RANGE_JPEG || pixel_format.starts_with("yuvj")
+}

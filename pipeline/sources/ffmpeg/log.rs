@@ -1,0 +1,121 @@
+//! What FFmpeg says goes to the error messages of this program, not to the terminal.
+
+use std::{
+    cell::{Cell, RefCell},
+    ffi::{CStr, c_char, c_int, c_void},
+    sync::Once,
+};
+
+use ffmpeg_next::{self as av, ffi};
+
+use crate::error::{Error, Kind};
+
+thread_local! {
+    /// What FFmpeg said on this thread since [`forget_messages`], at most [`MESSAGES_MAX`].
+    static MESSAGES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// How often the container's reader complained of a damaged packet on this thread.
+    static DAMAGED_PACKETS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How FFmpeg's complaint of a damaged packet begins. The flag that goes with it
+/// does not survive the parser that cuts packets into frames.
+const DAMAGED_PACKET: &[u8] = b"Packet corrupt";
+
+/// Messages kept per thread; the first ones tell most.
+const MESSAGES_MAX: usize = 16;
+
+/// Prepares FFmpeg once: its log is kept for error messages, not printed.
+pub(super) fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Fills the table of error names; it has no other way to fail than by that table.
+        let _ = av::init();
+        // SAFETY: both only store a value in FFmpeg's globals; the callback is a plain function.
+        unsafe {
+            ffi::av_log_set_level(ffi::AV_LOG_QUIET);
+            #[cfg(target_arch = "x86_64")]
+            ffi::av_log_set_callback(Some(keep_message));
+        }
+    });
+}
+
+/// FFmpeg's log callback; the type of `arguments` is the one x86-64 has.
+#[cfg(target_arch = "x86_64")]
+unsafe extern "C" fn keep_message(
+    context: *mut c_void,
+    level: c_int,
+    format: *const c_char,
+    arguments: *mut ffi::__va_list_tag,
+) {
+    // SAFETY: FFmpeg's formats are strings that end in NUL.
+    let is_damage = unsafe { CStr::from_ptr(format) }
+        .to_bytes()
+        .starts_with(DAMAGED_PACKET);
+    if is_damage {
+        let _ = DAMAGED_PACKETS.try_with(|n| n.set(n.get() + 1));
+    }
+    if level > ffi::AV_LOG_ERROR {
+        return;
+    }
+    let mut line = [0 as c_char; 256];
+    let mut print_prefix = 0;
+    // SAFETY: FFmpeg hands over a format with its arguments; the line has the stated length and ends in NUL.
+    let text = unsafe {
+        ffi::av_log_format_line2(
+            context,
+            level,
+            format,
+            arguments,
+            line.as_mut_ptr(),
+            256,
+            &mut print_prefix,
+        );
+        CStr::from_ptr(line.as_ptr()).to_string_lossy()
+    };
+    // A thread that is ending has no store any more; its message is dropped.
+    let _ = MESSAGES.try_with(|kept| {
+        let mut kept = kept.borrow_mut();
+        if kept.len() < MESSAGES_MAX {
+            kept.push(text.trim().to_owned());
+        }
+    });
+}
+
+pub(super) fn forget_messages() {
+    MESSAGES.with(|kept| kept.borrow_mut().clear());
+}
+
+/// How often FFmpeg has complained of a damaged packet on this thread; only grows.
+pub fn damaged_packets() -> u64 {
+    DAMAGED_PACKETS.get()
+}
+
+/// Whether FFmpeg said on this thread that the file stops before its own end.
+pub fn said_truncated() -> bool {
+    let signs = ["partial file", "ended prematurely", "ends prematurely"];
+    MESSAGES.with(|kept| {
+        kept.borrow()
+            .iter()
+            .any(|m| signs.iter().any(|s| m.contains(s)))
+    })
+}
+
+/// An error of `kind` with FFmpeg's own words: its first log message, or the name of its code.
+pub(super) fn failed(kind: Kind, what: &str, error: av::Error) -> Error {
+    let said = MESSAGES.with(|kept| kept.borrow().iter().find(|m| !m.is_empty()).cloned());
+    let kind = match error {
+        av::Error::Exit => Kind::Interrupted,
+        av::Error::Other { errno: ffi::ENOENT } => Kind::NotFound,
+        av::Error::Other {
+            errno: ffi::EACCES | ffi::ENOSPC | ffi::EIO | ffi::EPERM,
+        } => Kind::Io,
+        _ => kind,
+    };
+    Error::new(
+        kind,
+        format!(
+            "{what}: {error}{}",
+            said.map_or(String::new(), |s| format!(" ({s})"))
+        ),
+    )
+}
