@@ -73,7 +73,7 @@ impl DualEncoder {
             Some(projection) => (projection.forward(&pooled), projection.out_features()),
             None => (pooled, self.vision.spec().encoder.hidden_size),
         };
-        vectors.chunks_exact_mut(width).for_each(normalise);
+        vectors.chunks_exact_mut(width).for_each(normalize);
         Ok(vectors)
     }
 
@@ -83,7 +83,7 @@ impl DualEncoder {
     /// As [`TextEncoder::encode`].
     pub fn encode_text(&self, ids: &[u32]) -> Result<Vec<f32>> {
         let mut vector = self.text.encode(ids)?;
-        normalise(&mut vector);
+        normalize(&mut vector);
         Ok(vector)
     }
 
@@ -99,7 +99,7 @@ impl DualEncoder {
 }
 
 /// Makes the vector one of length one; zeros stay.
-pub fn normalise(vector: &mut [f32]) {
+pub fn normalize(vector: &mut [f32]) {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     if length > 0.0 {
         vector.iter_mut().for_each(|x| *x /= length);

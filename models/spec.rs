@@ -391,7 +391,7 @@ impl VqganSpec {
                 self.resolution
             )));
         }
-        // The first residual block normalises `hidden_channels`, whatever the first multiplier.
+        // The first residual block normalizes `hidden_channels`, whatever the first multiplier.
         for mult in std::iter::once(1).chain(self.channel_mult.iter().copied()) {
             let channels = self.hidden_channels.saturating_mul(mult);
             if !channels.is_multiple_of(32) {
@@ -423,7 +423,7 @@ impl ModelSpec {
     /// The `config.json` of a model directory.
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string_pretty(self)
-            .map_err(|e| Error::with_source(Kind::Internal, "serialise config.json", e))
+            .map_err(|e| Error::with_source(Kind::Internal, "serialize config.json", e))
     }
 
     /// Whether the model looks at frames.

@@ -161,7 +161,7 @@ impl Model {
     }
 }
 
-/// Quantised matrices are multiplied from copies, which is faster, where these leave half of the memory to the rest.
+/// Quantized matrices are multiplied from copies, which is faster, where these leave half of the memory to the rest.
 fn within_memory(mut weights: Weights) -> Weights {
     let most = available_memory_bytes().map_or(u64::MAX, |bytes| bytes / 2);
     if weights.resident_bytes() > most {

@@ -449,7 +449,7 @@ fn resumable(partial: &Path, header: &ReelHeader) -> Option<Whole> {
 
 fn header_bytes(header: &ReelHeader) -> Result<Vec<u8>> {
     let json = serde_json::to_vec(header)
-        .map_err(|e| Error::with_source(Kind::Internal, "serialise the reel's header", e))?;
+        .map_err(|e| Error::with_source(Kind::Internal, "serialize the reel's header", e))?;
     let length = u32::try_from(json.len())
         .ok()
         .filter(|&l| l <= HEADER_BYTES_MAX);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use longreel_models::{
     checkpoint::import_hf::{PictureModelSpec, picture_model_of_directory, weights_of_directory},
     context::tokenizer::Tokenizer,
-    dual_encoder::{DualEncoder, normalise},
+    dual_encoder::{DualEncoder, normalize},
     spec::processor::Medium,
     vision::{conv_net::ConvNet, image::RgbView, processor::PictureProcessor, vit::Vit},
 };
@@ -81,7 +81,7 @@ impl VectorModel {
             PictureEncoder::Vit(vit) => vit.class_tokens(&pixels)?,
             PictureEncoder::ConvNet(net) => net.pooled(&pixels, size)?,
         };
-        normalise(&mut vector);
+        normalize(&mut vector);
         Ok(vector)
     }
 

@@ -301,7 +301,7 @@ fn add(found: &mut BTreeMap<String, View>, tensors: Vec<(String, View)>) -> Resu
     Ok(())
 }
 
-/// The weight files of `dir` with this extension, sorted; other `.bin` files (optimiser, arguments) are none.
+/// The weight files of `dir` with this extension, sorted; other `.bin` files (optimizer, arguments) are none.
 fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {

@@ -1,5 +1,5 @@
 //! LWM's streaming checkpoints: `[path, value]` pairs in msgpack, one after the
-//! other (tux `StreamingCheckpointer`), with arrays as flax serialises them.
+//! other (tux `StreamingCheckpointer`), with arrays as flax serializes them.
 //!
 //! Nothing is copied: a tensor is the byte ranges of its chunks. Every length
 //! is checked against the bytes that are there before it is believed.

@@ -163,7 +163,7 @@ fn not_finite(stored: Stored, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<
     Ok(Some(total))
 }
 
-/// How many weights of quantised blocks are NaN or infinite: those of a block whose scale is.
+/// How many weights of quantized blocks are NaN or infinite: those of a block whose scale is.
 fn blocks_not_finite(format: Format, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<u64> {
     let count = |blocks: &[u8]| {
         let mut weights = vec![0.0; format.weights_of(blocks)];

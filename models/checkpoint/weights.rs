@@ -62,7 +62,7 @@ pub struct Weights {
     shards: Vec<(PathBuf, MappedBytes)>,
     entries: BTreeMap<String, Entry>,
     taken: BTreeSet<String>,
-    /// Quantised matrices are multiplied where they are, not from copies.
+    /// Quantized matrices are multiplied where they are, not from copies.
     blocks_in_place: bool,
 }
 
@@ -302,7 +302,7 @@ impl Weights {
             .fold(0, u64::saturating_add)
     }
 
-    /// Has quantised matrices multiplied where they are mapped: several times slower, in the least memory.
+    /// Has quantized matrices multiplied where they are mapped: several times slower, in the least memory.
     pub fn keep_blocks_in_place(&mut self) {
         self.blocks_in_place = true;
     }
@@ -317,7 +317,7 @@ impl Weights {
         (entry.elements() as f64 * bits / 8.0).ceil() as u64
     }
 
-    /// Bytes of the tensors that are used where they are mapped: the decoder's bf16 and quantised matrices.
+    /// Bytes of the tensors that are used where they are mapped: the decoder's bf16 and quantized matrices.
     pub fn mapped_bytes(&self) -> u64 {
         self.entries
             .iter()

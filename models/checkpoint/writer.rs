@@ -364,7 +364,7 @@ fn preprocessor(resolution: usize) -> Result<String> {
 
 fn json_text(value: &serde_json::Value) -> Result<String> {
     serde_json::to_string_pretty(value)
-        .map_err(|e| Error::with_source(Kind::Internal, "serialise JSON", e))
+        .map_err(|e| Error::with_source(Kind::Internal, "serialize JSON", e))
 }
 
 /// A tensor with its type and place among the shards.
@@ -508,7 +508,7 @@ fn header(order: &[&Placed]) -> Result<Vec<u8>> {
         start = end;
     }
     let mut text = serde_json::to_vec(&entries)
-        .map_err(|e| Error::with_source(Kind::Internal, "serialise the header", e))?;
+        .map_err(|e| Error::with_source(Kind::Internal, "serialize the header", e))?;
     text.resize(text.len().next_multiple_of(8), b' ');
     let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut text);

@@ -1,7 +1,7 @@
-//! The threads that candle starts for work on single numbers and for quantised matrices: none where a model is trained.
+//! The threads that candle starts for work on single numbers and for quantized matrices: none where a model is trained.
 //!
 //! They wait for one another in loops that never sleep (`candle-core` 0.11, `utils.rs`, `BarrierGuard`) and so take
-//! the cores from the threads that compute: a small decoder trains nearly twice as fast without them. Quantised
+//! the cores from the threads that compute: a small decoder trains nearly twice as fast without them. Quantized
 //! matrices are multiplied by them alone (`QMatMul`), so whoever answers questions needs them.
 
 /// candle's own variable for the number of those threads.

@@ -1,4 +1,4 @@
-//! Group normalisation followed by SiLU (Wu and He, "Group Normalization"; flax `GroupNorm`).
+//! Group normalization followed by SiLU (Wu and He, "Group Normalization"; flax `GroupNorm`).
 //!
 //! Fused, because each alone is bound by memory: one pass sums, one pass writes.
 

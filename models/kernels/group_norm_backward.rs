@@ -1,4 +1,4 @@
-//! What comes back through group normalisation followed by SiLU.
+//! What comes back through group normalization followed by SiLU.
 //!
 //! Two passes over memory, as forward: one through SiLU, which also sums, one through the norm.
 

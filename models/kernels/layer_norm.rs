@@ -1,4 +1,4 @@
-//! Layer normalisation (Ba, Kiros and Hinton 2016).
+//! Layer normalization (Ba, Kiros and Hinton 2016).
 
 use rayon::prelude::*;
 
@@ -15,11 +15,11 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f3
     x.par_chunks(d)
         .zip(y.par_chunks_mut(d))
         .with_min_len(8)
-        .for_each(|(x, y)| normalise_row(level, x, weight, bias, eps, y));
+        .for_each(|(x, y)| normalize_row(level, x, weight, bias, eps, y));
 }
 
 per_level! {
-    fn normalise_row(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) = body;
+    fn normalize_row(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) = body;
 }
 
 #[inline(always)]
@@ -66,7 +66,7 @@ pub fn reference(x: &[f32], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f64> 
 
 #[cfg(test)]
 mod tests {
-    use super::{Level, layer_norm, normalise_row, reference};
+    use super::{Level, layer_norm, normalize_row, reference};
 
     #[test]
     fn every_level_agrees_with_the_reference_on_odd_widths_and_far_from_zero() {
@@ -79,7 +79,7 @@ mod tests {
             let expected = reference(&x, &weight, &bias, 1e-6);
             for level in Level::available() {
                 let mut y = vec![0.0; d];
-                normalise_row(level, &x, &weight, &bias, 1e-6, &mut y);
+                normalize_row(level, &x, &weight, &bias, 1e-6, &mut y);
                 for (&got, &e) in y.iter().zip(&expected) {
                     assert!(
                         (f64::from(got) - e).abs() <= 5e-6 * e.abs().max(1.0),

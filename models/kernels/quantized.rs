@@ -1,4 +1,4 @@
-//! Rows times a weight matrix that stays as it was quantised: blocks of whole numbers
+//! Rows times a weight matrix that stays as it was quantized: blocks of whole numbers
 //! with scales, as GGUF files hold them (`ggml-quants.c` of llama.cpp describes the blocks).
 //!
 //! A weight row is widened to f32 in the first-level cache while it goes by, so that few rows of x

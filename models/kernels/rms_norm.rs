@@ -1,4 +1,4 @@
-//! Root-mean-square normalisation (Zhang and Sennrich 2019).
+//! Root-mean-square normalization (Zhang and Sennrich 2019).
 
 use rayon::prelude::*;
 
@@ -15,11 +15,11 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     x.par_chunks(d)
         .zip(y.par_chunks_mut(d))
         .with_min_len(8)
-        .for_each(|(x, y)| normalise_row(level, x, weight, eps, y));
+        .for_each(|(x, y)| normalize_row(level, x, weight, eps, y));
 }
 
 per_level! {
-    fn normalise_row(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) = body;
+    fn normalize_row(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) = body;
 }
 
 /// Sums in 16 lanes: more accurate than one running sum, and a vector add.
@@ -56,7 +56,7 @@ pub fn reference(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Level, normalise_row, reference, rms_norm};
+    use super::{Level, normalize_row, reference, rms_norm};
 
     #[test]
     fn every_level_agrees_with_the_reference_on_odd_widths() {
@@ -68,7 +68,7 @@ mod tests {
             let expected = reference(&x, &weight, 1e-6);
             for level in Level::available() {
                 let mut y = vec![0.0; d];
-                normalise_row(level, &x, &weight, 1e-6, &mut y);
+                normalize_row(level, &x, &weight, 1e-6, &mut y);
                 for (&got, &e) in y.iter().zip(&expected) {
                     assert!(
                         (f64::from(got) - e).abs() <= 1e-6 * e.abs().max(1.0),

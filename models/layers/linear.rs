@@ -1,4 +1,4 @@
-//! A weight matrix as a layer: f32 in memory, or bf16 or quantised blocks in the mapped file.
+//! A weight matrix as a layer: f32 in memory, or bf16 or quantized blocks in the mapped file.
 
 use half::bf16;
 use longreel_kernels::{linear::linear, mapping::MappedBytes};
@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::{
     checkpoint::weights::{Matrix, Weights},
     error::{Error, Kind, Result},
-    layers::quantised::Blocks,
+    layers::quantized::Blocks,
 };
 
 enum Store {

@@ -1,6 +1,6 @@
 //! The layers that all models are made of: `[n, d]` numbers in, as many rows out.
 
-pub mod quantised;
+pub mod quantized;
 
 pub mod linear;
 

@@ -1,4 +1,4 @@
-//! Normalisation of rows, with the weights of a checkpoint.
+//! Normalization of rows, with the weights of a checkpoint.
 
 use longreel_kernels::{layer_norm::layer_norm, rms_norm::rms_norm};
 

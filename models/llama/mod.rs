@@ -62,7 +62,7 @@ pub struct Decoder {
 pub type Trace<'a> = dyn FnMut(&str, &[f32]) + 'a;
 
 impl Decoder {
-    /// Takes the decoder's weights; bf16 and quantised matrices stay in the mapped file.
+    /// Takes the decoder's weights; bf16 and quantized matrices stay in the mapped file.
     pub fn load(spec: &DecoderSpec, weights: &mut Weights) -> Result<Self> {
         let hidden = spec.hidden_size;
         let mut linear = |name: &str, out| Linear::load(weights, name, out, hidden);

@@ -25,7 +25,7 @@ pub enum HiddenAct {
     Tanh,
 }
 
-/// How rows are normalised.
+/// How rows are normalized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {

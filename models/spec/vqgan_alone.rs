@@ -50,9 +50,9 @@ impl VqganAlone {
     /// The `config.json` of a model directory.
     ///
     /// # Errors
-    /// `Internal` when it cannot be serialised.
+    /// `Internal` when it cannot be serialized.
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string_pretty(self)
-            .map_err(|e| Error::with_source(Kind::Internal, "serialise config.json", e))
+            .map_err(|e| Error::with_source(Kind::Internal, "serialize config.json", e))
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 /// Most bytes of a picture that is padded to a square.
 const SQUARE_BYTES_MAX: usize = 1 << 30;
 
-/// Pictures to normalised pixels.
+/// Pictures to normalized pixels.
 #[derive(Debug, Clone)]
 pub struct PictureProcessor {
     spec: PictureSpec,
@@ -63,7 +63,7 @@ impl PictureProcessor {
         &self.spec
     }
 
-    /// picture of any size → `[3, height, width]`, normalised.
+    /// picture of any size → `[3, height, width]`, normalized.
     ///
     /// Height and width are [`PictureSpec::shape`] where that is fixed.
     ///

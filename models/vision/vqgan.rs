@@ -103,7 +103,7 @@ impl Vqgan {
         &self.spec
     }
 
-    /// pixels `[n, h, w, 3]` in [-1, 1] → z `[n, g, g, e]`, before quantisation.
+    /// pixels `[n, h, w, 3]` in [-1, 1] → z `[n, g, g, e]`, before quantization.
     pub fn latent(&self, pixels: &Tensor) -> Result<Tensor> {
         self.latent_traced(pixels, &mut |_, _, _| {})
     }
@@ -126,7 +126,7 @@ impl Vqgan {
     }
 
     /// codes `[n, g · g]` → the codebook's rows `[n, g, g, e]`.
-    pub fn quantised(&self, codes: &Tensor) -> Result<Tensor> {
+    pub fn quantized(&self, codes: &Tensor) -> Result<Tensor> {
         let (frames, grid) = (self.rows_of(codes)?, self.spec.grid());
         let shape = (frames.len(), grid, grid, self.spec.quantized_embed_dim);
         Ok(Tensor::from_vec(frames.concat(), shape, &Device::Cpu)?)

@@ -17,9 +17,9 @@ pub enum Op {
     LinearOne,
     /// A 3 × 3 convolution of the frame tokenizer.
     Conv,
-    /// Group normalisation and SiLU of the frame tokenizer.
+    /// Group normalization and SiLU of the frame tokenizer.
     GroupNorm,
-    /// Root-mean-square normalisation.
+    /// Root-mean-square normalization.
     RmsNorm,
     /// Rotary position embedding.
     Rope,

@@ -70,7 +70,7 @@ pub fn prepare(case: &Case) -> Result<Work> {
             _ => matrix([rows, inputs, outputs], numbers(inputs * outputs, 2)),
         }),
         (Op::Conv, Shape::Picture { side, channels }) => Ok(convolution(side, channels)),
-        (_, Shape::Picture { side, channels }) => Ok(normalisation(side, channels)),
+        (_, Shape::Picture { side, channels }) => Ok(normalization(side, channels)),
         (op, Shape::Tokens { rows, channels }) => Ok(tokens(op, rows, channels)),
         (op, shape) => Err(Error::new(
             Kind::Internal,
@@ -166,7 +166,7 @@ fn convolution(side: usize, channels: usize) -> Work {
     }
 }
 
-fn normalisation(side: usize, channels: usize) -> Work {
+fn normalization(side: usize, channels: usize) -> Work {
     let x = numbers(side * side * channels, 1);
     let mut y = vec![0.0; x.len()];
     let (scale, bias) = (vec![1.0; channels], vec![0.0; channels]);

@@ -213,7 +213,7 @@ mod tests {
     use super::{args::Cli, is_training};
 
     #[test]
-    fn only_training_goes_without_the_threads_that_quantised_matrices_need() {
+    fn only_training_goes_without_the_threads_that_quantized_matrices_need() {
         let of = |line: &str| is_training(&Cli::parse_from(line.split(' ')).verb);
         assert!(of("longreel train decoder a.toml --out b"));
         assert!(of("longreel train vqgan a.toml --out b"));

@@ -197,7 +197,7 @@ fn eta_seconds(progress: &Progress, elapsed: Duration) -> Option<f64> {
 /// `value` as one line of JSON.
 pub fn to_json(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value)
-        .map_err(|e| Error::with_source(Kind::Internal, "serialise the result", e))
+        .map_err(|e| Error::with_source(Kind::Internal, "serialize the result", e))
 }
 
 /// Writes to stdout; a reader that went away is not an error of ours (as in `longreel ... | head`).

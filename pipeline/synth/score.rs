@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 /// An answer as it is compared: without blanks around it, in lower case, without a final full stop.
-pub fn normalised(answer: &str) -> String {
+pub fn normalized(answer: &str) -> String {
     let answer = answer.trim();
     let answer = answer.strip_suffix('.').unwrap_or(answer);
     answer.trim_end().to_lowercase()
 }
 
-/// Whether two answers are the same once both are [`normalised`].
+/// Whether two answers are the same once both are [`normalized`].
 pub fn is_exact(said: &str, expected: &str) -> bool {
-    normalised(said) == normalised(expected)
+    normalized(said) == normalized(expected)
 }
 
 /// Questions asked, and how many were answered exactly.
@@ -62,7 +62,7 @@ pub fn priors<'a>(
     let mut counts: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
     for (kind, answer) in answers {
         let of_kind = counts.entry(kind.to_owned()).or_default();
-        *of_kind.entry(normalised(answer)).or_default() += 1;
+        *of_kind.entry(normalized(answer)).or_default() += 1;
     }
     let priors = counts.into_iter();
     priors

@@ -43,8 +43,8 @@ const STATE: &str = "state.safetensors";
 const CURVES: [Curve<VqganFigures>; 5] = [
     ("L1, trained on", |f| (!f.held_out).then_some(f.l1)),
     ("L1, held out", |f| f.held_out.then_some(f.l1)),
-    ("quantisation, trained on", |f| {
-        (!f.held_out).then_some(f.quantisation)
+    ("quantization, trained on", |f| {
+        (!f.held_out).then_some(f.quantization)
     }),
     ("LPIPS, trained on", |f| {
         f.perceptual.filter(|_| !f.held_out)
@@ -71,7 +71,9 @@ pub struct VqganFigures {
     /// Of the pictures as they are shown, in decibels; absent for pictures that equal their pixels.
     pub psnr_db: Option<f64>,
     /// Mean squared distance of vectors from their rows of the codebook.
-    pub quantisation: f64,
+    // Runs that began before the name was spelled like this go on with the lines they have.
+    #[serde(alias = "quantisation")]
+    pub quantization: f64,
     /// Distinct codes.
     pub codes_used: usize,
     /// Share of the codebook that they are.
@@ -247,7 +249,7 @@ impl Training {
             l2: metrics.l2,
             perceptual: metrics.perceptual,
             psnr_db: finite(metrics.psnr_db),
-            quantisation: metrics.quantisation,
+            quantization: metrics.quantization,
             codes_used: metrics.codes_used,
             codes_share: self.share(metrics.codes_used),
             perplexity: metrics.perplexity,
@@ -293,7 +295,7 @@ impl Training {
             l2: evaluation.l2(),
             perceptual: evaluation.perceptual(),
             psnr_db: finite(evaluation.psnr_db()),
-            quantisation: evaluation.quantisation(),
+            quantization: evaluation.quantization(),
             codes_used,
             codes_share: self.share(codes_used),
             perplexity,

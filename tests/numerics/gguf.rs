@@ -24,7 +24,7 @@ use crate::support::{
     golden::{self, Golden, assert_close},
 };
 
-/// Files with logits. Multiplied in place, quantised files are held to what the others are held to: x is not rounded.
+/// Files with logits. Multiplied in place, quantized files are held to what the others are held to: x is not rounded.
 const CASES: [&str; 9] = [
     "llama_f32",
     "llama_f16",
@@ -178,7 +178,7 @@ fn rows_are_looked_up_where_they_are_mapped() {
 }
 
 #[test]
-fn quantised_matrices_stay_mapped_and_norms_take_four_bytes_an_element() {
+fn quantized_matrices_stay_mapped_and_norms_take_four_bytes_an_element() {
     let file = GgufModel::open(&file("llama_k")).unwrap();
     let mut weights = file.weights().unwrap();
     let copied = weights.resident_bytes();

@@ -179,7 +179,7 @@ fn losses_and_gradients_are_those_of_pytorch_with_and_without_a_discriminator() 
     let [
         l1,
         l2,
-        quantisation,
+        quantization,
         plain,
         generator,
         discriminator,
@@ -198,9 +198,9 @@ fn losses_and_gradients_are_those_of_pytorch_with_and_without_a_discriminator() 
 
     let losses = trainer.losses(&pixels(2)).unwrap();
     let metrics = losses.metrics;
-    let got = [metrics.l1, metrics.l2, metrics.quantisation, metrics.loss];
+    let got = [metrics.l1, metrics.l2, metrics.quantization, metrics.loss];
     let got = got.map(|x| x as f32);
-    assert_close("losses", &got, &[l1, l2, quantisation, plain], 1e-5);
+    assert_close("losses", &got, &[l1, l2, quantization, plain], 1e-5);
     assert!(metrics.adversarial.is_none() && losses.discriminator.is_none());
     assert_golden(&file, "plain.", &losses.gradients, GOLDEN);
 

@@ -99,7 +99,7 @@ fn all_codes_equal_the_official_ones() {
 }
 
 #[test]
-fn the_latent_before_quantisation_is_the_official_one() {
+fn the_latent_before_quantization_is_the_official_one() {
     let io = Golden::open("vqgan/io.safetensors");
     let z = golden_vqgan().latent(&pixels(&io)).unwrap();
     assert_eq!(z.dims(), io.shape("z"));
@@ -107,12 +107,12 @@ fn the_latent_before_quantisation_is_the_official_one() {
 }
 
 #[test]
-fn quantised_and_decoded_are_the_official_ones() {
+fn quantized_and_decoded_are_the_official_ones() {
     let io = Golden::open("vqgan/io.safetensors");
     let (vqgan, codes) = (golden_vqgan(), codes(&io));
     assert_close(
         "z_q",
-        &flat(&vqgan.quantised(&codes).unwrap()),
+        &flat(&vqgan.quantized(&codes).unwrap()),
         &io.f32("z_q"),
         1e-6,
     );
@@ -264,7 +264,7 @@ fn a_code_outside_the_codebook_is_an_error_that_names_it() {
     .unwrap();
     for result in [
         golden_vqgan().decode(&codes),
-        golden_vqgan().quantised(&codes),
+        golden_vqgan().quantized(&codes),
     ] {
         let error = result.unwrap_err().to_string();
         assert_eq!(

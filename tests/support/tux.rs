@@ -38,7 +38,7 @@ pub fn array(path: &[&str], dtype: (&str, usize), shape: &[usize], data: &[u8]) 
     out
 }
 
-/// A pair whose value is a plain msgpack integer, as the optimiser's step may be.
+/// A pair whose value is a plain msgpack integer, as the optimizer's step may be.
 pub fn integer(path: &[&str], value: u8) -> Vec<u8> {
     [key(path), bin(1), vec![value & 0x7f]].concat()
 }

@@ -338,7 +338,7 @@ fn a_perceptual_loss_is_in_the_figures_and_goes_on_to_the_same_bits() {
     }
     let last = &json["held_out"];
     let parts = number(last, "l1") + number(last, "l2") + 0.5 * number(last, "perceptual");
-    let codebook = 1.25 * number(last, "quantisation");
+    let codebook = 1.25 * number(last, "quantization");
     assert!(
         (number(last, "loss") - parts - codebook).abs() < 1e-9,
         "{last}"

@@ -23,7 +23,7 @@ pub use packed::{BLOCK_TOKENS, KvDtype, KvShape, PANEL, PackedBlock};
 
 use self::{
     dot::F32,
-    packed::{HeadBytes, bf16_pair, quantise, scale_of},
+    packed::{HeadBytes, bf16_pair, quantize, scale_of},
     step::{BlockUnits, RowsState, Step, TileScratch},
     widen::{Wide, WideBlock, cast, relative_scales},
 };
@@ -312,7 +312,7 @@ fn query_units_body(
             Arithmetic::Int8 => {
                 *scale = scale_of(&padded, 127.0);
                 for (unit, four) in units.iter_mut().zip(padded.chunks_exact(4)) {
-                    let byte = |i: usize| quantise(four[i], *scale, 127.0) as u8 ^ 128;
+                    let byte = |i: usize| quantize(four[i], *scale, 127.0) as u8 ^ 128;
                     *unit = u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]);
                 }
             }

@@ -1,7 +1,7 @@
 //! Keys and values of 256 tokens as the attention kernel reads them: one run of
 //! bytes, which can be computed on, sent to another rank, or mapped from a file.
 //!
-//! Per key-value head, in this order: keys, values, and for quantised types the
+//! Per key-value head, in this order: keys, values, and for quantized types the
 //! scales. Keys stand in panels of 32 tokens, `[panel, d / g, 32, g]`, and
 //! values as `[256 / g, d, g]`, where `g` elements that one dot instruction
 //! multiplies stand together: 1 for f32, 2 for bf16 and int4, 4 for int8.
@@ -427,7 +427,7 @@ pub(super) fn scale_of(x: &[f32], steps: f32) -> f32 {
 
 /// `x / scale` to the nearest of `-limit..=limit`, ties to even.
 #[inline(always)]
-pub(super) fn quantise(x: f32, scale: f32, limit: f32) -> i8 {
+pub(super) fn quantize(x: f32, scale: f32, limit: f32) -> i8 {
     // Adding 1.5·2^23 rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let steps = if scale > 0.0 { x / scale } else { 0.0 };
@@ -486,7 +486,7 @@ fn write_token(
             let scale = scale_of(token, 127.0);
             put(scales, slot, scale);
             for (c, &x) in token.iter().enumerate() {
-                elements[at(c)] = quantise(x, scale, 127.0) as u8;
+                elements[at(c)] = quantize(x, scale, 127.0) as u8;
             }
         }
         KvDtype::Int4 => {
@@ -494,7 +494,7 @@ fn write_token(
                 let scale = short(scale_of(x, 7.0));
                 put(scales, scale_at(shape, side, slot, group * GROUP), scale);
                 for (i, &x) in x.iter().enumerate() {
-                    let nibble = (quantise(x, scale.to_f32(), 7.0) + 8) as u8;
+                    let nibble = (quantize(x, scale.to_f32(), 7.0) + 8) as u8;
                     let index = at(group * GROUP + i);
                     let byte = &mut elements[index / 2];
                     let shift = 4 * (index % 2);

@@ -83,7 +83,7 @@ impl Evaluation {
     }
 
     /// Mean squared distance of vectors from their rows.
-    pub fn quantisation(&self) -> f64 {
+    pub fn quantization(&self) -> f64 {
         self.distance / self.latent_numbers
     }
 
@@ -102,6 +102,6 @@ impl Evaluation {
         options.l1_weight * self.l1()
             + options.l2_weight * self.l2()
             + perceptual.map_or(0.0, |(options, distance)| options.weight * distance)
-            + options.codebook_weight * of_codebook * self.quantisation()
+            + options.codebook_weight * of_codebook * self.quantization()
     }
 }

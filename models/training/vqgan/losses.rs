@@ -60,7 +60,7 @@ pub fn psnr_db(mean_squared: f64) -> f64 {
     10.0 * (4.0 / mean_squared).log10()
 }
 
-/// Whom the discriminator is to recognise.
+/// Whom the discriminator is to recognize.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     Real,

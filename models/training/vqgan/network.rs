@@ -23,7 +23,7 @@ pub struct Network {
 pub struct Passed {
     encoded: Vec<Kept>,
     decoded: Vec<Kept>,
-    /// z `[g, g, width]`, before quantisation.
+    /// z `[g, g, width]`, before quantization.
     pub z: Picture,
     /// `[g · g]`.
     pub codes: Vec<u32>,

@@ -44,7 +44,7 @@ pub struct Metrics {
     /// Mean perceptual distance (LPIPS), where there is a perceptual loss.
     pub perceptual: Option<f64>,
     /// Mean squared distance of vectors from their rows: codebook loss and commitment loss before their weights.
-    pub quantisation: f64,
+    pub quantization: f64,
     /// Of the pictures as they are shown, in decibels; infinite for pictures that equal their pixels.
     pub psnr_db: f64,
     /// Distinct codes of the batch.
@@ -423,7 +423,7 @@ impl VqganTrainer {
             l1: evaluation.l1(),
             l2: evaluation.l2(),
             perceptual: evaluation.perceptual(),
-            quantisation: evaluation.quantisation(),
+            quantization: evaluation.quantization(),
             psnr_db: evaluation.psnr_db(),
             codes_used,
             perplexity,

@@ -1,4 +1,4 @@
-//! A matrix in quantised blocks: multiplied by candle from a copy of its own, or by our kernel where the file has it.
+//! A matrix in quantized blocks: multiplied by candle from a copy of its own, or by our kernel where the file has it.
 
 use std::{borrow::Cow, sync::OnceLock};
 
