@@ -3,13 +3,13 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use longreel::bench::{
-    case::{Op, Selection},
+    case::{CaseFilter, Op},
     work::prepare,
 };
 use longreel_kernels::attend::KvDtype;
 
 fn kernels(c: &mut Criterion) {
-    let selection = Selection {
+    let selection = CaseFilter {
         ops: Op::ALL.to_vec(),
         dtypes: KvDtype::ALL.to_vec(),
         lengths: vec![2048],

@@ -11,7 +11,7 @@
 use std::{path::Path, time::Instant};
 
 use candle_core::Tensor;
-use longreel::bench::{random_weights::random_decoder, spread::Spread};
+use longreel::bench::{random_weights::random_decoder, sample_summary::SampleSummary};
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
     context::{packing::Packing, vocab::Token},
@@ -86,7 +86,7 @@ impl Bench {
             alone.push(timed(|| drop(self.one_by_one())));
             batches.push(timed(|| self.in_batches()));
         }
-        let [packed, alone, batches] = seconds.map(|s| Spread::of(&s).unwrap());
+        let [packed, alone, batches] = seconds.map(|s| SampleSummary::of(&s).unwrap());
         let lengths = || self.prompts.iter().map(Vec::len);
         json!({
             "threads": rayon::current_num_threads(),

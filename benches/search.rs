@@ -20,7 +20,7 @@ use std::{
 use longreel::{
     bench::{
         machine::{Build, Machine},
-        spread::Spread,
+        sample_summary::SampleSummary,
     },
     cancel::Cancel,
     flow::{EncodedStep, FeatureRows, FrameMark, FrameTime, StepContent},
@@ -174,10 +174,10 @@ fn measure(
         let answer = peer.as_mut().map(|peer| peer.ask(&request));
         theirs.extend(answer.map(|answer| answer["seconds"].as_f64().unwrap()));
     }
-    let ours = Spread::of(&ours).unwrap();
+    let ours = SampleSummary::of(&ours).unwrap();
     let bytes = library.bytes();
     let gb_per_s = bytes as f64 / 1e9 / ours.median;
-    let peer = Spread::of(&theirs).map(|theirs| {
+    let peer = SampleSummary::of(&theirs).map(|theirs| {
         json!({"name": found.map(|f| f["peer"].clone()), "seconds": theirs, "ratio": theirs.median / ours.median})
     });
     json!({

@@ -16,7 +16,7 @@ use std::{path::Path, time::Instant};
 use candle_core::{Device, Tensor};
 use longreel::bench::{
     machine::{Build, Machine},
-    spread::Spread,
+    sample_summary::SampleSummary,
 };
 use longreel_kernels::candle_threads;
 use longreel_models::{
@@ -30,7 +30,7 @@ use longreel_models::{
         optimizer::AdamW,
         parameters::Parameters,
         schedule::{Decay, Schedule},
-        trainer::{Recipe, Trainer},
+        trainer::{Trainer, TrainingRecipe},
     },
 };
 use serde_json::json;
@@ -66,8 +66,8 @@ fn main() {
         steps.push(seconds);
         products.push(products_per_second(seconds) / 1e9);
     }
-    let step_gflops = Spread::rate(operations / 1e9, &steps).unwrap();
-    let peak = Spread::of(&products).unwrap();
+    let step_gflops = SampleSummary::rate(operations / 1e9, &steps).unwrap();
+    let peak = SampleSummary::of(&products).unwrap();
     let row = json!({
         "bench": "training",
         "build": Build::HERE,
@@ -79,7 +79,7 @@ fn main() {
         "rows": shape.rows,
         "batches": shape.batches,
         "tokens_of_an_example": shape.example,
-        "tokens_per_s": Spread::rate(tokens, &steps),
+        "tokens_per_s": SampleSummary::rate(tokens, &steps),
         "gflop_a_step": operations / 1e9,
         "gflops": step_gflops,
         "product_gflops": peak,
@@ -99,7 +99,7 @@ struct Shape {
 /// A rate so small that the loss stays what it is, for the steps to be alike.
 fn trainer(spec: &DecoderSpec, batches_at_a_time: usize) -> Trainer {
     let parameters = Parameters::random(&decoder_tensors(spec), 0.02, 1).unwrap();
-    let recipe = Recipe {
+    let recipe = TrainingRecipe {
         reduction: Reduction::Rows,
         activations: Activations::Kept,
         batches_at_a_time,

@@ -17,7 +17,7 @@ use std::{path::Path, time::Instant};
 
 use longreel::bench::{
     machine::{Build, Machine},
-    spread::Spread,
+    sample_summary::SampleSummary,
 };
 use longreel_models::{
     checkpoint::{
@@ -69,7 +69,7 @@ fn measure(peer: &mut Peer, request: &Value, repeats: usize) -> Value {
         ours.push(start.elapsed().as_secs_f64());
         theirs.push(peer.ask(request)["seconds"].as_f64().unwrap());
     }
-    let [ours, theirs] = [ours, theirs].map(|seconds| Spread::of(&seconds).unwrap());
+    let [ours, theirs] = [ours, theirs].map(|seconds| SampleSummary::of(&seconds).unwrap());
     let vision = model.vision();
     json!({
         "longreel": Build::HERE.longreel,

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use longreel_kernels::{
-    conv::{Kernel, Sampling, Start, conv},
+    conv::{Kernel, Resampling, Start, conv},
     conv_backward::weight_gradient,
 };
 use longreel_models::{
@@ -125,8 +125,8 @@ fn kernels_per_second(spec: &VqganSpec, batch: usize) -> f64 {
         (0..batch).into_par_iter().for_each(|_| {
             let (mut y, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; 9 * n * n], vec![0.0; n]);
             let size = [side; 2];
-            conv(&x, size, &kernel, Sampling::Same, Start::Bias, &mut y);
-            weight_gradient(&x, size, &y, shape, Sampling::Same, [&mut dw, &mut db]);
+            conv(&x, size, &kernel, Resampling::Same, Start::Bias, &mut y);
+            weight_gradient(&x, size, &y, shape, Resampling::Same, [&mut dw, &mut db]);
         });
     };
     run();

@@ -92,7 +92,7 @@ struct Rated {
 }
 
 /// What a pass has found.
-struct Pool {
+struct CandidatePool {
     rated: Vec<Rated>,
     candidates: usize,
     sampling: String,
@@ -142,9 +142,9 @@ impl Chooser {
 }
 
 impl Changes {
-    fn look(&self, candidates: &mut Candidates<'_>, progress: &Progress) -> Result<Pool> {
+    fn look(&self, candidates: &mut Candidates<'_>, progress: &Progress) -> Result<CandidatePool> {
         let mut detector = ChangeDetector::new(self.threshold, self.max_gap);
-        let mut pool = Pool::of(self.describe(candidates.sampling));
+        let mut pool = CandidatePool::of(self.describe(candidates.sampling));
         pool.fill(&mut candidates.reader, progress, |frame, next| {
             Ok(detector.push(frame, next))
         })?;
@@ -172,7 +172,7 @@ impl Query {
         candidates: &mut Candidates<'_>,
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Pool> {
+    ) -> Result<CandidatePool> {
         match &self.vectors {
             Vectors::Model(model) => self.encode(model, candidates, progress),
             Vectors::Reel(path) => {
@@ -189,9 +189,9 @@ impl Query {
         model: &VectorModel,
         candidates: &mut Candidates<'_>,
         progress: &Progress,
-    ) -> Result<Pool> {
+    ) -> Result<CandidatePool> {
         let made_by = absolute(&model.dir).display().to_string();
-        let mut pool = Pool::of(self.describe(candidates.sampling, &made_by));
+        let mut pool = CandidatePool::of(self.describe(candidates.sampling, &made_by));
         pool.fill(&mut candidates.reader, progress, |frame, _| {
             let vector = RgbView::new(frame.image.width, frame.image.height, &frame.image.data)
                 .and_then(|view| model.of_picture(view))
@@ -208,7 +208,7 @@ impl Query {
         candidates: &Candidates<'_>,
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Pool> {
+    ) -> Result<CandidatePool> {
         let (header, reader) = (reel.header(), &candidates.reader);
         let width = header.vectors()?.width;
         if width != self.vector.len() {
@@ -219,7 +219,7 @@ impl Query {
         let video = video_of(&reel, reader.info())?;
         let kept = &header.videos[video].sampling;
         let sampling = candidates.range.behind(kept.clone());
-        let mut pool = Pool::of(self.describe(&sampling, &header.model));
+        let mut pool = CandidatePool::of(self.describe(&sampling, &header.model));
         progress.frames_expected.add(reel.n_frames());
         while let Some(kept) = reel.next_step()? {
             cancel.check()?;
@@ -266,7 +266,7 @@ impl Query {
     }
 }
 
-impl Pool {
+impl CandidatePool {
     fn of(sampling: String) -> Self {
         Self {
             rated: Vec::new(),

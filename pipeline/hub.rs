@@ -196,7 +196,7 @@ fn is_commit(revision: &str) -> bool {
 }
 
 /// Told of a download: the file, then bytes done and to do of all files of the model.
-pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64);
+pub type DownloadProgress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 
 /// The directory (or file) that `name` means.
 ///
@@ -209,7 +209,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 pub fn resolve(
     name: &str,
     settings: &Settings,
-    progress: Progress<'_>,
+    progress: DownloadProgress<'_>,
     cancel: &Cancel,
 ) -> Result<PathBuf> {
     let path = Path::new(name);
@@ -261,7 +261,7 @@ fn fetch(
     repo: &Repo,
     cache: &RepoCache,
     settings: &Settings,
-    progress: Progress<'_>,
+    progress: DownloadProgress<'_>,
     cancel: &Cancel,
 ) -> Result<PathBuf> {
     let client = Client::new(settings, repo)?;
@@ -292,7 +292,7 @@ fn fetch_files(
     commit: &str,
     cache: &RepoCache,
     client: &Client<'_>,
-    progress: Progress<'_>,
+    progress: DownloadProgress<'_>,
     cancel: &Cancel,
 ) -> Result<()> {
     let mut all: Vec<(&str, Metadata)> = Vec::new();

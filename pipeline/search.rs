@@ -8,7 +8,7 @@ use std::{
 };
 
 use half::{bf16, f16};
-use longreel_kernels::linear::{Element, dot_records};
+use longreel_kernels::linear::{WeightElement, dot_records};
 use rayon::prelude::*;
 
 use crate::{
@@ -316,7 +316,7 @@ fn scores(dtype: RowsDtype, query: &[f32], records: &[u8], n: usize) -> Vec<f32>
     }
 }
 
-fn scores_of<E: Element + bytemuck::AnyBitPattern>(
+fn scores_of<E: WeightElement + bytemuck::AnyBitPattern>(
     query: &[f32],
     records: &[u8],
     n: usize,

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::{
     attention::{
-        kv_cache::Placed,
+        kv_cache::PositionedBlock,
         mask::{Mask, Verdict},
         partial::Partial,
     },
@@ -75,7 +75,7 @@ pub fn lanes(place: usize) -> usize {
 }
 
 /// Neighbouring queries, for the heads that share one key-value head.
-struct Asked {
+struct QueryGroup {
     kv_head: usize,
     /// Number of the first query among all of the call.
     first: usize,
@@ -85,7 +85,7 @@ struct Asked {
 
 /// One task: what is asked, and where the results of each query belong: out `[group, d]`, lse `[group]`.
 struct Task<'a> {
-    asked: Asked,
+    asked: QueryGroup,
     results: Vec<(&'a mut [f32], &'a mut [f32])>,
 }
 
@@ -95,12 +95,12 @@ struct Call<'a> {
     q: &'a [f32],
     heads: Heads,
     shape: KvShape,
-    keys: &'a [Placed],
+    keys: &'a [PositionedBlock],
     mask: &'a Mask<'a>,
 }
 
 /// q `[n, heads, d]`, keys in order of place → out `[n, heads, d]`, lse `[n, heads]`.
-pub fn attend(queries: Queries, heads: Heads, keys: &[Placed], mask: &Mask) -> Partial {
+pub fn attend(queries: Queries, heads: Heads, keys: &[PositionedBlock], mask: &Mask) -> Partial {
     let mut whole = Partial::empty(queries.places() * heads.query, heads.d);
     let Some(placed) = keys.first() else {
         return whole;
@@ -124,7 +124,7 @@ pub fn attend(queries: Queries, heads: Heads, keys: &[Placed], mask: &Mask) -> P
 ///
 /// # Errors
 /// `TooLarge` when memory ends.
-pub fn place(heads: Heads, keys: &[f32], values: &[f32]) -> Result<Vec<Placed>> {
+pub fn place(heads: Heads, keys: &[f32], values: &[f32]) -> Result<Vec<PositionedBlock>> {
     let shape = KvShape {
         kv_heads: heads.key_value,
         d: heads.d,
@@ -141,7 +141,7 @@ pub fn place(heads: Heads, keys: &[f32], values: &[f32]) -> Result<Vec<Placed>> 
         .map(|(start, (keys, values))| {
             let mut block = PackedBlock::try_new(shape).ok_or_else(no_memory)?;
             block.write(0, keys, values);
-            Ok(Placed {
+            Ok(PositionedBlock {
                 start,
                 len: keys.len() / width,
                 block: Arc::new(block),
@@ -169,7 +169,7 @@ fn tasks<'a>(runs: &[Range<usize>], heads: Heads, whole: &'a mut Partial) -> Vec
             }
             let task = |(kv_head, results)| {
                 let places = places.clone();
-                let asked = Asked {
+                let asked = QueryGroup {
                     kv_head,
                     first,
                     places,
@@ -232,12 +232,12 @@ thread_local! {
 
 impl Workspace {
     /// out `[places, group, d]`, lse `[places, group]` over the lanes `lane`, `lane + step`, and so on.
-    fn sum(&mut self, call: Call, asked: &Asked, lane: usize, step: usize) -> Partial {
+    fn sum(&mut self, call: Call, asked: &QueryGroup, lane: usize, step: usize) -> Partial {
         gather(call, asked, &mut self.rows);
         let begun = || Accumulator::new(&[], call.shape);
         let state = self.state.get_or_insert_with(begun);
         state.restart(&self.rows, call.shape);
-        let lanes = Lanes {
+        let lanes = KeyLanes {
             call,
             asked,
             n: lanes(asked.places.start),
@@ -247,13 +247,13 @@ impl Workspace {
 }
 
 /// The parts that the keys of a task are summed in.
-struct Lanes<'a> {
+struct KeyLanes<'a> {
     call: Call<'a>,
-    asked: &'a Asked,
+    asked: &'a QueryGroup,
     n: usize,
 }
 
-impl Lanes<'_> {
+impl KeyLanes<'_> {
     /// The merge of the lanes `lane`, `lane + step`, … as [`Partial::merge_strided`] does it, holding
     /// no more results at a time than the tree is deep.
     fn sum(
@@ -279,12 +279,15 @@ impl Lanes<'_> {
     /// Adds the keys of one lane that the queries see, in order of place.
     fn add_lane(&self, state: &mut Accumulator, lane: usize) {
         let Call { keys, mask, .. } = self.call;
-        let of_lane = |placed: &&Placed| placed.start / BLOCK_TOKENS % self.n == lane;
+        let of_lane = |placed: &&PositionedBlock| placed.start / BLOCK_TOKENS % self.n == lane;
         let verdict = |placed| {
             let places = self.asked.places.clone();
-            (placed, mask.verdict(places, Placed::places(placed)))
+            (
+                placed,
+                mask.verdict(places, PositionedBlock::places(placed)),
+            )
         };
-        let seen = |(_, verdict): &(&Placed, Verdict)| *verdict != Verdict::Skip;
+        let seen = |(_, verdict): &(&PositionedBlock, Verdict)| *verdict != Verdict::Skip;
         let mut seen = keys
             .iter()
             .filter(of_lane)
@@ -300,11 +303,11 @@ impl Lanes<'_> {
     fn add(
         &self,
         state: &mut Accumulator,
-        placed: &Placed,
+        placed: &PositionedBlock,
         verdict: Verdict,
         next: Option<&PackedBlock>,
     ) {
-        let Asked {
+        let QueryGroup {
             kv_head, places, ..
         } = self.asked;
         let mut bits = Vec::new();
@@ -323,7 +326,7 @@ impl Lanes<'_> {
 }
 
 /// q `[n, heads, d]` → rows `[places, group, d]`.
-fn gather(call: Call, asked: &Asked, rows: &mut Vec<f32>) {
+fn gather(call: Call, asked: &QueryGroup, rows: &mut Vec<f32>) {
     let heads = call.heads;
     let width = heads.group() * heads.d;
     let share = asked.kv_head * width..(asked.kv_head + 1) * width;

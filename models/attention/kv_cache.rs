@@ -29,7 +29,7 @@ use crate::{
 
 /// A block and the places of the context that it holds.
 #[derive(Clone)]
-pub struct Placed {
+pub struct PositionedBlock {
     /// Place of its first token.
     pub start: usize,
     /// Tokens held, at most [`BLOCK_TOKENS`].
@@ -38,7 +38,7 @@ pub struct Placed {
     pub block: Arc<PackedBlock>,
 }
 
-impl Placed {
+impl PositionedBlock {
     /// The places held.
     pub fn places(&self) -> Range<usize> {
         self.start..self.start + self.len
@@ -115,7 +115,7 @@ pub struct KvCache {
     /// Places at which the blocks of all ranks begin, in order; dropped ones are not among them.
     held: Vec<usize>,
     /// This rank's blocks, per layer, oldest first; the same places in every layer.
-    layers: Vec<Vec<Placed>>,
+    layers: Vec<Vec<PositionedBlock>>,
     /// What the blocks of all layers at one index took out of the budget; `None` for those in files.
     charges: Vec<Option<Arc<Charge>>>,
     budget: Arc<Budget>,
@@ -436,12 +436,12 @@ impl KvCache {
                 column.ok_or_else(|| self.refused("the machine has no memory for them"))?;
             for (layer, block) in self.layers.iter_mut().zip(column) {
                 let len = 0;
-                layer.push(Placed { start, len, block });
+                layer.push(PositionedBlock { start, len, block });
             }
             self.charges.push(Some(charge));
         }
         for layer in &mut self.layers {
-            let written = |placed: &&mut Placed| placed.start + BLOCK_TOKENS > before;
+            let written = |placed: &&mut PositionedBlock| placed.start + BLOCK_TOKENS > before;
             for placed in layer.iter_mut().rev().take_while(written) {
                 placed.len = (len - placed.start).min(BLOCK_TOKENS);
             }
@@ -452,19 +452,20 @@ impl KvCache {
     /// Copies the last blocks where they are shared or in a file.
     fn own_last(&mut self) -> Result<()> {
         let lasts = self.layers.iter().filter_map(|layer| layer.last());
-        let is_own =
-            |placed: &Placed| Arc::strong_count(&placed.block) == 1 && !placed.block.is_mapped();
+        let is_own = |placed: &PositionedBlock| {
+            Arc::strong_count(&placed.block) == 1 && !placed.block.is_mapped()
+        };
         if lasts.into_iter().all(is_own) {
             return Ok(());
         }
         let charge = self.charge()?;
-        let copy = |placed: &Placed| {
+        let copy = |placed: &PositionedBlock| {
             let block = PackedBlock::from_bytes(self.shape, placed.block.as_bytes())?;
             let block = Arc::new(block);
-            Some(Placed { block, ..*placed })
+            Some(PositionedBlock { block, ..*placed })
         };
         let lasts = self.layers.iter().filter_map(|layer| layer.last());
-        let copies: Option<Vec<Placed>> = lasts.map(copy).collect();
+        let copies: Option<Vec<PositionedBlock>> = lasts.map(copy).collect();
         let copies = copies.ok_or_else(|| self.refused("the machine has no memory for them"))?;
         let lasts = self.layers.iter_mut().filter_map(|layer| layer.last_mut());
         lasts.zip(copies).for_each(|(last, copy)| *last = copy);
@@ -568,7 +569,7 @@ impl KvCache {
     }
 
     /// The blocks of `layer`, oldest first; the last may be partly filled.
-    pub fn blocks(&self, layer: usize) -> &[Placed] {
+    pub fn blocks(&self, layer: usize) -> &[PositionedBlock] {
         self.layers.get(layer).map_or(&[], Vec::as_slice)
     }
 }
@@ -585,14 +586,18 @@ fn new_id() -> u64 {
 }
 
 /// Index of the block that holds `place`.
-fn index_of(blocks: &[Placed], place: usize) -> Option<usize> {
+fn index_of(blocks: &[PositionedBlock], place: usize) -> Option<usize> {
     let behind = blocks.partition_point(|placed| placed.start <= place);
     let index = behind.checked_sub(1)?;
     blocks[index].places().contains(&place).then_some(index)
 }
 
 /// Copies the tokens at `places` to those from place 0 on; `None` when one is missing.
-fn copy_places(to: &mut [Placed], from: &[Placed], places: &Range<usize>) -> Option<()> {
+fn copy_places(
+    to: &mut [PositionedBlock],
+    from: &[PositionedBlock],
+    places: &Range<usize>,
+) -> Option<()> {
     let mut at = places.start;
     while at < places.end {
         let slot = at % BLOCK_TOKENS;

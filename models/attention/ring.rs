@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::{
     attention::{
         blockwise::{Heads, Queries, attend},
-        kv_cache::{BLOCK_TOKENS, KvShape, Placed},
+        kv_cache::{BLOCK_TOKENS, KvShape, PositionedBlock},
         link::{Failure, Link, Message},
         mask::Mask,
         partial::Partial,
@@ -192,7 +192,7 @@ impl Ring {
         q: &[f32],
         runs: &[Vec<Range<usize>>],
         heads: Heads,
-        keys: &[Placed],
+        keys: &[PositionedBlock],
         mask: &Mask,
     ) -> Result<Partial> {
         let own = runs.get(self.rank()).ok_or_else(|| {
@@ -210,7 +210,7 @@ impl Ring {
         &mut self,
         queries: Queries,
         heads: Heads,
-        keys: &[Placed],
+        keys: &[PositionedBlock],
         mask: &Mask,
     ) -> Result<Partial> {
         let n = queries.places();
@@ -235,7 +235,7 @@ impl Ring {
         queries: Queries,
         runs: &[Vec<Range<usize>>],
         heads: Heads,
-        keys: &[Placed],
+        keys: &[PositionedBlock],
         mask: &Mask,
     ) -> Result<Partial> {
         let (rank, ranks) = (self.rank(), self.ranks());
@@ -272,7 +272,7 @@ impl Ring {
         &mut self,
         queries: Queries,
         heads: Heads,
-        keys: &[Placed],
+        keys: &[PositionedBlock],
         mask: &Mask,
     ) -> Partial {
         let start = Instant::now();

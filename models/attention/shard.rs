@@ -19,7 +19,7 @@ use crate::attention::kv_cache::BLOCK_TOKENS;
 
 /// How places are dealt to ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
+pub enum ShardLayout {
     /// One run after another.
     Contiguous,
     /// `2 · ranks` runs, of which rank `r` has the `r`-th from either end.
@@ -28,7 +28,7 @@ pub enum Layout {
     Striped,
 }
 
-impl Layout {
+impl ShardLayout {
     /// The places of `0..len` that belong to `rank`, as runs in order of place, none empty.
     pub fn runs(self, len: usize, rank: usize, ranks: usize) -> Vec<Range<usize>> {
         let runs = match self {

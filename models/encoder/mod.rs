@@ -21,11 +21,11 @@ const QK_NORM_EPS: f64 = 1e-6;
 /// A stack of blocks.
 pub struct Encoder {
     heads: Heads,
-    blocks: Vec<Block>,
+    blocks: Vec<EncoderBlock>,
 }
 
 /// The weights of one block.
-struct Block {
+struct EncoderBlock {
     spec: EncoderSpec,
     attention_norm: Norm,
     inputs: Inputs,
@@ -49,7 +49,7 @@ enum Inputs {
 
 /// What the tokens of a call see of one another.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
+pub struct Visibility<'a> {
     /// Tokens of one sequence, which sees itself only.
     pub tokens: usize,
     /// A token sees no later one.
@@ -60,7 +60,7 @@ pub struct View<'a> {
     pub turns: Option<&'a Turns>,
 }
 
-impl View<'_> {
+impl Visibility<'_> {
     /// Every token of a sequence of `tokens` sees all.
     pub fn of_all(tokens: usize) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl Encoder {
             key_value: spec.num_attention_heads,
             d: spec.hidden_size / spec.num_attention_heads,
         };
-        let block = |index| Block::load(spec, weights, &format!("{name}.layers.{index}"));
+        let block = |index| EncoderBlock::load(spec, weights, &format!("{name}.layers.{index}"));
         let blocks = (0..spec.num_hidden_layers).map(block);
         Ok(Self {
             heads,
@@ -104,9 +104,9 @@ impl Encoder {
         causal: bool,
         layers: usize,
     ) -> Result<Vec<f32>> {
-        let view = View {
+        let view = Visibility {
             causal,
-            ..View::of_all(tokens)
+            ..Visibility::of_all(tokens)
         };
         for index in 0..layers.min(self.layers()) {
             self.block(index, &mut x, view)?;
@@ -118,7 +118,7 @@ impl Encoder {
     ///
     /// # Errors
     /// As [`Encoder::forward`].
-    pub fn block(&self, index: usize, x: &mut [f32], view: View) -> Result<()> {
+    pub fn block(&self, index: usize, x: &mut [f32], view: Visibility) -> Result<()> {
         let Some(block) = self.blocks.get(index) else {
             let message = format!("block {index} of an encoder of {}", self.layers());
             return Err(Error::new(Kind::Internal, message));
@@ -129,7 +129,7 @@ impl Encoder {
     }
 }
 
-impl Block {
+impl EncoderBlock {
     fn load(spec: &EncoderSpec, weights: &mut Weights, name: &str) -> Result<Self> {
         let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
         let part = |part: &str| format!("{name}.{part}");
@@ -197,7 +197,7 @@ impl Block {
     }
 
     /// x `[sequences, tokens, hidden]` → x plus attention, in place.
-    fn attention(&self, x: &mut [f32], heads: Heads, view: View, index: usize) -> Result<()> {
+    fn attention(&self, x: &mut [f32], heads: Heads, view: Visibility, index: usize) -> Result<()> {
         let normed = self.attention_norm.forward(x);
         let [mut q, mut k, v] = self.inputs.forward(&normed);
         if let Some([of_q, of_k]) = &self.qk_norms {
@@ -281,7 +281,13 @@ fn halves(rows: &[f32], half: usize) -> [Vec<f32>; 2] {
 ///
 /// # Errors
 /// `TooLarge` when memory ends.
-fn attend_each(q: &[f32], k: &[f32], v: &[f32], heads: Heads, view: View) -> Result<Vec<f32>> {
+fn attend_each(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    heads: Heads,
+    view: Visibility,
+) -> Result<Vec<f32>> {
     let mask = Mask {
         causal: view.causal,
         segments: view.segments,

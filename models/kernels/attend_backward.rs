@@ -23,7 +23,7 @@ const STRIP: usize = 128;
 
 /// Queries of one head, or of the heads that share one key-value head, and what came back to their outputs.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
+pub struct QueryRows<'a> {
     /// `[n, d]`.
     pub q: &'a [f32],
     /// `[n, d]`: the gradient of the outputs.
@@ -45,7 +45,7 @@ pub struct Keys<'a> {
 
 /// What is added to.
 #[derive(Debug)]
-pub struct Gradients<'a> {
+pub struct HeadGradients<'a> {
     /// `[n, d]`.
     pub dq: &'a mut [f32],
     /// `[s, d]`.
@@ -62,10 +62,10 @@ pub struct Gradients<'a> {
 /// When the lengths do not fit, or there are more than [`BLOCK_TOKENS`] keys.
 pub fn attend_backward(
     d: usize,
-    rows: Rows,
+    rows: QueryRows,
     keys: Keys,
     visible: Option<Visible>,
-    gradients: Gradients,
+    gradients: HeadGradients,
 ) {
     backward_at(Level::current(), d, rows, keys, visible, gradients);
 }
@@ -73,27 +73,33 @@ pub fn attend_backward(
 fn backward_at(
     level: Level,
     d: usize,
-    rows: Rows,
+    rows: QueryRows,
     keys: Keys,
     visible: Option<Visible>,
-    gradients: Gradients,
+    gradients: HeadGradients,
 ) {
     check(d, rows, keys, visible, &gradients);
     if rows.lse.is_empty() || keys.k.is_empty() {
         return;
     }
-    let Gradients { dq, dk, dv } = gradients;
+    let HeadGradients { dq, dk, dv } = gradients;
     for (index, dq) in dq.chunks_mut(STRIP * d).enumerate() {
         let strip = rows.strip(d, index * STRIP, dq.len() / d);
-        let seen = visible.map(|visible| Seen {
+        let seen = visible.map(|visible| VisibleRows {
             visible,
             first: index * STRIP,
         });
-        add_strip(level, d, strip, keys, seen, Gradients { dq, dk, dv });
+        add_strip(level, d, strip, keys, seen, HeadGradients { dq, dk, dv });
     }
 }
 
-fn check(d: usize, rows: Rows, keys: Keys, visible: Option<Visible>, gradients: &Gradients) {
+fn check(
+    d: usize,
+    rows: QueryRows,
+    keys: Keys,
+    visible: Option<Visible>,
+    gradients: &HeadGradients,
+) {
     let (n, s) = (rows.lse.len(), keys.k.len() / d);
     assert!(d > 0 && s <= BLOCK_TOKENS);
     for (what, len, expected) in [
@@ -113,7 +119,7 @@ fn check(d: usize, rows: Rows, keys: Keys, visible: Option<Visible>, gradients: 
     }
 }
 
-impl<'a> Rows<'a> {
+impl<'a> QueryRows<'a> {
     fn strip(self, d: usize, first: usize, n: usize) -> Self {
         Self {
             q: &self.q[first * d..(first + n) * d],
@@ -126,12 +132,12 @@ impl<'a> Rows<'a> {
 
 /// Which keys the rows from `first` on see.
 #[derive(Clone, Copy)]
-struct Seen<'a> {
+struct VisibleRows<'a> {
     visible: Visible<'a>,
     first: usize,
 }
 
-impl Seen<'_> {
+impl VisibleRows<'_> {
     /// The bits of a row of the strip.
     fn line(&self, row: usize) -> &[u32] {
         let line = (self.first + row) / self.visible.rows_per_mask;
@@ -141,35 +147,35 @@ impl Seen<'_> {
 
 /// Weights of a strip and their gradients, `[STRIP, s]` each.
 #[derive(Default)]
-struct Scratch {
+struct BackwardScratch {
     weights: Vec<f32>,
     d_scores: Vec<f32>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: RefCell<BackwardScratch> = RefCell::default();
 }
 
 fn add_strip(
     level: Level,
     d: usize,
-    rows: Rows,
+    rows: QueryRows,
     keys: Keys,
-    seen: Option<Seen>,
-    gradients: Gradients,
+    seen: Option<VisibleRows>,
+    gradients: HeadGradients,
 ) {
     let s = keys.k.len() / d;
     let scale = 1.0 / (d as f32).sqrt();
-    let (q, d_out) = (Matrix::new(rows.q, d), Matrix::new(rows.d_out, d));
-    let (k, v) = (Matrix::new(keys.k, d), Matrix::new(keys.v, d));
+    let (q, d_out) = (MatrixView::new(rows.q, d), MatrixView::new(rows.d_out, d));
+    let (k, v) = (MatrixView::new(keys.k, d), MatrixView::new(keys.v, d));
     SCRATCH.with_borrow_mut(|scratch| {
-        let Scratch { weights, d_scores } = scratch;
+        let BackwardScratch { weights, d_scores } = scratch;
         weights.resize(rows.lse.len() * s, 0.0);
         d_scores.resize(rows.lse.len() * s, 0.0);
         product(q, k.transposed(), scale, weights, false);
         product(d_out, v.transposed(), 1.0, d_scores, false);
         weigh(level, rows, s, seen, weights, d_scores);
-        let (p, ds) = (Matrix::new(weights, s), Matrix::new(d_scores, s));
+        let (p, ds) = (MatrixView::new(weights, s), MatrixView::new(d_scores, s));
         product(p.transposed(), d_out, 1.0, gradients.dv, true);
         product(ds, k, scale, gradients.dq, true);
         product(ds.transposed(), q, scale, gradients.dk, true);
@@ -180,15 +186,15 @@ per_level! {
     /// scores `[n, s]` → weights, gradients of weights `[n, s]` → gradients of scores, in place;
     /// zeros for pairs that do not see one another, whatever stood there.
     fn weigh(
-        rows: Rows<'_>, s: usize, seen: Option<Seen<'_>>, weights: &mut [f32], d_scores: &mut [f32],
+        rows: QueryRows<'_>, s: usize, seen: Option<VisibleRows<'_>>, weights: &mut [f32], d_scores: &mut [f32],
     ) = weigh_body;
 }
 
 #[inline(always)]
 fn weigh_body(
-    rows: Rows<'_>,
+    rows: QueryRows<'_>,
     s: usize,
-    seen: Option<Seen<'_>>,
+    seen: Option<VisibleRows<'_>>,
     weights: &mut [f32],
     d_scores: &mut [f32],
 ) {
@@ -225,7 +231,7 @@ fn keep(numbers: &mut [f32], bits: &[u32]) {
 
 /// A row-major matrix, or one seen from its side.
 #[derive(Clone, Copy)]
-struct Matrix<'a> {
+struct MatrixView<'a> {
     numbers: &'a [f32],
     rows: usize,
     columns: usize,
@@ -233,7 +239,7 @@ struct Matrix<'a> {
     column_stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a> MatrixView<'a> {
     /// `[len / columns, columns]`.
     fn new(numbers: &'a [f32], columns: usize) -> Self {
         Self {
@@ -257,7 +263,7 @@ impl<'a> Matrix<'a> {
 }
 
 /// a `[m, k]`, b `[k, n]` → y `[m, n]`: `factor · a·b`, added to y or put in its place, on this thread.
-fn product(a: Matrix, b: Matrix, factor: f32, y: &mut [f32], added: bool) {
+fn product(a: MatrixView, b: MatrixView, factor: f32, y: &mut [f32], added: bool) {
     assert_eq!(a.columns, b.rows);
     assert_eq!(y.len(), a.rows * b.columns);
     assert_eq!(a.numbers.len(), a.rows * a.columns);
@@ -294,7 +300,7 @@ pub type ReferenceGradients = (Vec<f64>, Vec<f64>, Vec<f64>);
 /// q, d_out `[n, d]`, k, v `[s, d]`, `visible(row, key)` → dq, dk, dv of [`crate::attend::reference`],
 /// in f64 and one pair after another; `lse` and `delta` of `rows` are not read.
 pub fn reference(
-    rows: Rows,
+    rows: QueryRows,
     keys: Keys,
     d: usize,
     visible: impl Fn(usize, usize) -> bool,
@@ -336,7 +342,8 @@ fn add(sum: &mut [f64], factor: f64, numbers: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::{
-        BLOCK_TOKENS, Gradients, Keys, Level, MASK_WORDS, Rows, Visible, backward_at, reference,
+        BLOCK_TOKENS, HeadGradients, Keys, Level, MASK_WORDS, QueryRows, Visible, backward_at,
+        reference,
     };
     use crate::attend;
 
@@ -350,7 +357,7 @@ mod tests {
     }
 
     /// Random q, k, v and d_out of one head.
-    struct Case {
+    struct BackwardCase {
         d: usize,
         q: Vec<f32>,
         k: Vec<f32>,
@@ -358,7 +365,7 @@ mod tests {
         d_out: Vec<f32>,
     }
 
-    impl Case {
+    impl BackwardCase {
         fn new(n: usize, s: usize, d: usize) -> Self {
             Self {
                 d,
@@ -376,8 +383,8 @@ mod tests {
             }
         }
 
-        fn rows<'a>(&'a self, lse: &'a [f32], delta: &'a [f32]) -> Rows<'a> {
-            Rows {
+        fn rows<'a>(&'a self, lse: &'a [f32], delta: &'a [f32]) -> QueryRows<'a> {
+            QueryRows {
                 q: &self.q,
                 d_out: &self.d_out,
                 lse,
@@ -409,7 +416,7 @@ mod tests {
         group: usize,
         visible: impl Fn(usize, usize) -> bool,
     ) {
-        let case = Case::new(n, s, d);
+        let case = BackwardCase::new(n, s, d);
         let sees = |i: usize, j: usize| visible(i / group, j);
         let (lse, delta) = case.forward(&sees);
         let rows = case.rows(&lse, &delta);
@@ -433,7 +440,7 @@ mod tests {
                     k: &case.k[from * d..to * d],
                     v: &case.v[from * d..to * d],
                 };
-                let gradients = Gradients {
+                let gradients = HeadGradients {
                     dq: &mut dq,
                     dk: &mut dk[from * d..to * d],
                     dv: &mut dv[from * d..to * d],
@@ -492,7 +499,7 @@ mod tests {
         let (d, n) = (4, 2);
         let q = vec![1e3; n * d];
         let (k, v) = ([vec![1e3; d], vec![0.0; d]].concat(), vec![1.0; 2 * d]);
-        let rows = Rows {
+        let rows = QueryRows {
             q: &q,
             d_out: &vec![1.0; n * d],
             lse: &[0.0, f32::NEG_INFINITY],
@@ -503,7 +510,7 @@ mod tests {
             rows_per_mask: 1,
         };
         let (mut dq, mut dk, mut dv) = (vec![0.0; n * d], vec![0.0; 2 * d], vec![0.0; 2 * d]);
-        let gradients = Gradients {
+        let gradients = HeadGradients {
             dq: &mut dq,
             dk: &mut dk,
             dv: &mut dv,
@@ -517,10 +524,10 @@ mod tests {
     fn the_reference_is_the_slope_of_the_forward_pass() {
         const STEP: f32 = 1.0 / 1024.0;
         let visible = |i: usize, j: usize| j <= i + 2 && i != 3;
-        let case = || Case::new(6, 9, 5);
+        let case = || BackwardCase::new(6, 9, 5);
         let zeros = [0.0; 6];
         let (dq, dk, dv) = reference(case().rows(&zeros, &zeros), case().keys(), 5, visible);
-        let slopes = |pick: fn(&mut Case) -> &mut Vec<f32>, n: usize| -> Vec<f64> {
+        let slopes = |pick: fn(&mut BackwardCase) -> &mut Vec<f32>, n: usize| -> Vec<f64> {
             let moved = |i: usize, by: f32| {
                 let mut case = case();
                 pick(&mut case)[i] += by;

@@ -33,7 +33,7 @@ pub enum Values {
 
 /// What the rows of a case see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sight {
+pub enum MaskKind {
     /// Every key.
     All,
     /// The keys up to their own place, the last row all.
@@ -44,7 +44,7 @@ pub enum Sight {
 
 /// One comparison.
 #[derive(Debug, Clone, Copy)]
-pub struct Case {
+pub struct CheckCase {
     /// Element type of keys and values.
     pub dtype: KvDtype,
     /// Queries.
@@ -56,12 +56,12 @@ pub struct Case {
     /// What the numbers look like.
     pub values: Values,
     /// What rows see.
-    pub sight: Sight,
+    pub sight: MaskKind,
 }
 
 /// What a body did on a case.
 #[derive(Debug, Clone, Copy)]
-pub struct Outcome {
+pub struct CheckOutcome {
     /// Largest error of outputs, over the largest value, and of log-sum-exps; infinite
     /// where one is a number and the other is not.
     pub error: f64,
@@ -73,7 +73,7 @@ pub struct Outcome {
 
 /// Every case: all element types, head dimensions 32 to 256 and odd ones, whole and cut blocks,
 /// every tile height, every kind of values and of sight.
-pub fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<CheckCase> {
     let shapes = [
         (1, 1, 2),
         (1, 513, 128),
@@ -87,8 +87,8 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in KvDtype::ALL {
         for (rows, tokens, d) in shapes {
-            for sight in [Sight::All, Sight::Causal, Sight::Holes] {
-                cases.push(Case {
+            for sight in [MaskKind::All, MaskKind::Causal, MaskKind::Holes] {
+                cases.push(CheckCase {
                     dtype,
                     rows,
                     tokens,
@@ -105,8 +105,8 @@ pub fn cases() -> Vec<Case> {
             Values::Outlier,
             Values::NotANumber,
         ] {
-            for sight in [Sight::All, Sight::Holes] {
-                cases.push(Case {
+            for sight in [MaskKind::All, MaskKind::Holes] {
+                cases.push(CheckCase {
                     dtype,
                     rows: 14,
                     tokens: 300,
@@ -124,7 +124,7 @@ pub fn cases() -> Vec<Case> {
 ///
 /// # Panics
 /// When there is no memory for the blocks.
-pub fn run(level: Level, case: Case) -> Outcome {
+pub fn run(level: Level, case: CheckCase) -> CheckOutcome {
     let (queries, blocks) = inputs(case);
     let bits = sights(case);
     let shape = shape(case);
@@ -147,14 +147,14 @@ pub fn run(level: Level, case: Case) -> Outcome {
         error(case, &queries, &blocks, &got, rounds(level, case)),
         tolerance(level, case),
     );
-    Outcome {
+    CheckOutcome {
         error,
         tolerance,
         nanoseconds,
     }
 }
 
-fn shape(case: Case) -> KvShape {
+fn shape(case: CheckCase) -> KvShape {
     KvShape {
         kv_heads: 1,
         d: case.d,
@@ -173,7 +173,7 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
 }
 
 /// queries `[rows, d]`, and the blocks with the tokens that each holds.
-fn inputs(case: Case) -> (Vec<f32>, Vec<(PackedBlock, usize)>) {
+fn inputs(case: CheckCase) -> (Vec<f32>, Vec<(PackedBlock, usize)>) {
     let factor = match case.values {
         Values::Large => 50.0,
         Values::Tiny => 1e-30,
@@ -201,16 +201,16 @@ fn inputs(case: Case) -> (Vec<f32>, Vec<(PackedBlock, usize)>) {
     (queries, blocks.collect())
 }
 
-fn sees(case: Case, row: usize, key: usize) -> bool {
+fn sees(case: CheckCase, row: usize, key: usize) -> bool {
     match case.sight {
-        Sight::All => true,
-        Sight::Causal => key + case.rows <= row + case.tokens.max(case.rows),
-        Sight::Holes => !row.is_multiple_of(5) && key % 3 == 1,
+        MaskKind::All => true,
+        MaskKind::Causal => key + case.rows <= row + case.tokens.max(case.rows),
+        MaskKind::Holes => !row.is_multiple_of(5) && key % 3 == 1,
     }
 }
 
 /// Per block, the bits of every row.
-fn sights(case: Case) -> Vec<Vec<u32>> {
+fn sights(case: CheckCase) -> Vec<Vec<u32>> {
     let mut blocks = Vec::new();
     for start in (0..case.tokens).step_by(BLOCK_TOKENS) {
         let mut bits = vec![0u32; case.rows * MASK_WORDS];
@@ -225,7 +225,7 @@ fn sights(case: Case) -> Vec<Vec<u32>> {
 }
 
 fn error(
-    case: Case,
+    case: CheckCase,
     queries: &[f32],
     blocks: &[(PackedBlock, usize)],
     got: &(Vec<f32>, Vec<f32>),
@@ -270,12 +270,12 @@ fn error(
 }
 
 /// Whether scores are in the thousands.
-fn is_steep(case: Case) -> bool {
+fn is_steep(case: CheckCase) -> bool {
     matches!(case.values, Values::Large | Values::Outlier)
 }
 
 /// Whether queries and weights are rounded to the type of the keys.
-fn rounds(level: Level, case: Case) -> bool {
+fn rounds(level: Level, case: CheckCase) -> bool {
     level == Level::Avx512Bf16 && case.dtype != KvDtype::F32
 }
 
@@ -290,7 +290,7 @@ fn distance(got: f32, exact: f64) -> f64 {
 }
 
 /// What rounding queries and weights to the type of the arithmetic may cost.
-fn tolerance(level: Level, case: Case) -> f64 {
+fn tolerance(level: Level, case: CheckCase) -> f64 {
     match case.dtype {
         KvDtype::Bf16 | KvDtype::Int4 if rounds(level, case) => 8e-3,
         KvDtype::Int8 if rounds(level, case) => 2e-2,

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::conv::{Kernel, Sampling, Start, conv};
+use crate::conv::{Kernel, Resampling, Start, conv};
 
 /// Vectors whose distances to all rows are held at once: 2 MiB for LWM's 8192 rows.
 const BLOCK: usize = 64;
@@ -56,7 +56,7 @@ impl Codebook {
                 block,
                 [1, n],
                 &self.product,
-                Sampling::Same,
+                Resampling::Same,
                 Start::Bias,
                 &mut products,
             );

@@ -19,12 +19,12 @@ const TASK_PIXELS: usize = 2048;
 
 /// Where the input pixels of an output pixel lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sampling {
+pub enum Resampling {
     /// Stride 1, zeros on every side: the output has the size of the input.
     Same,
     /// Stride 2, zeros at the bottom and on the right only (flax `Downsample` of `lwm/vqgan.py`).
     Halve,
-    /// The input is doubled by nearest neighbour first, then as [`Sampling::Same`].
+    /// The input is doubled by nearest neighbour first, then as [`Resampling::Same`].
     Double,
     /// Steps of `stride`, `padding` zeros on every side (PyTorch's `Conv2d`).
     Strided {
@@ -95,7 +95,7 @@ impl Kernel {
     }
 }
 
-impl Sampling {
+impl Resampling {
     /// Rows or columns of the output for `n` of the input and kernels of `taps` of them; 0 where no kernel fits.
     pub fn output(self, n: usize, taps: usize) -> usize {
         match self {
@@ -128,13 +128,13 @@ impl Sampling {
 }
 
 /// One convolution of one picture, as the tasks see it.
-struct Job<'a> {
+struct ConvJob<'a> {
     x: &'a [f32],
     height: usize,
     width: usize,
     out_width: usize,
     kernel: &'a Kernel,
-    sampling: Sampling,
+    sampling: Resampling,
     start: Start,
     y: Output,
 }
@@ -158,7 +158,7 @@ pub fn conv(
     x: &[f32],
     [height, width]: [usize; 2],
     kernel: &Kernel,
-    sampling: Sampling,
+    sampling: Resampling,
     start: Start,
     y: &mut [f32],
 ) {
@@ -178,7 +178,7 @@ fn conv_at(
     x: &[f32],
     [height, width]: [usize; 2],
     kernel: &Kernel,
-    sampling: Sampling,
+    sampling: Resampling,
     start: Start,
     y: &mut [f32],
 ) {
@@ -187,7 +187,7 @@ fn conv_at(
     let pixels = out_height * out_width;
     assert_eq!(x.len(), height * width * cin);
     assert_eq!(y.len(), pixels * cout);
-    let job = Job {
+    let job = ConvJob {
         x,
         height,
         width,
@@ -208,7 +208,7 @@ fn conv_at(
     });
 }
 
-impl Job<'_> {
+impl ConvJob<'_> {
     /// Computes output pixels `first..last` of the channels of `panel`.
     fn run(&self, level: Level, panel: usize, first: usize, last: usize) {
         match level.min(Level::detected()) {
@@ -298,7 +298,7 @@ impl Job<'_> {
     }
 
     /// # Safety
-    /// As [`Job::tile`].
+    /// As [`ConvJob::tile`].
     #[inline(always)]
     unsafe fn load<V: Lanes, const P: usize>(
         &self,
@@ -330,7 +330,7 @@ impl Job<'_> {
     }
 
     /// # Safety
-    /// As [`Job::tile`].
+    /// As [`ConvJob::tile`].
     #[inline(always)]
     unsafe fn read<V: Lanes>(&self, pixel: usize, channel: usize) -> [V; 2] {
         let cout = self.kernel.shape[3];
@@ -349,7 +349,7 @@ impl Job<'_> {
     }
 
     /// # Safety
-    /// As [`Job::tile`].
+    /// As [`ConvJob::tile`].
     #[inline(always)]
     unsafe fn store<V: Lanes, const P: usize>(
         &self,
@@ -410,12 +410,12 @@ mod x86 {
 
     use std::arch::x86_64::{__m256, __m512};
 
-    use super::Job;
+    use super::ConvJob;
 
     /// # Safety
     /// The processor has AVX-512 F.
     #[target_feature(enable = "avx2,fma,avx512f")]
-    pub(super) unsafe fn avx512(job: &Job<'_>, panel: usize, first: usize, last: usize) {
+    pub(super) unsafe fn avx512(job: &ConvJob<'_>, panel: usize, first: usize, last: usize) {
         // SAFETY: the caller's promise.
         unsafe { job.body::<__m512, 8>(panel, first, last) }
     }
@@ -423,7 +423,7 @@ mod x86 {
     /// # Safety
     /// The processor has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2(job: &Job<'_>, panel: usize, first: usize, last: usize) {
+    pub(super) unsafe fn avx2(job: &ConvJob<'_>, panel: usize, first: usize, last: usize) {
         // SAFETY: the caller's promise.
         unsafe { job.body::<__m256, 6>(panel, first, last) }
     }
@@ -436,7 +436,7 @@ pub fn reference(
     weights: &[f32],
     bias: &[f32],
     [kh, kw, cin, cout]: [usize; 4],
-    sampling: Sampling,
+    sampling: Resampling,
     residual: Option<&[f32]>,
 ) -> Vec<f64> {
     let out_width = sampling.output(width, kw);
@@ -464,7 +464,7 @@ pub fn reference(
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Kernel, Sampling, Start, conv, conv_at, reference};
+    use super::{Kernel, Resampling, Start, conv, conv_at, reference};
     use crate::cpu::Level;
 
     /// Numbers in [-1, 1) that look random.
@@ -479,7 +479,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    fn check(hw: [usize; 2], shape: [usize; 4], sampling: Sampling, start: Start, scale: f32) {
+    fn check(hw: [usize; 2], shape: [usize; 4], sampling: Resampling, start: Start, scale: f32) {
         let [kh, kw, cin, cout] = shape;
         let x: Vec<f32> = noise(hw[0] * hw[1] * cin, 1)
             .iter()
@@ -521,7 +521,7 @@ mod tests {
             &[1.0; 9],
             [3, 3],
             &kernel,
-            Sampling::Same,
+            Resampling::Same,
             Start::Bias,
             &mut y,
         );
@@ -536,7 +536,7 @@ mod tests {
             &[1.0; 16],
             [4, 4],
             &kernel,
-            Sampling::Halve,
+            Resampling::Halve,
             Start::Bias,
             &mut y,
         );
@@ -551,7 +551,7 @@ mod tests {
             &[1.0, 2.0],
             [1, 2],
             &kernel,
-            Sampling::Double,
+            Resampling::Double,
             Start::Bias,
             &mut y,
         );
@@ -562,7 +562,7 @@ mod tests {
     fn steps_count_the_zeros_on_both_sides() {
         // Columns 1 to 5 between two zeros, a pair at every second; the line lies between two of zeros.
         let kernel = Kernel::pack(&[1.0, 10.0], &[0.0], [1, 2, 1, 1]);
-        let strided = Sampling::Strided {
+        let strided = Resampling::Strided {
             stride: 2,
             padding: 2,
         };
@@ -573,7 +573,7 @@ mod tests {
         assert_eq!(y[..4], [0.0; 4]);
         assert_eq!(y[4..8], [0.0, 21.0, 43.0, 5.0]);
         assert_eq!(y[8..], [0.0; 4]);
-        let none = Sampling::Strided {
+        let none = Resampling::Strided {
             stride: 1,
             padding: 0,
         };
@@ -582,16 +582,16 @@ mod tests {
 
     #[test]
     fn every_sampling_and_ragged_size_agrees_with_the_reference() {
-        for sampling in [Sampling::Same, Sampling::Halve, Sampling::Double] {
+        for sampling in [Resampling::Same, Resampling::Halve, Resampling::Double] {
             for start in [Start::Bias, Start::Residual] {
                 check([6, 10], [3, 3, 5, 33], sampling, start, 1.0);
                 check([2, 2], [3, 3, 32, 64], sampling, start, 1.0);
             }
         }
-        check([1, 1], [3, 3, 3, 3], Sampling::Same, Start::Bias, 1.0);
-        check([48, 50], [1, 1, 24, 16], Sampling::Same, Start::Bias, 1.0);
+        check([1, 1], [3, 3, 3, 3], Resampling::Same, Start::Bias, 1.0);
+        check([48, 50], [1, 1, 24, 16], Resampling::Same, Start::Bias, 1.0);
         for (stride, padding) in [(1, 0), (2, 3), (4, 2), (3, 1)] {
-            let strided = Sampling::Strided { stride, padding };
+            let strided = Resampling::Strided { stride, padding };
             check([13, 21], [7, 7, 3, 40], strided, Start::Bias, 1.0);
             check([9, 8], [2, 5, 4, 8], strided, Start::Residual, 1.0);
         }
@@ -602,7 +602,7 @@ mod tests {
         check(
             [7, 9],
             [3, 3, 17, 40],
-            Sampling::Same,
+            Resampling::Same,
             Start::Residual,
             1e15,
         );
@@ -614,7 +614,7 @@ mod tests {
         x[0] = f32::INFINITY;
         let kernel = Kernel::pack(&[1.0; 9], &[0.0], [3, 3, 1, 1]);
         let mut y = vec![0.0; 25];
-        conv(&x, [5, 5], &kernel, Sampling::Same, Start::Bias, &mut y);
+        conv(&x, [5, 5], &kernel, Resampling::Same, Start::Bias, &mut y);
         let infinite: Vec<usize> = (0..25).filter(|&i| y[i].is_infinite()).collect();
         assert_eq!(infinite, [0, 1, 5, 6]);
         assert!((0..25).all(|i| infinite.contains(&i) || y[i] == 0.0));
@@ -627,7 +627,7 @@ mod tests {
             h in 1..9_usize, w in 1..20_usize, cin in 1..20_usize, cout in 1..70_usize,
             taps in prop::sample::select(vec![1_usize, 3]), sampling in 0..3, residual: bool,
         ) {
-            let sampling = [Sampling::Same, Sampling::Halve, Sampling::Double][sampling as usize];
+            let sampling = [Resampling::Same, Resampling::Halve, Resampling::Double][sampling as usize];
             let start = if residual { Start::Residual } else { Start::Bias };
             check([h, w], [taps, taps, cin, cout], sampling, start, 1.0);
         }

@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 
 use crate::{
-    conv::{Kernel, Sampling, Start, conv},
+    conv::{Kernel, Resampling, Start, conv},
     cpu::Level,
     lanes::Lanes,
 };
@@ -34,7 +34,7 @@ enum Way {
 pub struct BackKernel {
     product: Kernel,
     shape: [usize; 4],
-    sampling: Sampling,
+    sampling: Resampling,
     way: Way,
 }
 
@@ -43,12 +43,12 @@ impl BackKernel {
     ///
     /// # Panics
     /// When the length does not fit `shape`, or an extent is 0.
-    pub fn pack(weights: &[f32], shape: [usize; 4], sampling: Sampling) -> Self {
+    pub fn pack(weights: &[f32], shape: [usize; 4], sampling: Resampling) -> Self {
         let [kh, kw, cin, cout] = shape;
         assert_eq!(weights.len(), kh * kw * cin * cout);
         let is_odd = kh % 2 == 1 && kw % 2 == 1;
         let way = match sampling {
-            Sampling::Same | Sampling::Double if is_odd => Way::Mirrored,
+            Resampling::Same | Resampling::Double if is_odd => Way::Mirrored,
             _ => Way::Scattered,
         };
         let product = match way {
@@ -95,10 +95,10 @@ pub fn input_gradient(
     ];
     assert_eq!(dy.len(), out[0] * out[1] * cout);
     assert_eq!(dx.len(), height * width * cin);
-    let one_to_one = kernel.sampling == Sampling::Same;
+    let one_to_one = kernel.sampling == Resampling::Same;
     match kernel.way {
         Way::Mirrored if one_to_one => {
-            conv(dy, out, &kernel.product, Sampling::Same, start, dx);
+            conv(dy, out, &kernel.product, Resampling::Same, start, dx);
             return;
         }
         _ if start == Start::Bias => dx.fill(0.0),
@@ -106,7 +106,14 @@ pub fn input_gradient(
     }
     let product = &kernel.product;
     let mut products = vec![0.0; out[0] * out[1] * product.shape()[3]];
-    conv(dy, out, product, Sampling::Same, Start::Bias, &mut products);
+    conv(
+        dy,
+        out,
+        product,
+        Resampling::Same,
+        Start::Bias,
+        &mut products,
+    );
     match kernel.way {
         Way::Mirrored => add_quarters(&products, width, cin, dx),
         Way::Scattered => add_taps(&products, [height, width], kernel, dx),
@@ -153,7 +160,7 @@ pub fn weight_gradient(
     size: [usize; 2],
     dy: &[f32],
     shape: [usize; 4],
-    sampling: Sampling,
+    sampling: Resampling,
     [dw, db]: [&mut [f32]; 2],
 ) {
     weight_gradient_at(Level::current(), x, size, dy, shape, sampling, dw);
@@ -169,7 +176,7 @@ fn weight_gradient_at(
     [height, width]: [usize; 2],
     dy: &[f32],
     shape: [usize; 4],
-    sampling: Sampling,
+    sampling: Resampling,
     dw: &mut [f32],
 ) {
     let [kh, kw, cin, cout] = shape;
@@ -182,7 +189,7 @@ fn weight_gradient_at(
         true => Vec::new(),
         false => padded(dy, cout, columns),
     };
-    let job = Job {
+    let job = ConvBackwardJob {
         x,
         dy: if columns == cout { dy } else { &padded },
         size: [height, width],
@@ -205,7 +212,7 @@ fn padded(rows: &[f32], n: usize, columns: usize) -> Vec<f32> {
 }
 
 /// One picture and what came back to it, as the tasks see them.
-struct Job<'a> {
+struct ConvBackwardJob<'a> {
     /// `[h, w, in]`.
     x: &'a [f32],
     /// `[oh, ow, columns]`.
@@ -213,11 +220,11 @@ struct Job<'a> {
     size: [usize; 2],
     out: [usize; 2],
     shape: [usize; 4],
-    sampling: Sampling,
+    sampling: Resampling,
     columns: usize,
 }
 
-impl Job<'_> {
+impl ConvBackwardJob<'_> {
     /// dw `[in, out]` of one tap is added to.
     fn tap(&self, level: Level, tap: usize, dw: &mut [f32]) {
         let cout = self.shape[3];
@@ -345,12 +352,12 @@ mod x86 {
 
     use std::arch::x86_64::{__m256, __m512};
 
-    use super::Job;
+    use super::ConvBackwardJob;
 
     /// # Safety
     /// The processor has AVX-512 F.
     #[target_feature(enable = "avx2,fma,avx512f")]
-    pub(super) unsafe fn avx512(job: &Job<'_>, seen: &[[usize; 2]], dw: &mut [f32]) {
+    pub(super) unsafe fn avx512(job: &ConvBackwardJob<'_>, seen: &[[usize; 2]], dw: &mut [f32]) {
         // SAFETY: the caller's promise.
         unsafe { job.body::<__m512, 8>(seen, dw) }
     }
@@ -358,7 +365,7 @@ mod x86 {
     /// # Safety
     /// The processor has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2(job: &Job<'_>, seen: &[[usize; 2]], dw: &mut [f32]) {
+    pub(super) unsafe fn avx2(job: &ConvBackwardJob<'_>, seen: &[[usize; 2]], dw: &mut [f32]) {
         // SAFETY: the caller's promise.
         unsafe { job.body::<__m256, 4>(seen, dw) }
     }
@@ -371,7 +378,7 @@ pub fn reference(
     weights: &[f32],
     dy: &[f32],
     [kh, kw, cin, cout]: [usize; 4],
-    sampling: Sampling,
+    sampling: Resampling,
 ) -> [Vec<f64>; 3] {
     let out_width = sampling.output(width, kw);
     let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; weights.len()]);
@@ -402,7 +409,7 @@ mod tests {
 
     use super::{BackKernel, input_gradient, reference, weight_gradient, weight_gradient_at};
     use crate::{
-        conv::{Sampling, Start},
+        conv::{Resampling, Start},
         cpu::Level,
     };
 
@@ -427,7 +434,7 @@ mod tests {
         }
     }
 
-    fn check(size: [usize; 2], shape: [usize; 4], sampling: Sampling) {
+    fn check(size: [usize; 2], shape: [usize; 4], sampling: Resampling) {
         let [kh, kw, cin, cout] = shape;
         let pixels = sampling.output(size[0], kh) * sampling.output(size[1], kw);
         let x = noise(size[0] * size[1] * cin, 1);
@@ -460,13 +467,13 @@ mod tests {
 
     #[test]
     fn every_sampling_and_ragged_size_agrees_with_the_reference() {
-        for sampling in [Sampling::Same, Sampling::Halve, Sampling::Double] {
+        for sampling in [Resampling::Same, Resampling::Halve, Resampling::Double] {
             check([6, 10], [3, 3, 5, 33], sampling);
             check([4, 4], [3, 3, 32, 64], sampling);
             check([2, 2], [1, 1, 17, 8], sampling);
         }
         for (stride, padding) in [(1, 0), (2, 1), (2, 3), (3, 1)] {
-            let strided = Sampling::Strided { stride, padding };
+            let strided = Resampling::Strided { stride, padding };
             check([9, 12], [4, 4, 3, 40], strided);
             check([7, 6], [2, 5, 9, 1], strided);
         }
@@ -474,8 +481,8 @@ mod tests {
 
     #[test]
     fn pictures_of_many_runs_of_pixels_lose_none() {
-        check([30, 31], [3, 3, 9, 32], Sampling::Same);
-        check([3, 200], [3, 3, 2, 3], Sampling::Same);
+        check([30, 31], [3, 3, 9, 32], Resampling::Same);
+        check([3, 200], [3, 3, 2, 3], Resampling::Same);
     }
 
     proptest! {
@@ -485,8 +492,8 @@ mod tests {
             h in 1..7_usize, w in 1..15_usize, cin in 1..20_usize, cout in 1..70_usize,
             taps in 1..5_usize, sampling in 0..3,
         ) {
-            let strided = Sampling::Strided { stride: 2, padding: 2 };
-            let sampling = [Sampling::Same, Sampling::Double, strided][sampling as usize];
+            let strided = Resampling::Strided { stride: 2, padding: 2 };
+            let sampling = [Resampling::Same, Resampling::Double, strided][sampling as usize];
             check([h, w], [taps, taps, cin, cout], sampling);
         }
     }

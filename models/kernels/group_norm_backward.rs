@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What forward made of a channel: `v = (x − mean) · inverse · scale + bias`.
-struct Channels<'a> {
+struct ChannelStatistics<'a> {
     mean: &'a [f32],
     inverse: &'a [f32],
     scale: &'a [f32],
@@ -50,7 +50,7 @@ fn backward_at(
     assert!(bias.len() == n && d_scale.len() == n && d_bias.len() == n);
     assert!(x.len() == dy.len() && x.len() == dx.len());
     let (mean, inverse) = statistics(level, x, &vec![1.0; n]);
-    let channels = Channels {
+    let channels = ChannelStatistics {
         mean: &mean,
         inverse: &inverse,
         scale,
@@ -63,7 +63,7 @@ fn backward_at(
         let pairs = gradient.iter_mut().zip(sums);
         pairs.for_each(|(gradient, &sum)| *gradient += sum as f32);
     }
-    let line = Line::of(&channels, x.len(), of_bias, of_scale);
+    let line = Affine::of(&channels, x.len(), of_bias, of_scale);
     let task = TASK_PIXELS * n;
     let inputs = x.par_chunks(task).zip(dv.par_chunks(task));
     dx.par_chunks_mut(task)
@@ -75,7 +75,7 @@ fn backward_at(
 fn silu_backward(
     level: Level,
     x: &[f32],
-    channels: &Channels<'_>,
+    channels: &ChannelStatistics<'_>,
     dy: &[f32],
     dv: &mut [f32],
 ) -> Vec<f64> {
@@ -99,13 +99,13 @@ fn silu_backward(
 }
 
 per_level! {
-    fn through_silu(x: &[f32], channels: &Channels<'_>, dy: &[f32], dv: &mut [f32], sums: &mut [f64]) = through_silu_body;
+    fn through_silu(x: &[f32], channels: &ChannelStatistics<'_>, dy: &[f32], dv: &mut [f32], sums: &mut [f64]) = through_silu_body;
 }
 
 #[inline(always)]
 fn through_silu_body(
     x: &[f32],
-    channels: &Channels<'_>,
+    channels: &ChannelStatistics<'_>,
     dy: &[f32],
     dv: &mut [f32],
     sums: &mut [f64],
@@ -129,7 +129,7 @@ fn through_silu_body(
 #[inline(always)]
 fn pixel_through_silu(
     x: &[f32],
-    channels: &Channels<'_>,
+    channels: &ChannelStatistics<'_>,
     dy: &[f32],
     dv: &mut [f32],
     run: &mut [f32],
@@ -151,15 +151,15 @@ fn pixel_through_silu(
 }
 
 /// `dx = dv · of_dv + (x − mean) · of_x + constant`, channel by channel.
-struct Line {
+struct Affine {
     mean: Vec<f32>,
     of_dv: Vec<f32>,
     of_x: Vec<f32>,
     constant: Vec<f32>,
 }
 
-impl Line {
-    fn of(channels: &Channels<'_>, len: usize, of_bias: &[f64], of_scale: &[f64]) -> Self {
+impl Affine {
+    fn of(channels: &ChannelStatistics<'_>, len: usize, of_bias: &[f64], of_scale: &[f64]) -> Self {
         let n = channels.mean.len();
         let in_group = (len / GROUPS) as f64;
         let group_mean = |sums: &[f64], channel: usize| {
@@ -180,11 +180,11 @@ impl Line {
 }
 
 per_level! {
-    fn add(x: &[f32], dv: &[f32], line: &Line, dx: &mut [f32]) = add_body;
+    fn add(x: &[f32], dv: &[f32], line: &Affine, dx: &mut [f32]) = add_body;
 }
 
 #[inline(always)]
-fn add_body(x: &[f32], dv: &[f32], line: &Line, dx: &mut [f32]) {
+fn add_body(x: &[f32], dv: &[f32], line: &Affine, dx: &mut [f32]) {
     let n = line.mean.len();
     let (of_dv, of_x, constant) = (&line.of_dv[..n], &line.of_x[..n], &line.constant[..n]);
     let pixels = x.chunks_exact(n).zip(dv.chunks_exact(n));

@@ -17,14 +17,14 @@ use crate::{
 const FEW_ROWS: usize = 8;
 
 /// A number stored in a weight matrix.
-pub trait Element: Copy + Send + Sync + 'static {
+pub trait WeightElement: Copy + Send + Sync + 'static {
     /// The number as f32.
     fn widen(self) -> f32;
     /// The slice itself when it is f32 already.
     fn as_f32(slice: &[Self]) -> Option<&[f32]>;
 }
 
-impl Element for f32 {
+impl WeightElement for f32 {
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -35,7 +35,7 @@ impl Element for f32 {
     }
 }
 
-impl Element for bf16 {
+impl WeightElement for bf16 {
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -46,7 +46,7 @@ impl Element for bf16 {
     }
 }
 
-impl Element for f16 {
+impl WeightElement for f16 {
     /// In whole numbers and one product, so that a compiler can do it to many at once.
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -68,18 +68,18 @@ impl Element for f16 {
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn dot_records<W: Element>(x: &[f32], records: &[W], skip: usize, y: &mut [f32]) {
+pub fn dot_records<W: WeightElement>(x: &[f32], records: &[W], skip: usize, y: &mut [f32]) {
     let stride = skip + x.len();
     assert!(!x.is_empty() && records.len() == y.len() * stride);
     each_record(Level::current(), x, records, skip, y);
 }
 
 per_level! {
-    fn each_record[W: Element](x: &[f32], records: &[W], skip: usize, y: &mut [f32]) = each_record_body;
+    fn each_record[W: WeightElement](x: &[f32], records: &[W], skip: usize, y: &mut [f32]) = each_record_body;
 }
 
 #[inline(always)]
-fn each_record_body<W: Element>(x: &[f32], records: &[W], skip: usize, y: &mut [f32]) {
+fn each_record_body<W: WeightElement>(x: &[f32], records: &[W], skip: usize, y: &mut [f32]) {
     for (record, y) in records.chunks_exact(skip + x.len()).zip(y) {
         *y = dot(x, &record[skip..]);
     }
@@ -89,11 +89,17 @@ fn each_record_body<W: Element>(x: &[f32], records: &[W], skip: usize, y: &mut [
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn linear<W: Element>(x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
+pub fn linear<W: WeightElement>(x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
     linear_at(Level::current(), x, w, in_features, y);
 }
 
-fn linear_at<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
+fn linear_at<W: WeightElement>(
+    level: Level,
+    x: &[f32],
+    w: &[W],
+    in_features: usize,
+    y: &mut [f32],
+) {
     assert!(in_features > 0 && x.len().is_multiple_of(in_features));
     assert!(w.len().is_multiple_of(in_features));
     let (n, out) = (x.len() / in_features, w.len() / in_features);
@@ -133,7 +139,7 @@ impl Columns {
     }
 }
 
-fn few_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
+fn few_rows<W: WeightElement>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
     let out = w.len() / in_features;
     // Every output is a dot product of its own: no split changes it.
     let block = out.div_ceil(4 * rayon::current_num_threads());
@@ -149,11 +155,11 @@ fn few_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y:
 
 per_level! {
     /// x `[n, d]`, w `[m, d]` → `y[i * stride + j] = x[i] · w[j]`.
-    fn stream[W: Element](x: &[f32], w: &[W], d: usize, y: Columns, stride: usize) = stream_body;
+    fn stream[W: WeightElement](x: &[f32], w: &[W], d: usize, y: Columns, stride: usize) = stream_body;
 }
 
 #[inline(always)]
-fn stream_body<W: Element>(x: &[f32], w: &[W], d: usize, y: Columns, stride: usize) {
+fn stream_body<W: WeightElement>(x: &[f32], w: &[W], d: usize, y: Columns, stride: usize) {
     for (j, row) in w.chunks_exact(d).enumerate() {
         let store = |i: usize, value: f32| {
             // SAFETY: `i` counts rows of x and `j` this task's weight rows: inside the
@@ -170,7 +176,7 @@ fn stream_body<W: Element>(x: &[f32], w: &[W], d: usize, y: Columns, stride: usi
 
 /// x, row `[d]` → their dot product, in 32 lanes.
 #[inline(always)]
-fn dot<W: Element>(x: &[f32], row: &[W]) -> f32 {
+fn dot<W: WeightElement>(x: &[f32], row: &[W]) -> f32 {
     const LANES: usize = 32;
     let mut sums = [0f32; LANES];
     let whole = row.len() / LANES * LANES;
@@ -188,7 +194,13 @@ fn dot<W: Element>(x: &[f32], row: &[W]) -> f32 {
 /// Weight rows of a task: two panels of the widest vectors.
 const TASK_ROWS: usize = 64;
 
-fn many_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y: &mut [f32]) {
+fn many_rows<W: WeightElement>(
+    level: Level,
+    x: &[f32],
+    w: &[W],
+    in_features: usize,
+    y: &mut [f32],
+) {
     let stride = w.len() / in_features;
     let y = Columns::of(y);
     w.par_chunks(TASK_ROWS * in_features)
@@ -209,7 +221,7 @@ fn many_rows<W: Element>(level: Level, x: &[f32], w: &[W], in_features: usize, y
 }
 
 /// What [`linear`] must give, in f64.
-pub fn reference<W: Element>(x: &[f32], w: &[W], in_features: usize) -> Vec<f64> {
+pub fn reference<W: WeightElement>(x: &[f32], w: &[W], in_features: usize) -> Vec<f64> {
     let dot = |x: &[f32], w: &[W]| {
         x.iter()
             .zip(w)
@@ -225,7 +237,7 @@ pub fn reference<W: Element>(x: &[f32], w: &[W], in_features: usize) -> Vec<f64>
 mod tests {
     use half::{bf16, f16};
 
-    use super::{Element, Level, each_record, linear_at, reference};
+    use super::{Level, WeightElement, each_record, linear_at, reference};
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
@@ -236,7 +248,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    fn check<W: Element>(x: &[f32], w: &[W], in_features: usize) {
+    fn check<W: WeightElement>(x: &[f32], w: &[W], in_features: usize) {
         let expected = reference(x, w, in_features);
         for level in Level::available() {
             let mut y = vec![f32::NAN; expected.len()];

@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 
-use crate::{cpu::Level, lanes::Lanes, linear::Element};
+use crate::{cpu::Level, lanes::Lanes, linear::WeightElement};
 
 /// Inputs of one panel: 12 rows of them fill half of a first-level cache.
 const BLOCK: usize = 512;
@@ -30,7 +30,7 @@ pub(crate) struct Product<'a, W> {
     pub stride: usize,
 }
 
-impl<W: Element> Product<'_, W> {
+impl<W: WeightElement> Product<'_, W> {
     /// Does it with the instructions of `level`.
     ///
     /// # Safety
@@ -165,7 +165,7 @@ impl<W: Element> Product<'_, W> {
 }
 
 #[inline(always)]
-fn widen<W: Element>(wide: &mut [f32], row: &[W]) {
+fn widen<W: WeightElement>(wide: &mut [f32], row: &[W]) {
     for (wide, w) in wide.iter_mut().zip(row) {
         *wide = w.widen();
     }
@@ -245,12 +245,12 @@ mod x86 {
 
     use std::arch::x86_64::{__m256, __m512};
 
-    use super::{Element, Product};
+    use super::{Product, WeightElement};
 
     /// # Safety
     /// The processor has AVX-512; see [`Product::run`].
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn avx512<W: Element>(product: &Product<'_, W>, panels: &mut [f32]) {
+    pub(super) unsafe fn avx512<W: WeightElement>(product: &Product<'_, W>, panels: &mut [f32]) {
         // SAFETY: the caller's promise.
         unsafe { product.body::<__m512, 12, 2>(panels) }
     }
@@ -258,7 +258,7 @@ mod x86 {
     /// # Safety
     /// The processor has AVX2 and FMA; see [`Product::run`].
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2<W: Element>(product: &Product<'_, W>, panels: &mut [f32]) {
+    pub(super) unsafe fn avx2<W: WeightElement>(product: &Product<'_, W>, panels: &mut [f32]) {
         // SAFETY: the caller's promise.
         unsafe { product.body::<__m256, 6, 2>(panels) }
     }

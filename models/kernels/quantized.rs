@@ -202,16 +202,16 @@ fn with_room(n: usize, work: impl FnOnce(&mut [f32])) {
 }
 
 per_level! {
-    fn widen_all[B: Blocks](format: PhantomData<B>, bytes: &[u8], weights: &mut [f32]) = widen_body;
+    fn widen_all[B: BlockFormat](format: PhantomData<B>, bytes: &[u8], weights: &mut [f32]) = widen_body;
 }
 
 per_level! {
     /// x `[d]`, w `[m, d]` in blocks → y `[m]`; `row` is room for one of them.
-    fn stream[B: Blocks](format: PhantomData<B>, x: &[f32], w: &[u8], row: &mut [f32], y: &mut [f32]) = stream_body;
+    fn stream[B: BlockFormat](format: PhantomData<B>, x: &[f32], w: &[u8], row: &mut [f32], y: &mut [f32]) = stream_body;
 }
 
 #[inline(always)]
-fn widen_body<B: Blocks>(_: PhantomData<B>, bytes: &[u8], weights: &mut [f32]) {
+fn widen_body<B: BlockFormat>(_: PhantomData<B>, bytes: &[u8], weights: &mut [f32]) {
     let blocks = bytes.chunks_exact(B::BYTES);
     for (block, weights) in blocks.zip(weights.chunks_exact_mut(B::WEIGHTS)) {
         B::widen(one_by_one(block), weights);
@@ -219,7 +219,7 @@ fn widen_body<B: Blocks>(_: PhantomData<B>, bytes: &[u8], weights: &mut [f32]) {
 }
 
 #[inline(always)]
-fn stream_body<B: Blocks>(
+fn stream_body<B: BlockFormat>(
     format: PhantomData<B>,
     x: &[f32],
     w: &[u8],
@@ -241,7 +241,7 @@ fn one_by_one<T>(part: T) -> T {
 }
 
 /// What the bytes of a block mean.
-trait Blocks {
+trait BlockFormat {
     const WEIGHTS: usize;
     const BYTES: usize;
 
@@ -345,7 +345,7 @@ fn nibbles_and_bits(bits: &[u8], bytes: &[u8]) -> [u8; 32] {
     codes
 }
 
-impl Blocks for Q4_0 {
+impl BlockFormat for Q4_0 {
     const WEIGHTS: usize = 32;
     const BYTES: usize = 18;
 
@@ -355,7 +355,7 @@ impl Blocks for Q4_0 {
     }
 }
 
-impl Blocks for Q4_1 {
+impl BlockFormat for Q4_1 {
     const WEIGHTS: usize = 32;
     const BYTES: usize = 20;
 
@@ -366,7 +366,7 @@ impl Blocks for Q4_1 {
     }
 }
 
-impl Blocks for Q5_0 {
+impl BlockFormat for Q5_0 {
     const WEIGHTS: usize = 32;
     const BYTES: usize = 22;
 
@@ -377,7 +377,7 @@ impl Blocks for Q5_0 {
     }
 }
 
-impl Blocks for Q5_1 {
+impl BlockFormat for Q5_1 {
     const WEIGHTS: usize = 32;
     const BYTES: usize = 24;
 
@@ -388,7 +388,7 @@ impl Blocks for Q5_1 {
     }
 }
 
-impl Blocks for Q8_0 {
+impl BlockFormat for Q8_0 {
     const WEIGHTS: usize = 32;
     const BYTES: usize = 34;
 
@@ -418,7 +418,7 @@ fn halves(weights: &mut [f32], scales: [f32; 2], least: [f32; 2]) {
     }
 }
 
-impl Blocks for Q2K {
+impl BlockFormat for Q2K {
     const WEIGHTS: usize = 256;
     const BYTES: usize = 84;
 
@@ -442,7 +442,7 @@ impl Blocks for Q2K {
     }
 }
 
-impl Blocks for Q3K {
+impl BlockFormat for Q3K {
     const WEIGHTS: usize = 256;
     const BYTES: usize = 110;
 
@@ -481,7 +481,7 @@ fn scale_and_least(scales: &[u8], part: usize) -> [f32; 2] {
     [f32::from(scale), f32::from(least)]
 }
 
-impl Blocks for Q4K {
+impl BlockFormat for Q4K {
     const WEIGHTS: usize = 256;
     const BYTES: usize = 144;
 
@@ -497,7 +497,7 @@ impl Blocks for Q4K {
     }
 }
 
-impl Blocks for Q5K {
+impl BlockFormat for Q5K {
     const WEIGHTS: usize = 256;
     const BYTES: usize = 176;
 
@@ -516,7 +516,7 @@ impl Blocks for Q5K {
     }
 }
 
-impl Blocks for Q6K {
+impl BlockFormat for Q6K {
     const WEIGHTS: usize = 256;
     const BYTES: usize = 210;
 
@@ -544,7 +544,7 @@ impl Blocks for Q6K {
     }
 }
 
-impl Blocks for Q8K {
+impl BlockFormat for Q8K {
     const WEIGHTS: usize = 256;
     const BYTES: usize = 292;
 

@@ -7,18 +7,18 @@ use rayon::prelude::*;
 use crate::{
     checkpoint::weights::{Matrix, Weights},
     error::{Error, Kind, Result},
-    layers::quantized::Blocks,
+    layers::quantized::QuantizedMatrix,
 };
 
-enum Store {
+enum WeightStore {
     F32(Vec<f32>),
     MappedBf16(MappedBytes),
-    Blocks(Box<Blocks>),
+    Blocks(Box<QuantizedMatrix>),
 }
 
 /// `y = x · wᵀ`, plus a bias where there is one.
 pub struct Linear {
-    store: Store,
+    store: WeightStore,
     bias: Option<Vec<f32>>,
     in_features: usize,
     out_features: usize,
@@ -60,7 +60,7 @@ impl Linear {
         let kernel = weights.tensor(&format!("{name}.weight"), &whole)?;
         let bias = has_bias.then(|| weights.vector(&format!("{name}.bias"), out_features));
         Ok(Self {
-            store: Store::F32(kernel.flatten_all()?.to_vec1()?),
+            store: WeightStore::F32(kernel.flatten_all()?.to_vec1()?),
             bias: bias.transpose()?,
             in_features: shape.iter().product(),
             out_features,
@@ -75,13 +75,18 @@ impl Linear {
         in_features: usize,
     ) -> Result<Self> {
         let store = match weights.matrix(name, out_features, in_features)? {
-            Matrix::F32(tensor) => Store::F32(tensor.flatten_all()?.to_vec1()?),
-            Matrix::MappedBf16 { bytes, .. } => Store::MappedBf16(bytes),
+            Matrix::F32(tensor) => WeightStore::F32(tensor.flatten_all()?.to_vec1()?),
+            Matrix::MappedBf16 { bytes, .. } => WeightStore::MappedBf16(bytes),
             Matrix::MappedBlocks {
                 bytes,
                 format,
                 in_place,
-            } => Store::Blocks(Box::new(Blocks::new(bytes, format, in_features, in_place))),
+            } => WeightStore::Blocks(Box::new(QuantizedMatrix::new(
+                bytes,
+                format,
+                in_features,
+                in_place,
+            ))),
         };
         Ok(Self {
             store,
@@ -105,9 +110,9 @@ impl Linear {
     pub fn forward(&self, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; x.len() / self.in_features * self.out_features];
         match &self.store {
-            Store::F32(w) => linear(x, w, self.in_features, &mut y),
-            Store::MappedBf16(bytes) => linear(x, elements(bytes), self.in_features, &mut y),
-            Store::Blocks(blocks) => blocks.multiply(x, &mut y),
+            WeightStore::F32(w) => linear(x, w, self.in_features, &mut y),
+            WeightStore::MappedBf16(bytes) => linear(x, elements(bytes), self.in_features, &mut y),
+            WeightStore::Blocks(blocks) => blocks.multiply(x, &mut y),
         }
         if let Some(bias) = &self.bias {
             add_rows(&mut y, bias);
@@ -123,11 +128,11 @@ impl Linear {
         let start = (index as usize).saturating_mul(self.in_features);
         let range = start..start.saturating_add(self.in_features);
         let found = match &self.store {
-            Store::F32(w) => w.get(range).map(|row| out.extend_from_slice(row)),
-            Store::MappedBf16(bytes) => elements(bytes)
+            WeightStore::F32(w) => w.get(range).map(|row| out.extend_from_slice(row)),
+            WeightStore::MappedBf16(bytes) => elements(bytes)
                 .get(range)
                 .map(|row| out.extend(row.iter().map(|v| v.to_f32()))),
-            Store::Blocks(blocks) => blocks.append_row(index as usize, out),
+            WeightStore::Blocks(blocks) => blocks.append_row(index as usize, out),
         };
         found.ok_or_else(|| {
             Error::new(

@@ -22,7 +22,7 @@ use crate::{
 const WEIGHTS: usize = 1 << 14;
 
 /// `[out, in]` in blocks.
-pub struct Blocks {
+pub struct QuantizedMatrix {
     bytes: MappedBytes,
     format: Format,
     in_features: usize,
@@ -31,7 +31,7 @@ pub struct Blocks {
     copy: Option<OnceLock<Option<QMatMul>>>,
 }
 
-impl Blocks {
+impl QuantizedMatrix {
     /// A matrix of whole blocks, `in_features` weights a row.
     pub fn new(bytes: MappedBytes, format: Format, in_features: usize, in_place: bool) -> Self {
         let is_copied = !in_place && bits_of_copy(format).is_some();
@@ -88,7 +88,7 @@ impl Blocks {
     }
 }
 
-impl Blocks {
+impl QuantizedMatrix {
     fn is_finite(&self) -> bool {
         let some = WEIGHTS / self.format.block_weights();
         let runs = self

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The weights of one block.
-pub struct Block {
+pub struct DecoderBlock {
     index: usize,
     heads: Heads,
     /// Tokens that one attends to, itself the last; the whole context when absent.
@@ -61,7 +61,7 @@ impl RowContext<'_> {
     }
 }
 
-impl Block {
+impl DecoderBlock {
     /// Takes the weights of layer `index`.
     pub fn load(spec: &DecoderSpec, weights: &mut Weights, index: usize) -> Result<Self> {
         let name = |part: &str| format!("model.layers.{index}.{part}");

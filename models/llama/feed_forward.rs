@@ -12,13 +12,13 @@ use crate::{
 /// A feed-forward layer with its weights.
 pub enum FeedForward {
     /// The same for every token.
-    Dense(Gated),
+    Dense(GatedFeedForward),
     /// A few of many for each token.
     Experts(Experts),
 }
 
 /// `down(silu(gate(x)) · up(x))`.
-pub struct Gated {
+pub struct GatedFeedForward {
     gate: Linear,
     up: Linear,
     down: Linear,
@@ -28,7 +28,7 @@ pub struct Gated {
 pub struct Experts {
     per_token: usize,
     router: Linear,
-    experts: Vec<Gated>,
+    experts: Vec<GatedFeedForward>,
 }
 
 impl FeedForward {
@@ -36,7 +36,9 @@ impl FeedForward {
     pub fn load(spec: &DecoderSpec, weights: &mut Weights, name: &str) -> Result<Self> {
         let names = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
         match spec.experts {
-            None => Ok(Self::Dense(Gated::load(spec, weights, name, names)?)),
+            None => Ok(Self::Dense(GatedFeedForward::load(
+                spec, weights, name, names,
+            )?)),
             Some(experts) => Ok(Self::Experts(Experts::load(spec, experts, weights, name)?)),
         }
     }
@@ -50,7 +52,7 @@ impl FeedForward {
     }
 }
 
-impl Gated {
+impl GatedFeedForward {
     fn load(
         spec: &DecoderSpec,
         weights: &mut Weights,
@@ -93,7 +95,7 @@ impl Experts {
         let router = Linear::named(weights, &format!("{layer}.gate"), n, hidden, false)?;
         let expert = |e| {
             let name = format!("{layer}.experts.{e}");
-            Gated::load(spec, weights, &name, ["w1", "w3", "w2"])
+            GatedFeedForward::load(spec, weights, &name, ["w1", "w3", "w2"])
         };
         Ok(Self {
             per_token: experts.num_experts_per_tok,

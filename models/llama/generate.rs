@@ -19,7 +19,7 @@ pub type KeepGoing<'a> = dyn Fn() -> bool + 'a;
 
 /// Whether generation goes on after an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum Continuation {
     /// Draw the next id.
     Continue,
     /// This id was the last.
@@ -115,7 +115,7 @@ pub fn generate(
     last: &Tensor,
     generation: &Generation,
     keep_going: &KeepGoing,
-    on_token: &mut dyn FnMut(u32) -> Result<Step>,
+    on_token: &mut dyn FnMut(u32) -> Result<Continuation>,
 ) -> Result<Vec<u32>> {
     let mut rows = [Prompted {
         cache,
@@ -134,7 +134,7 @@ pub fn generate_batch(
     rows: &mut [Prompted],
     generation: &Generation,
     keep_going: &KeepGoing,
-    on_token: &mut dyn FnMut(usize, u32) -> Result<Step>,
+    on_token: &mut dyn FnMut(usize, u32) -> Result<Continuation>,
 ) -> Result<Vec<Vec<u32>>> {
     let mut answers = vec![Vec::new(); rows.len()];
     let sampler = |row| Sampler::new(&generation.draw, row);
@@ -150,7 +150,7 @@ pub fn generate_batch(
                 .doing(|| format!("draw id {step}"))?;
             answers[row].push(id);
             let ended = generation.stop_ids.contains(&id);
-            if on_token(row, id)? == Step::Continue && !ended {
+            if on_token(row, id)? == Continuation::Continue && !ended {
                 drawn.push((row, Token::Text(id)));
             }
         }

@@ -107,19 +107,19 @@ struct Appended {
     /// Tokens that the context holds already.
     first: usize,
     tokens: Vec<Token>,
-    positions: Told,
+    positions: WirePositions,
     segments: Option<Vec<u32>>,
 }
 
 /// [`Positions`] in a command.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Told {
+enum WirePositions {
     Line(Vec<u32>),
     Space(Vec<[u32; 3]>),
 }
 
-impl From<Positions<'_>> for Told {
+impl From<Positions<'_>> for WirePositions {
     fn from(positions: Positions) -> Self {
         match positions {
             Positions::Line(positions) => Self::Line(positions.to_vec()),
@@ -128,7 +128,7 @@ impl From<Positions<'_>> for Told {
     }
 }
 
-impl Told {
+impl WirePositions {
     fn positions(&self) -> Positions<'_> {
         match self {
             Self::Line(positions) => Positions::Line(positions),

@@ -29,7 +29,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     layers::{linear::Linear, norm::RmsNorm, rotary::Turns},
     llama::{
-        block::{Block, Contexts, RowContext},
+        block::{Contexts, DecoderBlock, RowContext},
         input::count_features,
         rope::Rope,
     },
@@ -51,7 +51,7 @@ pub struct Decoder {
     text_embedding: Linear,
     vision_embedding: Option<Linear>,
     rope: Rope,
-    blocks: Vec<Block>,
+    blocks: Vec<DecoderBlock>,
     norm: RmsNorm,
     /// Absent when the text head is the embedding table.
     text_head: Option<Linear>,
@@ -78,7 +78,7 @@ impl Decoder {
             .map(|n| linear("vision_head.weight", n))
             .transpose()?;
         let blocks = (0..spec.num_hidden_layers)
-            .map(|index| Block::load(spec, weights, index))
+            .map(|index| DecoderBlock::load(spec, weights, index))
             .collect::<Result<_>>()?;
         Ok(Self {
             spec: spec.clone(),

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use crate::{
     attention::{
         blockwise::{self, Heads, Queries},
-        kv_cache::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock, Placed},
+        kv_cache::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock, PositionedBlock},
         partial::Partial,
     },
     error::{Context, Error, Kind, Result},
@@ -97,7 +97,7 @@ pub(super) fn pack(
     runs: &[Range<usize>],
     keys: &[f32],
     values: &[f32],
-) -> Result<Vec<Placed>> {
+) -> Result<Vec<PositionedBlock>> {
     let width = heads.key_value * heads.d;
     let shape = KvShape {
         kv_heads: heads.key_value,
@@ -110,7 +110,7 @@ pub(super) fn pack(
         let numbers = block.tokens.start * width..block.tokens.end * width;
         let mut packed = PackedBlock::try_new(shape).ok_or_else(no_memory)?;
         packed.write(0, &keys[numbers.clone()], &values[numbers]);
-        placed.push(Placed {
+        placed.push(PositionedBlock {
             start: block.places.start,
             len: block.places.len(),
             block: Arc::new(packed),

@@ -2,7 +2,7 @@
 //! the same on any number of threads.
 //!
 //! A block of queries gathers `dq` over the keys, a block of keys gathers `dk` and
-//! `dv` over the queries. Pairs are computed in waves: in wave `r` block `i` of the
+//! `dv` over the queries. BlockPairs are computed in waves: in wave `r` block `i` of the
 //! queries meets block `i + r` of the keys, so nobody writes where another does
 //! and every sum has one order.
 
@@ -62,7 +62,7 @@ pub struct Gradients<'a> {
 
 /// Neighbouring tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Block {
+pub struct TokenBlock {
     /// Where they stand in the sequence.
     pub places: Range<usize>,
     /// Which of the side's tokens they are.
@@ -70,14 +70,14 @@ pub struct Block {
 }
 
 /// Blocks that end at multiples of `step`, or where a run does.
-pub fn cut(runs: &[Range<usize>], step: usize) -> Vec<Block> {
+pub fn cut(runs: &[Range<usize>], step: usize) -> Vec<TokenBlock> {
     let mut blocks = Vec::new();
     let mut first = 0;
     for run in runs {
         let mut start = run.start;
         while start < run.end {
             let end = run.end.min((start / step + 1) * step);
-            blocks.push(Block {
+            blocks.push(TokenBlock {
                 places: start..end,
                 tokens: first..first + (end - start),
             });
@@ -88,7 +88,7 @@ pub fn cut(runs: &[Range<usize>], step: usize) -> Vec<Block> {
 }
 
 /// One pair of blocks of one head, with the parts of the gradients that are its own for a wave.
-struct Task<'a> {
+struct PairTask<'a> {
     /// Row of the batch and key-value head as one number.
     unit: usize,
     query: usize,
@@ -101,12 +101,12 @@ struct Task<'a> {
 }
 
 /// The blocks of both sides.
-struct Pairs<'a> {
+struct BlockPairs<'a> {
     heads: Heads,
     queries: &'a QuerySide<'a>,
     keys: KeySide<'a>,
-    query_blocks: Vec<Block>,
-    key_blocks: Vec<Block>,
+    query_blocks: Vec<TokenBlock>,
+    key_blocks: Vec<TokenBlock>,
 }
 
 /// queries and keys of a batch → dq, dk, dv are added to, for every pair that `mask` lets see.
@@ -118,7 +118,7 @@ pub fn add_gradients(
     gradients: Gradients,
 ) {
     let step = (BLOCK_ROWS / heads.group().next_power_of_two()).max(1);
-    let pairs = Pairs {
+    let pairs = BlockPairs {
         heads,
         queries,
         keys,
@@ -135,7 +135,7 @@ pub fn add_gradients(
         let mut tasks = Vec::new();
         for (row, query, key, verdict) in pairs.wave(mask, wave) {
             for unit in row * heads.key_value..(row + 1) * heads.key_value {
-                tasks.push(Task {
+                tasks.push(PairTask {
                     unit,
                     query,
                     key,
@@ -160,7 +160,7 @@ pub fn add_gradients(
 fn split<'a>(
     numbers: &'a mut [f32],
     units: usize,
-    blocks: &[Block],
+    blocks: &[TokenBlock],
     width: usize,
 ) -> Vec<&'a mut [f32]> {
     let mut rest = numbers;
@@ -172,7 +172,7 @@ fn split<'a>(
     parts
 }
 
-impl Pairs<'_> {
+impl BlockPairs<'_> {
     /// Row, query block, key block and verdict of the pairs of a wave that see one another.
     fn wave(
         &self,
@@ -190,10 +190,10 @@ impl Pairs<'_> {
         })
     }
 
-    fn run(&self, task: &mut Task) {
+    fn run(&self, task: &mut PairTask) {
         let (query, key) = (&self.query_blocks[task.query], &self.key_blocks[task.key]);
         let group = self.heads.group();
-        let rows = attend_backward::Rows {
+        let rows = attend_backward::QueryRows {
             q: self.query_part(self.queries.q, task, group * self.heads.d),
             d_out: self.query_part(self.queries.d_out, task, group * self.heads.d),
             lse: self.query_part(self.queries.lse, task, group),
@@ -214,7 +214,7 @@ impl Pairs<'_> {
                 rows_per_mask: group,
             }
         });
-        let gradients = attend_backward::Gradients {
+        let gradients = attend_backward::HeadGradients {
             dq: task.dq,
             dk: task.dk,
             dv: task.dv,
@@ -222,7 +222,7 @@ impl Pairs<'_> {
         attend_backward(self.heads.d, rows, keys, visible, gradients);
     }
 
-    fn query_part<'a>(&self, numbers: &'a [f32], task: &Task, width: usize) -> &'a [f32] {
+    fn query_part<'a>(&self, numbers: &'a [f32], task: &PairTask, width: usize) -> &'a [f32] {
         let tokens: usize = self.queries.runs.iter().map(Range::len).sum();
         part(
             numbers,
@@ -232,7 +232,7 @@ impl Pairs<'_> {
         )
     }
 
-    fn key_part<'a>(&self, numbers: &'a [f32], task: &Task) -> &'a [f32] {
+    fn key_part<'a>(&self, numbers: &'a [f32], task: &PairTask) -> &'a [f32] {
         let tokens: usize = self.keys.runs.iter().map(Range::len).sum();
         part(
             numbers,
@@ -244,7 +244,7 @@ impl Pairs<'_> {
 }
 
 /// The block's tokens, of numbers `[tokens, width]`, when the side begins at token `first`.
-fn part<'a>(numbers: &'a [f32], first: usize, block: &Block, width: usize) -> &'a [f32] {
+fn part<'a>(numbers: &'a [f32], first: usize, block: &TokenBlock, width: usize) -> &'a [f32] {
     let tokens = first + block.tokens.start..first + block.tokens.end;
     &numbers[tokens.start * width..tokens.end * width]
 }
@@ -280,7 +280,7 @@ fn exchange(x: &[f32], a: usize, b: usize, width: usize) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Block, cut, head_major, token_major};
+    use super::{TokenBlock, cut, head_major, token_major};
 
     #[test]
     fn blocks_end_at_fixed_places_whatever_the_runs() {
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(places, [3..4, 4..6, 20..24, 24..28, 28..29]);
         let tokens: Vec<_> = blocks.iter().map(|b| b.tokens.clone()).collect();
         assert_eq!(tokens, [0..1, 1..3, 3..7, 7..11, 11..12]);
-        assert_eq!(cut(&[5..5, 7..7], 4), Vec::<Block>::new());
+        assert_eq!(cut(&[5..5, 7..7], 4), Vec::<TokenBlock>::new());
     }
 
     #[test]

@@ -102,20 +102,25 @@ pub fn head_loss(
         let message = format!("the loss is {}: it is no number", made.sums.loss);
         return Err(Error::new(Kind::Compute, message));
     }
-    let op = Recorded {
+    let op = RecordedLoss {
         loss: made.sums.loss as f32,
         gradients: Mutex::new(Some([made.d_hidden, made.d_head])),
     };
     Ok((hidden.apply_op2(&head, op)?, made.sums))
 }
 
-struct Made {
+struct LossAndGradients {
     sums: HeadLoss,
     d_hidden: Tensor,
     d_head: Tensor,
 }
 
-fn made(hidden: &Tensor, head: &Tensor, targets: &[u32], weights: &[f32]) -> Result<Made> {
+fn made(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[u32],
+    weights: &[f32],
+) -> Result<LossAndGradients> {
     let (n, vocab) = (hidden.dim(0)?, head.dim(0)?);
     if let Some(target) = targets.iter().find(|&&t| t as usize >= vocab) {
         let message = format!("the target {target} is outside the vocabulary of {vocab}");
@@ -138,7 +143,7 @@ fn made(hidden: &Tensor, head: &Tensor, targets: &[u32], weights: &[f32]) -> Res
         true => hidden.zeros_like()?,
         false => Tensor::cat(&d_hidden, 0)?,
     };
-    Ok(Made {
+    Ok(LossAndGradients {
         sums,
         d_hidden,
         d_head,
@@ -187,13 +192,13 @@ fn row_backward(row: &mut [f32], target: usize, weight: f32) -> HeadLoss {
 }
 
 /// A scalar whose gradients are known.
-struct Recorded {
+struct RecordedLoss {
     loss: f32,
     /// Of the hidden states and of the head, until candle asks for them.
     gradients: Mutex<Option<[Tensor; 2]>>,
 }
 
-impl CustomOp2 for Recorded {
+impl CustomOp2 for RecordedLoss {
     fn name(&self) -> &'static str {
         "next-token loss"
     }

@@ -63,14 +63,14 @@ pub struct Sequences<'a> {
 
 /// Losses of the two heads.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Losses {
+pub struct HeadLosses {
     /// Of targets that are text.
     pub text: HeadLoss,
     /// Of targets that are codes or terminators.
     pub vision: HeadLoss,
 }
 
-impl Losses {
+impl HeadLosses {
     /// What is made small.
     pub fn total(&self) -> f64 {
         self.text.loss + self.vision.loss
@@ -139,7 +139,7 @@ impl Network {
         &self,
         sequences: &Sequences,
         activations: Activations,
-    ) -> Result<(Losses, ByName)> {
+    ) -> Result<(HeadLosses, ByName)> {
         match activations {
             Activations::Kept => {
                 let x = self.embedded(sequences.input)?;
@@ -155,14 +155,14 @@ impl Network {
     ///
     /// # Errors
     /// As [`Network::gradients`].
-    pub fn evaluate(&self, sequences: &Sequences) -> Result<Losses> {
+    pub fn evaluate(&self, sequences: &Sequences) -> Result<HeadLosses> {
         let x = self.embedded(sequences.input)?.detach();
         let x = self.blocks(x, sequences, |x, block| Ok(block(x)?.detach()))?;
         Ok(self.losses(&x, sequences)?.1)
     }
 
     /// Block by block backwards, each from its input.
-    fn recomputed(&self, sequences: &Sequences) -> Result<(Losses, ByName)> {
+    fn recomputed(&self, sequences: &Sequences) -> Result<(HeadLosses, ByName)> {
         let first = self.embedded(sequences.input)?;
         let mut inputs = Vec::new();
         let last = self.blocks(first.detach(), sequences, |x, block| {
@@ -290,10 +290,10 @@ impl Network {
     }
 
     /// x `[n, hidden]` behind the last block → the loss as a scalar, and of what it is made.
-    fn losses(&self, x: &Tensor, sequences: &Sequences) -> Result<(Tensor, Losses)> {
+    fn losses(&self, x: &Tensor, sequences: &Sequences) -> Result<(Tensor, HeadLosses)> {
         let norm_weight = self.parameters.get("model.norm.weight")?;
         let hidden = norm(x, norm_weight, self.spec.rms_norm_eps)?;
-        let mut losses = Losses::default();
+        let mut losses = HeadLosses::default();
         // A rank of a ring whose tokens all count nothing goes backwards like the others: they wait for its keys.
         // Times a tensor: a factor of 0 would be the end of the way back to candle.
         let nothing = Tensor::zeros((), x.dtype(), &Device::Cpu)?;

@@ -28,7 +28,7 @@ const TASK: usize = 1 << 14;
 pub fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let eps = eps as f32;
     Ok(x.contiguous()?
-        .apply_op2(&weight.contiguous()?, Norm { eps })?)
+        .apply_op2(&weight.contiguous()?, NormOp { eps })?)
 }
 
 /// x `[n, heads, d]` → the same, turned by `turns` of n positions.
@@ -49,14 +49,14 @@ pub fn turned(x: &Tensor, rope: &Arc<Rope>, turns: &Arc<Turns>) -> Result<Tensor
 /// # Errors
 /// `BadInput` when candle cannot take the tensors.
 pub fn gated(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, Gated)?)
+    Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, GatedOp)?)
 }
 
-struct Norm {
+struct NormOp {
     eps: f32,
 }
 
-impl CustomOp2 for Norm {
+impl CustomOp2 for NormOp {
     fn name(&self) -> &'static str {
         "rms norm"
     }
@@ -166,9 +166,9 @@ impl CustomOp1 for Turned {
     }
 }
 
-struct Gated;
+struct GatedOp;
 
-impl CustomOp2 for Gated {
+impl CustomOp2 for GatedOp {
     fn name(&self) -> &'static str {
         "gated activation"
     }

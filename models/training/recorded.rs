@@ -24,16 +24,16 @@ pub(super) fn record<B: Backward + 'static>(
 ) -> Result<Tensor> {
     let out = Mutex::new(out);
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
-    Ok(q.apply_op3(&k, &v, Recorded { out, backward })?)
+    Ok(q.apply_op3(&k, &v, RecordedOp { out, backward })?)
 }
 
-struct Recorded<B> {
+struct RecordedOp<B> {
     /// Until candle asks for it.
     out: Mutex<Vec<f32>>,
     backward: B,
 }
 
-impl<B: Backward> CustomOp3 for Recorded<B> {
+impl<B: Backward> CustomOp3 for RecordedOp<B> {
     fn name(&self) -> &'static str {
         B::NAME
     }

@@ -19,7 +19,7 @@ use crate::{
         attention::{check_finite, pack},
         operands::{Sizes, numbers},
         recorded::{Backward, record},
-        ring_gradients::{Dealt, Kept, ring_gradients},
+        ring_gradients::{Dealt, RankActivations, ring_gradients},
     },
 };
 
@@ -86,7 +86,7 @@ impl Backward for RingAttention {
     fn backward(&self, tensors: [&Tensor; 5]) -> Result<[Vec<f32>; 3]> {
         let held = tensors.map(numbers);
         let [q, k, v, out, d_out] = &held;
-        let kept = Kept {
+        let kept = RankActivations {
             q: q.as_slice()?,
             k: k.as_slice()?,
             v: v.as_slice()?,

@@ -82,7 +82,7 @@ impl Dealt {
 
 /// What one rank keeps of its tokens, and what came back to their outputs.
 #[derive(Debug, Clone, Copy)]
-pub struct Kept<'a> {
+pub struct RankActivations<'a> {
     /// `[rows, n, heads, d]`.
     pub q: &'a [f32],
     /// `[rows, n, kv_heads, d]`.
@@ -107,14 +107,14 @@ pub fn ring_gradients(
     ring: &mut Ring,
     heads: Heads,
     dealt: &Dealt,
-    kept: Kept,
+    kept: RankActivations,
 ) -> Result<[Vec<f32>; 3]> {
     dealt.check_ranks(ring.ranks())?;
     let n = dealt.tokens(ring.rank());
     check_lengths(heads, dealt.mask.rows() * n, kept)?;
     let (group, kv_heads) = (heads.group(), heads.key_value);
     let by_head = |x: &[f32], width| head_major(x, n, kv_heads, width);
-    let mut share = Share {
+    let mut share = RankQueries {
         heads,
         dealt,
         rank: ring.rank(),
@@ -134,7 +134,7 @@ pub fn ring_gradients(
     ])
 }
 
-fn check_lengths(heads: Heads, tokens: usize, kept: Kept) -> Result<()> {
+fn check_lengths(heads: Heads, tokens: usize, kept: RankActivations) -> Result<()> {
     let of_queries = tokens * heads.query * heads.d;
     let of_keys = tokens * heads.key_value * heads.d;
     let fits = [kept.q, kept.out, kept.d_out]
@@ -150,7 +150,7 @@ fn check_lengths(heads: Heads, tokens: usize, kept: Kept) -> Result<()> {
 }
 
 /// The queries of one rank, head by head, and what they gather.
-struct Share<'a> {
+struct RankQueries<'a> {
     heads: Heads,
     dealt: &'a Dealt,
     rank: usize,
@@ -164,7 +164,7 @@ struct Share<'a> {
     dq: Vec<f32>,
 }
 
-impl Share<'_> {
+impl RankQueries<'_> {
     /// keys `[2, rows, kv_heads, n, d]` of this rank → their dk and dv, when they are home.
     fn round(&mut self, ring: &mut Ring, keys: Vec<f32>) -> Result<Vec<f32>> {
         let (rank, ranks) = (self.rank, ring.ranks());

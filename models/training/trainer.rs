@@ -14,14 +14,14 @@ use crate::{
     attention::{
         link::{Link, in_process::InProcess},
         ring::Ring,
-        shard::Layout,
+        shard::ShardLayout,
     },
     error::{Error, Kind, Result},
     training::{
         batch_mask::BatchMask,
         data::batch::Batch,
         loss::{HeadLoss, MODALITY_SHARE, Reduction, token_weights},
-        network::{Activations, Attending, Losses, Network, Sequences, add},
+        network::{Activations, Attending, HeadLosses, Network, Sequences, add},
         optimizer::{AdamW, Moments},
         parameters::ByName,
         ring_gradients::Dealt,
@@ -35,7 +35,7 @@ const MOMENTS: [&str; 2] = ["mean.", "square."];
 /// How a network is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Recipe {
+pub struct TrainingRecipe {
     /// Over what the loss is averaged.
     pub reduction: Reduction,
     /// Whether activations are kept.
@@ -91,14 +91,14 @@ pub struct StepReport {
 pub struct Trainer {
     network: Network,
     moments: Moments,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     /// The threads of each rank; one rank with all threads when empty.
     pools: Vec<ThreadPool>,
 }
 
 impl Trainer {
     /// Trains `network` by `recipe`, on as many ranks as there are `pools` of threads.
-    pub fn new(network: Network, recipe: Recipe, pools: Vec<ThreadPool>) -> Self {
+    pub fn new(network: Network, recipe: TrainingRecipe, pools: Vec<ThreadPool>) -> Self {
         Self {
             network,
             moments: Moments::default(),
@@ -142,7 +142,7 @@ impl Trainer {
     /// # Errors
     /// `Compute` for a loss that is no number.
     pub fn evaluate(&self, batches: &[Batch]) -> Result<StepReport> {
-        let mut sum = Losses::default();
+        let mut sum = HeadLosses::default();
         for (batch, weights) in batches.iter().zip(self.weights(batches)) {
             sum.add(self.network.evaluate(&whole(batch, &weights)?)?);
         }
@@ -150,7 +150,7 @@ impl Trainer {
     }
 
     /// As means over each modality, not as its share of the sum.
-    fn report(&self, losses: Losses) -> StepReport {
+    fn report(&self, losses: HeadLosses) -> StepReport {
         let share = f64::from(self.share());
         StepReport {
             loss: losses.total(),
@@ -181,10 +181,10 @@ impl Trainer {
         weights
     }
 
-    fn gradients(&self, batches: &[Batch]) -> Result<(Losses, ByName)> {
+    fn gradients(&self, batches: &[Batch]) -> Result<(HeadLosses, ByName)> {
         let weights = self.weights(batches);
-        let (mut losses, mut all) = (Losses::default(), ByName::new());
-        let mut add_one = |(of_batch, gradients): (Losses, ByName)| {
+        let (mut losses, mut all) = (HeadLosses::default(), ByName::new());
+        let mut add_one = |(of_batch, gradients): (HeadLosses, ByName)| {
             losses.add(of_batch);
             add(&mut all, gradients)
         };
@@ -200,19 +200,19 @@ impl Trainer {
                 let sequences = whole(batch, weights)?;
                 self.network.gradients(&sequences, self.recipe.activations)
             });
-            let of_batches: Vec<(Losses, ByName)> = of_batches.collect::<Result<_>>()?;
+            let of_batches: Vec<(HeadLosses, ByName)> = of_batches.collect::<Result<_>>()?;
             of_batches.into_iter().try_for_each(&mut add_one)?;
         }
         Ok((losses, all))
     }
 
     /// The same, every rank with its tokens of each row.
-    fn ring_gradients(&self, batch: &Batch, weights: &[f32]) -> Result<(Losses, ByName)> {
+    fn ring_gradients(&self, batch: &Batch, weights: &[f32]) -> Result<(HeadLosses, ByName)> {
         let ranks = self.pools.len();
-        let runs = (0..ranks).map(|rank| Layout::Zigzag.runs(batch.seq_length, rank, ranks));
+        let runs = (0..ranks).map(|rank| ShardLayout::Zigzag.runs(batch.seq_length, rank, ranks));
         let dealt = Arc::new(Dealt::new(runs.collect(), mask(batch)?)?);
         let links = InProcess::connect(ranks, Duration::MAX).into_iter();
-        let shares: Vec<Result<(Losses, ByName)>> = thread::scope(|scope| {
+        let shares: Vec<Result<(HeadLosses, ByName)>> = thread::scope(|scope| {
             let started: Vec<_> = links
                 .zip(&self.pools)
                 .map(|(link, pool)| {
@@ -225,7 +225,7 @@ impl Trainer {
                 .map(|rank| rank.join().unwrap_or_else(|_| Err(fell())))
                 .collect()
         });
-        let (mut losses, mut all) = (Losses::default(), ByName::new());
+        let (mut losses, mut all) = (HeadLosses::default(), ByName::new());
         for (of_rank, gradients) in of_all(shares)? {
             losses.add(of_rank);
             add(&mut all, gradients)?;
@@ -240,7 +240,7 @@ impl Trainer {
         dealt: &Arc<Dealt>,
         batch: &Batch,
         weights: &[f32],
-    ) -> Result<(Losses, ByName)> {
+    ) -> Result<(HeadLosses, ByName)> {
         let rank = link.rank();
         let places = places(batch, dealt, rank);
         let (input, target) = (at(&batch.input, &places), at(&batch.target, &places));
@@ -300,7 +300,7 @@ impl Trainer {
     }
 }
 
-impl Losses {
+impl HeadLosses {
     fn add(&mut self, more: Self) {
         let pairs = [(&mut self.text, more.text), (&mut self.vision, more.vision)];
         for (HeadLoss { loss, accuracy }, more) in pairs {

@@ -12,10 +12,10 @@ use crate::{
 
 /// A chain with its weights.
 pub struct Connector {
-    steps: Vec<Step>,
+    steps: Vec<LoadedStep>,
 }
 
-enum Step {
+enum LoadedStep {
     Linear(Linear),
     Activation(HiddenAct),
     Norm(Norm),
@@ -41,22 +41,22 @@ impl Connector {
                 } => {
                     let inputs = std::mem::replace(&mut width, *out);
                     let of = format!("{name}.{of}");
-                    Step::Linear(Linear::named(weights, &of, *out, inputs, *bias)?)
+                    LoadedStep::Linear(Linear::named(weights, &of, *out, inputs, *bias)?)
                 }
-                ConnectorStep::Activation { act } => Step::Activation(*act),
+                ConnectorStep::Activation { act } => LoadedStep::Activation(*act),
                 ConnectorStep::Norm {
                     name: of,
                     kind,
                     eps,
                 } => {
                     let of = format!("{name}.{of}");
-                    Step::Norm(Norm::load(*kind, weights, &of, width, *eps)?)
+                    LoadedStep::Norm(Norm::load(*kind, weights, &of, width, *eps)?)
                 }
                 ConnectorStep::Merge { order } => {
                     width *= 4;
-                    Step::Merge(*order)
+                    LoadedStep::Merge(*order)
                 }
-                ConnectorStep::Pool { mode, stride } => Step::Pool(*mode, *stride),
+                ConnectorStep::Pool { mode, stride } => LoadedStep::Pool(*mode, *stride),
             })
         };
         let steps = steps.iter().map(step).collect::<Result<_>>()?;
@@ -71,17 +71,17 @@ impl Connector {
         let (mut x, mut width) = (tokens, width);
         for step in &self.steps {
             match step {
-                Step::Linear(layer) => {
+                LoadedStep::Linear(layer) => {
                     x = layer.forward(&x);
                     width = layer.out_features();
                 }
-                Step::Activation(act) => act.apply(&mut x),
-                Step::Norm(norm) => x = norm.forward(&x),
-                Step::Merge(order) => {
+                LoadedStep::Activation(act) => act.apply(&mut x),
+                LoadedStep::Norm(norm) => x = norm.forward(&x),
+                LoadedStep::Merge(order) => {
                     x = each(&x, pictures, |picture| merge(picture, width, *order))?;
                     width *= 4;
                 }
-                Step::Pool(mode, stride) => {
+                LoadedStep::Pool(mode, stride) => {
                     x = each(&x, pictures, |picture| pool(picture, width, *mode, *stride))?;
                 }
             }

@@ -3,7 +3,7 @@
 //! Pictures are `[height, width, channels]` inside. A batch norm is the matter of the convolution
 //! before it, whose kernel and bias it changes when they are loaded.
 
-use longreel_kernels::conv::{Kernel, Sampling, Start, conv};
+use longreel_kernels::conv::{Kernel, Resampling, Start, conv};
 
 use crate::{
     checkpoint::weights::Weights,
@@ -20,7 +20,7 @@ pub struct ConvNet {
     channels: usize,
     /// Of what comes out.
     out_channels: usize,
-    layers: Vec<Layer>,
+    layers: Vec<ConvNetLayer>,
 }
 
 /// A picture, or what became of it.
@@ -34,30 +34,30 @@ pub struct Map {
     pub data: Vec<f32>,
 }
 
-enum Layer {
-    Conv(Conv),
+enum ConvNetLayer {
+    Conv(ConvWeights),
     Activation(HiddenAct),
     Pool {
         kind: Pool,
         size: usize,
-        sampling: Sampling,
+        sampling: Resampling,
     },
     AdaptivePool(usize),
-    Residual(Block),
+    Residual(ResidualBlock),
     Tap(String),
     Flatten,
     Linear(Linear),
 }
 
-struct Conv {
+struct ConvWeights {
     kernel: Kernel,
-    sampling: Sampling,
+    sampling: Resampling,
 }
 
-struct Block {
-    convs: Vec<Conv>,
+struct ResidualBlock {
+    convs: Vec<ConvWeights>,
     /// Where the sizes differ.
-    shortcut: Option<Conv>,
+    shortcut: Option<ConvWeights>,
 }
 
 impl ConvNet {
@@ -94,7 +94,7 @@ impl ConvNet {
     /// Names of the places whose outputs can be asked for.
     pub fn taps(&self) -> impl Iterator<Item = &str> {
         self.layers.iter().filter_map(|layer| match layer {
-            Layer::Tap(name) => Some(name.as_str()),
+            ConvNetLayer::Tap(name) => Some(name.as_str()),
             _ => None,
         })
     }
@@ -113,7 +113,7 @@ impl ConvNet {
     /// # Errors
     /// `Usage` when there is no such tap, and as [`ConvNet::forward`].
     pub fn grids(&self, pixels: &[f32], size: [usize; 2], tap: &str) -> Result<Vec<Map>> {
-        let is_it = |layer: &Layer| matches!(layer, Layer::Tap(name) if name == tap);
+        let is_it = |layer: &ConvNetLayer| matches!(layer, ConvNetLayer::Tap(name) if name == tap);
         let end = self.layers.iter().position(is_it).ok_or_else(|| {
             let known: Vec<&str> = self.taps().collect();
             let message = format!("no tap {tap:?}, expected one of {}", known.join(", "));
@@ -170,7 +170,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn layer(&mut self, layer: &ConvLayer) -> Result<Layer> {
+    fn layer(&mut self, layer: &ConvLayer) -> Result<ConvNetLayer> {
         Ok(match layer {
             ConvLayer::Conv {
                 name,
@@ -181,35 +181,43 @@ impl Loader<'_> {
                 bias,
                 norm,
             } => {
-                let sampling = Sampling::Strided {
+                let sampling = Resampling::Strided {
                     stride: *stride,
                     padding: *padding,
                 };
-                Layer::Conv(self.conv(name, [*out, *kernel], sampling, *bias, norm.as_deref())?)
+                ConvNetLayer::Conv(self.conv(
+                    name,
+                    [*out, *kernel],
+                    sampling,
+                    *bias,
+                    norm.as_deref(),
+                )?)
             }
-            ConvLayer::Activation { act } => Layer::Activation(*act),
+            ConvLayer::Activation { act } => ConvNetLayer::Activation(*act),
             ConvLayer::Pool {
                 kind,
                 size,
                 stride,
                 padding,
-            } => Layer::Pool {
+            } => ConvNetLayer::Pool {
                 kind: *kind,
                 size: *size,
-                sampling: Sampling::Strided {
+                sampling: Resampling::Strided {
                     stride: *stride,
                     padding: *padding,
                 },
             },
-            ConvLayer::AdaptivePool { side } => Layer::AdaptivePool(*side),
-            ConvLayer::Residual { name, block } => Layer::Residual(self.block(name, *block)?),
+            ConvLayer::AdaptivePool { side } => ConvNetLayer::AdaptivePool(*side),
+            ConvLayer::Residual { name, block } => {
+                ConvNetLayer::Residual(self.block(name, *block)?)
+            }
             ConvLayer::Stages { .. } => {
                 let message = "stages among the layers that they stand for";
                 return Err(Error::new(Kind::Internal, message));
             }
-            ConvLayer::Tap { name } => Layer::Tap(name.clone()),
-            ConvLayer::Flatten => Layer::Flatten,
-            ConvLayer::Linear { name, out } => Layer::Linear(self.linear(name, *out)?),
+            ConvLayer::Tap { name } => ConvNetLayer::Tap(name.clone()),
+            ConvLayer::Flatten => ConvNetLayer::Flatten,
+            ConvLayer::Linear { name, out } => ConvNetLayer::Linear(self.linear(name, *out)?),
         })
     }
 
@@ -218,10 +226,10 @@ impl Loader<'_> {
         &mut self,
         name: &str,
         [out, side]: [usize; 2],
-        sampling: Sampling,
+        sampling: Resampling,
         bias: bool,
         norm: Option<&str>,
-    ) -> Result<Conv> {
+    ) -> Result<ConvWeights> {
         let channels = std::mem::replace(&mut self.channels, out);
         let shape = [out, channels, side, side];
         let mut weight = self.weights.numbers(&format!("{name}.weight"), &shape)?;
@@ -233,7 +241,7 @@ impl Loader<'_> {
             self.fold(norm, &mut weight, &mut offset)?;
         }
         let weight = taps_first(&weight, [out, channels, side * side]);
-        Ok(Conv {
+        Ok(ConvWeights {
             kernel: Kernel::pack(&weight, &offset, [side, side, channels, out]),
             sampling,
         })
@@ -259,12 +267,12 @@ impl Loader<'_> {
     }
 
     /// Takes `{name}.convN`, `{name}.normN`, and `{name}.shortcut` where the sizes differ.
-    fn block(&mut self, name: &str, block: Residual) -> Result<Block> {
+    fn block(&mut self, name: &str, block: Residual) -> Result<ResidualBlock> {
         let before = self.channels;
         let mut convs = Vec::new();
         for (n, part) in block.convs().iter().enumerate() {
             let (conv, norm) = (format!("{name}.conv{n}"), format!("{name}.norm{n}"));
-            let sampling = Sampling::Strided {
+            let sampling = Resampling::Strided {
                 stride: part.stride,
                 padding: part.kernel / 2,
             };
@@ -273,14 +281,14 @@ impl Loader<'_> {
         let mut shortcut = None;
         if before != block.out || block.stride != 1 {
             let (conv, norm) = (format!("{name}.shortcut"), format!("{name}.shortcut_norm"));
-            let sampling = Sampling::Strided {
+            let sampling = Resampling::Strided {
                 stride: block.stride,
                 padding: 0,
             };
             self.channels = before;
             shortcut = Some(self.conv(&conv, [block.out, 1], sampling, false, Some(&norm))?);
         }
-        Ok(Block { convs, shortcut })
+        Ok(ResidualBlock { convs, shortcut })
     }
 
     /// Takes `{name}.weight`, whose columns are what a flattened picture has, and `{name}.bias`.
@@ -299,7 +307,7 @@ impl Loader<'_> {
     }
 }
 
-impl Layer {
+impl ConvNetLayer {
     fn forward(&self, x: Map) -> Result<Map> {
         Ok(match self {
             Self::Conv(conv) => conv.forward(&x)?,
@@ -329,7 +337,7 @@ impl Map {
     }
 
     /// Lines and columns behind kernels or squares of `side`.
-    fn sampled(&self, sampling: Sampling, side: usize) -> Result<[usize; 2]> {
+    fn sampled(&self, sampling: Resampling, side: usize) -> Result<[usize; 2]> {
         let size = [self.height, self.width].map(|n| sampling.output(n, side));
         if size.contains(&0) {
             let message = format!(
@@ -342,7 +350,7 @@ impl Map {
     }
 }
 
-impl Conv {
+impl ConvWeights {
     fn forward(&self, x: &Map) -> Result<Map> {
         let [side, _, _, channels] = self.kernel.shape();
         let [height, width] = x.sampled(self.sampling, side)?;
@@ -361,7 +369,7 @@ impl Conv {
     }
 }
 
-impl Block {
+impl ResidualBlock {
     fn forward(&self, x: Map) -> Result<Map> {
         let Some((last, before)) = self.convs.split_last() else {
             return Ok(x);
@@ -408,7 +416,7 @@ fn product(matrix: &Linear, x: &Map) -> Result<Map> {
 }
 
 /// x `[h, w, c]` → `[oh, ow, c]`: squares of `size`.
-fn pool(kind: Pool, size: usize, sampling: Sampling, x: &Map) -> Result<Map> {
+fn pool(kind: Pool, size: usize, sampling: Resampling, x: &Map) -> Result<Map> {
     let [height, width] = x.sampled(sampling, size)?;
     let mut data = Vec::with_capacity(height * width * x.channels());
     for (line, column) in places(height, width) {

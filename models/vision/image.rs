@@ -120,7 +120,7 @@ struct Taps<W> {
 }
 
 /// The taps of a run of output pixels, in fixed point with `bits` behind the point.
-struct Pass {
+struct ResizePass {
     taps: Vec<Taps<i32>>,
     bits: u32,
 }
@@ -158,7 +158,7 @@ fn taps(filter: Filter, i: usize, from: usize, to: usize) -> Taps<f64> {
     Taps { first, weights }
 }
 
-impl Pass {
+impl ResizePass {
     /// The taps of output pixels `range` when `from` pixels become `to`.
     fn new(resample: Resample, range: Range<usize>, from: usize, to: usize) -> Self {
         let Resample { filter, rounding } = resample;
@@ -241,8 +241,8 @@ pub(super) fn resize_region(
     if columns.is_empty() || rows.is_empty() {
         return Vec::new();
     }
-    let vertical =
-        (height != view.height).then(|| Pass::new(resample, rows.clone(), view.height, height));
+    let vertical = (height != view.height)
+        .then(|| ResizePass::new(resample, rows.clone(), view.height, height));
     let needed = match &vertical {
         Some(pass) => pass.reach(),
         None => rows,
@@ -250,7 +250,7 @@ pub(super) fn resize_region(
     let narrow = if width == view.width {
         crop(view, columns.clone(), needed.clone())
     } else {
-        let pass = Pass::new(resample, columns.clone(), view.width, width);
+        let pass = ResizePass::new(resample, columns.clone(), view.width, width);
         horizontal_pass(view, needed.clone(), &pass)
     };
     match vertical {
@@ -266,7 +266,7 @@ fn crop(view: RgbView<'_>, columns: Range<usize>, rows: Range<usize>) -> Vec<u8>
 }
 
 /// view `[h, w, 3]` → its `rows`, resized to one pixel per tap: `[rows, taps, 3]`.
-fn horizontal_pass(view: RgbView<'_>, rows: Range<usize>, pass: &Pass) -> Vec<u8> {
+fn horizontal_pass(view: RgbView<'_>, rows: Range<usize>, pass: &ResizePass) -> Vec<u8> {
     let width = pass.taps.len() * 3;
     let mut out = vec![0; rows.len() * width];
     let source = &view.data[rows.start * view.width * 3..];
@@ -281,7 +281,7 @@ fn horizontal_pass(view: RgbView<'_>, rows: Range<usize>, pass: &Pass) -> Vec<u8
     out
 }
 
-fn horizontal_row(row: &[u8], pass: &Pass, out: &mut [u8]) {
+fn horizontal_row(row: &[u8], pass: &ResizePass, out: &mut [u8]) {
     for (out, taps) in out.chunks_exact_mut(3).zip(&pass.taps) {
         let mut sums = [pass.half(); 3];
         for (pixel, &weight) in row[taps.first * 3..].chunks_exact(3).zip(&taps.weights) {
@@ -294,7 +294,7 @@ fn horizontal_row(row: &[u8], pass: &Pass, out: &mut [u8]) {
 }
 
 /// rows `[r, stride]`, of which the first is source row `first` → `[taps, stride]`.
-fn vertical_pass(rows: &[u8], stride: usize, first: usize, pass: &Pass) -> Vec<u8> {
+fn vertical_pass(rows: &[u8], stride: usize, first: usize, pass: &ResizePass) -> Vec<u8> {
     let mut out = vec![0; pass.taps.len() * stride];
     out.par_chunks_mut(stride)
         .zip(&pass.taps)

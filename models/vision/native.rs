@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::{
     checkpoint::weights::Weights,
-    encoder::{Encoder, View},
+    encoder::{Encoder, Visibility},
     error::{Error, Kind, Result},
     layers::{
         linear::Linear,
@@ -115,16 +115,16 @@ impl NativeEncoder {
     pub fn step(&self, patches: &[f32], grid: Grid) -> Result<Vec<f32>> {
         self.check(patches, grid)?;
         let hidden = self.spec.vision.encoder.hidden_size;
-        let order = Order::of(&self.spec.vision, grid);
+        let order = PatchOrder::of(&self.spec.vision, grid);
         let mut x = order.patches(&self.embed(patches, grid), hidden);
         let turns = self.turns(&order, grid);
-        let whole = View {
+        let whole = Visibility {
             turns: Some(&turns),
-            ..View::of_all(grid.patches())
+            ..Visibility::of_all(grid.patches())
         };
         let mut features = Vec::with_capacity(1 + self.deeper.len());
         for index in 0..self.encoder.layers() {
-            let view = View {
+            let view = Visibility {
                 segments: order.segments_of_block(index, &self.spec.vision),
                 ..whole
             };
@@ -175,7 +175,7 @@ impl NativeEncoder {
     }
 
     /// Cosine and sine of every patch, `[n, d/2]`.
-    fn turns(&self, order: &Order, grid: Grid) -> Turns {
+    fn turns(&self, order: &PatchOrder, grid: Grid) -> Turns {
         let places: Vec<[usize; 2]> = grid.of_patches().map(|(r, c)| [r, c]).collect();
         let mut turns = Turns::default();
         for place in order.patches(&places.concat(), 2) {
@@ -187,14 +187,14 @@ impl NativeEncoder {
 }
 
 /// In which order patches go through the blocks: those of one window one after another.
-struct Order {
+struct PatchOrder {
     /// Numbers of squares.
     squares: Vec<usize>,
     /// Window of every patch, in that order.
     windows: Option<Vec<u32>>,
 }
 
-impl Order {
+impl PatchOrder {
     fn of(spec: &NativeVitSpec, grid: Grid) -> Self {
         let squares = 0..grid.squares();
         let Some(side) = spec.window_side() else {

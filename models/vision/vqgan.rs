@@ -8,7 +8,7 @@
 use candle_core::{Device, Tensor};
 use longreel_kernels::{
     codebook::Codebook,
-    conv::{Kernel, Sampling, Start, conv},
+    conv::{Kernel, Resampling, Start, conv},
     group_norm::group_norm_silu,
 };
 
@@ -25,15 +25,15 @@ pub(crate) const RGB: usize = 3;
 ///
 /// A GroupNorm's output is taken after its SiLU, a ResBlock's after its shortcut,
 /// under the block's own path.
-pub type Trace<'a> = &'a mut dyn FnMut(&str, [usize; 3], &[f32]);
+pub type LayerTrace<'a> = &'a mut dyn FnMut(&str, [usize; 3], &[f32]);
 
 /// One step of the encoder or decoder, before its weights are known.
-pub(crate) enum Plan {
+pub(crate) enum LayerSpec {
     /// A convolution with a kernel of `shape`.
     Conv {
         path: String,
         shape: [usize; 4],
-        sampling: Sampling,
+        sampling: Resampling,
     },
     /// A residual block from so many channels to so many.
     Resnet { path: String, channels: [usize; 2] },
@@ -42,29 +42,29 @@ pub(crate) enum Plan {
 }
 
 /// One step with its weights.
-enum Layer {
+enum VqganLayer {
     Conv {
         path: String,
         kernel: Kernel,
-        sampling: Sampling,
+        sampling: Resampling,
     },
     Resnet {
         path: String,
-        block: Box<Resnet>,
+        block: Box<ResnetWeights>,
     },
     NormSilu {
         path: String,
-        norm: Norm,
+        norm: NormWeights,
     },
 }
 
-struct Norm {
+struct NormWeights {
     scale: Vec<f32>,
     bias: Vec<f32>,
 }
 
-struct Resnet {
-    norms: [Norm; 2],
+struct ResnetWeights {
+    norms: [NormWeights; 2],
     convs: [Kernel; 2],
     /// The 1×1 convolution of the shortcut, when the channel count changes.
     shortcut: Option<Kernel>,
@@ -73,8 +73,8 @@ struct Resnet {
 /// A loaded VQGAN.
 pub struct Vqgan {
     spec: VqganSpec,
-    encoder: Vec<Layer>,
-    decoder: Vec<Layer>,
+    encoder: Vec<VqganLayer>,
+    decoder: Vec<VqganLayer>,
     codebook: Codebook,
     /// `[num_embeddings, quantized_embed_dim]`.
     rows: Vec<f32>,
@@ -86,7 +86,7 @@ impl Vqgan {
         spec.validate()?;
         let doing = || "load the VQGAN";
         let rows = take(weights, EMBEDDINGS, &codebook_shape(spec)).doing(doing)?;
-        let mut load = |plans: Vec<Plan>| -> Result<Vec<Layer>> {
+        let mut load = |plans: Vec<LayerSpec>| -> Result<Vec<VqganLayer>> {
             plans.into_iter().map(|p| p.load(weights)).collect()
         };
         Ok(Self {
@@ -109,7 +109,7 @@ impl Vqgan {
     }
 
     /// [`Vqgan::latent`], showing each layer's output.
-    pub fn latent_traced(&self, pixels: &Tensor, trace: Trace<'_>) -> Result<Tensor> {
+    pub fn latent_traced(&self, pixels: &Tensor, trace: LayerTrace<'_>) -> Result<Tensor> {
         let (n, grid) = (self.frames_of(pixels)?, self.spec.grid());
         let z = self.latents(pixels, trace)?.concat();
         Ok(Tensor::from_vec(
@@ -143,14 +143,14 @@ impl Vqgan {
     }
 
     /// [`Vqgan::decode_unclipped`], showing each layer's output.
-    pub fn decode_traced(&self, codes: &Tensor, trace: Trace<'_>) -> Result<Tensor> {
+    pub fn decode_traced(&self, codes: &Tensor, trace: LayerTrace<'_>) -> Result<Tensor> {
         let frames = self.rows_of(codes)?;
         let (grid, side) = (self.spec.grid(), self.spec.resolution);
         let mut pixels = Vec::with_capacity(frames.len() * side * side * RGB);
         let shape = (frames.len(), side, side, RGB);
         let mut buffers = Buffers::default();
         for rows in frames {
-            let picture = Activation {
+            let picture = LayerOutput {
                 height: grid,
                 width: grid,
                 data: rows,
@@ -176,13 +176,13 @@ impl Vqgan {
     }
 
     /// pixels `[n, h, w, 3]` → n times z `[g · g, e]`.
-    fn latents(&self, pixels: &Tensor, trace: Trace<'_>) -> Result<Vec<Vec<f32>>> {
+    fn latents(&self, pixels: &Tensor, trace: LayerTrace<'_>) -> Result<Vec<Vec<f32>>> {
         let side = self.spec.resolution;
         let mut buffers = Buffers::default();
         let mut latents = Vec::new();
         for frame in 0..self.frames_of(pixels)? {
             let data = pixels.get(frame)?.flatten_all()?.to_vec1::<f32>()?;
-            let picture = Activation {
+            let picture = LayerOutput {
                 height: side,
                 width: side,
                 data,
@@ -250,10 +250,10 @@ fn conv_plan(
     path: impl Into<String>,
     side: usize,
     channels: [usize; 2],
-    sampling: Sampling,
-) -> Plan {
+    sampling: Resampling,
+) -> LayerSpec {
     let [cin, cout] = channels;
-    Plan::Conv {
+    LayerSpec::Conv {
         path: path.into(),
         shape: [side, side, cin, cout],
         sampling,
@@ -261,21 +261,21 @@ fn conv_plan(
 }
 
 /// Residual blocks `0..n` under `path`: the first one changes the channel count.
-fn resnet_plans(path: &str, n: usize, [cin, cout]: [usize; 2]) -> impl Iterator<Item = Plan> {
-    (0..n).map(move |i| Plan::Resnet {
+fn resnet_plans(path: &str, n: usize, [cin, cout]: [usize; 2]) -> impl Iterator<Item = LayerSpec> {
+    (0..n).map(move |i| LayerSpec::Resnet {
         path: format!("{path}.ResnetBlock_{i}"),
         channels: [if i == 0 { cin } else { cout }, cout],
     })
 }
 
 /// Pixels to z.
-pub(crate) fn encoder_plan(spec: &VqganSpec) -> Vec<Plan> {
+pub(crate) fn encoder_plan(spec: &VqganSpec) -> Vec<LayerSpec> {
     let mut channels = spec.hidden_channels;
     let mut plans = vec![conv_plan(
         "encoder.Conv_0",
         3,
         [RGB, channels],
-        Sampling::Same,
+        Resampling::Same,
     )];
     for (level, &mult) in spec.channel_mult.iter().enumerate() {
         let path = format!("encoder.DownsamplingBlock_{level}");
@@ -287,12 +287,12 @@ pub(crate) fn encoder_plan(spec: &VqganSpec) -> Vec<Plan> {
                 format!("{path}.Downsample_0.Conv_0"),
                 3,
                 [channels; 2],
-                Sampling::Halve,
+                Resampling::Halve,
             ));
         }
     }
     plans.extend(resnet_plans("encoder.MidBlock_0", 2, [channels; 2]));
-    plans.push(Plan::NormSilu {
+    plans.push(LayerSpec::NormSilu {
         path: "encoder.GroupNorm_0".into(),
         channels,
     });
@@ -300,19 +300,19 @@ pub(crate) fn encoder_plan(spec: &VqganSpec) -> Vec<Plan> {
         "encoder.Conv_1",
         3,
         [channels, spec.z_channels],
-        Sampling::Same,
+        Resampling::Same,
     ));
     plans.push(conv_plan(
         "quant_conv",
         1,
         [spec.z_channels, spec.quantized_embed_dim],
-        Sampling::Same,
+        Resampling::Same,
     ));
     plans
 }
 
 /// Codebook rows to pixels. `UpsamplingBlock_0` is the first to run, the deepest level.
-pub(crate) fn decoder_plan(spec: &VqganSpec) -> Vec<Plan> {
+pub(crate) fn decoder_plan(spec: &VqganSpec) -> Vec<LayerSpec> {
     let deepest = spec.channel_mult.last().copied().unwrap_or(1);
     let mut channels = spec.hidden_channels * deepest;
     let mut plans = vec![
@@ -320,13 +320,13 @@ pub(crate) fn decoder_plan(spec: &VqganSpec) -> Vec<Plan> {
             "post_quant_conv",
             1,
             [spec.quantized_embed_dim, spec.z_channels],
-            Sampling::Same,
+            Resampling::Same,
         ),
         conv_plan(
             "decoder.Conv_0",
             3,
             [spec.z_channels, channels],
-            Sampling::Same,
+            Resampling::Same,
         ),
     ];
     plans.extend(resnet_plans("decoder.MidBlock_0", 2, [channels; 2]));
@@ -344,11 +344,11 @@ pub(crate) fn decoder_plan(spec: &VqganSpec) -> Vec<Plan> {
                 format!("{path}.Upsample_0.Conv_0"),
                 3,
                 [channels; 2],
-                Sampling::Double,
+                Resampling::Double,
             ));
         }
     }
-    plans.push(Plan::NormSilu {
+    plans.push(LayerSpec::NormSilu {
         path: "decoder.GroupNorm_0".into(),
         channels,
     });
@@ -356,28 +356,28 @@ pub(crate) fn decoder_plan(spec: &VqganSpec) -> Vec<Plan> {
         "decoder.Conv_1",
         3,
         [channels, RGB],
-        Sampling::Same,
+        Resampling::Same,
     ));
     plans
 }
 
-impl Plan {
-    fn load(self, weights: &mut Weights) -> Result<Layer> {
+impl LayerSpec {
+    fn load(self, weights: &mut Weights) -> Result<VqganLayer> {
         Ok(match self {
             Self::Conv {
                 path,
                 shape,
                 sampling,
-            } => Layer::Conv {
+            } => VqganLayer::Conv {
                 kernel: load_kernel(weights, &path, shape)?,
                 path,
                 sampling,
             },
-            Self::NormSilu { path, channels } => Layer::NormSilu {
+            Self::NormSilu { path, channels } => VqganLayer::NormSilu {
                 norm: load_norm(weights, &path, channels)?,
                 path,
             },
-            Self::Resnet { path, channels } => Layer::Resnet {
+            Self::Resnet { path, channels } => VqganLayer::Resnet {
                 block: Box::new(load_resnet(weights, &path, channels)?),
                 path,
             },
@@ -391,14 +391,18 @@ fn load_kernel(weights: &mut Weights, path: &str, shape: [usize; 4]) -> Result<K
     Ok(Kernel::pack(&kernel, &bias, shape))
 }
 
-fn load_norm(weights: &mut Weights, path: &str, channels: usize) -> Result<Norm> {
-    Ok(Norm {
+fn load_norm(weights: &mut Weights, path: &str, channels: usize) -> Result<NormWeights> {
+    Ok(NormWeights {
         scale: take(weights, &tensor_name(path, "scale"), &[channels])?,
         bias: take(weights, &tensor_name(path, "bias"), &[channels])?,
     })
 }
 
-fn load_resnet(weights: &mut Weights, path: &str, [cin, cout]: [usize; 2]) -> Result<Resnet> {
+fn load_resnet(
+    weights: &mut Weights,
+    path: &str,
+    [cin, cout]: [usize; 2],
+) -> Result<ResnetWeights> {
     let norm = |weights: &mut Weights, i: usize, n: usize| {
         load_norm(weights, &format!("{path}.GroupNorm_{i}"), n)
     };
@@ -409,7 +413,7 @@ fn load_resnet(weights: &mut Weights, path: &str, [cin, cout]: [usize; 2]) -> Re
             [side, side, cin, cout],
         )
     };
-    Ok(Resnet {
+    Ok(ResnetWeights {
         norms: [norm(weights, 0, cin)?, norm(weights, 1, cout)?],
         convs: [conv(weights, 0, 3, cin)?, conv(weights, 1, 3, cout)?],
         shortcut: (cin != cout)
@@ -419,13 +423,13 @@ fn load_resnet(weights: &mut Weights, path: &str, [cin, cout]: [usize; 2]) -> Re
 }
 
 /// One frame between two layers: `[height, width, channels]`.
-struct Activation {
+struct LayerOutput {
     height: usize,
     width: usize,
     data: Vec<f32>,
 }
 
-impl Activation {
+impl LayerOutput {
     fn shape(&self) -> [usize; 3] {
         let pixels = self.height * self.width;
         [self.height, self.width, self.data.len() / pixels.max(1)]
@@ -456,16 +460,21 @@ impl Buffers {
 }
 
 /// Runs `layers` over one frame.
-fn run(layers: &[Layer], frame: Activation, buffers: &mut Buffers, trace: Trace<'_>) -> Activation {
+fn run(
+    layers: &[VqganLayer],
+    frame: LayerOutput,
+    buffers: &mut Buffers,
+    trace: LayerTrace<'_>,
+) -> LayerOutput {
     layers.iter().fold(frame, |x, layer| {
         let (path, y) = match layer {
-            Layer::Conv {
+            VqganLayer::Conv {
                 path,
                 kernel,
                 sampling,
             } => (path, run_conv(kernel, *sampling, &x, buffers)),
-            Layer::NormSilu { path, norm } => (path, run_norm(norm, &x, buffers)),
-            Layer::Resnet { path, block } => {
+            VqganLayer::NormSilu { path, norm } => (path, run_norm(norm, &x, buffers)),
+            VqganLayer::Resnet { path, block } => {
                 let y = run_resnet(block, path, x, buffers, trace);
                 trace(path, y.shape(), &y.data);
                 return y;
@@ -479,10 +488,10 @@ fn run(layers: &[Layer], frame: Activation, buffers: &mut Buffers, trace: Trace<
 
 fn run_conv(
     kernel: &Kernel,
-    sampling: Sampling,
-    x: &Activation,
+    sampling: Resampling,
+    x: &LayerOutput,
     buffers: &mut Buffers,
-) -> Activation {
+) -> LayerOutput {
     let [kh, kw, _, channels] = kernel.shape();
     let (height, width) = (sampling.output(x.height, kh), sampling.output(x.width, kw));
     let mut data = buffers.take(height * width * channels);
@@ -494,38 +503,38 @@ fn run_conv(
         Start::Bias,
         &mut data,
     );
-    Activation {
+    LayerOutput {
         height,
         width,
         data,
     }
 }
 
-fn run_norm(norm: &Norm, x: &Activation, buffers: &mut Buffers) -> Activation {
+fn run_norm(norm: &NormWeights, x: &LayerOutput, buffers: &mut Buffers) -> LayerOutput {
     let mut data = buffers.take(x.data.len());
     group_norm_silu(&x.data, &norm.scale, &norm.bias, &mut data);
-    Activation { data, ..*x }
+    LayerOutput { data, ..*x }
 }
 
 /// `x → conv(silu(gn(conv(silu(gn(x)))))) + shortcut(x)` (`vqgan.py`, `ResnetBlock`).
 fn run_resnet(
-    block: &Resnet,
+    block: &ResnetWeights,
     path: &str,
-    x: Activation,
+    x: LayerOutput,
     buffers: &mut Buffers,
-    trace: Trace<'_>,
-) -> Activation {
+    trace: LayerTrace<'_>,
+) -> LayerOutput {
     let mut show =
-        |part: &str, y: &Activation| trace(&format!("{path}.{part}"), y.shape(), &y.data);
+        |part: &str, y: &LayerOutput| trace(&format!("{path}.{part}"), y.shape(), &y.data);
     let normed = run_norm(&block.norms[0], &x, buffers);
     show("GroupNorm_0", &normed);
-    let hidden = run_conv(&block.convs[0], Sampling::Same, &normed, buffers);
+    let hidden = run_conv(&block.convs[0], Resampling::Same, &normed, buffers);
     buffers.give(normed.data);
     show("Conv_0", &hidden);
     let mut sum = match &block.shortcut {
         None => x,
         Some(kernel) => {
-            let y = run_conv(kernel, Sampling::Same, &x, buffers);
+            let y = run_conv(kernel, Resampling::Same, &x, buffers);
             buffers.give(x.data);
             show("Conv_2", &y);
             y
@@ -539,7 +548,7 @@ fn run_resnet(
         &normed.data,
         size,
         &block.convs[1],
-        Sampling::Same,
+        Resampling::Same,
         Start::Residual,
         &mut sum.data,
     );

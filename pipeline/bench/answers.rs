@@ -44,7 +44,7 @@ const NOISE_SIDE: usize = 64;
 
 /// A question that was asked, and what came of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Asked {
+pub struct AskedQuestion {
     /// The clip.
     pub video: String,
     /// Its length.
@@ -113,7 +113,7 @@ pub struct Answering {
 }
 
 /// The answer to one question.
-pub struct Said {
+pub struct ModelAnswer {
     /// Without space around it.
     pub text: String,
     /// Whether it reached its longest length.
@@ -174,7 +174,7 @@ impl Answering {
     ///
     /// # Errors
     /// Of the video, of a prompt that does not fit, `Interrupted` when told to stop.
-    pub fn answer(&self, path: &Path, question: &str, cancel: &Cancel) -> Result<Said> {
+    pub fn answer(&self, path: &Path, question: &str, cancel: &Cancel) -> Result<ModelAnswer> {
         let reader = FrameReader::open(path, &self.sampling, &TimeRange::ALL, cancel.clone())?;
         let (files, model) = (&self.files, &self.model);
         let limit = files.spec.decoder.max_position_embeddings;
@@ -199,7 +199,7 @@ impl Answering {
             cancel,
         )?;
         let answer = conversation.answer(&mut |_| {}, &progress, cancel)?;
-        Ok(Said {
+        Ok(ModelAnswer {
             text: answer.text.trim().to_owned(),
             is_cut: answer.finish == Finish::Length,
             video,
@@ -212,8 +212,13 @@ impl Exam<'_> {
     ///
     /// # Errors
     /// Of the first clip that cannot be read, `Interrupted` when told to stop; `asked` has what was answered until then.
-    pub fn take(&self, asked: &mut Vec<Asked>, done: &Counter, cancel: &Cancel) -> Result<()> {
-        let noise = self.noise.then(Noise::new).transpose()?;
+    pub fn take(
+        &self,
+        asked: &mut Vec<AskedQuestion>,
+        done: &Counter,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let noise = self.noise.then(NoiseClips::new).transpose()?;
         let (next, stop) = (AtomicUsize::new(0), cancel.child());
         let results = Mutex::new(BTreeMap::new());
         // Threads of their own: those of rayon may not wait for one another.
@@ -257,8 +262,8 @@ impl Exam<'_> {
     fn ask_clip(
         &self,
         clip: &ClipLine,
-        noise: Option<&Noise>,
-        asked: &mut Vec<Asked>,
+        noise: Option<&NoiseClips>,
+        asked: &mut Vec<AskedQuestion>,
         done: &Counter,
         cancel: &Cancel,
     ) -> Result<()> {
@@ -273,7 +278,7 @@ impl Exam<'_> {
                 .answer(&path, &question.question, cancel)
                 .doing(|| format!("ask {}: {}", path.display(), question.question))?;
             done.add(1);
-            asked.push(Asked {
+            asked.push(AskedQuestion {
                 video: clip.video.clone(),
                 seconds: clip.seconds,
                 kind: question.kind.word(),
@@ -298,12 +303,12 @@ fn depth(clip: &ClipLine, question: &Question) -> Option<f64> {
 }
 
 /// Videos of noise, one for each length.
-struct Noise {
+struct NoiseClips {
     folder: tempfile::TempDir,
     made: Mutex<BTreeMap<u32, PathBuf>>,
 }
 
-impl Noise {
+impl NoiseClips {
     fn new() -> Result<Self> {
         Ok(Self {
             folder: tempfile::tempdir().doing(|| "make a folder for noise")?,
@@ -341,14 +346,14 @@ impl Noise {
 }
 
 /// Every kind, and all together at the end.
-pub fn by_kind(asked: &[Asked]) -> Vec<OfKind> {
+pub fn by_kind(asked: &[AskedQuestion]) -> Vec<OfKind> {
     let found = scores(
         asked
             .iter()
             .map(|a| (a.kind, a.said.as_str(), a.answer.as_str())),
     );
     let of_kinds = priors(asked.iter().map(|a| (a.kind, a.answer.as_str())));
-    let kind_and_form = |a: &Asked| format!("{} {}", a.kind, a.form);
+    let kind_and_form = |a: &AskedQuestion| format!("{} {}", a.kind, a.form);
     let named: Vec<(String, &str)> = asked
         .iter()
         .map(|a| (kind_and_form(a), a.answer.as_str()))
@@ -388,7 +393,7 @@ fn of_kind(kind: String, score: Score, prior: u64, by_form: u64) -> OfKind {
 }
 
 /// Needles by length and depth; empty where nothing is one.
-pub fn by_depth(asked: &[Asked]) -> Vec<Cell> {
+pub fn by_depth(asked: &[AskedQuestion]) -> Vec<Cell> {
     let mut cells: BTreeMap<(u32, u32), Score> = BTreeMap::new();
     for asked in asked {
         let Some(depth) = asked.depth else { continue };

@@ -220,7 +220,7 @@ pub fn product(extents: &[usize]) -> f64 {
 
 /// Which cases there are.
 #[derive(Debug, Clone)]
-pub struct Selection {
+pub struct CaseFilter {
     /// Operations.
     pub ops: Vec<Op>,
     /// Element types, for the operations that have them.
@@ -239,7 +239,7 @@ pub struct Selection {
     pub smaller: usize,
 }
 
-impl Selection {
+impl CaseFilter {
     /// The table: every operation with every element type and shape that it is asked for.
     pub fn cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
@@ -296,10 +296,10 @@ impl Selection {
 mod tests {
     use longreel_kernels::attend::KvDtype;
 
-    use super::{Op, Selection};
+    use super::{CaseFilter, Op};
 
-    fn all() -> Selection {
-        Selection {
+    fn all() -> CaseFilter {
+        CaseFilter {
             ops: Op::ALL.to_vec(),
             dtypes: KvDtype::ALL.to_vec(),
             lengths: vec![8192, 32768],

@@ -10,7 +10,7 @@ use rayon::ThreadPool;
 use serde::Serialize;
 
 use crate::{
-    bench::spread::Spread,
+    bench::sample_summary::SampleSummary,
     error::{Error, Kind, Result},
 };
 
@@ -80,5 +80,5 @@ pub struct Ceiling {
     /// `GFLOP/s`, `GOP/s` or `GB/s`.
     pub unit: &'static str,
     /// Some windows before the first row.
-    pub value: Spread,
+    pub value: SampleSummary,
 }

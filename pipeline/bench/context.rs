@@ -10,7 +10,7 @@ use longreel_models::{
     context::vocab::Token,
     llama::{
         Head,
-        generate::{Generation, Step, generate, prefill},
+        generate::{Continuation, Generation, generate, prefill},
         group::Forward,
         sampler::Draw,
     },
@@ -20,7 +20,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    bench::spread::Spread,
+    bench::sample_summary::SampleSummary,
     cancel::Cancel,
     error::Result,
     plan::{attention_flops, pairs, peak_memory_bytes},
@@ -65,11 +65,11 @@ pub struct ContextRow {
     /// 10⁹ operations of causal attention, 2 S² d heads layers, per second of the whole prefill.
     pub attention_gflops: f64,
     /// Seconds from the context to the last token of an answer, on a fork of it.
-    pub question_s: Spread,
+    pub question_s: SampleSummary,
     /// That, as a share of the prefill and the first question.
     pub question_share: f64,
     /// Tokens per second of an answer.
-    pub decode_tokens_per_s: Spread,
+    pub decode_tokens_per_s: SampleSummary,
     /// Bytes of keys and values of this rank.
     pub kv_bytes: usize,
     /// Bytes of the weights.
@@ -127,7 +127,7 @@ pub fn measure(
     }
     let spec = decoder.spec();
     let first = asked.first().copied().unwrap_or(0.0);
-    let spread = |samples: &[f64]| Spread::of(samples).unwrap_or(Spread::NONE);
+    let spread = |samples: &[f64]| SampleSummary::of(samples).unwrap_or(SampleSummary::NONE);
     let question_s = spread(asked.get(1..).unwrap_or_default());
     let traffic = decoder.traffic();
     // The parts of several ranks differ by a block at most.
@@ -179,7 +179,7 @@ fn ask(
         draw: Draw::GREEDY,
         stop_ids: Vec::new(),
     };
-    let mut on_token = |_| Ok(Step::Continue);
+    let mut on_token = |_| Ok(Continuation::Continue);
     generate(
         decoder,
         &mut fork,

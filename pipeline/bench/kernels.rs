@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use crate::{
     bench::{
-        case::{Case, Selection},
+        case::{Case, CaseFilter},
         ceilings::{self, Ceiling, Ceilings},
         peer::{Peer, PeerRow},
-        spread::Spread,
+        sample_summary::SampleSummary,
         work::{Work, prepare},
     },
     cancel::Cancel,
@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Operations, element types and shapes.
-    pub selection: Selection,
+    pub selection: CaseFilter,
     /// Instructions to measure with.
     pub levels: Vec<Level>,
     /// Numbers of threads.
@@ -43,7 +43,7 @@ const LEAST_S: f64 = 1.0;
 
 /// One measured row.
 #[derive(Debug, Clone, Serialize)]
-pub struct Row {
+pub struct KernelRow {
     /// Operation, element type and shape.
     #[serde(flatten)]
     pub case: Case,
@@ -52,19 +52,19 @@ pub struct Row {
     /// Threads used.
     pub threads: usize,
     /// Seconds of one run.
-    pub seconds: Spread,
+    pub seconds: SampleSummary,
     /// 10⁹ operations a second, where it multiplies matrices.
-    pub gflops: Option<Spread>,
+    pub gflops: Option<SampleSummary>,
     /// The ceiling of its multiply-adds.
     pub peak: Option<&'static str>,
     /// That ceiling, measured between the repeats.
-    pub peak_gflops: Option<Spread>,
+    pub peak_gflops: Option<SampleSummary>,
     /// Median over median.
     pub fraction_of_peak: Option<f64>,
     /// 10⁹ bytes a second, of arguments and results counted once.
-    pub gb_per_s: Spread,
+    pub gb_per_s: SampleSummary,
     /// Reading from memory, measured between the repeats.
-    pub read_gb_per_s: Spread,
+    pub read_gb_per_s: SampleSummary,
     /// Median over median; above 1 where caches hold what is read.
     pub fraction_of_read: f64,
     /// The other program, asked between the repeats.
@@ -90,7 +90,7 @@ pub fn run(
     ceilings: &Ceilings,
     mut peer: Option<&mut Peer>,
     cancel: &Cancel,
-    each: &mut dyn FnMut(Row) -> Result<()>,
+    each: &mut dyn FnMut(KernelRow) -> Result<()>,
 ) -> Result<()> {
     for case in options.selection.cases() {
         let mut work =
@@ -158,7 +158,7 @@ fn ceiling(
         level: level.name(),
         threads,
         unit,
-        value: Spread::of(&samples?)?,
+        value: SampleSummary::of(&samples?)?,
     })
 }
 
@@ -231,23 +231,26 @@ impl Bench<'_> {
         }
     }
 
-    fn row(&self, case: Case, work: &Work, samples: &Samples) -> Result<Row> {
+    fn row(&self, case: Case, work: &Work, samples: &Samples) -> Result<KernelRow> {
         self.row_of(case, work, samples)
             .ok_or_else(|| Error::new(Kind::Internal, "a row without samples"))
     }
 
-    fn row_of(&self, case: Case, work: &Work, samples: &Samples) -> Option<Row> {
+    fn row_of(&self, case: Case, work: &Work, samples: &Samples) -> Option<KernelRow> {
         let billions =
-            |rates: &[f64]| Spread::of(&rates.iter().map(|r| r / 1e9).collect::<Vec<_>>());
-        let seconds = Spread::of(&samples.seconds)?;
+            |rates: &[f64]| SampleSummary::of(&rates.iter().map(|r| r / 1e9).collect::<Vec<_>>());
+        let seconds = SampleSummary::of(&samples.seconds)?;
         let gflops = case
             .flops()
-            .and_then(|f| Spread::rate(f / 1e9, &samples.seconds));
+            .and_then(|f| SampleSummary::rate(f / 1e9, &samples.seconds));
         let peak_gflops = billions(&samples.multiply);
-        let gb_per_s = Spread::rate(work.bytes / 1e9, &samples.seconds)?;
+        let gb_per_s = SampleSummary::rate(work.bytes / 1e9, &samples.seconds)?;
         let read_gb_per_s = billions(&samples.read)?;
-        let peer = samples.peer_name.clone().zip(Spread::of(&samples.peer));
-        Some(Row {
+        let peer = samples
+            .peer_name
+            .clone()
+            .zip(SampleSummary::of(&samples.peer));
+        Some(KernelRow {
             case,
             level: self.level.name(),
             threads: self.pool.current_num_threads(),

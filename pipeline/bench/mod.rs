@@ -1,6 +1,6 @@
 //! What this machine can do and what the program makes of it, measured in the same run.
 
-pub mod spread;
+pub mod sample_summary;
 
 pub mod machine;
 

@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bench::{case::Case, spread::Spread},
+    bench::{case::Case, sample_summary::SampleSummary},
     error::{Context, Error, Kind, Result},
 };
 
@@ -28,7 +28,7 @@ struct Request {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct PeerResponse {
     peer: Option<String>,
     seconds: Option<f64>,
     skip: Option<String>,
@@ -40,7 +40,7 @@ pub struct PeerRow {
     /// Its name and version, as it says.
     pub name: String,
     /// Seconds of one run.
-    pub seconds: Spread,
+    pub seconds: SampleSummary,
     /// How many times as fast as the peer ours is: its median time over ours.
     pub ratio: f64,
 }
@@ -115,8 +115,8 @@ impl Peer {
         }
         let unclear = |e| wrong(format!("the peer answered {:?} ({e})", answer.trim_end()));
         match serde_json::from_str(&answer).map_err(unclear)? {
-            Answer { skip: Some(_), .. } => Ok(None),
-            Answer {
+            PeerResponse { skip: Some(_), .. } => Ok(None),
+            PeerResponse {
                 peer: Some(peer),
                 seconds: Some(seconds),
                 ..

@@ -5,16 +5,16 @@ use std::{hint::black_box, sync::Arc};
 use half::bf16;
 use longreel_kernels::{
     attend::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock},
-    conv::{Kernel, Sampling, Start, conv},
+    conv::{Kernel, Resampling, Start, conv},
     group_norm::group_norm_silu,
-    linear::{Element, linear},
+    linear::{WeightElement, linear},
     rms_norm::rms_norm,
     rope::{Pairs, rotate},
     swiglu::swiglu,
 };
 use longreel_models::attention::{
     blockwise::{Heads, Queries, attend},
-    kv_cache::Placed,
+    kv_cache::PositionedBlock,
     mask::Mask,
 };
 use rayon::prelude::*;
@@ -106,12 +106,14 @@ fn attention(heads: Heads, dtype: KvDtype, n: usize, s: usize) -> Result<Work> {
     };
     let starts: Vec<usize> = (0..s).step_by(BLOCK_TOKENS).collect();
     let blocks = starts.into_par_iter().map(|start| block(shape, start, s));
-    let keys = blocks.collect::<Option<Vec<Placed>>>().ok_or_else(|| {
-        Error::new(
-            Kind::TooLarge,
-            format!("no memory for a cache of {s} tokens"),
-        )
-    })?;
+    let keys = blocks
+        .collect::<Option<Vec<PositionedBlock>>>()
+        .ok_or_else(|| {
+            Error::new(
+                Kind::TooLarge,
+                format!("no memory for a cache of {s} tokens"),
+            )
+        })?;
     let q = numbers(n * heads.query * heads.d, 1);
     let moved = keys.len() * shape.block_bytes() + 2 * 4 * q.len();
     let places = s - n..s;
@@ -127,20 +129,20 @@ fn attention(heads: Heads, dtype: KvDtype, n: usize, s: usize) -> Result<Work> {
 }
 
 /// Keys and values of the places from `start` on, up to `end`.
-fn block(shape: KvShape, start: usize, end: usize) -> Option<Placed> {
+fn block(shape: KvShape, start: usize, end: usize) -> Option<PositionedBlock> {
     let mut block = PackedBlock::try_new(shape)?;
     let len = (end - start).min(BLOCK_TOKENS);
     let n = len * shape.kv_heads * shape.d;
     let seed = 2 * start as u64;
     block.write(0, &numbers(n, seed + 2), &numbers(n, seed + 3));
-    Some(Placed {
+    Some(PositionedBlock {
         start,
         len,
         block: Arc::new(block),
     })
 }
 
-fn matrix<W: Element>([rows, inputs, outputs]: [usize; 3], weights: Vec<W>) -> Work {
+fn matrix<W: WeightElement>([rows, inputs, outputs]: [usize; 3], weights: Vec<W>) -> Work {
     let x = numbers(rows * inputs, 1);
     let mut y = vec![0.0; rows * outputs];
     let bytes = size_of_val(weights.as_slice()) + 4 * (x.len() + y.len());
@@ -158,7 +160,7 @@ fn convolution(side: usize, channels: usize) -> Work {
     let bytes = kernel.bytes() + 4 * (x.len() + y.len());
     let run = move || {
         let y = black_box(&mut y);
-        conv(&x, [side, side], &kernel, Sampling::Same, Start::Bias, y);
+        conv(&x, [side, side], &kernel, Resampling::Same, Start::Bias, y);
     };
     Work {
         run: Box::new(run),

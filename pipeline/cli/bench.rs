@@ -12,12 +12,12 @@ use serde::Serialize;
 
 use crate::{
     bench::{
-        case::{Op, Selection},
+        case::{CaseFilter, Op},
         ceilings::{Ceiling, Ceilings},
-        kernels::{self, Options, Row},
+        kernels::{self, KernelRow, Options},
         machine::{Build, Machine, cores},
         peer::Peer,
-        spread::Spread,
+        sample_summary::SampleSummary,
     },
     cancel::Cancel,
     cli::{
@@ -59,7 +59,7 @@ struct Report {
     /// Whether it was stopped before the last row.
     interrupted: bool,
     ceilings: Vec<Ceiling>,
-    rows: Vec<Row>,
+    rows: Vec<KernelRow>,
 }
 
 /// A row that stands alone, in a file of results.
@@ -71,7 +71,7 @@ struct Line<'a> {
     unix_s: u64,
     quick: bool,
     #[serde(flatten)]
-    row: &'a Row,
+    row: &'a KernelRow,
 }
 
 fn run_kernels(args: &KernelsArgs, threads: &[usize], voice: Voice, cancel: &Cancel) -> Result<()> {
@@ -133,7 +133,7 @@ fn open_results(path: &Path) -> Result<File> {
     file.doing(|| format!("open {}", path.display()))
 }
 
-fn append(out: &mut File, report: &Report, row: &Row) -> Result<()> {
+fn append(out: &mut File, report: &Report, row: &KernelRow) -> Result<()> {
     let line = Line {
         build: report.build,
         machine: &report.machine,
@@ -169,7 +169,7 @@ fn options(args: &KernelsArgs, threads: &[usize]) -> Result<Options> {
     })
 }
 
-fn selection(args: &KernelsArgs) -> Result<Selection> {
+fn selection(args: &KernelsArgs) -> Result<CaseFilter> {
     let heads = within("--heads", args.heads, 1..=1024)?;
     let kv_heads = within("--kv-heads", args.kv_heads.unwrap_or(heads), 1..=1024)?;
     if !heads.is_multiple_of(kv_heads) {
@@ -186,7 +186,7 @@ fn selection(args: &KernelsArgs) -> Result<Selection> {
     let cache = args
         .cache
         .unwrap_or(if args.quick { 2048 } else { 131_072 });
-    Ok(Selection {
+    Ok(CaseFilter {
         ops: named(&args.op, &Op::ALL, &Op::ALL, Op::name),
         dtypes: named(
             &args.dtype,
@@ -253,7 +253,7 @@ fn check_memory(options: &Options) -> Result<()> {
 }
 
 /// `attend bf16, S 8192, d 128, 8 heads, avx512bf16, 2 threads: 512 GFLOP/s, 71% of the peak`
-fn sentence(row: &Row) -> String {
+fn sentence(row: &KernelRow) -> String {
     format!(
         "{} {}, {}, {}, {} thread{}: {}",
         row.case.op.name(),
@@ -267,7 +267,7 @@ fn sentence(row: &Row) -> String {
 }
 
 /// Against the ceiling that the row comes nearer to.
-fn speed(row: &Row) -> String {
+fn speed(row: &KernelRow) -> String {
     match (&row.gflops, row.fraction_of_peak) {
         (Some(gflops), Some(share)) if share >= row.fraction_of_read => {
             let percent = 100.0 * share;
@@ -326,7 +326,7 @@ fn header() -> String {
     )
 }
 
-fn line(row: &Row) -> String {
+fn line(row: &KernelRow) -> String {
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let peer = row
         .peer
@@ -349,6 +349,6 @@ fn line(row: &Row) -> String {
 }
 
 /// `512.3 (498.0 to 520.1)`
-fn spread(s: &Spread) -> String {
+fn spread(s: &SampleSummary) -> String {
     format!("{:.1} ({:.1} to {:.1})", s.median, s.min, s.max)
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     bench::{
-        answers::{Answering, Asked, Cell, Exam, OfKind, by_depth, by_kind},
+        answers::{Answering, AskedQuestion, Cell, Exam, OfKind, by_depth, by_kind},
         heat_map::{no_needles, write_heat_map},
         machine::{Build, Machine, cores},
     },
@@ -146,7 +146,7 @@ fn clips(args: &AnswersArgs) -> Result<Vec<ClipLine>> {
 }
 
 /// Writes what the user wants to have as files.
-fn keep(args: &AnswersArgs, asked: &[Asked], report: &Report) -> Result<()> {
+fn keep(args: &AnswersArgs, asked: &[AskedQuestion], report: &Report) -> Result<()> {
     if let Some(path) = &args.answers {
         let lines = asked.iter().map(to_json).collect::<Result<Vec<_>>>()?;
         let text = lines.join("\n") + "\n";

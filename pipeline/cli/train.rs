@@ -29,10 +29,10 @@ use crate::{
     plan::peak_memory_bytes,
     train::{
         config::TrainConfig,
+        config_file::ConfigFile,
         decoder::{Job, spec_of, tokenizer_of, train},
         metrics::Figures,
         run_directory::RunDirectory,
-        written::Written,
     },
 };
 

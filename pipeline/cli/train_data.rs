@@ -18,8 +18,8 @@ use crate::{
     synth::clip::{no_questions, read_questions},
     train::{
         lines::{LineRules, write_lines},
-        partial::OtherJob,
         tokenizer::{Learned, TOKENIZER, learn_from, write},
+        unfinished_file::OtherJob,
     },
 };
 

@@ -14,10 +14,10 @@ use crate::{
     stages::{answer::AnswerOptions, progress::Progress},
     train::{
         make_qa::{
-            ABOUT_FRAMES, ABOUT_TEXT, QaJob, QaRules, Written, chunks_of_document, chunks_of_reel,
+            ABOUT_FRAMES, ABOUT_TEXT, QaCounts, QaJob, QaRules, chunks_of_document, chunks_of_reel,
             instruction,
         },
-        partial::OtherJob,
+        unfinished_file::OtherJob,
     },
 };
 
@@ -34,7 +34,7 @@ const NAMED: usize = 5;
 struct QaJson<'a> {
     out: &'a Path,
     #[serde(flatten)]
-    written: Written,
+    written: QaCounts,
     seconds: f64,
 }
 
@@ -114,7 +114,7 @@ fn rules(
 }
 
 fn text(result: &QaJson) -> String {
-    let Written {
+    let QaCounts {
         chunks,
         pairs,
         lines,

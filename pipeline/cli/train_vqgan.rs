@@ -19,11 +19,11 @@ use crate::{
     plan::peak_memory_bytes,
     stages::progress::Progress,
     train::{
+        config_file::ConfigFile,
         frame_file::{FrameFile, FrameOrder, Skipped},
         run_directory::RunDirectory,
         vqgan::{VqganFigures, VqganJob, train_vqgan},
         vqgan_config::VqganConfig,
-        written::Written,
     },
 };
 

@@ -11,7 +11,7 @@ use longreel_models::{
     },
     context::{streaming::StreamingDecoder, vocab::Token},
     llama::{
-        generate::{Generation, Step, generate, prefill},
+        generate::{Continuation, Generation, generate, prefill},
         group::Forward,
         sampler::Draw,
     },
@@ -233,14 +233,14 @@ impl<'a> StoppedText<'a> {
         }
     }
 
-    fn push(&mut self, id: u32, on_text: &mut dyn FnMut(&str)) -> Result<Step> {
+    fn push(&mut self, id: u32, on_text: &mut dyn FnMut(&str)) -> Result<Continuation> {
         if let Some(piece) = self.decoder.push(id)? {
             self.append(&piece, on_text);
         }
         Ok(if self.stopped {
-            Step::Stop
+            Continuation::Stop
         } else {
-            Step::Continue
+            Continuation::Continue
         })
     }
 

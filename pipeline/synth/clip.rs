@@ -75,7 +75,7 @@ pub struct ClipLine {
 
 /// What became of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Made {
+pub struct ClipCounts {
     /// Clips that were written.
     pub written: u64,
     /// Clips that were there.
@@ -180,13 +180,13 @@ impl Collection {
     ///
     /// # Errors
     /// `Io` when the disk does not take it, `Interrupted` when `cancel` is set; finished clips stay.
-    pub fn write(&self, dir: &Path, frames: &Counter, cancel: &Cancel) -> Result<Made> {
+    pub fn write(&self, dir: &Path, frames: &Counter, cancel: &Cancel) -> Result<ClipCounts> {
         let written = (0..self.clips)
             .into_par_iter()
             .map(|index| self.write_clip(index, dir, frames, cancel))
             .try_reduce(|| 0, |a, b| Ok(a + b))?;
         self.write_questions(dir, cancel)?;
-        Ok(Made {
+        Ok(ClipCounts {
             written,
             kept: self.clips - written,
         })

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     draws::Draws,
-    world::{Colour, Look, Object, Script, Shape, Shot, words},
+    world::{Appearance, Colour, Object, Script, Shape, Shot, words},
 };
 
 /// How often a question of a kind is sought before the clip counts as having none.
@@ -91,7 +91,7 @@ pub fn questions(
     n: usize,
     draws: &mut Draws,
 ) -> Vec<Question> {
-    let told = Told::of(script);
+    let told = IndexedScript::of(script);
     let mut asked: Vec<Question> = Vec::new();
     for _ in 0..TRIES.saturating_mul(n) {
         if asked.len() == n {
@@ -106,20 +106,24 @@ pub fn questions(
 
 /// One object and the shot that it is in.
 #[derive(Clone, Copy)]
-struct Seen<'s> {
+struct SeenObject<'s> {
     shot: &'s Shot,
     object: &'s Object,
 }
 
 /// A script, and all that is in it.
-struct Told<'s> {
+struct IndexedScript<'s> {
     script: &'s Script,
-    seen: Vec<Seen<'s>>,
+    seen: Vec<SeenObject<'s>>,
 }
 
-impl<'s> Told<'s> {
+impl<'s> IndexedScript<'s> {
     fn of(script: &'s Script) -> Self {
-        let of_shot = |shot: &'s Shot| shot.objects.iter().map(move |object| Seen { shot, object });
+        let of_shot = |shot: &'s Shot| {
+            shot.objects
+                .iter()
+                .map(move |object| SeenObject { shot, object })
+        };
         let seen = script.shots.iter().flat_map(of_shot).collect();
         Self { script, seen }
     }
@@ -149,7 +153,7 @@ impl<'s> Told<'s> {
         })
     }
 
-    fn shape(&self, draws: &mut Draws) -> Option<Asked> {
+    fn shape(&self, draws: &mut Draws) -> Option<AnsweredQuestion> {
         let seen = draws.one_of(&self.seen);
         let colour = seen.object.look.colour;
         let is_alike = |object: &Object| object.look.colour == colour;
@@ -168,7 +172,7 @@ impl<'s> Told<'s> {
         Some((question, answer, seen.time()))
     }
 
-    fn colour(&self, draws: &mut Draws) -> Option<Asked> {
+    fn colour(&self, draws: &mut Draws) -> Option<AnsweredQuestion> {
         let seen = draws.one_of(&self.seen);
         let shape = seen.object.look.shape;
         let is_alike = |object: &Object| object.look.shape == shape;
@@ -188,14 +192,14 @@ impl<'s> Told<'s> {
     }
 
     /// Only of shots in which something could move.
-    fn motion(&self, draws: &mut Draws) -> Option<Asked> {
+    fn motion(&self, draws: &mut Draws) -> Option<AnsweredQuestion> {
         let seen = self.unique(draws)?;
         let question = format!("Which way does the {} move?", seen.name());
         let answer = seen.object.motion.word().to_owned();
         (seen.shot.seconds() > 1).then(|| (question, answer, seen.time()))
     }
 
-    fn count(&self, draws: &mut Draws) -> Option<Asked> {
+    fn count(&self, draws: &mut Draws) -> Option<AnsweredQuestion> {
         let shots: Vec<&Shot> = self.script.shots.iter().collect();
         let shot = draws.one_of(&shots);
         let second = second_of(shot, draws);
@@ -207,7 +211,7 @@ impl<'s> Told<'s> {
         ))
     }
 
-    fn order(&self, draws: &mut Draws) -> Option<Asked> {
+    fn order(&self, draws: &mut Draws) -> Option<AnsweredQuestion> {
         let (first, second) = (self.unique(draws)?, self.unique(draws)?);
         match draws.below(2) {
             0 if first.shot.from != second.shot.from => Some(first_of(first, second)),
@@ -217,7 +221,7 @@ impl<'s> Told<'s> {
     }
 
     /// What follows on `seen`, where both are alone.
-    fn after(&self, seen: Seen<'_>) -> Option<Asked> {
+    fn after(&self, seen: SeenObject<'_>) -> Option<AnsweredQuestion> {
         let end = seen.alone()?.shot.to;
         let next = self.seen.iter().find(|next| next.shot.from == end)?;
         let question = format!("What comes right after the {}?", seen.name());
@@ -225,7 +229,7 @@ impl<'s> Told<'s> {
         Some((question, answer, [seen.shot.from, next.shot.to]))
     }
 
-    fn when(&self, draws: &mut Draws) -> Option<Asked> {
+    fn when(&self, draws: &mut Draws) -> Option<AnsweredQuestion> {
         let seen = self.unique(draws)?;
         // A shot surely begins at 0; at any other second one begins in two clips of five.
         if seen.shot.from == 0 && draws.below(5) > 1 {
@@ -236,16 +240,16 @@ impl<'s> Told<'s> {
         Some((question, seen.shot.from.to_string(), seen.time()))
     }
 
-    fn what_at(&self, draws: &mut Draws) -> Option<Asked> {
+    fn what_at(&self, draws: &mut Draws) -> Option<AnsweredQuestion> {
         let seen = draws.one_of(&self.seen).alone()?;
         let begin = draws.one_of(&["What is shown", "Which object is seen"]);
         let question = seen.at(draws, begin);
         Some((question, seen.object.look.with_article(), seen.time()))
     }
 
-    fn needle(&self, draws: &mut Draws) -> Asked {
+    fn needle(&self, draws: &mut Draws) -> AnsweredQuestion {
         let seen = self.seen[0];
-        let Look { colour, shape } = seen.object.look;
+        let Appearance { colour, shape } = seen.object.look;
         let (question, answer) = match draws.below(3) {
             0 => {
                 let question = format!("What colour is the {}?", shape.word());
@@ -261,7 +265,7 @@ impl<'s> Told<'s> {
     }
 
     /// `0: red circle, left; 3: blue star, it stands still and red ring, up`
-    fn story(&self) -> Asked {
+    fn story(&self) -> AnsweredQuestion {
         let of_object =
             |object: &Object| format!("{}, {}", object.look.name(), object.motion.word());
         let of_shot = |shot: &Shot| {
@@ -274,7 +278,7 @@ impl<'s> Told<'s> {
     }
 
     /// An object whose look is seen once in the clip.
-    fn unique(&self, draws: &mut Draws) -> Option<Seen<'s>> {
+    fn unique(&self, draws: &mut Draws) -> Option<SeenObject<'s>> {
         let seen = draws.one_of(&self.seen);
         self.once(|object| object.look == seen.object.look)?;
         Some(seen)
@@ -288,9 +292,9 @@ impl<'s> Told<'s> {
 }
 
 /// Question, answer, and where it is to be seen.
-type Asked = (String, String, [u32; 2]);
+type AnsweredQuestion = (String, String, [u32; 2]);
 
-impl Seen<'_> {
+impl SeenObject<'_> {
     /// `None` where more is shown.
     fn alone(self) -> Option<Self> {
         (self.shot.objects.len() == 1).then_some(self)
@@ -321,7 +325,7 @@ fn second_of(shot: &Shot, draws: &mut Draws) -> u32 {
 }
 
 /// They are named in the order in which they were drawn, which says nothing of time.
-fn first_of(one: Seen<'_>, other: Seen<'_>) -> Asked {
+fn first_of(one: SeenObject<'_>, other: SeenObject<'_>) -> AnsweredQuestion {
     let question = format!(
         "What is shown first, the {} or the {}?",
         one.name(),

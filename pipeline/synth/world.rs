@@ -150,14 +150,14 @@ impl Background {
 
 /// What an object is called: "red circle".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Look {
+pub struct Appearance {
     /// Its paint.
     pub colour: Colour,
     /// Its outline.
     pub shape: Shape,
 }
 
-impl Look {
+impl Appearance {
     /// All colours of all shapes, 48.
     pub fn all() -> Vec<Self> {
         let of = |&colour: &Colour| Shape::ALL.iter().map(move |&shape| Self { colour, shape });
@@ -184,7 +184,7 @@ impl Look {
 pub struct Object {
     /// What it is called.
     #[serde(flatten)]
-    pub look: Look,
+    pub look: Appearance,
     /// Where it goes.
     pub motion: Motion,
     /// Its width and height, per mille of the frame's side.
@@ -426,7 +426,7 @@ fn needle(seconds: u32, depth: Option<u32>, draws: &mut Draws) -> Script {
     let last = seconds - 1;
     let anywhere = draws.below(seconds as usize) as u32;
     let at = depth.map_or(anywhere, |d| (last * d.min(100) + 50) / 100);
-    let look = draws.one_of(&Look::all());
+    let look = draws.one_of(&Appearance::all());
     let shown = shot(at..at + 1, &[look], draws);
     let empty = |from, to| Shot {
         from,
@@ -460,22 +460,22 @@ fn blob(draws: &mut Draws) -> Blob {
 /// Looks in random order, none twice before all had their turn, and none in two shots that follow one another.
 #[derive(Default)]
 struct Deck {
-    left: Vec<Look>,
+    left: Vec<Appearance>,
     /// Of this shot and the one before.
-    recent: Vec<Look>,
+    recent: Vec<Appearance>,
 }
 
 impl Deck {
-    fn deal(&mut self, n: usize, draws: &mut Draws) -> Vec<Look> {
-        let dealt: Vec<Look> = (0..n).map(|_| self.next(draws)).collect();
+    fn deal(&mut self, n: usize, draws: &mut Draws) -> Vec<Appearance> {
+        let dealt: Vec<Appearance> = (0..n).map(|_| self.next(draws)).collect();
         self.recent.clone_from(&dealt);
         dealt
     }
 
-    fn next(&mut self, draws: &mut Draws) -> Look {
+    fn next(&mut self, draws: &mut Draws) -> Appearance {
         let mut fresh = self.fresh();
         if fresh.is_empty() {
-            self.left = Look::all();
+            self.left = Appearance::all();
             fresh = self.fresh();
         }
         let look = draws.one_of(&fresh);
@@ -484,14 +484,14 @@ impl Deck {
         look
     }
 
-    fn fresh(&self) -> Vec<Look> {
-        let is_fresh = |look: &&Look| !self.recent.contains(look);
+    fn fresh(&self) -> Vec<Appearance> {
+        let is_fresh = |look: &&Appearance| !self.recent.contains(look);
         self.left.iter().filter(is_fresh).copied().collect()
     }
 }
 
 /// Lanes lie side by side, or one above the other; objects move along their lane.
-fn shot(seconds: std::ops::Range<u32>, looks: &[Look], draws: &mut Draws) -> Shot {
+fn shot(seconds: std::ops::Range<u32>, looks: &[Appearance], draws: &mut Draws) -> Shot {
     let along = draws.below(2);
     let background = draws.one_of(Background::ALL);
     let width = SIDE / looks.len() as i32;
@@ -528,7 +528,7 @@ struct Lane {
 
 impl Lane {
     /// Five motions come equally often, whichever way lanes lie: still, and two along each axis.
-    fn object(&self, look: Look, can_move: bool, draws: &mut Draws) -> Object {
+    fn object(&self, look: Appearance, can_move: bool, draws: &mut Draws) -> Object {
         let half = self.size / 2 + MARGIN;
         let across = draws.between(self.from + half, self.to - half);
         let chance = draws.below(5);

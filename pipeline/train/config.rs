@@ -7,13 +7,13 @@ use longreel_models::training::{
         batch::{Dealing, PadRule},
         example::FieldsOf,
     },
-    trainer::Recipe,
+    trainer::TrainingRecipe,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Context, Result},
-    train::written::{MOST, Written, a_hundred, bad, check_counts},
+    train::config_file::{ConfigFile, MOST, a_hundred, bad, check_counts},
 };
 
 /// Most tokens of a row.
@@ -45,7 +45,7 @@ pub struct TrainConfig {
     #[serde(default = "a_hundred")]
     pub evaluate_every: u64,
     /// Loss, optimizer, learning rate.
-    pub recipe: Recipe,
+    pub recipe: TrainingRecipe,
 }
 
 /// Where a network comes from.
@@ -126,7 +126,7 @@ fn fields_key() -> String {
     "fields".to_owned()
 }
 
-impl Written for TrainConfig {
+impl ConfigFile for TrainConfig {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let model = &mut self.model;
         let single = [

@@ -15,7 +15,7 @@ use longreel_models::{
     spec::{DecoderSpec, FrameEnd, ModelSpec},
     training::{
         data::{
-            batch::{Batch, BatchRules, Stream},
+            batch::{Batch, BatchRules, TokenStream},
             example::{Example, ExampleRules, OpenCodes, VisionRules},
         },
         network::Network,
@@ -208,7 +208,7 @@ struct Training {
     trainer: Trainer,
     lines: Dataset,
     held_out: Option<Dataset>,
-    stream: Stream,
+    stream: TokenStream,
     standing: Standing,
     metrics: MetricsFile<Figures>,
 }
@@ -228,7 +228,7 @@ impl Training {
         };
         let network = Network::new(spec.decoder.clone(), parameters)?;
         let mut trainer = Trainer::new(network, config.recipe, pools);
-        let (mut standing, mut stream) = (Standing::default(), Stream::default());
+        let (mut standing, mut stream) = (Standing::default(), TokenStream::default());
         if let Some((stood, [_, moments, of_stream])) = &checkpoint {
             standing = *stood;
             trainer.resume(standing.step, moments)?;
@@ -459,7 +459,7 @@ fn example_rules<'a>(
 }
 
 /// Tokens of a stream as tensors: `ids`, `vision` (1 for codes and terminators), `loss`.
-fn kept(stream: &Stream) -> Result<ByName> {
+fn kept(stream: &TokenStream) -> Result<ByName> {
     let (tokens, loss) = stream.waiting();
     let n = tokens.len();
     let ids: Vec<u32> = tokens.iter().map(|token| token.id()).collect();
@@ -478,7 +478,7 @@ fn kept(stream: &Stream) -> Result<ByName> {
 }
 
 /// [`kept`], the other way round.
-fn waiting(tensors: &ByName) -> Result<Stream> {
+fn waiting(tensors: &ByName) -> Result<TokenStream> {
     let of = |name: &str| {
         let missing = || Error::new(Kind::BadInput, format!("the stream has no {name}"));
         tensors.get(name).ok_or_else(missing)
@@ -492,7 +492,7 @@ fn waiting(tensors: &ByName) -> Result<Stream> {
             0 => Token::Text(id),
             _ => Token::Vision(id),
         });
-    let mut stream = Stream::default();
+    let mut stream = TokenStream::default();
     stream.push(&Example {
         tokens: tokens.collect(),
         loss: of("loss")?.to_vec1()?,

@@ -1,7 +1,7 @@
 //! The batches of a step, out of the endless row of examples.
 
 use longreel_models::training::data::{
-    batch::{Batch, BatchRules, Dealing, Stream, fitting, packed, padded},
+    batch::{Batch, BatchRules, Dealing, TokenStream, fitting, packed, padded},
     example::{Example, ExampleRules},
 };
 
@@ -19,7 +19,7 @@ pub struct Feed<'a> {
     /// The place of the next one.
     pub next: &'a mut u64,
     /// Tokens that wait, where examples are one stream.
-    pub stream: &'a mut Stream,
+    pub stream: &'a mut TokenStream,
 }
 
 impl Feed<'_> {

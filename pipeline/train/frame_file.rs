@@ -56,7 +56,7 @@ pub struct FrameOrder<'a> {
 /// What `NAME.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Listing {
+struct FrameFileIndex {
     side: usize,
     frames: u64,
     videos: Vec<Listed>,
@@ -86,7 +86,7 @@ pub struct Skipped {
 pub struct FrameFile {
     path: PathBuf,
     file: File,
-    listing: Listing,
+    listing: FrameFileIndex,
 }
 
 impl FrameFile {
@@ -229,17 +229,17 @@ fn decode_into(
     order: &FrameOrder,
     done: &Counter,
     cancel: &Cancel,
-) -> Result<Listing> {
+) -> Result<FrameFileIndex> {
     let videos = videos_of(order.paths)?;
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
     let doing = || format!("write {}", partial.display());
-    let mut writer = Writer {
+    let mut writer = FrameFileWriter {
         out: BufWriter::new(File::create(&partial).doing(doing)?),
         most: order.frames_max.unwrap_or(u64::MAX),
         done,
-        listing: Listing {
+        listing: FrameFileIndex {
             side: order.side,
             frames: 0,
             videos: Vec::new(),
@@ -307,14 +307,14 @@ fn decode(
 }
 
 /// Puts the frames of videos one behind another.
-struct Writer<'a> {
+struct FrameFileWriter<'a> {
     out: BufWriter<File>,
     most: u64,
     done: &'a Counter,
-    listing: Listing,
+    listing: FrameFileIndex,
 }
 
-impl Writer<'_> {
+impl FrameFileWriter<'_> {
     fn take(&mut self, arriving: &Receiver<(&Path, Frames)>) -> Result<()> {
         for (path, frames) in arriving {
             let start = self.listing.frames;
@@ -362,7 +362,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn finish(self, partial: &Path, path: &Path) -> Result<Listing> {
+    fn finish(self, partial: &Path, path: &Path) -> Result<FrameFileIndex> {
         let listing = self.listing;
         if listing.frames == 0 {
             let why = match listing.skipped.first() {

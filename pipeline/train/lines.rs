@@ -28,7 +28,7 @@ use crate::{
         draws::Draws,
         questions::Question,
     },
-    train::partial::{OtherJob, Partial},
+    train::unfinished_file::{OtherJob, UnfinishedFile},
 };
 
 /// Clips that are encoded before their lines are written.
@@ -49,7 +49,7 @@ pub struct LineRules {
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Written {
+pub struct LineCounts {
     /// Clips.
     pub clips: u64,
     /// Of them, those that an earlier run wrote.
@@ -62,7 +62,7 @@ pub struct Written {
 
 /// What questions are asked about.
 #[derive(Debug, Clone, Copy)]
-pub enum Shown<'a> {
+pub enum Subject<'a> {
     /// A video.
     Codes {
         /// Those of its frames.
@@ -78,16 +78,16 @@ pub enum Shown<'a> {
 ///
 /// The first question stands before frames and behind a text, the others behind the answers, as `ask` and its follow-up
 /// questions have them.
-pub fn line<'q>(shown: Shown, pairs: impl IntoIterator<Item = (&'q str, &'q str)>) -> Value {
+pub fn line<'q>(shown: Subject, pairs: impl IntoIterator<Item = (&'q str, &'q str)>) -> Value {
     let mut line = Map::new();
     let mut fields = Vec::new();
-    if let Shown::Document(text) = shown {
+    if let Subject::Document(text) = shown {
         line.insert("document".into(), text.into());
         fields.push("[document]".to_owned());
     }
     for (i, (question, answer)) in pairs.into_iter().enumerate() {
         let words = match (i, shown) {
-            (0, Shown::Codes { .. }) => opening(question),
+            (0, Subject::Codes { .. }) => opening(question),
             _ => further(question),
         };
         line.insert(format!("question_{i}"), words.into());
@@ -95,7 +95,7 @@ pub fn line<'q>(shown: Shown, pairs: impl IntoIterator<Item = (&'q str, &'q str)
         fields.push(match (i, shown) {
             (
                 0,
-                Shown::Codes {
+                Subject::Codes {
                     codes,
                     are_predicted,
                 },
@@ -105,7 +105,7 @@ pub fn line<'q>(shown: Shown, pairs: impl IntoIterator<Item = (&'q str, &'q str)
                 let vision = if are_predicted { "vision" } else { "[vision]" };
                 format!("[question_0],{vision},[call],answer_0")
             }
-            (0, Shown::Document(_)) => "[question_0],answer_0".to_owned(),
+            (0, Subject::Document(_)) => "[question_0],answer_0".to_owned(),
             _ => format!("<|eos|>,[question_{i}],answer_{i}"),
         });
     }
@@ -125,7 +125,7 @@ pub fn write_lines(
     other: OtherJob,
     done: &Counter,
     cancel: &Cancel,
-) -> Result<Written> {
+) -> Result<LineCounts> {
     let head = json!({
         "clips": absolute(dir),
         "questions_sha256": digest_of_questions(dir)?,
@@ -136,14 +136,14 @@ pub fn write_lines(
         "seed": rules.seed,
         "predicts_codes": rules.predicts_codes,
     });
-    let mut written = Written::default();
+    let mut written = LineCounts::default();
     let is_last = |line: &Value| line["is_last"] == true;
     let mut keep = |lines: &[Value]| {
         written.clips += 1;
         written.lines += lines.len() as u64;
         written.questions += lines.iter().map(n_questions).sum::<u64>();
     };
-    let mut partial = Partial::open(out, &head, other, &is_last, &mut keep)?;
+    let mut partial = UnfinishedFile::open(out, &head, other, &is_last, &mut keep)?;
     let kept = written.clips;
     done.add(kept);
     let (mut waiting, mut number) = (Vec::new(), 0);
@@ -217,7 +217,7 @@ fn lines_of(
     }
     let lines = questions.chunks(rules.questions.max(1));
     let n = lines.len();
-    let shown = Shown::Codes {
+    let shown = Subject::Codes {
         codes: &codes,
         are_predicted: rules.predicts_codes,
     };

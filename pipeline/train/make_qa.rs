@@ -30,9 +30,9 @@ use crate::{
         progress::Progress,
     },
     train::{
-        lines::{Shown, line},
+        lines::{Subject, line},
         pairs::{End, Pair, pairs_of},
-        partial::{OtherJob, Partial},
+        unfinished_file::{OtherJob, UnfinishedFile},
     },
 };
 
@@ -82,7 +82,7 @@ pub struct QaRules {
 
 /// What was written.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Written {
+pub struct QaCounts {
     /// Chunks.
     pub chunks: usize,
     /// Of them, those that an earlier run asked about.
@@ -287,11 +287,11 @@ impl QaJob<'_> {
         other: OtherJob,
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Written> {
+    ) -> Result<QaCounts> {
         self.check_lengths()?;
         let mut said = Vec::new();
-        let mut keep = |lines: &[Value]| said.extend(lines.iter().map(Said::of));
-        let mut partial = Partial::open(out, &self.head(), other, &|_| true, &mut keep)?;
+        let mut keep = |lines: &[Value]| said.extend(lines.iter().map(ChunkReply::of));
+        let mut partial = UnfinishedFile::open(out, &self.head(), other, &|_| true, &mut keep)?;
         said.truncate(self.chunks.len());
         let kept = said.len();
         progress.frames_encoded.add(kept as u64);
@@ -383,7 +383,7 @@ impl QaJob<'_> {
         chunk: &Chunk,
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Said> {
+    ) -> Result<ChunkReply> {
         let mut options = self.rules.options.clone();
         options.draw.seed = options.draw.seed.wrapping_add(number as u64);
         let mut conversation = Conversation::new(self.model, &self.model.decoder, options);
@@ -395,7 +395,7 @@ impl QaJob<'_> {
         };
         let mut pairs = pairs_of(&answer.text, end);
         pairs.truncate(self.rules.pairs);
-        Ok(Said {
+        Ok(ChunkReply {
             chunk: chunk.place.clone(),
             text: answer.text.trim().chars().take(SAID_MAX).collect(),
             pairs,
@@ -403,13 +403,13 @@ impl QaJob<'_> {
     }
 
     /// Lines of as many chunks as fit the context with all their pairs behind them.
-    fn packed(&self, said: &[Said]) -> Result<(Vec<Value>, Written)> {
-        let mut written = Written {
+    fn packed(&self, said: &[ChunkReply]) -> Result<(Vec<Value>, QaCounts)> {
+        let mut written = QaCounts {
             chunks: self.chunks.len(),
-            ..Written::default()
+            ..QaCounts::default()
         };
         let silent = said.iter().filter(|said| said.pairs.is_empty());
-        written.chunks_without_pairs = silent.map(Said::silence).collect();
+        written.chunks_without_pairs = silent.map(ChunkReply::silence).collect();
         let (mut lines, mut first) = (Vec::new(), 0);
         while first < self.chunks.len() {
             let mut end = first + self.estimate(first, said)?;
@@ -456,7 +456,7 @@ impl QaJob<'_> {
     }
 
     /// How many chunks from `first` on fit a line with their pairs, at least one, by the lengths of the parts.
-    fn estimate(&self, first: usize, said: &[Said]) -> Result<usize> {
+    fn estimate(&self, first: usize, said: &[ChunkReply]) -> Result<usize> {
         let mut tokens = self.around()?;
         let video = self.chunks[first].video;
         for (i, (chunk, said)) in self.chunks.iter().zip(said).skip(first).enumerate() {
@@ -508,8 +508,8 @@ impl QaJob<'_> {
             }
         }
         let shown = match codes.is_empty() {
-            true => Shown::Document(&text),
-            false => Shown::Codes {
+            true => Subject::Document(&text),
+            false => Subject::Codes {
                 codes: &codes,
                 are_predicted: false,
             },
@@ -547,15 +547,15 @@ impl QaJob<'_> {
 
 /// What a model said about a chunk.
 #[derive(Debug, Clone)]
-struct Said {
+struct ChunkReply {
     chunk: String,
     /// The beginning of it.
     text: String,
     pairs: Vec<Pair>,
 }
 
-impl Said {
-    /// As [`Said::line`] wrote it.
+impl ChunkReply {
+    /// As [`ChunkReply::line`] wrote it.
     fn of(line: &Value) -> Self {
         let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
         Self {
@@ -577,7 +577,7 @@ impl Said {
     }
 }
 
-fn no_pairs(said: &[Said]) -> Error {
+fn no_pairs(said: &[ChunkReply]) -> Error {
     let example = said.iter().find(|said| !said.text.is_empty());
     let (place, text) = example
         .or(said.first())

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Figures of one line.
-pub trait Line: Serialize + DeserializeOwned {
+pub trait MetricsLine: Serialize + DeserializeOwned {
     /// Steps done.
     fn step(&self) -> u64;
 }
@@ -48,7 +48,7 @@ pub struct Figures {
     pub tokens_per_s: f64,
 }
 
-impl Line for Figures {
+impl MetricsLine for Figures {
     fn step(&self) -> u64 {
         self.step
     }
@@ -91,7 +91,7 @@ pub struct MetricsFile<L> {
     lines: PhantomData<L>,
 }
 
-impl<L: Line> MetricsFile<L> {
+impl<L: MetricsLine> MetricsFile<L> {
     /// The file at `path`, without what was written behind `step`: that will be done again.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl<L: Line> MetricsFile<L> {
     }
 }
 
-fn line(figures: &impl Line) -> Result<String> {
+fn line(figures: &impl MetricsLine) -> Result<String> {
     let json = serde_json::to_string(figures);
     json.map(|json| json + "\n")
         .map_err(|e| Error::with_source(Kind::Internal, "write figures", e))

@@ -1,6 +1,6 @@
 //! Training of decoders and VQGANs: what is trained on what, kept where, and shown how.
 
-pub mod written;
+pub mod config_file;
 
 pub mod config;
 
@@ -22,7 +22,7 @@ pub mod frame_file;
 
 pub mod vqgan;
 
-pub mod partial;
+pub mod unfinished_file;
 
 pub mod lines;
 

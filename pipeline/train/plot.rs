@@ -10,7 +10,7 @@ use plotters::prelude::{
 use crate::{
     error::{Context, Error, Kind, Result},
     sources::temporary::write_whole,
-    train::metrics::Line,
+    train::metrics::MetricsLine,
 };
 
 /// Pixels across and down.
@@ -42,7 +42,7 @@ pub struct Plot<'a, L> {
 ///
 /// # Errors
 /// `Io` where writing fails.
-pub fn write_plot<L: Line>(path: &Path, plot: &Plot<L>, figures: &[L]) -> Result<()> {
+pub fn write_plot<L: MetricsLine>(path: &Path, plot: &Plot<L>, figures: &[L]) -> Result<()> {
     let Some(last) = figures.last().filter(|last| last.step() > 1) else {
         return Ok(());
     };
@@ -56,7 +56,7 @@ pub fn write_plot<L: Line>(path: &Path, plot: &Plot<L>, figures: &[L]) -> Result
     write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.display()))
 }
 
-fn draw<L: Line>(
+fn draw<L: MetricsLine>(
     svg: &mut String,
     plot: &Plot<L>,
     figures: &[L],

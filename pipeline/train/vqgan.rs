@@ -26,7 +26,7 @@ use crate::{
     train::{
         dataset::Order,
         frame_file::{FrameFile, RGB},
-        metrics::{Line, MetricsFile},
+        metrics::{MetricsFile, MetricsLine},
         plot::{Curve, Plot, write_plot},
         run_directory::RunDirectory,
         vqgan_config::VqganConfig,
@@ -95,7 +95,7 @@ pub struct VqganFigures {
     pub frames_per_s: f64,
 }
 
-impl Line for VqganFigures {
+impl MetricsLine for VqganFigures {
     fn step(&self) -> u64 {
         self.step
     }
@@ -139,7 +139,7 @@ pub fn train_vqgan(
     tell: &mut dyn FnMut(&VqganFigures),
     cancel: &Cancel,
 ) -> Result<(LastFigures, VqganTrainer)> {
-    let mut training = Training::begin(job, run)?;
+    let mut training = VqganTraining::begin(job, run)?;
     training.go_on(run, tell, cancel)?;
     let mut last = LastFigures::default();
     for figures in training.metrics.read()? {
@@ -151,14 +151,14 @@ pub fn train_vqgan(
     Ok((last, training.trainer))
 }
 
-struct Training {
+struct VqganTraining {
     job: VqganJob,
     trainer: VqganTrainer,
     order: Order,
     metrics: MetricsFile<VqganFigures>,
 }
 
-impl Training {
+impl VqganTraining {
     fn begin(job: VqganJob, run: &RunDirectory) -> Result<Self> {
         let (spec, options) = (job.spec.clone(), job.config.options());
         let trainer = match run.checkpoint::<Counters, _>([STATE])? {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::{
     error::{Context, Result},
     sources::sampler::{Rate, parse_rate},
-    train::written::{MOST, Written, a_hundred, bad, check_counts},
+    train::config_file::{ConfigFile, MOST, a_hundred, bad, check_counts},
 };
 
 /// Most pictures of a batch: all of them are in memory with what their layers keep.
@@ -108,7 +108,7 @@ fn rate_text<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<
     })
 }
 
-impl Written for VqganConfig {
+impl ConfigFile for VqganConfig {
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let single = [&mut self.model.spec, &mut self.model.init];
         let data = self.data.train.iter_mut().chain(&mut self.data.held_out);

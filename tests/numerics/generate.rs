@@ -9,7 +9,7 @@ use longreel_models::{
     llama::{
         Decoder, Head, Unpadded,
         generate::{
-            Generation, Prompted, Step, VisionGeneration, generate, generate_batch,
+            Continuation, Generation, Prompted, VisionGeneration, generate, generate_batch,
             generate_vision, prefill,
         },
         sampler::{Draw, Sampler},
@@ -34,8 +34,8 @@ fn start(decoder: &Decoder, cache: &mut KvCache, tokens: &[Token], chunk: usize)
     prefill(decoder, cache, tokens, chunk, &|| true, &mut |_| {}).unwrap()
 }
 
-fn go_on(_: u32) -> Result<Step> {
-    Ok(Step::Continue)
+fn go_on(_: u32) -> Result<Continuation> {
+    Ok(Continuation::Continue)
 }
 
 fn answer(decoder: &Decoder, tokens: &[Token], generation: &Generation) -> Vec<u32> {
@@ -285,9 +285,9 @@ fn the_listener_ends_an_answer_and_a_stop_id_is_its_last() {
     let mut third = |_| {
         heard += 1;
         Ok(if heard == 3 {
-            Step::Stop
+            Continuation::Stop
         } else {
-            Step::Continue
+            Continuation::Continue
         })
     };
     let got = generate(

@@ -13,7 +13,7 @@ use longreel_models::{
     error::Kind,
     llama::{
         Decoder, Head,
-        generate::{Generation, Step, generate, prefill},
+        generate::{Continuation, Generation, generate, prefill},
         packed::{PackedPrefill, Prefilled, prefill_packed},
         sampler::Draw,
     },
@@ -223,7 +223,7 @@ fn a_packed_prompt_goes_on_alone_with_the_answer_it_would_have_had() {
             &start.last,
             &generation,
             &|| true,
-            &mut |_| Ok(Step::Continue),
+            &mut |_| Ok(Continuation::Continue),
         );
         (ids.unwrap(), start.cache)
     };

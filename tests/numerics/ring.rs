@@ -7,18 +7,18 @@ use longreel_kernels::attend::reference;
 use longreel_models::{
     attention::{
         blockwise::{Heads, lanes},
-        kv_cache::{BLOCK_TOKENS, KvCache, KvDtype, KvShape, PackedBlock, Placed},
+        kv_cache::{BLOCK_TOKENS, KvCache, KvDtype, KvShape, PackedBlock, PositionedBlock},
         link::{Link, Message, in_process::InProcess},
         mask::Mask,
         partial::Partial,
         ring::{Ring, Traveller, schedule, traveller},
-        shard::{Layout, owner, striped},
+        shard::{ShardLayout, owner, striped},
     },
     context::vocab::Token,
     error::{Error, Kind, Result},
     llama::{
         Decoder, Head,
-        generate::{Generation, Step, generate, prefill},
+        generate::{Continuation, Generation, generate, prefill},
         group::{Forward, Leader, serve},
         sampler::Draw,
     },
@@ -37,7 +37,11 @@ use crate::support::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const LAYOUTS: [Layout; 3] = [Layout::Contiguous, Layout::Zigzag, Layout::Striped];
+const LAYOUTS: [ShardLayout; 3] = [
+    ShardLayout::Contiguous,
+    ShardLayout::Zigzag,
+    ShardLayout::Striped,
+];
 
 /// q `[s, heads, d]`, k and v `[s, kv_heads, d]` of one sequence.
 struct Sequence {
@@ -74,7 +78,7 @@ impl Sequence {
     }
 
     /// The keys of `runs` in blocks that end with their run or with their 256 places.
-    fn blocks(&self, runs: &[Range<usize>], dtype: KvDtype) -> Vec<Placed> {
+    fn blocks(&self, runs: &[Range<usize>], dtype: KvDtype) -> Vec<PositionedBlock> {
         let shape = KvShape {
             kv_heads: self.heads.key_value,
             d: self.heads.d,
@@ -92,7 +96,7 @@ impl Sequence {
                     &self.k[start * width..end * width],
                     &self.v[start * width..end * width],
                 );
-                blocks.push(Placed {
+                blocks.push(PositionedBlock {
                     start,
                     len: end - start,
                     block: Arc::new(block),
@@ -144,7 +148,7 @@ impl Sequence {
         whole
     }
 
-    fn dealt(&self, layout: Layout, ranks: usize) -> Vec<Vec<Range<usize>>> {
+    fn dealt(&self, layout: ShardLayout, ranks: usize) -> Vec<Vec<Range<usize>>> {
         (0..ranks)
             .map(|rank| layout.runs(self.len(), rank, ranks))
             .collect()
@@ -211,11 +215,11 @@ const HEADS: Heads = Heads {
 
 const GOLDEN: [&str; 2] = ["ring/case0.safetensors", "ring/case1.safetensors"];
 
-const WAYS: [(Layout, Traveller); 4] = [
-    (Layout::Contiguous, Traveller::Keys),
-    (Layout::Zigzag, Traveller::Keys),
-    (Layout::Zigzag, Traveller::Queries),
-    (Layout::Striped, Traveller::Queries),
+const WAYS: [(ShardLayout, Traveller); 4] = [
+    (ShardLayout::Contiguous, Traveller::Keys),
+    (ShardLayout::Zigzag, Traveller::Keys),
+    (ShardLayout::Zigzag, Traveller::Queries),
+    (ShardLayout::Striped, Traveller::Queries),
 ];
 
 /// The rows of a batch that official ring attention has computed, with what its outputs are.
@@ -279,7 +283,7 @@ fn official_ring_attention_is_met_where_pads_are_no_keys() {
             let pads = keys.iter().filter(|real| !**real).count() * width;
             sequence.segments = None;
             sequence.keys = Some(keys);
-            let dealt = sequence.dealt(Layout::Zigzag, 3);
+            let dealt = sequence.dealt(ShardLayout::Zigzag, 3);
             let out = sequence.ring(&dealt, Traveller::Keys, KvDtype::F32).out;
             let expected = &file.f32("padded.out")[row * s * width..(row + 1) * s * width];
             assert_close("padded", &out[pads..], &expected[pads..], 2e-5);
@@ -374,7 +378,8 @@ fn striped_ranks_that_divide_the_lanes_change_no_bit() {
     };
     let sequence = Sequence::random(9 * BLOCK_TOKENS + 77, heads);
     for dtype in KvDtype::ALL {
-        let ring = |ranks, way| sequence.ring(&sequence.dealt(Layout::Striped, ranks), way, dtype);
+        let ring =
+            |ranks, way| sequence.ring(&sequence.dealt(ShardLayout::Striped, ranks), way, dtype);
         let alone = ring(1, Traveller::Keys);
         for ranks in [2, 4] {
             assert_eq!(lanes(0) % ranks, 0);
@@ -431,7 +436,7 @@ proptest! {
                 prop_assert!(runs.windows(2).all(|w| w[0].end <= w[1].start));
                 for place in runs.into_iter().flatten() {
                     seen[place] += 1;
-                    prop_assert!(layout != Layout::Striped || owner(place, ranks) == rank);
+                    prop_assert!(layout != ShardLayout::Striped || owner(place, ranks) == rank);
                 }
             }
             prop_assert!(seen.iter().all(|n| *n == 1), "{layout:?}");
@@ -441,7 +446,7 @@ proptest! {
     #[test]
     fn causal_work_of_zigzag_and_striped_differs_by_no_more_than_blocks(blocks in 1..40usize, ranks in 1..9usize) {
         let len = blocks * 2 * ranks * BLOCK_TOKENS;
-        for layout in [Layout::Zigzag, Layout::Striped] {
+        for layout in [ShardLayout::Zigzag, ShardLayout::Striped] {
             let work = |rank| -> usize { layout.runs(len, rank, ranks).into_iter().flatten().map(|place| place + 1).sum() };
             let all: Vec<usize> = (0..ranks).map(work).collect();
             let (most, least) = (all.iter().max().unwrap(), all.iter().min().unwrap());
@@ -492,7 +497,7 @@ fn conversation(decoder: &dyn Forward, prompt: &[Token], chunk: usize) -> Result
     let mut answers = Vec::new();
     let mut say = |cache: &mut KvCache, tokens: &[Token]| -> Result<()> {
         let last = prefill(decoder, cache, tokens, chunk, &|| true, &mut |_| {})?;
-        let mut go_on = |_| Ok(Step::Continue);
+        let mut go_on = |_| Ok(Continuation::Continue);
         answers.push(generate(
             decoder,
             cache,

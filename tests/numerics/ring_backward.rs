@@ -15,7 +15,7 @@ use longreel_models::{
         blockwise::Heads,
         link::{Link, Message, in_process::InProcess},
         ring::Ring,
-        shard::Layout,
+        shard::ShardLayout,
     },
     error::{Kind, Result},
     training::{
@@ -33,7 +33,11 @@ use longreel_models::attention::link::mpi;
 use crate::support::golden::{Golden, assert_close};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const LAYOUTS: [Layout; 3] = [Layout::Contiguous, Layout::Zigzag, Layout::Striped];
+const LAYOUTS: [ShardLayout; 3] = [
+    ShardLayout::Contiguous,
+    ShardLayout::Zigzag,
+    ShardLayout::Striped,
+];
 const NAMES: [&str; 4] = ["out", "dq", "dk", "dv"];
 const HEADS: Heads = Heads {
     query: 4,
@@ -172,7 +176,7 @@ impl Batch {
         whole
     }
 
-    fn layout(&self, layout: Layout, ranks: usize) -> Vec<Runs> {
+    fn layout(&self, layout: ShardLayout, ranks: usize) -> Vec<Runs> {
         (0..ranks)
             .map(|rank| layout.runs(self.mask.places(), rank, ranks))
             .collect()
@@ -373,7 +377,7 @@ fn gradients_are_those_of_the_dense_computation_in_f64() {
 fn a_ring_of_one_rank_is_the_operation_of_one_rank_to_the_bit() {
     for mask in masks(2, 600) {
         let batch = Batch::random(HEADS, mask);
-        assert!(batch.ring(&batch.layout(Layout::Contiguous, 1)) == batch.alone());
+        assert!(batch.ring(&batch.layout(ShardLayout::Contiguous, 1)) == batch.alone());
     }
 }
 
@@ -381,7 +385,7 @@ fn a_ring_of_one_rank_is_the_operation_of_one_rank_to_the_bit() {
 fn gradients_are_the_same_bits_in_every_run() {
     let [_, mask, _] = masks(2, 600);
     let batch = Batch::random(HEADS, mask);
-    let dealt = batch.layout(Layout::Zigzag, 3);
+    let dealt = batch.layout(ShardLayout::Zigzag, 3);
     let first = batch.ring(&dealt);
     for _ in 0..3 {
         assert!(batch.ring(&dealt) == first);
@@ -445,7 +449,7 @@ fn keys_are_sent_to_all_other_ranks_and_gradients_all_the_way_home() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 1024));
     let (_, of_k) = batch.widths();
     for ranks in [1, 2, 4] {
-        let dealt = batch.layout(Layout::Contiguous, ranks);
+        let dealt = batch.layout(ShardLayout::Contiguous, ranks);
         let traffic = each_rank(ranks, |link| {
             let ring = shared(link);
             batch.share(&ring, &dealt).unwrap();
@@ -495,7 +499,7 @@ impl Link for Mortal {
 #[test]
 fn a_rank_that_dies_on_the_way_is_named_by_whoever_waits_for_a_gradient() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 512));
-    let dealt = batch.layout(Layout::Zigzag, 4);
+    let dealt = batch.layout(ShardLayout::Zigzag, 4);
     let whole = each_rank(4, |link| batch.share(&shared(link), &dealt).unwrap());
     // Three messages come in forward, seven in backward.
     for taken in 0..10 {
@@ -528,7 +532,7 @@ fn a_rank_that_dies_on_the_way_is_named_by_whoever_waits_for_a_gradient() {
 #[test]
 fn a_rank_that_does_not_come_to_backward_is_named() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 300));
-    let dealt = batch.layout(Layout::Contiguous, 3);
+    let dealt = batch.layout(ShardLayout::Contiguous, 3);
     let ends = each_rank(3, |link| {
         let (rank, ring) = (link.rank(), shared(link));
         if rank != 2 {
@@ -554,7 +558,7 @@ fn a_rank_that_does_not_come_to_backward_is_named() {
 #[test]
 fn what_one_rank_is_given_wrong_all_of_them_refuse() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 300));
-    let dealt = batch.layout(Layout::Contiguous, 3);
+    let dealt = batch.layout(ShardLayout::Contiguous, 3);
     let refused = each_rank(3, |link| {
         let (rank, ring) = (link.rank(), shared(link));
         let deal = Arc::new(Dealt::new(dealt.clone(), batch.mask.clone()).unwrap());

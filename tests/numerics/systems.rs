@@ -24,7 +24,7 @@ use longreel_models::{
     error::{Kind, Result},
     llama::{
         Decoder, Head, Input, Positions, Row, Trace,
-        generate::{Generation, Step, generate, prefill},
+        generate::{Continuation, Generation, generate, prefill},
         group::{Forward, Leader, serve},
         packed::{PackedPrefill, Prefilled, prefill_packed},
         sampler::Draw,
@@ -520,7 +520,7 @@ fn greedy_behind(decoder: &dyn Forward, cache: &KvCache, last: &Tensor, n: usize
         stop_ids: Vec::new(),
     };
     let mut fork = cache.fork();
-    let mut keep = |_| Ok(Step::Continue);
+    let mut keep = |_| Ok(Continuation::Continue);
     generate(decoder, &mut fork, last, &generation, &|| true, &mut keep).unwrap()
 }
 

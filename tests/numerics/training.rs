@@ -10,10 +10,10 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use longreel::train::{
-    config::TrainConfig, decoder::spec_of, vqgan_config::VqganConfig, written::Written,
+    config::TrainConfig, config_file::ConfigFile, decoder::spec_of, vqgan_config::VqganConfig,
 };
 use longreel_models::{
-    attention::{link::in_process::InProcess, ring::Ring, shard::Layout},
+    attention::{link::in_process::InProcess, ring::Ring, shard::ShardLayout},
     context::vocab::Token,
     error::Kind,
     spec::DecoderSpec,
@@ -25,7 +25,7 @@ use longreel_models::{
             example::Example,
         },
         loss::{MODALITY_SHARE, Reduction, token_weights},
-        network::{Activations, Attending, Losses, Network, Sequences, add},
+        network::{Activations, Attending, HeadLosses, Network, Sequences, add},
         optimizer::{AdamW, Moments, length},
         parameters::{ByName, Parameters},
         ring_gradients::Dealt,
@@ -76,7 +76,7 @@ fn run(
     batch: &Batch,
     reduction: Reduction,
     activations: Activations,
-) -> (Losses, ByName) {
+) -> (HeadLosses, ByName) {
     let weights = weights(batch, reduction);
     network
         .gradients(&whole(batch, &weights), activations)
@@ -348,14 +348,14 @@ fn gradients_are_those_of_finite_differences() {
 }
 
 /// Losses summed over ranks, and gradients likewise.
-fn on_ring(tiny: &Tiny, batch: &Batch, ranks: usize) -> (Losses, ByName) {
+fn on_ring(tiny: &Tiny, batch: &Batch, ranks: usize) -> (HeadLosses, ByName) {
     let dealt: Vec<_> = (0..ranks)
-        .map(|rank| Layout::Zigzag.runs(batch.seq_length, rank, ranks))
+        .map(|rank| ShardLayout::Zigzag.runs(batch.seq_length, rank, ranks))
         .collect();
     let weights = weights(batch, Reduction::Examples);
     let deadline = Duration::from_secs(60);
     let links = InProcess::connect(ranks, deadline).into_iter();
-    let shares: Vec<(Losses, ByName)> = thread::scope(|scope| {
+    let shares: Vec<(HeadLosses, ByName)> = thread::scope(|scope| {
         let started: Vec<_> = links
             .map(|link| {
                 let (dealt, weights) = (&dealt, &weights);
@@ -396,7 +396,7 @@ fn on_ring(tiny: &Tiny, batch: &Batch, ranks: usize) -> (Losses, ByName) {
             .map(|rank| rank.join().unwrap())
             .collect()
     });
-    let (mut losses, mut all) = (Losses::default(), ByName::new());
+    let (mut losses, mut all) = (HeadLosses::default(), ByName::new());
     for (of_rank, gradients) in shares {
         for (sum, part) in [
             (&mut losses.text, of_rank.text),

@@ -11,7 +11,7 @@ use longreel_models::{
     error::{Error, Kind, Result},
     spec::FrameEnd,
     training::data::{
-        batch::{Batch, BatchRules, PadRule, Stream, packed, padded},
+        batch::{Batch, BatchRules, PadRule, TokenStream, packed, padded},
         example::{Example, ExampleRules, FieldsOf, VisionRules},
         python_random::choice,
     },
@@ -185,7 +185,7 @@ fn batches_are_those_of_upstream_s_datasets_in_both_modes() {
         };
         let is_padded = run["mode"] == "pad" || run["pad"] == true;
         let mut examples = cycled(&examples);
-        let mut stream = Stream::default();
+        let mut stream = TokenStream::default();
         for number in 0..3 {
             let batch = if is_padded {
                 let rows: Vec<Example> = examples.by_ref().take(shape.rows).cloned().collect();

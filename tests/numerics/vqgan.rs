@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use longreel_kernels::{codebook, codebook::Codebook, conv, conv::Sampling, group_norm};
+use longreel_kernels::{codebook, codebook::Codebook, conv, conv::Resampling, group_norm};
 use longreel_models::{
     checkpoint::{layout::vqgan_tensors, weights::Weights},
     error::Result,
@@ -360,7 +360,7 @@ impl Slow<'_> {
         &self,
         path: &str,
         (side, x): &Picture,
-        sampling: Sampling,
+        sampling: Resampling,
         residual: Option<&[f32]>,
     ) -> Picture {
         let (shape, kernel) = self.tensor(path, "kernel");
@@ -382,7 +382,7 @@ impl Slow<'_> {
         let y = self.conv(
             &format!("{path}.Conv_0"),
             &self.norm_silu(&format!("{path}.GroupNorm_0"), x),
-            Sampling::Same,
+            Resampling::Same,
             None,
         );
         let y = self.norm_silu(&format!("{path}.GroupNorm_1"), &y);
@@ -390,13 +390,13 @@ impl Slow<'_> {
             .tensors
             .contains_key(&format!("vqgan.{path}.Conv_2.kernel"))
         {
-            true => self.conv(&format!("{path}.Conv_2"), x, Sampling::Same, None),
+            true => self.conv(&format!("{path}.Conv_2"), x, Resampling::Same, None),
             false => x.clone(),
         };
         self.conv(
             &format!("{path}.Conv_1"),
             &y,
-            Sampling::Same,
+            Resampling::Same,
             Some(&shortcut.1),
         )
     }
@@ -407,7 +407,7 @@ impl Slow<'_> {
         coder: &str,
         block: &str,
         blocks: usize,
-        change: (&str, Sampling),
+        change: (&str, Resampling),
     ) -> Picture {
         for level in 0..self.spec.channel_mult.len() {
             for i in 0..blocks {
@@ -434,17 +434,17 @@ impl Slow<'_> {
 
     fn end(&self, x: &Picture, coder: &str) -> Picture {
         let x = self.norm_silu(&format!("{coder}.GroupNorm_0"), x);
-        self.conv(&format!("{coder}.Conv_1"), &x, Sampling::Same, None)
+        self.conv(&format!("{coder}.Conv_1"), &x, Resampling::Same, None)
     }
 
     fn latent(&self, pixels: Vec<f32>) -> Vec<f32> {
         let x = self.conv(
             "encoder.Conv_0",
             &(self.spec.resolution, pixels),
-            Sampling::Same,
+            Resampling::Same,
             None,
         );
-        let halve = ("Downsample", Sampling::Halve);
+        let halve = ("Downsample", Resampling::Halve);
         let x = self.levels(
             x,
             "encoder",
@@ -453,7 +453,7 @@ impl Slow<'_> {
             halve,
         );
         let x = self.end(&self.middle(x, "encoder"), "encoder");
-        self.conv("quant_conv", &x, Sampling::Same, None).1
+        self.conv("quant_conv", &x, Resampling::Same, None).1
     }
 
     fn decode(&self, codes: &[u32]) -> Vec<f32> {
@@ -466,14 +466,14 @@ impl Slow<'_> {
         let x = self.conv(
             "post_quant_conv",
             &(self.spec.grid(), z),
-            Sampling::Same,
+            Resampling::Same,
             None,
         );
         let x = self.middle(
-            self.conv("decoder.Conv_0", &x, Sampling::Same, None),
+            self.conv("decoder.Conv_0", &x, Resampling::Same, None),
             "decoder",
         );
-        let double = ("Upsample", Sampling::Double);
+        let double = ("Upsample", Resampling::Double);
         let x = self.levels(
             x,
             "decoder",

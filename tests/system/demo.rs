@@ -12,7 +12,7 @@ use longreel::{
     synth::clip::read_questions,
     train::{
         lines::{LineRules, write_lines},
-        partial::OtherJob,
+        unfinished_file::OtherJob,
     },
 };
 use longreel_models::{

@@ -12,7 +12,7 @@ use std::{
 use longreel::{
     model::ModelFiles,
     train::{
-        lines::{Shown, line},
+        lines::{Subject, line},
         make_qa::{
             ABOUT_TEXT, Chunk, ChunkContent, chunks_of_reel, chunks_of_text, question_about,
         },
@@ -403,7 +403,7 @@ fn the_frames_of_a_reel_stand_in_one_line_with_pairs_about_all_of_them() {
         [2, 2, 1]
     );
     let lessons = codes.iter().map(|codes| {
-        let shown = Shown::Codes {
+        let shown = Subject::Codes {
             codes,
             are_predicted: false,
         };
@@ -442,7 +442,7 @@ fn the_frames_of_a_reel_stand_in_one_line_with_pairs_about_all_of_them() {
     );
     let lines = lines_of(dir.path().join("qa.jsonl"));
     let pairs = [("Is it?", "It is."); 3];
-    let shown = Shown::Codes {
+    let shown = Subject::Codes {
         codes: &codes.concat(),
         are_predicted: false,
     };

@@ -22,7 +22,7 @@ use longreel::{
         questions::{Question, QuestionKind},
         recipe::{Clip, Recipe, Split},
         score::{is_exact, priors, scores},
-        world::{Colour, Look, Script, Shape, World},
+        world::{Appearance, Colour, Script, Shape, World},
     },
     time::{Pts, TimeBase},
 };
@@ -305,7 +305,7 @@ fn noise_depends_on_the_time_and_not_on_the_frame_rate() {
 /// A patch of one colour in a picture.
 #[derive(Debug, Clone)]
 struct Patch {
-    look: Look,
+    look: Appearance,
     centre: [f64; 2],
 }
 
@@ -378,7 +378,7 @@ fn patch_of(image: &RgbImage, touched: &[(usize, usize)]) -> Patch {
     };
     let colour = nearest_colour(own);
     Patch {
-        look: Look { colour, shape },
+        look: Appearance { colour, shape },
         centre: [x, y],
     }
 }
@@ -466,7 +466,7 @@ impl Watched {
 
     /// The look of a list of words that is seen before any other of it.
     fn first_of(&self, words: &[&str]) -> String {
-        let is_named = |look: &Look| {
+        let is_named = |look: &Appearance| {
             let named = |pair: &[&str]| pair == [look.colour.word(), look.shape.word()];
             words.windows(2).any(named)
         };
@@ -528,7 +528,7 @@ fn the_time_of_an_answer_is_when_its_objects_are_shown() {
                 clip.script.shots.iter().find(begins).unwrap(),
                 clip.script.shots.iter().find(ends).unwrap(),
             );
-            let is_named = |look: Look| question.question.contains(&look.name());
+            let is_named = |look: Appearance| question.question.contains(&look.name());
             let named = clip
                 .script
                 .shots

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attention::kv_cache::Placed,
+    attention::kv_cache::PositionedBlock,
     error::{Error, Kind, Result},
 };
 
@@ -26,7 +26,7 @@ pub struct Message {
     /// Queries, or partial results.
     pub numbers: Vec<f32>,
     /// Keys and values.
-    pub blocks: Vec<Placed>,
+    pub blocks: Vec<PositionedBlock>,
     /// Why the sender can do no more; nothing else comes with it.
     pub failure: Option<Failure>,
 }
@@ -58,7 +58,7 @@ impl Message {
     }
 
     /// Nothing but keys and values.
-    pub fn blocks(blocks: Vec<Placed>) -> Self {
+    pub fn blocks(blocks: Vec<PositionedBlock>) -> Self {
         Self {
             blocks,
             ..Self::default()

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Failure, Message};
 use crate::{
-    attention::kv_cache::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock, Placed},
+    attention::kv_cache::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock, PositionedBlock},
     error::{Error, Kind, Result},
 };
 
 #[derive(Serialize, Deserialize)]
-struct Head {
+struct MessageHead {
     header: String,
     numbers: usize,
     /// Places and tokens of each block.
@@ -39,7 +39,7 @@ pub fn envelope(message: &Message) -> Result<Vec<u8>> {
         let message = "the blocks of a message differ in shape";
         return Err(Error::new(Kind::Internal, message));
     }
-    let head = Head {
+    let head = MessageHead {
         header: message.header.clone(),
         numbers: message.numbers.len(),
         blocks: message.blocks.iter().map(|b| (b.start, b.len)).collect(),
@@ -80,7 +80,7 @@ impl Arriving {
         let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut)?;
         let length = u32::from_le_bytes(*length) as usize;
         let (head, numbers) = rest.split_at_checked(length).ok_or_else(cut)?;
-        let head: Head = serde_json::from_slice(head)
+        let head: MessageHead = serde_json::from_slice(head)
             .map_err(|e| Error::with_source(Kind::BadInput, "read the head of a message", e))?;
         if head.numbers.checked_mul(4) != Some(numbers.len()) {
             let found = format!("{} bytes of numbers", numbers.len());
@@ -123,7 +123,9 @@ impl Arriving {
             Error::new(Kind::TooLarge, message)
         })?;
         let block = Arc::new(block);
-        self.message.blocks.push(Placed { start, len, block });
+        self.message
+            .blocks
+            .push(PositionedBlock { start, len, block });
         Ok(())
     }
 
@@ -134,7 +136,7 @@ impl Arriving {
 }
 
 /// The shape of the blocks to come, which must be a possible one.
-fn shape(head: &Head) -> Result<KvShape> {
+fn shape(head: &MessageHead) -> Result<KvShape> {
     if head.blocks.is_empty() {
         let dtype = KvDtype::F32;
         return Ok(KvShape {

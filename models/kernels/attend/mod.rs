@@ -24,7 +24,7 @@ pub use packed::{BLOCK_TOKENS, KvDtype, KvShape, PANEL, PackedBlock};
 use self::{
     dot::F32,
     packed::{HeadBytes, bf16_pair, quantize, scale_of},
-    step::{BlockUnits, RowsState, Step, TileScratch},
+    step::{BlockStep, BlockUnits, RowsState, TileScratch},
     widen::{Wide, WideBlock, cast, relative_scales},
 };
 use crate::cpu::{Level, per_level};
@@ -190,7 +190,7 @@ impl Accumulator {
                 max: &mut self.max,
                 sum: &mut self.sum,
             };
-            let step = Step {
+            let step = BlockStep {
                 block,
                 rows,
                 visible,
@@ -321,7 +321,7 @@ fn query_units_body(
 }
 
 /// Runs the step with the instructions of `level`, which the processor has.
-fn run(level: Level, arithmetic: Arithmetic, mut step: Step) {
+fn run(level: Level, arithmetic: Arithmetic, mut step: BlockStep) {
     match (level, arithmetic) {
         // SAFETY: the level is at most what the processor was found to have, and the block
         // has the lengths that its shape says.
@@ -352,37 +352,37 @@ mod x86 {
 
     use super::{
         dot::{Bf16, F32, Int8},
-        step::Step,
+        step::BlockStep,
     };
 
     /// # Safety
-    /// The processor has AVX-512 with the bf16 dot product; see [`Step::run`].
+    /// The processor has AVX-512 with the bf16 dot product; see [`BlockStep::run`].
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn avx512_bf16(step: &mut Step<'_>) {
+    pub(super) unsafe fn avx512_bf16(step: &mut BlockStep<'_>) {
         // SAFETY: the caller's promise.
         unsafe { step.run::<Bf16, 12, 2>() }
     }
 
     /// # Safety
-    /// The processor has AVX-512 with the int8 dot product; see [`Step::run`].
+    /// The processor has AVX-512 with the int8 dot product; see [`BlockStep::run`].
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    pub(super) unsafe fn avx512_int8(step: &mut Step<'_>) {
+    pub(super) unsafe fn avx512_int8(step: &mut BlockStep<'_>) {
         // SAFETY: the caller's promise.
         unsafe { step.run::<Int8, 12, 2>() }
     }
 
     /// # Safety
-    /// The processor has AVX-512; see [`Step::run`].
+    /// The processor has AVX-512; see [`BlockStep::run`].
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn avx512(step: &mut Step<'_>) {
+    pub(super) unsafe fn avx512(step: &mut BlockStep<'_>) {
         // SAFETY: the caller's promise.
         unsafe { step.run::<F32<__m512>, 12, 2>() }
     }
 
     /// # Safety
-    /// The processor has AVX2 and FMA; see [`Step::run`].
+    /// The processor has AVX2 and FMA; see [`BlockStep::run`].
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2(step: &mut Step<'_>) {
+    pub(super) unsafe fn avx2(step: &mut BlockStep<'_>) {
         // SAFETY: the caller's promise.
         unsafe { step.run::<F32<__m256>, 6, 2>() }
     }

@@ -135,20 +135,20 @@ impl KvShape {
 /// 64 bytes, aligned as vectors like it.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+struct CacheLine([u8; 64]);
 
 // SAFETY: 64 bytes of any value, no padding.
-unsafe impl bytemuck::Zeroable for Line {}
+unsafe impl bytemuck::Zeroable for CacheLine {}
 // SAFETY: as above.
-unsafe impl bytemuck::Pod for Line {}
+unsafe impl bytemuck::Pod for CacheLine {}
 
-enum Store {
-    Owned(Vec<Line>),
+enum BlockStore {
+    Owned(Vec<CacheLine>),
     Pages(Pages),
     Mapped(MappedBytes),
 }
 
-impl Clone for Store {
+impl Clone for BlockStore {
     fn clone(&self) -> Self {
         match self {
             Self::Owned(lines) => Self::Owned(lines.clone()),
@@ -158,7 +158,7 @@ impl Clone for Store {
     }
 }
 
-impl Store {
+impl BlockStore {
     /// A copy of bytes whose number is a multiple of 64.
     fn of(bytes: &[u8]) -> Self {
         match Pages::zeroed(bytes.len()) {
@@ -178,7 +178,7 @@ const OWN_PAGES: usize = 64 << 10;
 #[derive(Clone)]
 pub struct PackedBlock {
     shape: KvShape,
-    store: Store,
+    store: BlockStore,
 }
 
 /// The bytes of one head, cut up.
@@ -214,16 +214,16 @@ impl PackedBlock {
     /// A block of zeros; `None` when there is no memory for it.
     pub fn try_new(shape: KvShape) -> Option<Self> {
         if shape.block_bytes() >= OWN_PAGES {
-            let store = Store::Pages(Pages::zeroed(shape.block_bytes()).ok()?);
+            let store = BlockStore::Pages(Pages::zeroed(shape.block_bytes()).ok()?);
             return Some(Self { shape, store });
         }
         let n = shape.block_bytes().div_ceil(64);
         let mut lines = Vec::new();
         lines.try_reserve_exact(n).ok()?;
-        lines.resize(n, Line([0; 64]));
+        lines.resize(n, CacheLine([0; 64]));
         Some(Self {
             shape,
-            store: Store::Owned(lines),
+            store: BlockStore::Owned(lines),
         })
     }
 
@@ -238,10 +238,10 @@ impl PackedBlock {
     /// or their place in memory is no multiple of 64.
     pub fn from_mapped(shape: KvShape, bytes: MappedBytes) -> Option<Self> {
         let fits = bytes.as_bytes().len() == shape.block_bytes();
-        let aligned = bytes.as_elements::<Line>().is_some();
+        let aligned = bytes.as_elements::<CacheLine>().is_some();
         (fits && aligned).then_some(Self {
             shape,
-            store: Store::Mapped(bytes),
+            store: BlockStore::Mapped(bytes),
         })
     }
 
@@ -252,27 +252,27 @@ impl PackedBlock {
 
     /// Whether the bytes lie in a mapped file.
     pub fn is_mapped(&self) -> bool {
-        matches!(self.store, Store::Mapped(_))
+        matches!(self.store, BlockStore::Mapped(_))
     }
 
     /// Every byte of the block.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.store {
-            Store::Owned(lines) => bytemuck::cast_slice(lines),
-            Store::Pages(pages) => pages.as_bytes(),
-            Store::Mapped(bytes) => bytes.as_bytes(),
+            BlockStore::Owned(lines) => bytemuck::cast_slice(lines),
+            BlockStore::Pages(pages) => pages.as_bytes(),
+            BlockStore::Mapped(bytes) => bytes.as_bytes(),
         }
     }
 
     /// The bytes for writing; a mapped block becomes one in memory first.
     fn bytes_mut(&mut self) -> &mut [u8] {
-        if let Store::Mapped(bytes) = &self.store {
-            self.store = Store::of(bytes.as_bytes());
+        if let BlockStore::Mapped(bytes) = &self.store {
+            self.store = BlockStore::of(bytes.as_bytes());
         }
         match &mut self.store {
-            Store::Owned(lines) => bytemuck::cast_slice_mut(lines),
-            Store::Pages(pages) => pages.as_bytes_mut(),
-            Store::Mapped(_) => &mut [],
+            BlockStore::Owned(lines) => bytemuck::cast_slice_mut(lines),
+            BlockStore::Pages(pages) => pages.as_bytes_mut(),
+            BlockStore::Mapped(_) => &mut [],
         }
     }
 
@@ -317,8 +317,8 @@ impl PackedBlock {
             for (slot, (key, value)) in (slot..).zip(tokens) {
                 let key = &key[head * shape.d..(head + 1) * shape.d];
                 let value = &value[head * shape.d..(head + 1) * shape.d];
-                write_token(shape, slot, key, Side::Key, k, k_scales);
-                write_token(shape, slot, value, Side::Value, v, v_scales);
+                write_token(shape, slot, key, KeyOrValue::Key, k, k_scales);
+                write_token(shape, slot, value, KeyOrValue::Value, v, v_scales);
                 if shape.dtype == KvDtype::Int8 {
                     let sum = (0..shape.d).map(|c| k[key_at(shape, slot, c)] as i8 as i32);
                     put(sums, slot, sum.sum::<i32>());
@@ -345,8 +345,8 @@ impl PackedBlock {
                 let token = (shape, to_slot, from_slot);
                 let key = (0..values, key_scales..value_scales);
                 let value = (values..key_scales, value_scales..key_sums);
-                copy_token(token, Side::Key, key, to, from);
-                copy_token(token, Side::Value, value, to, from);
+                copy_token(token, KeyOrValue::Key, key, to, from);
+                copy_token(token, KeyOrValue::Value, value, to, from);
                 if shape.dtype == KvDtype::Int8 {
                     let sum: i32 = get(&from[key_sums..], from_slot);
                     put(&mut to[key_sums..], to_slot, sum);
@@ -358,7 +358,14 @@ impl PackedBlock {
     /// Keys `[n, d]` of one head for the first `n` tokens, as f32, into `out`.
     pub fn read_keys(&self, head: usize, n: usize, out: &mut [f32]) {
         let bytes = self.head(head);
-        read(self.shape, Side::Key, bytes.keys, bytes.key_scales, n, out);
+        read(
+            self.shape,
+            KeyOrValue::Key,
+            bytes.keys,
+            bytes.key_scales,
+            n,
+            out,
+        );
     }
 
     /// Values `[n, d]` of one head for the first `n` tokens, as f32, into `out`.
@@ -366,7 +373,7 @@ impl PackedBlock {
         let bytes = self.head(head);
         read(
             self.shape,
-            Side::Value,
+            KeyOrValue::Value,
             bytes.values,
             bytes.value_scales,
             n,
@@ -376,7 +383,7 @@ impl PackedBlock {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum KeyOrValue {
     Key,
     Value,
 }
@@ -395,11 +402,11 @@ fn value_at(shape: KvShape, slot: usize, c: usize) -> usize {
 }
 
 /// Index of the scale of channel `c` of a token in int4: keys by panel, values by token.
-fn scale_at(shape: KvShape, side: Side, slot: usize, c: usize) -> usize {
+fn scale_at(shape: KvShape, side: KeyOrValue, slot: usize, c: usize) -> usize {
     let (groups, group) = (shape.groups(), c / GROUP);
     match side {
-        Side::Key => (slot / PANEL * groups + group) * PANEL + slot % PANEL,
-        Side::Value => slot * groups + group,
+        KeyOrValue::Key => (slot / PANEL * groups + group) * PANEL + slot % PANEL,
+        KeyOrValue::Value => slot * groups + group,
     }
 }
 
@@ -461,13 +468,13 @@ fn write_token(
     shape: KvShape,
     slot: usize,
     token: &[f32],
-    side: Side,
+    side: KeyOrValue,
     elements: &mut [u8],
     scales: &mut [u8],
 ) {
     let at = |c| match side {
-        Side::Key => key_at(shape, slot, c),
-        Side::Value => value_at(shape, slot, c),
+        KeyOrValue::Key => key_at(shape, slot, c),
+        KeyOrValue::Value => value_at(shape, slot, c),
     };
     match shape.dtype {
         KvDtype::F32 => {
@@ -508,14 +515,14 @@ fn write_token(
 /// One token of one head, elements and scales, from one block to another; `(shape, to_slot, from_slot)`.
 fn copy_token(
     (shape, to_slot, from_slot): (KvShape, usize, usize),
-    side: Side,
+    side: KeyOrValue,
     (elements, scales): (Range<usize>, Range<usize>),
     to: &mut [u8],
     from: &[u8],
 ) {
     let at = |slot, c| match side {
-        Side::Key => key_at(shape, slot, c),
-        Side::Value => value_at(shape, slot, c),
+        KeyOrValue::Key => key_at(shape, slot, c),
+        KeyOrValue::Value => value_at(shape, slot, c),
     };
     let (to_elements, from_elements) = (&mut to[elements.clone()], &from[elements]);
     for c in 0..shape.d {
@@ -546,7 +553,14 @@ fn copy_token(
 }
 
 /// The first `n` tokens of one head, `[n, d]`, widened.
-fn read(shape: KvShape, side: Side, elements: &[u8], scales: &[u8], n: usize, out: &mut [f32]) {
+fn read(
+    shape: KvShape,
+    side: KeyOrValue,
+    elements: &[u8],
+    scales: &[u8],
+    n: usize,
+    out: &mut [f32],
+) {
     for (slot, token) in out
         .chunks_exact_mut(shape.d)
         .enumerate()
@@ -554,8 +568,8 @@ fn read(shape: KvShape, side: Side, elements: &[u8], scales: &[u8], n: usize, ou
     {
         for (c, x) in token.iter_mut().enumerate() {
             let at = match side {
-                Side::Key => key_at(shape, slot, c),
-                Side::Value => value_at(shape, slot, c),
+                KeyOrValue::Key => key_at(shape, slot, c),
+                KeyOrValue::Value => value_at(shape, slot, c),
             };
             *x = match shape.dtype {
                 KvDtype::F32 => get(elements, at),

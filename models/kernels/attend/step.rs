@@ -94,7 +94,7 @@ impl Default for TileScratch {
 }
 
 /// Everything that a step works on.
-pub(super) struct Step<'a> {
+pub(super) struct BlockStep<'a> {
     pub block: BlockUnits<'a>,
     pub rows: RowsState<'a>,
     pub visible: Option<Visible<'a>>,
@@ -103,7 +103,7 @@ pub(super) struct Step<'a> {
     pub share: usize,
 }
 
-impl Step<'_> {
+impl BlockStep<'_> {
     /// # Safety
     /// The processor has the instructions of `D`; the pointers of `block` have the stated lengths;
     /// `R` is at most [`MAX_ROWS`].
@@ -217,7 +217,7 @@ impl Step<'_> {
                 for (c, begin) in begin.iter_mut().enumerate().skip(1) {
                     *begin = D::begin_scores(block.key_sums.wrapping_add(key(c)));
                 }
-                let columns = Columns {
+                let columns = ColumnLayout {
                     first: columns,
                     stride: PANEL,
                     pair: units * PANEL,
@@ -372,7 +372,7 @@ impl Step<'_> {
                     *begin = D::begin_out(out.add(r * width + c * D::Floats::N), kept[r]);
                 }
             }
-            let columns = Columns {
+            let columns = ColumnLayout {
                 first: values,
                 stride: width,
                 pair: 2 * D::Floats::N,
@@ -390,7 +390,7 @@ impl Step<'_> {
 
 /// Where the vectors of a product's columns lie: pairs of neighbours, `pair` units from one to the next.
 #[derive(Clone, Copy)]
-struct Columns {
+struct ColumnLayout {
     first: *const u32,
     /// From one unit of the contraction to the next.
     stride: usize,
@@ -406,7 +406,7 @@ unsafe fn product<D: Dot, const R: usize, const C: usize>(
     units: usize,
     rows: *const u32,
     row_stride: usize,
-    columns: Columns,
+    columns: ColumnLayout,
     begin: [[D::Sums; C]; R],
 ) -> [[D::Sums; C]; R] {
     let mut sums = begin;

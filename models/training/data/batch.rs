@@ -92,12 +92,12 @@ impl Batch {
 
 /// Upstream's `no_pad`: a stream of tokens, which is emitted when it holds more than a batch and one token.
 #[derive(Debug, Default)]
-pub struct Stream {
+pub struct TokenStream {
     tokens: Vec<Token>,
     loss: Vec<f32>,
 }
 
-impl Stream {
+impl TokenStream {
     /// Puts `example` behind what is there.
     pub fn push(&mut self, example: &Example) {
         self.tokens.extend_from_slice(&example.tokens);

@@ -13,7 +13,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
     spec::frame_choice::ends_truncated,
     training::data::{
-        fields::{Content, Field, parse},
+        fields::{Field, FieldContent, parse},
         python_random,
     },
 };
@@ -80,11 +80,11 @@ impl ExampleRules<'_> {
         }
         let fields = self.fields(&value, index)?;
         let mut example = Example::default();
-        example.push(self.end(Content::Begin)?, 0.0);
+        example.push(self.end(FieldContent::Begin)?, 0.0);
         for field in fields {
             self.add(&mut example, &field, &value)?;
         }
-        example.push(self.end(Content::End)?, 1.0);
+        example.push(self.end(FieldContent::End)?, 1.0);
         Ok(example)
     }
 
@@ -111,9 +111,9 @@ impl ExampleRules<'_> {
         parse(fields)
     }
 
-    fn end(&self, which: Content) -> Result<Token> {
+    fn end(&self, which: FieldContent) -> Result<Token> {
         let (id, name) = match which {
-            Content::End => (self.tokenizer.eos_id(), "end"),
+            FieldContent::End => (self.tokenizer.eos_id(), "end"),
             _ => (self.tokenizer.bos_id(), "begin"),
         };
         let id =
@@ -124,9 +124,9 @@ impl ExampleRules<'_> {
     fn add(&self, example: &mut Example, field: &Field, line: &Value) -> Result<()> {
         let loss = if field.is_predicted { 1.0 } else { 0.0 };
         let tokens = match &field.content {
-            end @ (Content::Begin | Content::End) => vec![self.end(end.clone())?],
-            Content::Vision(key) => self.vision(key, &line[key.as_str()])?,
-            Content::Text(keys) => self.text(&joined(keys, line)?)?,
+            end @ (FieldContent::Begin | FieldContent::End) => vec![self.end(end.clone())?],
+            FieldContent::Vision(key) => self.vision(key, &line[key.as_str()])?,
+            FieldContent::Text(keys) => self.text(&joined(keys, line)?)?,
         };
         tokens
             .into_iter()

@@ -6,14 +6,14 @@ use crate::error::{Error, Kind, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
     /// What it is.
-    pub content: Content,
+    pub content: FieldContent,
     /// Whether its tokens are predicted; in `[brackets]` they are not.
     pub is_predicted: bool,
 }
 
 /// What a part of an example is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
+pub enum FieldContent {
     /// The token that begins a text: `<|bos|>`.
     Begin,
     /// The token that ends a text: `<|eos|>`.
@@ -42,40 +42,40 @@ fn field(written: &str) -> Result<Field> {
     })
 }
 
-fn content(name: &str) -> Result<Content> {
+fn content(name: &str) -> Result<FieldContent> {
     let keys = || name.split('+').map(str::to_owned).collect();
     match name {
-        "<|bos|>" => Ok(Content::Begin),
-        "<|eos|>" => Ok(Content::End),
+        "<|bos|>" => Ok(FieldContent::Begin),
+        "<|eos|>" => Ok(FieldContent::End),
         _ if name.starts_with("<|") => {
             let message = format!("the field is {name}, expected <|bos|>, <|eos|> or a key");
             Err(Error::new(Kind::BadInput, message))
         }
-        _ if name.contains("vision") => Ok(Content::Vision(name.to_owned())),
+        _ if name.contains("vision") => Ok(FieldContent::Vision(name.to_owned())),
         _ if name.split('+').any(str::is_empty) => {
             let message = format!("the field {name:?} names no key");
             Err(Error::new(Kind::BadInput, message))
         }
-        _ => Ok(Content::Text(keys())),
+        _ => Ok(FieldContent::Text(keys())),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Content, parse};
+    use super::{FieldContent, parse};
 
     #[test]
     fn brackets_say_what_is_not_predicted_and_plus_joins_keys() {
         let fields = parse("<|bos|>,[prompt+caption],vision,<|eos|>").unwrap();
         let predicted: Vec<bool> = fields.iter().map(|f| f.is_predicted).collect();
         assert_eq!(predicted, [true, false, true, true]);
-        assert_eq!(fields[0].content, Content::Begin);
+        assert_eq!(fields[0].content, FieldContent::Begin);
         assert_eq!(
             fields[1].content,
-            Content::Text(vec!["prompt".into(), "caption".into()])
+            FieldContent::Text(vec!["prompt".into(), "caption".into()])
         );
-        assert_eq!(fields[2].content, Content::Vision("vision".into()));
-        assert_eq!(fields[3].content, Content::End);
+        assert_eq!(fields[2].content, FieldContent::Vision("vision".into()));
+        assert_eq!(fields[3].content, FieldContent::End);
     }
 
     #[test]

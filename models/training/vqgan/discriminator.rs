@@ -1,13 +1,13 @@
 //! A discriminator of patches (Isola et al., "Image-to-Image Translation", arXiv 1611.07004): convolutions and leaky
 //! ReLUs, without norms, so that no picture's judgement depends on its batch.
 
-use longreel_kernels::conv::Sampling;
+use longreel_kernels::conv::Resampling;
 
 use crate::{
     checkpoint::layout::NamedShape,
     error::{Error, Kind, Result},
     training::vqgan::{
-        layers::{Chain, Conv, Kept, Layer, Picture, Source, Wanted},
+        layers::{Chain, Conv, Layer, ParameterSource, Picture, SavedForBackward, Wanted},
         options::Adversarial,
     },
     vision::vqgan::RGB,
@@ -33,8 +33,8 @@ fn plan(adversarial: &Adversarial) -> Vec<[usize; 3]> {
     convs
 }
 
-fn sampling(stride: usize) -> Sampling {
-    Sampling::Strided { stride, padding: 1 }
+fn sampling(stride: usize) -> Resampling {
+    Resampling::Strided { stride, padding: 1 }
 }
 
 /// Names and shapes of its tensors, kernels `[4, 4, in, out]`.
@@ -75,7 +75,7 @@ pub struct Discriminator(Chain);
 impl Discriminator {
     /// # Errors
     /// `Internal` when a parameter is missing.
-    pub fn load(source: Source<'_>, adversarial: &Adversarial) -> Result<Self> {
+    pub fn load(source: ParameterSource<'_>, adversarial: &Adversarial) -> Result<Self> {
         let mut layers = Vec::new();
         for (i, [stride, cin, cout]) in plan(adversarial).into_iter().enumerate() {
             if i > 0 {
@@ -90,17 +90,17 @@ impl Discriminator {
     }
 
     /// pixels `[side, side, 3]` → a logit for each patch, and what the layers kept.
-    pub fn run(&self, pixels: Picture) -> (Picture, Vec<Kept>) {
+    pub fn run(&self, pixels: Picture) -> (Picture, Vec<SavedForBackward>) {
         self.0.run(pixels)
     }
 
     /// Gradients of logits → of the pixels.
-    pub fn pixels_back(&self, kept: &[Kept], logits: Picture) -> Vec<f32> {
+    pub fn pixels_back(&self, kept: &[SavedForBackward], logits: Picture) -> Vec<f32> {
         self.0.back(kept, logits, None, Wanted::Input).data
     }
 
     /// Gradients of logits → of the weights, which are added to `row`.
-    pub fn weights_back(&self, kept: &[Kept], logits: Picture, row: &mut [f32]) {
+    pub fn weights_back(&self, kept: &[SavedForBackward], logits: Picture, row: &mut [f32]) {
         self.0.back(kept, logits, Some(row), Wanted::Weights);
     }
 }

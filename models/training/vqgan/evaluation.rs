@@ -6,7 +6,7 @@ use crate::training::vqgan::{
     codebook::usage,
     layers::Picture,
     losses::{Differences, psnr_db},
-    network::{Network, Passed},
+    network::{Passed, VqganNetwork},
     options::{CodebookRule, VqganOptions},
 };
 
@@ -29,7 +29,7 @@ impl Evaluation {
     /// Adds pictures and what the network made of them; the codebook has `rows` rows.
     pub(super) fn add(
         &mut self,
-        network: &Network,
+        network: &VqganNetwork,
         frames: &[Picture],
         passed: &[Passed],
         rows: usize,

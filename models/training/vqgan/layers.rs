@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use longreel_kernels::{
-    conv::{Kernel, Sampling, Start, conv},
+    conv::{Kernel, Resampling, Start, conv},
     conv_backward::{BackKernel, input_gradient, weight_gradient},
     group_norm::group_norm_silu,
     group_norm_backward::group_norm_silu_backward,
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::{
     error::Result,
     training::{operands::numbers, parameters::Parameters, vqgan::places::Places},
-    vision::vqgan::{Plan, tensor_name},
+    vision::vqgan::{LayerSpec, tensor_name},
 };
 
 /// A square picture between two layers: `[side, side, channels]`.
@@ -35,12 +35,12 @@ impl Picture {
 
 /// Where weights come from and gradients go.
 #[derive(Clone, Copy)]
-pub struct Source<'a> {
+pub struct ParameterSource<'a> {
     pub parameters: &'a Parameters,
     pub places: &'a Places,
 }
 
-impl Source<'_> {
+impl ParameterSource<'_> {
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
         let var = self.parameters.get(name)?;
         Ok(numbers(var).as_slice()?.to_vec())
@@ -48,13 +48,13 @@ impl Source<'_> {
 }
 
 /// The row that gradients of weights are added to, where they are wanted.
-pub type Row<'a> = Option<&'a mut [f32]>;
+pub type GradientRow<'a> = Option<&'a mut [f32]>;
 
 /// A convolution.
 pub struct Conv {
     forward: Kernel,
     back: BackKernel,
-    sampling: Sampling,
+    sampling: Resampling,
     kernel: Range<usize>,
     bias: Range<usize>,
 }
@@ -62,10 +62,10 @@ pub struct Conv {
 impl Conv {
     /// `NAME.kernel` with `shape`, and `NAME.bias`.
     pub fn load(
-        source: Source<'_>,
+        source: ParameterSource<'_>,
         name: &str,
         shape: [usize; 4],
-        sampling: Sampling,
+        sampling: Resampling,
     ) -> Result<Self> {
         let (kernel, bias) = (format!("{name}.kernel"), format!("{name}.bias"));
         let weights = source.values(&kernel)?;
@@ -79,7 +79,7 @@ impl Conv {
     }
 
     /// A convolution whose weights, `[kh, kw, in, out]` and `[out]`, are not trained.
-    pub fn frozen(weights: &[f32], bias: &[f32], shape: [usize; 4], sampling: Sampling) -> Self {
+    pub fn frozen(weights: &[f32], bias: &[f32], shape: [usize; 4], sampling: Resampling) -> Self {
         Self {
             forward: Kernel::pack(weights, bias, shape),
             back: BackKernel::pack(weights, shape, sampling),
@@ -117,7 +117,7 @@ impl Conv {
     }
 
     /// x, dy → the gradients of kernel and bias are added to `row`, where there is one.
-    fn weights_back(&self, x: &Picture, dy: &Picture, row: Row<'_>) {
+    fn weights_back(&self, x: &Picture, dy: &Picture, row: GradientRow<'_>) {
         if let Some(row) = row {
             // Names are in order: a bias stands before its kernel.
             let (before, from) = row.split_at_mut(self.kernel.start);
@@ -138,14 +138,14 @@ fn add(sum: &mut [f32], more: &[f32]) {
 }
 
 /// GroupNorm and SiLU.
-pub struct Norm {
+pub struct GroupNorm {
     scale: Vec<f32>,
     bias: Vec<f32>,
     places: [Range<usize>; 2],
 }
 
-impl Norm {
-    fn load(source: Source<'_>, name: &str) -> Result<Self> {
+impl GroupNorm {
+    fn load(source: ParameterSource<'_>, name: &str) -> Result<Self> {
         let (scale, bias) = (format!("{name}.scale"), format!("{name}.bias"));
         Ok(Self {
             scale: source.values(&scale)?,
@@ -161,7 +161,7 @@ impl Norm {
     }
 
     /// x, dy → dx is added to.
-    fn back(&self, x: &Picture, dy: &Picture, dx: &mut Picture, row: Row<'_>) {
+    fn back(&self, x: &Picture, dy: &Picture, dx: &mut Picture, row: GradientRow<'_>) {
         let n = self.scale.len();
         let (mut d_scale, mut d_bias) = (vec![0.0; n], vec![0.0; n]);
         let weights = [&self.scale[..], &self.bias];
@@ -176,7 +176,7 @@ impl Norm {
 
 /// `x → conv(silu(gn(conv(silu(gn(x)))))) + shortcut(x)`.
 pub struct Resnet {
-    norms: [Norm; 2],
+    norms: [GroupNorm; 2],
     convs: [Conv; 2],
     shortcut: Option<Conv>,
 }
@@ -186,11 +186,11 @@ pub struct Resnet {
 type Inside = [Picture; 4];
 
 impl Resnet {
-    fn load(source: Source<'_>, name: &str, [cin, cout]: [usize; 2]) -> Result<Self> {
-        let norm = |i| Norm::load(source, &format!("{name}.GroupNorm_{i}"));
+    fn load(source: ParameterSource<'_>, name: &str, [cin, cout]: [usize; 2]) -> Result<Self> {
+        let norm = |i| GroupNorm::load(source, &format!("{name}.GroupNorm_{i}"));
         let conv = |i, taps, cin| {
             let name = format!("{name}.Conv_{i}");
-            Conv::load(source, &name, [taps, taps, cin, cout], Sampling::Same)
+            Conv::load(source, &name, [taps, taps, cin, cout], Resampling::Same)
         };
         Ok(Self {
             norms: [norm(0)?, norm(1)?],
@@ -211,7 +211,7 @@ impl Resnet {
         (y, [x, first, hidden, second])
     }
 
-    fn back(&self, inside: &Inside, dy: Picture, mut row: Row<'_>) -> Picture {
+    fn back(&self, inside: &Inside, dy: Picture, mut row: GradientRow<'_>) -> Picture {
         let [x, first, hidden, second] = inside;
         self.convs[1].weights_back(second, &dy, row.as_deref_mut());
         let mut inner = second.like();
@@ -238,7 +238,7 @@ impl Resnet {
 /// One layer with its weights.
 pub enum Layer {
     Conv(Box<Conv>),
-    Norm(Norm),
+    Norm(GroupNorm),
     Resnet(Box<Resnet>),
     /// x where it is positive, this share of it elsewhere.
     Rectifier(f32),
@@ -247,20 +247,20 @@ pub enum Layer {
 }
 
 /// What a layer keeps of the way there.
-pub enum Kept {
+pub enum SavedForBackward {
     Input(Picture),
     Inside(Box<Inside>),
 }
 
 impl Layer {
     /// A layer of the VQGAN.
-    pub fn load(source: Source<'_>, plan: Plan) -> Result<Self> {
+    pub fn load(source: ParameterSource<'_>, plan: LayerSpec) -> Result<Self> {
         let name = |path: &str| {
             let whole = tensor_name(path, "");
             whole.trim_end_matches('.').to_owned()
         };
         Ok(match plan {
-            Plan::Conv {
+            LayerSpec::Conv {
                 path,
                 shape,
                 sampling,
@@ -268,33 +268,39 @@ impl Layer {
                 let conv = Conv::load(source, &name(&path), shape, sampling)?;
                 Self::Conv(Box::new(conv))
             }
-            Plan::NormSilu { path, .. } => Self::Norm(Norm::load(source, &name(&path))?),
-            Plan::Resnet { path, channels } => {
+            LayerSpec::NormSilu { path, .. } => Self::Norm(GroupNorm::load(source, &name(&path))?),
+            LayerSpec::Resnet { path, channels } => {
                 let block = Resnet::load(source, &name(&path), channels)?;
                 Self::Resnet(Box::new(block))
             }
         })
     }
 
-    fn run(&self, x: Picture) -> (Picture, Kept) {
+    fn run(&self, x: Picture) -> (Picture, SavedForBackward) {
         let y = match self {
             Self::Conv(conv) => conv.run(&x),
             Self::Norm(norm) => norm.run(&x),
             Self::Resnet(block) => {
                 let (y, inside) = block.run(x);
-                return (y, Kept::Inside(Box::new(inside)));
+                return (y, SavedForBackward::Inside(Box::new(inside)));
             }
             Self::Rectifier(leak) => rectified(&x, &x, *leak),
             Self::MaxPool => max_pool(&x),
         };
-        (y, Kept::Input(x))
+        (y, SavedForBackward::Input(x))
     }
 
     /// dy → dx; the gradients of weights are added to `row`.
-    fn back(&self, kept: &Kept, dy: Picture, row: Row<'_>, wanted: Wanted) -> Picture {
+    fn back(
+        &self,
+        kept: &SavedForBackward,
+        dy: Picture,
+        row: GradientRow<'_>,
+        wanted: Wanted,
+    ) -> Picture {
         match (self, kept) {
-            (Self::Resnet(block), Kept::Inside(inside)) => block.back(inside, dy, row),
-            (Self::Conv(conv), Kept::Input(x)) => {
+            (Self::Resnet(block), SavedForBackward::Inside(inside)) => block.back(inside, dy, row),
+            (Self::Conv(conv), SavedForBackward::Input(x)) => {
                 conv.weights_back(x, &dy, row);
                 if wanted == Wanted::Weights {
                     return dy;
@@ -303,14 +309,14 @@ impl Layer {
                 conv.input_back(&dy, Start::Bias, &mut dx);
                 dx
             }
-            (Self::Norm(norm), Kept::Input(x)) => {
+            (Self::Norm(norm), SavedForBackward::Input(x)) => {
                 let mut dx = x.like();
                 norm.back(x, &dy, &mut dx, row);
                 dx
             }
-            (Self::Rectifier(leak), Kept::Input(x)) => rectified(x, &dy, *leak),
-            (Self::MaxPool, Kept::Input(x)) => max_pool_back(x, &dy),
-            (Self::Resnet(_), Kept::Input(_)) | (_, Kept::Inside(_)) => dy,
+            (Self::Rectifier(leak), SavedForBackward::Input(x)) => rectified(x, &dy, *leak),
+            (Self::MaxPool, SavedForBackward::Input(x)) => max_pool_back(x, &dy),
+            (Self::Resnet(_), SavedForBackward::Input(_)) | (_, SavedForBackward::Inside(_)) => dy,
         }
     }
 }
@@ -372,7 +378,7 @@ pub struct Chain(pub Vec<Layer>);
 
 impl Chain {
     /// x → y, and what every layer kept.
-    pub fn run(&self, x: Picture) -> (Picture, Vec<Kept>) {
+    pub fn run(&self, x: Picture) -> (Picture, Vec<SavedForBackward>) {
         let mut kept = Vec::with_capacity(self.0.len());
         let y = self.0.iter().fold(x, |x, layer| {
             let (y, of_layer) = layer.run(x);
@@ -388,7 +394,13 @@ impl Chain {
     }
 
     /// dy → dx if it is wanted; the gradients of weights are added to `row`.
-    pub fn back(&self, kept: &[Kept], dy: Picture, mut row: Row<'_>, wanted: Wanted) -> Picture {
+    pub fn back(
+        &self,
+        kept: &[SavedForBackward],
+        dy: Picture,
+        mut row: GradientRow<'_>,
+        wanted: Wanted,
+    ) -> Picture {
         let layers = self.0.iter().zip(kept).enumerate().rev();
         layers.fold(dy, |dy, (i, (layer, kept))| {
             let wanted = if i == 0 { wanted } else { Wanted::Input };
@@ -397,9 +409,9 @@ impl Chain {
     }
 
     /// What went into the last layer and the layer, where that is a convolution.
-    pub fn last<'a>(&'a self, kept: &'a [Kept]) -> Option<(&'a Picture, &'a Conv)> {
+    pub fn last<'a>(&'a self, kept: &'a [SavedForBackward]) -> Option<(&'a Picture, &'a Conv)> {
         match (kept.last()?, self.0.last()?) {
-            (Kept::Input(x), Layer::Conv(conv)) => Some((x, conv)),
+            (SavedForBackward::Input(x), Layer::Conv(conv)) => Some((x, conv)),
             _ => None,
         }
     }
@@ -409,7 +421,7 @@ impl Chain {
 ///
 /// # Errors
 /// `Internal` when a parameter is missing.
-pub fn chain(source: Source<'_>, plans: Vec<Plan>) -> Result<Chain> {
+pub fn chain(source: ParameterSource<'_>, plans: Vec<LayerSpec>) -> Result<Chain> {
     let layers = plans.into_par_iter().map(|plan| Layer::load(source, plan));
     layers.collect::<Result<_>>().map(Chain)
 }

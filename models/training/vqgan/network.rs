@@ -5,12 +5,12 @@ use longreel_kernels::codebook::Codebook;
 use crate::{
     error::Result,
     spec::VqganSpec,
-    training::vqgan::layers::{Chain, Kept, Picture, Source, Wanted, chain},
+    training::vqgan::layers::{Chain, ParameterSource, Picture, SavedForBackward, Wanted, chain},
     vision::vqgan::{EMBEDDINGS, decoder_plan, encoder_plan},
 };
 
 /// The network with the weights of one step.
-pub struct Network {
+pub struct VqganNetwork {
     encoder: Chain,
     decoder: Chain,
     codebook: Codebook,
@@ -21,8 +21,8 @@ pub struct Network {
 
 /// One picture on its way.
 pub struct Passed {
-    encoded: Vec<Kept>,
-    decoded: Vec<Kept>,
+    encoded: Vec<SavedForBackward>,
+    decoded: Vec<SavedForBackward>,
     /// z `[g, g, width]`, before quantization.
     pub z: Picture,
     /// `[g · g]`.
@@ -40,10 +40,10 @@ pub struct CodebookShares {
     pub commitment: f32,
 }
 
-impl Network {
+impl VqganNetwork {
     /// # Errors
     /// `Internal` when a parameter is missing.
-    pub fn load(source: Source<'_>, spec: &VqganSpec) -> Result<Self> {
+    pub fn load(source: ParameterSource<'_>, spec: &VqganSpec) -> Result<Self> {
         let (rows, width) = (source.values(EMBEDDINGS)?, spec.quantized_embed_dim);
         Ok(Self {
             encoder: chain(source, encoder_plan(spec))?,

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use longreel_kernels::conv::Sampling;
+use longreel_kernels::conv::Resampling;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -256,6 +256,6 @@ impl<'a> Tensors<'a> {
         let bias = self.numbers(&format!("{name}.bias"), &[out])?;
         let weights = taps_first(&weights, [out, channels, TAPS * TAPS]);
         let shape = [TAPS, TAPS, channels, out];
-        Ok(Conv::frozen(&weights, &bias, shape, Sampling::Same))
+        Ok(Conv::frozen(&weights, &bias, shape, Resampling::Same))
     }
 }

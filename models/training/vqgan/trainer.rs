@@ -16,9 +16,9 @@ use crate::{
             discriminator::{self, Discriminator},
             evaluation::Evaluation,
             initial::drawn,
-            layers::{Kept, Picture, Source},
+            layers::{ParameterSource, Picture, SavedForBackward},
             losses::{Origin, adaptive_weight, differences_back, hinge, hinge_back},
-            network::{CodebookShares, Network, Passed},
+            network::{CodebookShares, Passed, VqganNetwork},
             options::{Adversarial, CodebookRule, VqganOptions},
             perceptual::Lpips,
             places::Places,
@@ -81,13 +81,13 @@ pub struct Losses {
 }
 
 /// Parameters with all that the optimizer knows of them.
-struct Side {
+struct TrainedParameters {
     parameters: Parameters,
     places: Places,
     moments: Moments,
 }
 
-impl Side {
+impl TrainedParameters {
     fn new((parameters, moments): (Parameters, Moments)) -> Self {
         Self {
             places: Places::of(&parameters),
@@ -96,8 +96,8 @@ impl Side {
         }
     }
 
-    fn source(&self) -> Source<'_> {
-        Source {
+    fn source(&self) -> ParameterSource<'_> {
+        ParameterSource {
             parameters: &self.parameters,
             places: &self.places,
         }
@@ -110,8 +110,8 @@ pub struct VqganTrainer {
     options: VqganOptions,
     /// What its distances count, and the network.
     perceptual: Option<(f64, Lpips)>,
-    generator: Side,
-    discriminator: Option<(Adversarial, Side)>,
+    generator: TrainedParameters,
+    discriminator: Option<(Adversarial, TrainedParameters)>,
     /// Steps since each code was last used.
     unused: Vec<u32>,
     averages: Option<Averages>,
@@ -149,9 +149,12 @@ impl VqganTrainer {
             // Another seed than the VQGAN's, whose kernels would begin alike.
             let seed = options.seed ^ u64::MAX;
             let parameters = drawn(&discriminator::tensors(&adversarial), seed)?;
-            Ok::<_, Error>((adversarial, Side::new((parameters, Moments::default()))))
+            Ok::<_, Error>((
+                adversarial,
+                TrainedParameters::new((parameters, Moments::default())),
+            ))
         });
-        let generator = Side::new((parameters, Moments::default()));
+        let generator = TrainedParameters::new((parameters, Moments::default()));
         let averages = match options.codebook {
             CodebookRule::Loss => None,
             CodebookRule::Average { .. } => {
@@ -185,7 +188,7 @@ impl VqganTrainer {
             let discriminator = options.adversarial.map(|adversarial| {
                 let shapes = discriminator::tensors(&adversarial);
                 let taken = tensors.parameters(&shapes, counters.discriminator_steps)?;
-                Ok::<_, Error>((adversarial, Side::new(taken)))
+                Ok::<_, Error>((adversarial, TrainedParameters::new(taken)))
             });
             let discriminator = discriminator.transpose()?;
             let averages = match options.codebook {
@@ -196,7 +199,12 @@ impl VqganTrainer {
                 }),
             };
             let unused = tensors.take(UNUSED, &[rows], DType::U32)?.to_vec1()?;
-            Ok((Side::new(generator), discriminator, averages, unused))
+            Ok((
+                TrainedParameters::new(generator),
+                discriminator,
+                averages,
+                unused,
+            ))
         };
         let doing = || "resume the training of a VQGAN";
         if digest(&perceptual) != counters.perceptual {
@@ -228,7 +236,7 @@ impl VqganTrainer {
             discriminator_steps: 0,
             perceptual: digest(&self.perceptual),
         };
-        let Side {
+        let TrainedParameters {
             parameters,
             moments,
             ..
@@ -306,7 +314,7 @@ impl VqganTrainer {
     /// # Errors
     /// As [`VqganTrainer::step`].
     pub fn reconstruct(&self, pixels: &Tensor) -> Result<(Vec<Vec<u32>>, Tensor)> {
-        let network = Network::load(self.generator.source(), &self.spec)?;
+        let network = VqganNetwork::load(self.generator.source(), &self.spec)?;
         let frames = self.frames(pixels)?.into_par_iter();
         let passed: Vec<Passed> = frames.map(|frame| network.run(frame)).collect();
         let pictures: Vec<f32> = passed
@@ -323,7 +331,7 @@ impl VqganTrainer {
     /// # Errors
     /// As [`VqganTrainer::step`].
     pub fn evaluate(&self, pixels: &Tensor, evaluation: &mut Evaluation) -> Result<()> {
-        let network = Network::load(self.generator.source(), &self.spec)?;
+        let network = VqganNetwork::load(self.generator.source(), &self.spec)?;
         let frames = self.frames(pixels)?;
         let passed = frames.par_iter().map(|frame| network.run(frame.clone()));
         let passed: Vec<Passed> = passed.collect();
@@ -365,7 +373,7 @@ impl VqganTrainer {
 
     fn pass(&self, pixels: &Tensor) -> Result<Pass> {
         let frames = self.frames(pixels)?;
-        let network = Network::load(self.generator.source(), &self.spec)?;
+        let network = VqganNetwork::load(self.generator.source(), &self.spec)?;
         let passed = frames.par_iter().map(|frame| network.run(frame.clone()));
         let passed: Vec<Passed> = passed.collect();
         let (distances, mut back) = self.reconstruction_back(&frames, &passed);
@@ -405,7 +413,7 @@ impl VqganTrainer {
     /// All but what the discriminator adds.
     fn measured(
         &self,
-        network: &Network,
+        network: &VqganNetwork,
         frames: &[Picture],
         passed: &[Passed],
         distances: Option<Vec<f64>>,
@@ -478,7 +486,7 @@ impl VqganTrainer {
     /// Gradients by each picture → of all weights, in one row.
     fn gathered(
         &self,
-        network: &Network,
+        network: &VqganNetwork,
         passed: &[Passed],
         back: Vec<Vec<f32>>,
     ) -> Result<Vec<f32>> {
@@ -599,10 +607,10 @@ fn check_shapes(parameters: &Parameters, shapes: &[NamedShape]) -> Result<()> {
 }
 
 /// One picture that was judged: its logits and what the layers kept.
-type Seen = (Picture, Vec<Kept>);
+type JudgedPicture = (Picture, Vec<SavedForBackward>);
 
 /// A real picture and the one made of it.
-type Pair = [(Origin, Seen); 2];
+type JudgedPair = [(Origin, JudgedPicture); 2];
 
 /// Losses over `logits` logits of a batch and their gradients.
 fn judged(
@@ -620,7 +628,7 @@ fn judged(
         let back = judge.pixels_back(&made.1, all);
         ([(Origin::Real, real), (Origin::Made, made)], back)
     });
-    let (seen, back): (Vec<Pair>, Vec<Vec<f32>>) = seen.collect();
+    let (seen, back): (Vec<JudgedPair>, Vec<Vec<f32>>) = seen.collect();
     let share = 0.5 / logits;
     let (mut of_made, mut of_judge) = (0.0, 0.0);
     for (origin, (picture, _)) in seen.iter().flatten() {
@@ -646,7 +654,7 @@ fn judged(
 
 /// The adaptive weight, from both losses' gradients by each picture.
 fn last_kernel_weight(
-    network: &Network,
+    network: &VqganNetwork,
     passed: &[Passed],
     reconstruction: &[Vec<f32>],
     adversarial: &[Vec<f32>],

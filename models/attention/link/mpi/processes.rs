@@ -99,7 +99,7 @@ struct Greeting {
 
 /// What is known of another rank.
 #[derive(Default)]
-struct Peer {
+struct PeerRank {
     /// When something of it came last.
     heard: Option<Instant>,
     /// Its process, where that is on this host.
@@ -108,7 +108,7 @@ struct Peer {
     lost: Option<String>,
 }
 
-type Peers = Arc<Mutex<Vec<Peer>>>;
+type Peers = Arc<Mutex<Vec<PeerRank>>>;
 
 /// One process's connections.
 struct Processes {
@@ -132,7 +132,9 @@ impl Processes {
         let mut link = Self {
             rank,
             deadline,
-            peers: Arc::new(Mutex::new((0..ranks).map(|_| Peer::default()).collect())),
+            peers: Arc::new(Mutex::new(
+                (0..ranks).map(|_| PeerRank::default()).collect(),
+            )),
             to: Vec::new(),
             from: Vec::new(),
             senders: Vec::new(),
@@ -244,7 +246,7 @@ fn has_ended(pid: u32) -> bool {
     matches!(state, Some('Z' | 'X'))
 }
 
-fn lock(peers: &Peers) -> std::sync::MutexGuard<'_, Vec<Peer>> {
+fn lock(peers: &Peers) -> std::sync::MutexGuard<'_, Vec<PeerRank>> {
     peers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

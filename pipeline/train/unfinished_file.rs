@@ -34,21 +34,21 @@ impl OtherJob {
 }
 
 /// Lines beside the file that they will be.
-pub struct Partial {
+pub struct UnfinishedFile {
     path: PathBuf,
     file: File,
 }
 
 /// What stands whole in a file.
 #[derive(Default)]
-struct Found {
+struct IntactPart {
     /// Where it ends; 0 where the file was made by another head.
     end: u64,
     /// Whether lines of another head stand in it.
     is_of_another: bool,
 }
 
-impl Partial {
+impl UnfinishedFile {
     /// The lines beside `out` that an earlier run wrote by the same `head`.
     ///
     /// Lines stand in groups, of which `is_last` knows the last one; `keep` gets every whole group, and what stands
@@ -140,7 +140,7 @@ fn found(
     head: &Value,
     is_last: &dyn Fn(&Value) -> bool,
     keep: &mut dyn FnMut(&[Value]),
-) -> Result<Found> {
+) -> Result<IntactPart> {
     let mut reader = BufReader::new(file);
     // Bytes: a line may be cut off inside a letter.
     let mut text = Vec::new();
@@ -155,12 +155,12 @@ fn found(
         Some((value, bytes)) if value == *head => bytes,
         Some(_) => {
             let is_of_another = next()?.is_some();
-            return Ok(Found {
+            return Ok(IntactPart {
                 end: 0,
                 is_of_another,
             });
         }
-        None => return Ok(Found::default()),
+        None => return Ok(IntactPart::default()),
     };
     let (mut group, mut bytes_of_group) = (Vec::new(), 0);
     while let Some((line, bytes)) = next()? {
@@ -174,7 +174,7 @@ fn found(
             bytes_of_group = 0;
         }
     }
-    Ok(Found {
+    Ok(IntactPart {
         end,
         is_of_another: false,
     })

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 /// Median, least and largest of some samples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
+pub struct SampleSummary {
     /// The middle sample; the mean of the middle two of an even number.
     pub median: f64,
     /// The least.
@@ -15,7 +15,7 @@ pub struct Spread {
     pub samples: usize,
 }
 
-impl Spread {
+impl SampleSummary {
     /// No samples at all.
     pub const NONE: Self = Self {
         median: f64::NAN,
@@ -50,22 +50,22 @@ impl Spread {
 
 #[cfg(test)]
 mod tests {
-    use super::Spread;
+    use super::SampleSummary;
 
     #[test]
     fn an_even_number_of_samples_has_the_mean_of_the_middle_two() {
-        let spread = Spread::of(&[4.0, 1.0, 3.0, 10.0]).unwrap();
+        let spread = SampleSummary::of(&[4.0, 1.0, 3.0, 10.0]).unwrap();
         assert_eq!(
             (spread.median, spread.min, spread.max, spread.samples),
             (3.5, 1.0, 10.0, 4)
         );
-        assert_eq!(Spread::of(&[2.0]).unwrap().median, 2.0);
-        assert_eq!(Spread::of(&[]), None);
+        assert_eq!(SampleSummary::of(&[2.0]).unwrap().median, 2.0);
+        assert_eq!(SampleSummary::of(&[]), None);
     }
 
     #[test]
     fn the_fastest_sample_has_the_largest_rate() {
-        let spread = Spread::rate(8.0, &[1.0, 2.0, 4.0]).unwrap();
+        let spread = SampleSummary::rate(8.0, &[1.0, 2.0, 4.0]).unwrap();
         assert_eq!((spread.median, spread.min, spread.max), (4.0, 2.0, 8.0));
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{Context, Error, Kind, Result};
 pub const MOST: u64 = 1 << 40;
 
 /// A configuration as written.
-pub trait Written: DeserializeOwned {
+pub trait ConfigFile: DeserializeOwned {
     /// # Errors
     /// `BadInput` naming the key, its value and what it may be.
     fn validate(&self) -> Result<()>;
@@ -38,7 +38,7 @@ pub trait Written: DeserializeOwned {
     /// Parses and checks the text of such a file.
     ///
     /// # Errors
-    /// As [`Written::open`].
+    /// As [`ConfigFile::open`].
     fn from_toml(text: &str) -> Result<Self> {
         let config: Self =
             toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().replace('\n', " ")))?;
