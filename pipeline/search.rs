@@ -8,7 +8,7 @@ use std::{
 };
 
 use half::{bf16, f16};
-use longreel_kernels::linear::{WeightElement, dot_records};
+use longreel_kernels::{linear::dot_records, weight_element::WeightElement};
 use rayon::prelude::*;
 
 use crate::{

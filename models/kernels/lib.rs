@@ -26,3 +26,4 @@ pub mod quantized;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
+pub mod weight_element;

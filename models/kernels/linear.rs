@@ -5,63 +5,16 @@
 //! weight row is streamed once and widened in registers, so the speed is that
 //! of memory.
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::{
     cpu::{Level, per_level},
     multiply::Product,
+    weight_element::WeightElement,
 };
 
 /// Up to this many rows the weights are streamed; above, they are widened.
 const FEW_ROWS: usize = 8;
-
-/// A number stored in a weight matrix.
-pub trait WeightElement: Copy + Send + Sync + 'static {
-    /// The number as f32.
-    fn widen(self) -> f32;
-    /// The slice itself when it is f32 already.
-    fn as_f32(slice: &[Self]) -> Option<&[f32]>;
-}
-
-impl WeightElement for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    fn as_f32(slice: &[Self]) -> Option<&[f32]> {
-        Some(slice)
-    }
-}
-
-impl WeightElement for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    fn as_f32(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
-}
-
-impl WeightElement for f16 {
-    /// In whole numbers and one product, so that a compiler can do it to many at once.
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        let bits = u32::from(self.to_bits());
-        let magnitude = bits & 0x7fff;
-        // The exponents differ by 112; the largest of f16 is infinite or no number.
-        let value = f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23);
-        let endless = if magnitude >= 0x7c00 { 0x7f80_0000 } else { 0 };
-        f32::from_bits(value.to_bits() | endless | (bits & 0x8000) << 16)
-    }
-
-    fn as_f32(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
-}
 
 /// x `[d]`, records `[n, skip + d]` → y `[n]`: the dot product of x and what stands in
 /// each record behind its first `skip` elements. On this thread.
@@ -330,19 +283,6 @@ mod tests {
                     );
                 }
             }
-        }
-    }
-
-    #[test]
-    fn widening_is_exact() {
-        for bits in 0..=u16::MAX {
-            let value = f16::from_bits(bits);
-            let (got, expected) = (value.widen(), value.to_f32());
-            assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan());
-        }
-        for bits in 0..=u16::MAX {
-            let value = bf16::from_bits(bits);
-            assert_eq!(value.widen().to_bits(), u32::from(bits) << 16);
         }
     }
 }

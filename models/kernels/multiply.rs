@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 
-use crate::{cpu::Level, lanes::Lanes, linear::WeightElement};
+use crate::{cpu::Level, lanes::Lanes, weight_element::WeightElement};
 
 /// Inputs of one panel: 12 rows of them fill half of a first-level cache.
 const BLOCK: usize = 512;

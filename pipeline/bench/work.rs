@@ -7,10 +7,11 @@ use longreel_kernels::{
     attend::{BLOCK_TOKENS, KvDtype, KvShape, PackedBlock},
     conv::{Kernel, Resampling, Start, conv},
     group_norm::group_norm_silu,
-    linear::{WeightElement, linear},
+    linear::linear,
     rms_norm::rms_norm,
     rope::{Pairs, rotate},
     swiglu::swiglu,
+    weight_element::WeightElement,
 };
 use longreel_models::attention::{
     blockwise::{Heads, Queries, attend},
