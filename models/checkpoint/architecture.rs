@@ -1,6 +1,6 @@
 //! How a Hugging Face folder, or a GGUF file, of a known architecture is read: as data.
 //!
-//! Each file in `configs/architectures/` says which architectures it is for, what the
+//! Each file in `systems/architectures/` says which architectures it is for, what the
 //! specification is made of (values that begin with `$` are looked up in `config.json`, or in what a GGUF file says),
 //! and what the tensors are called here.
 //!
@@ -26,39 +26,11 @@ use crate::{
     spec::DecoderSpec,
 };
 
-/// The name and the text of every file of `configs/architectures`.
-macro_rules! files {
-    ($($name:literal),*) => {
-        [$((
-            concat!($name, ".toml"),
-            include_str!(concat!("../../configs/architectures/", $name, ".toml")),
-        )),*]
-    };
-}
-
-const FILES: &[(&str, &str)] = &files![
-    "clip",
-    "dinov2",
-    "internvl",
-    "llama",
-    "llava",
-    "llava_onevision",
-    "llava_qwen",
-    "mistral",
-    "mixtral",
-    "qwen2",
-    "qwen2_5_vl",
-    "qwen2_vl",
-    "qwen3",
-    "qwen3_vl",
-    "resnet",
-    "siglip",
-    "vila",
-    "vit"
-];
+/// The name and the text of every file of `systems/architectures`, as `build.rs` finds them.
+const FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/architectures.rs"));
 
 /// Those of GGUF files, by `general.architecture`.
-const GGUF_FILES: &[(&str, &str)] = &files!["gguf_llama", "gguf_qwen2", "gguf_qwen3"];
+const GGUF_FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/gguf_architectures.rs"));
 
 /// One architecture, as its file describes it.
 #[derive(Debug, Clone, Deserialize)]

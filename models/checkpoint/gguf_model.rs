@@ -1,6 +1,6 @@
 //! A GGUF file, or a row of them, as a decoder: its specification and its weights.
 //!
-//! `configs/architectures/gguf_*.toml` say what the keys and the tensors mean.
+//! The files of `systems/architectures/gguf` say what the keys and the tensors mean.
 
 use std::path::{Path, PathBuf};
 

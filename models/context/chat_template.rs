@@ -37,20 +37,7 @@ const TEXT_BYTES_MAX: usize = 16 << 20;
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// Templates for folders that have none.
-const BUILT_IN: &[(&str, &str)] = &[
-    (
-        "qwen_1_5",
-        include_str!("../../configs/templates/qwen_1_5.jinja"),
-    ),
-    (
-        "vicuna_v1",
-        include_str!("../../configs/templates/vicuna_v1.jinja"),
-    ),
-    (
-        "vila_llama_3",
-        include_str!("../../configs/templates/vila_llama_3.jinja"),
-    ),
-];
+const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/templates.rs"));
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -153,7 +140,7 @@ impl ChatTemplate {
         Ok(None)
     }
 
-    /// The template of `configs/templates` that is called `name`, for a folder `dir` that has none.
+    /// The template of `context/templates` that is called `name`, for a folder `dir` that has none.
     ///
     /// # Errors
     /// `BadInput` when there is none of that name.

@@ -27,7 +27,7 @@ pub struct VisionLanguageSpec {
     /// Where the features of a video stand.
     #[serde(default)]
     pub placement: Placement,
-    /// The chat template (`configs/templates`) of folders that have none.
+    /// The chat template (`context/templates`) of folders that have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
     /// Whether the frames' times are told behind a video, before what is said next (LLaVA-Video).
@@ -60,7 +60,7 @@ pub struct VisionSpec {
     /// Where the features of a video stand.
     #[serde(default)]
     pub placement: Placement,
-    /// The chat template (`configs/templates`) of folders that have none.
+    /// The chat template (`context/templates`) of folders that have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
     /// As [`VisionLanguageSpec::time_instruction`].

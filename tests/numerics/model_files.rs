@@ -44,7 +44,7 @@ fn every_file_is_a_model_of_the_kind_that_it_names() {
             _ => encode += 1,
         }
     }
-    assert!(answer >= 18 && encode >= 4, "{answer} and {encode}");
+    assert!(answer >= 17 && encode >= 4, "{answer} and {encode}");
 }
 
 /// A decoder's billions of weights, bytes of bf16 keys and values of a token in KiB, rows of features of a frame.

@@ -228,7 +228,8 @@ fn a_token_that_the_tokenizer_does_not_know_cuts_the_text() {
 
 #[test]
 fn vilas_llama_3_conversation_is_theirs() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/templates/vila_llama_3.jinja");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/context/templates/vila_llama_3.jinja");
     let source = fs::read_to_string(path).unwrap();
     let bos = ("bos_token".to_owned(), "<|begin_of_text|>".to_owned());
     let template = ChatTemplate::new("vila_llama_3", source, vec![bos]).unwrap();
@@ -255,7 +256,8 @@ fn vilas_llama_3_conversation_is_theirs() {
 /// LLaVA's `SeparatorStyle.TWO`: a blank behind what the user says, `</s>` and no blank behind an answer.
 #[test]
 fn vicunas_turns_are_parted_as_in_training() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/templates/vicuna_v1.jinja");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/context/templates/vicuna_v1.jinja");
     let source = fs::read_to_string(path).unwrap();
     let special = |(name, text): (&str, &str)| (name.to_owned(), text.to_owned());
     let specials = [("bos_token", "<s>"), ("eos_token", "</s>")].map(special);

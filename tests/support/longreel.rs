@@ -109,7 +109,7 @@ pub fn golden_model() -> &'static Path {
 
 /// Arguments of the import of the golden end-to-end checkpoint to `out`.
 pub fn import_args(out: &Path, more: &[&str]) -> Vec<String> {
-    let spec = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("configs/models/lwm-golden.toml");
+    let spec = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/lwm-golden.toml");
     let text = |p: PathBuf| p.display().to_string();
     let mut args = vec![
         "import".into(),

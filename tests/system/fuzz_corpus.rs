@@ -61,7 +61,7 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
         items.push((name.to_owned(), fs::read(golden::path(name)).unwrap()));
     }
     if target == "config" {
-        let file = root.join("configs/models/lwm-golden.toml");
+        let file = root.join("tests/golden/lwm-golden.toml");
         items.push(("lwm-golden.toml".to_owned(), fs::read(file).unwrap()));
     }
     items.sort();
