@@ -13,6 +13,12 @@ pub mod orientation;
 
 pub mod splices;
 
+pub mod boxes;
+
+pub mod protection;
+
+pub mod magic;
+
 pub mod info;
 
 pub mod ffmpeg;

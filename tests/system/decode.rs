@@ -696,7 +696,7 @@ fn a_cover_picture_is_no_video() {
             "attached_pic",
         ],
     );
-    assert_refused(&album, Kind::BadInput, "has no video stream");
+    assert_refused(&album, Kind::BadInput, "its only picture is a cover");
 }
 
 #[test]

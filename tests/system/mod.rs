@@ -11,6 +11,7 @@ mod fuzz_corpus;
 mod gguf;
 mod hub;
 mod make_qa;
+mod opening;
 mod reels;
 mod ring;
 mod sampler;

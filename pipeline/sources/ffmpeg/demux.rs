@@ -1,28 +1,20 @@
 //! A file opened, and its video stream read packet by packet.
 
-use std::{
-    ffi::c_int,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, ffi::c_int, path::Path};
 
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
     describe::time_base,
-    log::{failed, forget_messages, prepare},
+    log::failed,
+    open::{encrypted, no_decoder, open_input},
 };
 use crate::{
     cancel::Cancel,
     error::{Error, Kind, Result},
-    sources::splices::Splices,
+    sources::{protection, splices::Splices},
     time::TimeBase,
 };
-
-/// Containers and pictures that are read. Playlists, scripts and text that FFmpeg
-/// would also take for a video are not here: a file never makes us open another.
-const FORMATS: &str = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,obu,\
-    h264,hevc,m4v,mjpeg,gif,apng,rm,dv,gxf,wtv,yuv4mpegpipe,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,\
-    tiff_pipe,mp3,wav,flac,aac,aiff,ac3,amr";
 
 /// One file, read packet by packet from its best video stream.
 pub struct Demuxer {
@@ -49,27 +41,10 @@ pub enum Read {
 impl Demuxer {
     /// Opens `path` and finds its best video stream; `cancel` breaks off a read that hangs.
     pub fn open(path: &Path, cancel: &Cancel) -> Result<Self> {
-        prepare();
-        forget_messages();
-        let url = file_url(path)?;
-        let mut options = av::Dictionary::new();
-        options.set("protocol_whitelist", "file");
-        options.set("format_whitelist", FORMATS);
-        // A file named `a%03d.png` is that one file.
-        options.set("pattern_type", "none");
-        let stop = cancel.clone();
-        let input = av::format::input_with_interrupt_and_dictionary(
-            &url,
-            move || stop.is_cancelled(),
-            options,
-        )
-        .map_err(|error| failed(Kind::BadInput, "not a video that FFmpeg can open", error))?;
-        let stream_index = best_video(&input).ok_or_else(|| {
-            Error::new(
-                Kind::BadInput,
-                format!("has no video stream, only {}", contents(&input)),
-            )
-        })?;
+        let input = open_input(path, cancel)?;
+        let stream_index =
+            best_video(&input).ok_or_else(|| Error::new(Kind::BadInput, without_video(&input)))?;
+        check_readable(path, &input, stream_index)?;
         let time_base = input
             .stream(stream_index)
             .and_then(|stream| time_base(stream.time_base()));
@@ -105,6 +80,7 @@ impl Demuxer {
             let mut packet = av::Packet::empty();
             match packet.read(&mut self.input) {
                 Ok(()) if packet.stream() == self.stream_index => {
+                    check_clear(&packet)?;
                     return Ok(Read::Packet(self.moved(packet)));
                 }
                 Ok(()) | Err(av::Error::Other { errno: ffi::EAGAIN }) => {}
@@ -189,17 +165,6 @@ impl Packet {
     }
 }
 
-/// `file:PATH`, so that no name is taken for a protocol.
-pub(super) fn file_url(path: &Path) -> Result<PathBuf> {
-    match path.to_str() {
-        Some(text) if !text.contains('\0') => Ok(PathBuf::from(format!("file:{text}"))),
-        _ => Err(Error::new(
-            Kind::BadInput,
-            "the file's name is not UTF-8 text, which FFmpeg needs",
-        )),
-    }
-}
-
 /// FFmpeg's best video stream, or the first real one when the best is a cover picture.
 fn best_video(input: &av::format::context::Input) -> Option<usize> {
     let best = input
@@ -217,15 +182,74 @@ pub(super) fn is_video(stream: &av::Stream<'_>) -> bool {
     stream.parameters().medium() == av::media::Type::Video && disposition & picture == 0
 }
 
-/// The kinds of stream a file has, for an error message.
-fn contents(input: &av::format::context::Input) -> String {
-    let kinds: std::collections::BTreeSet<_> = input
+/// Refuses a packet that the container marks as encrypted; parts of a track may be.
+fn check_clear(packet: &av::Packet) -> Result<()> {
+    let marks =
+        |data: av::packet::SideData<'_>| data.kind() == av::packet::side_data::Type::EncryptionInfo;
+    match packet.side_data().any(marks) {
+        true => Err(Error::new(Kind::BadInput, encrypted("Common Encryption"))),
+        false => Ok(()),
+    }
+}
+
+/// Refuses what is encrypted or has no decoder, before anything of it is decoded.
+fn check_readable(
+    path: &Path,
+    input: &av::format::context::Input,
+    stream_index: usize,
+) -> Result<()> {
+    let Some(stream) = input.stream(stream_index) else {
+        return Ok(());
+    };
+    // SAFETY: the parameters live as long as the stream, which is borrowed from `input`.
+    let parameters = unsafe { &*(*stream.as_ptr()).codecpar };
+    let reason = encryption(path, input, &stream)
+        .map(|how| encrypted(&how))
+        .or_else(|| no_decoder(parameters));
+    match reason {
+        Some(reason) => Err(Error::new(Kind::BadInput, reason)),
+        None => Ok(()),
+    }
+}
+
+/// How the stream is encrypted, as its container says.
+fn encryption(
+    path: &Path,
+    input: &av::format::context::Input,
+    stream: &av::Stream<'_>,
+) -> Option<String> {
+    let named =
+        |key: &str| input.metadata().get(key).is_some() || stream.metadata().get(key).is_some();
+    match input.format().name() {
+        name if name.starts_with("mov") => {
+            protection::scheme(path, u32::try_from(stream.id()).ok())
+        }
+        "mpegts" => {
+            let pid = u16::try_from(stream.id()).ok()?;
+            protection::is_scrambled(path, pid).then(|| "scrambled transport stream".into())
+        }
+        name if name.starts_with("matroska") => {
+            named("enc_key_id").then(|| "Matroska ContentEncryption".into())
+        }
+        "asf" => named("ASF_Protection_Type").then(|| "Windows Media DRM".into()),
+        _ => None,
+    }
+}
+
+/// What a file without a video has instead.
+fn without_video(input: &av::format::context::Input) -> String {
+    let kinds: BTreeSet<_> = input
         .streams()
         .map(|s| format!("{:?}", s.parameters().medium()).to_lowercase())
         .collect();
-    if kinds.is_empty() {
-        "an empty container".into()
-    } else {
-        kinds.into_iter().collect::<Vec<_>>().join(", ")
+    let has_cover = kinds.contains("video");
+    let kinds: Vec<_> = kinds.into_iter().filter(|kind| kind != "video").collect();
+    match (has_cover, kinds.is_empty()) {
+        (true, _) => format!(
+            "has no video: its only picture is a cover, which goes with its {}; extract it to ask about it",
+            kinds.join(", ")
+        ),
+        (false, true) => "has no video stream, only an empty container".into(),
+        (false, false) => format!("has no video stream, only {}", kinds.join(", ")),
     }
 }

@@ -147,7 +147,7 @@ fn rate(ratio: av::Rational) -> Option<Rate> {
     .ok()
 }
 
-fn codec_name(id: ffi::AVCodecID) -> String {
+pub(super) fn codec_name(id: ffi::AVCodecID) -> String {
     // SAFETY: returns a static string for every id.
     unsafe { static_text(ffi::avcodec_get_name(id)) }
 }
@@ -170,7 +170,7 @@ pub(super) fn pixel_format_name(format: c_int) -> String {
 
 /// # Safety
 /// `text` is null or a NUL-terminated string that lives for ever.
-unsafe fn static_text(text: *const c_char) -> String {
+pub(super) unsafe fn static_text(text: *const c_char) -> String {
     if text.is_null() {
         return "unknown".into();
     }
@@ -201,6 +201,13 @@ fn matrix_name(space: ffi::AVColorSpace, pixel_format: &str) -> String {
     .into()
 }
 
+/// Whether the colors use the full range of their bits. Gray says so only where it is limited: swscale
+/// takes gray of 8 bits for full range by itself, and needs to be told for more bits and for gray with alpha.
 pub(super) fn is_full_range(range: ffi::AVColorRange, pixel_format: &str) -> bool {
-    range == ffi::AVColorRange::AVCOL_RANGE_JPEG || pixel_format.starts_with("yuvj")
+    let is_gray = pixel_format.starts_with("gray") || pixel_format.starts_with("ya");
+    match range {
+        ffi::AVColorRange::AVCOL_RANGE_JPEG => true,
+        ffi::AVColorRange::AVCOL_RANGE_MPEG => false,
+        _ => is_gray || pixel_format.starts_with("yuvj"),
+    }
 }

@@ -92,12 +92,14 @@ pub fn damaged_packets() -> u64 {
 
 /// Whether FFmpeg said on this thread that the file stops before its own end.
 pub fn said_truncated() -> bool {
-    let signs = ["partial file", "ended prematurely", "ends prematurely"];
-    MESSAGES.with(|kept| {
-        kept.borrow()
-            .iter()
-            .any(|m| signs.iter().any(|s| m.contains(s)))
-    })
+    ["partial file", "ended prematurely", "ends prematurely"]
+        .into_iter()
+        .any(said)
+}
+
+/// Whether FFmpeg said `words` on this thread.
+pub(super) fn said(words: &str) -> bool {
+    MESSAGES.with(|kept| kept.borrow().iter().any(|m| m.contains(words)))
 }
 
 /// An error of `kind` with FFmpeg's own words: its first log message, or the name of its code.

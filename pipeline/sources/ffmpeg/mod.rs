@@ -1,4 +1,5 @@
-//! FFmpeg: the only folder that knows it. What it says (`log`), demuxing (`demux`), what a file
+//! FFmpeg: the only folder that knows it. What it says (`log`), files opened (`open`) and read
+//! packet by packet (`demux`), what a file
 //! says of its video (`describe`), decoding (`decode`), pictures scaled (`scale`) and turned to
 //! upright RGB (`convert`), and mp4 files written (`write`).
 //!
@@ -9,6 +10,8 @@
 #![allow(unsafe_code)]
 
 mod log;
+
+mod open;
 
 mod demux;
 

@@ -9,8 +9,8 @@ use ffmpeg_next::{self as av, ffi};
 
 use super::{
     convert::allocated,
-    demux::file_url,
     log::{failed, forget_messages, prepare},
+    open::create_mp4,
     scale::Scaler,
 };
 use crate::{
@@ -50,8 +50,7 @@ impl VideoWriter {
         forget_messages();
         let (width, height) = writable_size(size)?;
         let file = temporary_beside(path, ".mp4")?;
-        let mut output =
-            av::format::output_as(&file_url(file.path())?, "mp4").map_err(write_failed)?;
+        let mut output = create_mp4(file.path()).map_err(write_failed)?;
         let encoder = open_encoder((width, height), frame_rate)?;
         let mut stream = output
             .add_stream_with(encoder.as_ref())

@@ -1,0 +1,242 @@
+//! Files opened, and why one does not open.
+
+use std::{
+    ffi::{CStr, CString, c_int},
+    fs::File,
+    io::Read,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    ptr,
+};
+
+use ffmpeg_next::{self as av, ffi, util::interrupt};
+
+use super::{
+    describe::{codec_name, static_text},
+    log::{failed, forget_messages, prepare, said},
+};
+use crate::{
+    cancel::Cancel,
+    error::{Error, Kind, Result},
+    sources::{boxes::BoxFile, magic::Magic, protection},
+};
+
+/// Containers and pictures that are read. Playlists, scripts and text that FFmpeg
+/// would also take for a video are not here: a file never makes us open another.
+const FORMATS: &str = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,obu,\
+    h264,hevc,m4v,mjpeg,gif,apng,rm,dv,gxf,wtv,yuv4mpegpipe,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,\
+    tiff_pipe,mp3,wav,flac,aac,aiff,ac3,amr";
+
+/// Formats that are lists of other files or addresses.
+const LISTS: [&str; 7] = [
+    "hls",
+    "dash",
+    "concat",
+    "sdp",
+    "rtsp",
+    "imf",
+    "webm_dash_manifest",
+];
+
+/// Bytes of a file that its format is guessed from, as many as FFmpeg takes at most.
+const PROBE_BYTES: usize = 1 << 20;
+
+/// Opens `path` and finds out what streams it has; `cancel` breaks off a read that hangs.
+pub(super) fn open_input(path: &Path, cancel: &Cancel) -> Result<av::format::context::Input> {
+    prepare();
+    forget_messages();
+    let url = file_url(path)?;
+    let mut options = av::Dictionary::new();
+    options.set("protocol_whitelist", "file");
+    options.set("format_whitelist", FORMATS);
+    // A file named `a%03d.png` is that one file.
+    options.set("pattern_type", "none");
+    open_url(&url, options, cancel).map_err(|error| unreadable(path, error))
+}
+
+/// As `ffmpeg_next::format::input_with_interrupt_and_dictionary`, which takes no name but UTF-8.
+fn open_url(
+    url: &CStr,
+    options: av::Dictionary<'_>,
+    cancel: &Cancel,
+) -> std::result::Result<av::format::context::Input, av::Error> {
+    let stop = cancel.clone();
+    let interrupt = interrupt::new(Box::new(move || stop.is_cancelled()));
+    // SAFETY: the context is made here, and freed by FFmpeg where it does not open; the guard, which
+    // lives as long as the input, owns what the callback looks at; FFmpeg takes the options it knows
+    // and gives back the others, which are freed.
+    unsafe {
+        let mut context = ffi::avformat_alloc_context();
+        if context.is_null() {
+            return Err(av::Error::Other { errno: ffi::ENOMEM });
+        }
+        (*context).interrupt_callback = interrupt.interrupt;
+        let mut options = options.disown();
+        let code = ffi::avformat_open_input(
+            &raw mut context,
+            url.as_ptr(),
+            ptr::null(),
+            &raw mut options,
+        );
+        drop(av::Dictionary::own(options));
+        checked(code)?;
+        let input = av::format::context::Input::wrap_with_interrupt(context, interrupt.guard);
+        checked(ffi::avformat_find_stream_info(context, ptr::null_mut()))?;
+        Ok(input)
+    }
+}
+
+fn checked(code: c_int) -> std::result::Result<(), av::Error> {
+    match code {
+        0.. => Ok(()),
+        _ => Err(av::Error::from(code)),
+    }
+}
+
+/// An mp4 at `path`, to be written.
+pub(super) fn create_mp4(
+    path: &Path,
+) -> std::result::Result<av::format::context::Output, av::Error> {
+    let url = file_url(path).map_err(|_| av::Error::InvalidData)?;
+    // SAFETY: the context is made here and freed by its wrapper, or here where the file does not open.
+    unsafe {
+        let mut context = ptr::null_mut();
+        checked(ffi::avformat_alloc_output_context2(
+            &raw mut context,
+            ptr::null(),
+            c"mp4".as_ptr(),
+            url.as_ptr(),
+        ))?;
+        let opened = ffi::avio_open(&raw mut (*context).pb, url.as_ptr(), ffi::AVIO_FLAG_WRITE);
+        if let Err(error) = checked(opened) {
+            ffi::avformat_free_context(context);
+            return Err(error);
+        }
+        Ok(av::format::context::Output::wrap(context))
+    }
+}
+
+/// `file:PATH`, so that no name is taken for a protocol. A name is bytes: FFmpeg hands them to the system as they are.
+fn file_url(path: &Path) -> Result<CString> {
+    let url = [b"file:", path.as_os_str().as_bytes()].concat();
+    let message = "the file's name has a NUL byte, which no file has";
+    CString::new(url).map_err(|_| Error::new(Kind::BadInput, message))
+}
+
+/// Why `path` does not open: what is known of such files, else FFmpeg's own words.
+fn unreadable(path: &Path, error: av::Error) -> Error {
+    if error == av::Error::Exit {
+        return failed(Kind::Interrupted, "not opened", error);
+    }
+    let reason = refused_format(path)
+        .or_else(|| protection::scheme(path, None).map(|scheme| encrypted(&scheme)))
+        .or_else(|| Some(Magic::of(path)?.beyond(&version())?))
+        .or_else(|| (said("moov atom not found") && has_boxes(path)).then(no_index));
+    match reason {
+        Some(reason) => Error::new(Kind::BadInput, reason),
+        None => failed(Kind::BadInput, "not a video that FFmpeg can open", error),
+    }
+}
+
+/// Whether the file begins with a box of an mp4: FFmpeg takes anything called so for one.
+fn has_boxes(path: &Path) -> bool {
+    let first = BoxFile::open(path).and_then(|mut file| file.children(file.whole()?));
+    let known: [&[u8; 4]; 7] = [
+        b"ftyp", b"mdat", b"free", b"skip", b"wide", b"styp", b"moof",
+    ];
+    first.is_ok_and(|boxes| boxes.first().is_some_and(|b| known.contains(&&b.kind)))
+}
+
+fn no_index() -> String {
+    "moov atom not found: the index of an mp4 is missing, as in a recording that was cut off or is still being \
+     written"
+        .into()
+}
+
+/// The sentence for a video whose pictures are encrypted.
+pub(super) fn encrypted(how: &str) -> String {
+    format!(
+        "the video is encrypted ({how}), expected one without encryption: decrypt it with its key first"
+    )
+}
+
+/// For a file that FFmpeg knows and this program does not open: what it is, and why.
+fn refused_format(path: &Path) -> Option<String> {
+    if !said("Format not on whitelist") {
+        return None;
+    }
+    let (name, words) = guessed_format(path)?;
+    let is_list = name.split(',').any(|name| LISTS.contains(&name));
+    Some(match is_list {
+        true => format!(
+            "not a video that FFmpeg can open here: it is a list of other files or addresses ({words}), which would \
+             be opened; name the video itself"
+        ),
+        false => format!(
+            "not a video that FFmpeg can open here: its format is {name} ({words}), which is not among those that \
+             are read; convert it first, e.g. ffmpeg -i FILE out.mp4"
+        ),
+    })
+}
+
+/// FFmpeg's name of the format of `path`, short and in words, from its first bytes and its name.
+fn guessed_format(path: &Path) -> Option<(String, String)> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(PROBE_BYTES as u64).read_to_end(&mut bytes).ok()?;
+    let n = c_int::try_from(bytes.len()).ok()?;
+    bytes.resize(bytes.len() + ffi::AVPROBE_PADDING_SIZE as usize, 0);
+    let url = file_url(path).ok()?;
+    let data = ffi::AVProbeData {
+        filename: url.as_ptr(),
+        buf: bytes.as_mut_ptr(),
+        buf_size: n,
+        mime_type: ptr::null(),
+    };
+    // SAFETY: name and bytes live until the end of this function, and the bytes have FFmpeg's padding;
+    // formats are static.
+    unsafe {
+        let format = ffi::av_probe_input_format(&raw const data, 1);
+        (!format.is_null()).then(|| {
+            (
+                static_text((*format).name),
+                static_text((*format).long_name),
+            )
+        })
+    }
+}
+
+/// The version of the FFmpeg that runs, e.g. `5.1.9-0+deb12u1`.
+pub(super) fn version() -> String {
+    // SAFETY: a static string.
+    unsafe { static_text(ffi::av_version_info()) }
+}
+
+/// The sentence for a codec that the FFmpeg that runs has no decoder for; `None` where it has one.
+pub(super) fn no_decoder(parameters: &ffi::AVCodecParameters) -> Option<String> {
+    // SAFETY: takes any id, and gives null or a static structure.
+    let decoder = unsafe { ffi::avcodec_find_decoder(parameters.codec_id) };
+    if !decoder.is_null() {
+        return None;
+    }
+    // SAFETY: gives a number.
+    let library = unsafe { ffi::avcodec_version() };
+    let (major, minor, micro) = (library >> 16, library >> 8 & 0xff, library & 0xff);
+    let codec = match parameters.codec_id {
+        ffi::AVCodecID::AV_CODEC_ID_NONE => unknown_codec(parameters.codec_tag.to_le_bytes()),
+        id => codec_name(id),
+    };
+    Some(format!(
+        "this FFmpeg {} (libavcodec {major}.{minor}.{micro}) has no decoder for {codec}",
+        version()
+    ))
+}
+
+/// A codec that FFmpeg has no name for, by the tag that its container gives it.
+fn unknown_codec(tag: [u8; 4]) -> String {
+    match &tag {
+        b"vvc1" | b"vvi1" => "vvc".into(),
+        b"evc1" => "evc".into(),
+        _ => format!("a codec that it does not know (`{}`)", tag.escape_ascii()),
+    }
+}
