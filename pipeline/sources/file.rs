@@ -225,7 +225,7 @@ impl FrameReader {
         let demuxer = Demuxer::open(path, &cancel)?;
         let decoder = Decoder::open(&demuxer)?;
         Ok(Self {
-            converter: Converter::new(&info)?,
+            converter: Converter::new(&info),
             clock,
             info,
             timeline,

@@ -7,6 +7,9 @@ use serde::Serialize;
 use super::{orientation::Orientation, sampler::Rate};
 use crate::time::{Pts, TimeBase};
 
+/// Most pixels of a picture, stored or shown: 16384 × 16384.
+pub const PIXELS_MAX: i64 = 1 << 28;
+
 /// The video stream that is read, and the file around it.
 #[derive(Debug, Clone, Serialize)]
 pub struct VideoInfo {

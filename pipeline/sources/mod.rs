@@ -1,6 +1,7 @@
 //! Bytes to frames: which frames (`sampler`), whether one shows something new (`change`),
 //! what the file says (`info`), how a picture stands (`orientation`), clocks that start
-//! afresh (`splices`), the codecs (`ffmpeg`), the reader that joins them (`file`); and one
+//! afresh (`splices`), pictures as
+//! Pillow decodes them (`pictures`), the other codecs (`ffmpeg`), the reader that joins them (`file`); and one
 //! picture back to bytes (`png`), whole or not at all (`temporary`).
 
 pub mod sampler;
@@ -20,6 +21,8 @@ pub mod protection;
 pub mod magic;
 
 pub mod info;
+
+pub mod pictures;
 
 pub mod ffmpeg;
 

@@ -37,6 +37,38 @@ impl Orientation {
         }
     }
 
+    /// From the number in EXIF's tag Orientation (Exif 2.32 section 4.6.4.1); upright for anything but 1 to 8.
+    pub fn from_exif(number: u32) -> Self {
+        let [transpose, flip_x, flip_y] = match number {
+            2 => [false, true, false],
+            3 => [false, true, true],
+            4 => [false, false, true],
+            5 => [true, false, false],
+            6 => [true, true, false],
+            7 => [true, true, true],
+            8 => [true, false, true],
+            _ => [false; 3],
+        };
+        Self {
+            transpose,
+            flip_x,
+            flip_y,
+        }
+    }
+
+    /// This turn, and then `next`.
+    pub fn then(self, next: Self) -> Self {
+        let (flip_x, flip_y) = match next.transpose {
+            true => (self.flip_y, self.flip_x),
+            false => (self.flip_x, self.flip_y),
+        };
+        Self {
+            transpose: self.transpose ^ next.transpose,
+            flip_x: flip_x ^ next.flip_x,
+            flip_y: flip_y ^ next.flip_y,
+        }
+    }
+
     /// Degrees clockwise: 0, 90, 180 or 270, after mirroring when [`Self::mirrored`].
     pub fn degrees(self) -> u32 {
         match (self.transpose, self.flip_x, self.flip_y) {

@@ -584,7 +584,6 @@ fn alpha_is_dropped_and_not_blended() {
 #[test]
 fn stills_are_videos_of_one_frame() {
     for (name, arguments) in [
-        ("still.jpg", vec!["-pix_fmt", "yuvj420p", "-q:v", "2"]),
         ("still.webp", vec!["-c:v", "libwebp", "-lossless", "1"]),
         ("still.bmp", vec![]),
         ("still.png", vec!["-pix_fmt", "pal8"]),

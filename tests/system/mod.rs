@@ -12,6 +12,7 @@ mod gguf;
 mod hub;
 mod make_qa;
 mod opening;
+mod pictures;
 mod reels;
 mod ring;
 mod sampler;

@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
-    decode::Decoder,
+    decode::{Coder, Decoder},
     describe::{is_full_range, pixel_format_name},
     scale::Scaler,
 };
@@ -17,11 +17,19 @@ use crate::{
 
 /// Turns decoded pictures into upright RGB of one size.
 pub struct Converter {
+    /// The turn of pictures that do not say their own.
     orientation: Orientation,
-    /// Size before the turn.
-    size: (usize, usize),
-    scaler: Option<(Look, Scaler)>,
+    /// Size of what comes out.
+    shown: (usize, usize),
+    still: bool,
+    scaler: Option<(Look, Target)>,
+}
+
+/// A scaler and the picture that it fills, not turned yet.
+struct Target {
+    scaler: Scaler,
     rgb: av::frame::Video,
+    size: (usize, usize),
 }
 
 /// What of a picture decides how it is converted.
@@ -38,38 +46,99 @@ struct Look {
 impl Converter {
     /// A converter to the size and orientation of `info`.
     ///
-    /// A stream that changes its size midway is scaled to the size it began with.
-    pub fn new(info: &VideoInfo) -> Result<Self> {
-        let size = info.orientation.size((info.width, info.height));
-        let rgb = allocated(av::format::Pixel::RGB24, size)?;
-        Ok(Self {
+    /// A stream that changes its size or its turn midway is scaled to the size it began with.
+    pub fn new(info: &VideoInfo) -> Self {
+        Self {
             orientation: info.orientation,
-            size,
+            shown: (info.width, info.height),
+            still: info.still,
             scaler: None,
-            rgb,
-        })
+        }
     }
 
-    /// The picture that `decoder` gave last.
+    /// The picture that `decoder` gave last; once, where it is a picture file's.
+    ///
+    /// # Errors
+    /// `BadInput` for what does not decode or that FFmpeg cannot convert.
     pub fn convert(&mut self, decoder: &Decoder) -> Result<RgbImage> {
-        let picture = &decoder.picture;
+        match &decoder.0 {
+            Coder::Pictures(pictures) => Ok(self.orientation.apply(pictures.take()?)),
+            Coder::Codec { picture, .. } => self.convert_picture(picture, decoder.orientation()),
+        }
+    }
+
+    fn convert_picture(
+        &mut self,
+        picture: &av::frame::Video,
+        own: Option<Orientation>,
+    ) -> Result<RgbImage> {
+        // What a still says has been read from its file, for FFmpeg reads it of some formats only.
+        let orientation = own.filter(|_| !self.still).unwrap_or(self.orientation);
         let look = look(picture);
-        if self.scaler.as_ref().is_none_or(|(known, _)| *known != look) {
-            self.scaler = Some((look, to_rgb(look, self.size)?));
+        let size = orientation.size(self.shown);
+        if let Some(image) = deep_still(picture, look, size).filter(|_| self.still) {
+            return Ok(orientation.apply(image));
         }
-        if let Some((_, scaler)) = &mut self.scaler {
-            scaler.run(picture, &mut self.rgb)?;
+        let is_ready = |(known, target): &(Look, Target)| *known == look && target.size == size;
+        if !self.scaler.as_ref().is_some_and(is_ready) {
+            self.scaler = Some((look, Target::new(look, size)?));
         }
-        Ok(self.orientation.apply(packed(&self.rgb, self.size)))
+        let Some((_, target)) = &mut self.scaler else {
+            return Err(Error::new(Kind::Internal, "the scaler is gone"));
+        };
+        target.scaler.run(picture, &mut target.rgb)?;
+        Ok(orientation.apply(packed(&target.rgb, size)))
     }
 }
 
-/// From `look` to RGB24 of `size`, with the look's matrix and range.
-fn to_rgb(look: Look, size: (usize, usize)) -> Result<Scaler> {
-    let rgb = ffi::AVPixelFormat::AV_PIX_FMT_RGB24 as c_int;
-    let from = (look.width, look.height, look.format);
-    let to = (size.0 as c_int, size.1 as c_int, rgb);
-    Scaler::new(from, to, look.matrix, look.full_range)
+impl Target {
+    /// From `look` to RGB24 of `size`, with the look's matrix and range.
+    fn new(look: Look, size: (usize, usize)) -> Result<Self> {
+        let rgb = ffi::AVPixelFormat::AV_PIX_FMT_RGB24 as c_int;
+        let from = (look.width, look.height, look.format);
+        let to = (size.0 as c_int, size.1 as c_int, rgb);
+        Ok(Self {
+            scaler: Scaler::new(from, to, look.matrix, look.full_range)?,
+            rgb: allocated(av::format::Pixel::RGB24, size)?,
+            size,
+        })
+    }
+}
+
+/// A picture of 16 bits a channel by the high bytes of its numbers, as Pillow has it, where swscale rounds;
+/// `None` for other formats, and where the size changes.
+fn deep_still(
+    picture: &av::frame::Video,
+    look: Look,
+    (width, height): (usize, usize),
+) -> Option<RgbImage> {
+    if (look.width as usize, look.height as usize) != (width, height) {
+        return None;
+    }
+    let name = pixel_format_name(look.format);
+    let (layout, is_big) = match name.strip_suffix("be") {
+        Some(layout) => (layout, true),
+        None => (name.strip_suffix("le")?, false),
+    };
+    let (bytes, channels) = match layout {
+        "rgb48" => (6, [0, 2, 4]),
+        "rgba64" => (8, [0, 2, 4]),
+        "ya16" => (4, [0, 0, 0]),
+        "gray16" => (2, [0, 0, 0]),
+        _ => return None,
+    };
+    let high = channels.map(|at| if is_big { at } else { at + 1 });
+    let mut data = Vec::with_capacity(width * height * 3);
+    for row in picture.data(0).chunks(picture.stride(0)).take(height) {
+        for pixel in row.chunks_exact(bytes).take(width) {
+            data.extend(high.map(|at| pixel[at]));
+        }
+    }
+    Some(RgbImage {
+        width,
+        height,
+        data,
+    })
 }
 
 /// A frame with memory of its own.

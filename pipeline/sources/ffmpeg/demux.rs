@@ -7,22 +7,40 @@ use ffmpeg_next::{self as av, ffi};
 use super::{
     describe::time_base,
     log::failed,
-    open::{encrypted, no_decoder, open_input},
+    open::{encrypted, is_format, misread, no_decoder, open_input},
 };
 use crate::{
     cancel::Cancel,
     error::{Error, Kind, Result},
-    sources::{protection, splices::Splices},
+    sources::{
+        magic::Magic,
+        pictures::{Form, PictureFile},
+        protection,
+        splices::Splices,
+    },
     time::TimeBase,
 };
 
 /// One file, read packet by packet from its best video stream.
 pub struct Demuxer {
+    pub(super) body: Body,
+    pub(super) time_base: TimeBase,
+    pub(super) cancel: Cancel,
+    splices: Splices,
+}
+
+/// What is read.
+pub(super) enum Body {
+    /// A container that FFmpeg opened.
+    Container(Container),
+    /// A picture file, and the number of the frame that comes next: a packet is a frame's times, and no bytes.
+    Pictures { file: PictureFile, next: usize },
+}
+
+/// An open container and the number of the stream that is read.
+pub(super) struct Container {
     pub(super) input: av::format::context::Input,
     pub(super) stream_index: usize,
-    pub(super) time_base: TimeBase,
-    cancel: Cancel,
-    splices: Splices,
 }
 
 /// One coded picture.
@@ -41,6 +59,72 @@ pub enum Read {
 impl Demuxer {
     /// Opens `path` and finds its best video stream; `cancel` breaks off a read that hangs.
     pub fn open(path: &Path, cancel: &Cancel) -> Result<Self> {
+        let (body, time_base) = match picture_file(path)? {
+            Some(file) => {
+                let body = Body::Pictures { file, next: 0 };
+                (body, PictureFile::time_base()?)
+            }
+            None => {
+                let (container, time_base) = Container::open(path, cancel)?;
+                (Body::Container(container), time_base)
+            }
+        };
+        Ok(Self {
+            body,
+            time_base,
+            cancel: cancel.clone(),
+            splices: Splices::new(time_base),
+        })
+    }
+
+    /// The next packet of the video stream.
+    pub fn read(&mut self) -> Result<Read> {
+        self.cancel.check()?;
+        match &mut self.body {
+            Body::Pictures { file, next } => Ok(picture_packet(file, next)),
+            Body::Container(container) => {
+                let read = container.read(&self.cancel)?;
+                Ok(self.moved(read))
+            }
+        }
+    }
+
+    /// What was read, behind the last packet, whatever its recording's clock says.
+    fn moved(&mut self, read: Read) -> Read {
+        let Read::Packet(Packet(mut packet)) = read else {
+            return read;
+        };
+        let offset = packet
+            .dts()
+            .map_or(0, |dts| self.splices.offset_at(dts, packet.duration()));
+        if offset != 0 {
+            packet.set_dts(packet.dts().map(|dts| dts.saturating_add(offset)));
+            packet.set_pts(packet.pts().map(|pts| pts.saturating_add(offset)));
+        }
+        Read::Packet(Packet(packet))
+    }
+
+    /// How often times fell back so far; they were moved on.
+    pub fn n_splices(&self) -> u64 {
+        self.splices.count()
+    }
+
+    /// Goes to the last point at or before `ticks` where reading can start, as the container knows it.
+    pub fn seek(&mut self, ticks: i64) -> Result<()> {
+        self.splices.forget_last();
+        match &mut self.body {
+            Body::Container(container) => container.seek(ticks),
+            // Every frame of an animation needs those before it.
+            Body::Pictures { next, .. } => {
+                *next = 0;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Container {
+    fn open(path: &Path, cancel: &Cancel) -> Result<(Self, TimeBase)> {
         let input = open_input(path, cancel)?;
         let stream_index =
             best_video(&input).ok_or_else(|| Error::new(Kind::BadInput, without_video(&input)))?;
@@ -50,16 +134,12 @@ impl Demuxer {
             .and_then(|stream| time_base(stream.time_base()));
         let time_base = time_base
             .ok_or_else(|| Error::new(Kind::BadInput, "the video stream has no time base"))?;
-        let splices = Splices::new(time_base);
-        let mut demuxer = Self {
+        let mut container = Self {
             input,
             stream_index,
-            time_base,
-            cancel: cancel.clone(),
-            splices,
         };
-        demuxer.discard_other_streams();
-        Ok(demuxer)
+        container.discard_other_streams();
+        Ok((container, time_base))
     }
 
     fn discard_other_streams(&mut self) {
@@ -73,15 +153,14 @@ impl Demuxer {
         }
     }
 
-    /// The next packet of the video stream.
-    pub fn read(&mut self) -> Result<Read> {
+    fn read(&mut self, cancel: &Cancel) -> Result<Read> {
         loop {
-            self.cancel.check()?;
+            cancel.check()?;
             let mut packet = av::Packet::empty();
             match packet.read(&mut self.input) {
                 Ok(()) if packet.stream() == self.stream_index => {
                     check_clear(&packet)?;
-                    return Ok(Read::Packet(self.moved(packet)));
+                    return Ok(Read::Packet(Packet(packet)));
                 }
                 Ok(()) | Err(av::Error::Other { errno: ffi::EAGAIN }) => {}
                 Err(av::Error::Eof) => return Ok(Read::End),
@@ -93,26 +172,7 @@ impl Demuxer {
         }
     }
 
-    /// The packet behind the last one, whatever its recording's clock says.
-    fn moved(&mut self, mut packet: av::Packet) -> Packet {
-        let offset = packet
-            .dts()
-            .map_or(0, |dts| self.splices.offset_at(dts, packet.duration()));
-        if offset != 0 {
-            packet.set_dts(packet.dts().map(|dts| dts.saturating_add(offset)));
-            packet.set_pts(packet.pts().map(|pts| pts.saturating_add(offset)));
-        }
-        Packet(packet)
-    }
-
-    /// How often times fell back so far; they were moved on.
-    pub fn n_splices(&self) -> u64 {
-        self.splices.count()
-    }
-
-    /// Goes to the last point at or before `ticks` where reading can start, as the container knows it.
-    pub fn seek(&mut self, ticks: i64) -> Result<()> {
-        self.splices.forget_last();
+    fn seek(&mut self, ticks: i64) -> Result<()> {
         // SAFETY: `input` is open and the stream index is one of its own.
         let code = unsafe {
             ffi::av_seek_frame(
@@ -134,6 +194,33 @@ impl Demuxer {
             .stream(self.stream_index)
             .ok_or_else(|| Error::new(Kind::Internal, "the video stream is gone"))
     }
+}
+
+/// The picture file at `path`, where it is one that Pillow's libraries decode; `None` for everything else.
+fn picture_file(path: &Path) -> Result<Option<PictureFile>> {
+    let form = match Magic::of(path) {
+        Some(Magic::Webp) => Form::Webp,
+        // Pictures without a container around them, one behind the other, are a video.
+        Some(Magic::Jpeg) if !is_format(path, "mjpeg") => Form::Jpeg,
+        _ => return Ok(None),
+    };
+    PictureFile::open(path, form).map(Some)
+}
+
+/// The times of frame `next`, which is counted up.
+fn picture_packet(file: &PictureFile, next: &mut usize) -> Read {
+    let Some((start, duration)) = file.time_ms(*next) else {
+        return Read::End;
+    };
+    let mut packet = av::Packet::empty();
+    packet.set_pts(Some(start));
+    packet.set_dts(Some(start));
+    packet.set_duration(duration);
+    if *next == 0 {
+        packet.set_flags(av::packet::Flags::KEY);
+    }
+    *next += 1;
+    Read::Packet(Packet(packet))
 }
 
 impl Packet {
@@ -205,7 +292,8 @@ fn check_readable(
     let parameters = unsafe { &*(*stream.as_ptr()).codecpar };
     let reason = encryption(path, input, &stream)
         .map(|how| encrypted(&how))
-        .or_else(|| no_decoder(parameters));
+        .or_else(|| no_decoder(parameters))
+        .or_else(|| misread(path, parameters));
     match reason {
         Some(reason) => Err(Error::new(Kind::BadInput, reason)),
         None => Ok(()),

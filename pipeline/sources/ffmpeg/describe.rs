@@ -9,28 +9,53 @@ use std::{
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
-    PIXELS_MAX,
-    demux::{Demuxer, is_video},
+    decode::{Decoder, Received},
+    demux::{Body, Container, Demuxer, Read, is_video},
 };
 use crate::{
+    cancel::Cancel,
     error::{Error, Kind, Result},
-    sources::{info::VideoInfo, orientation::Orientation, sampler::Rate},
+    sources::{
+        info::{PIXELS_MAX, VideoInfo},
+        magic::Magic,
+        orientation::Orientation,
+        pictures::exif,
+        sampler::Rate,
+    },
     time::{Pts, TimeBase},
 };
+
+/// Packets among which a first frame is looked for: more than any decoder holds back.
+const FIRST_PACKETS_MAX: usize = 64;
 
 impl Demuxer {
     /// What the file says of the stream.
     pub fn info(&self, path: &Path) -> Result<VideoInfo> {
+        match &self.body {
+            Body::Container(container) => container.info(path, self.time_base, &self.cancel),
+            Body::Pictures { file, .. } => file.info(path),
+        }
+    }
+}
+
+impl Container {
+    fn info(&self, path: &Path, time_base: TimeBase, cancel: &Cancel) -> Result<VideoInfo> {
         let stream = self.stream()?;
         // SAFETY: the parameters live as long as the stream, which is borrowed from `input`.
         let parameters = unsafe { &*(*stream.as_ptr()).codecpar };
-        let time_base = self.time_base;
         let container = self.input.format().name().to_owned();
         let still =
             container == "image2" || container.ends_with("_pipe") && container != "yuv4mpegpipe";
         let coded = (parameters.width, parameters.height);
-        let sample_aspect_ratio = self.sample_aspect_ratio(&stream);
-        let orientation = orientation(&stream);
+        let sample_aspect_ratio = match still {
+            // As Pillow has it, whatever the density in the file.
+            true => (1, 1),
+            false => self.sample_aspect_ratio(&stream),
+        };
+        let orientation = match still {
+            true => exif::orientation(&std::fs::read(path)?),
+            false => of_video(path, &stream, cancel)?,
+        };
         let shown = shown_size(coded, sample_aspect_ratio)?;
         let (width, height) = orientation.size(shown);
         let format = pixel_format_name(parameters.format);
@@ -93,19 +118,51 @@ impl Demuxer {
     }
 }
 
-fn orientation(stream: &av::Stream<'_>) -> Orientation {
+/// The turn of a video: its container's, a HEIF picture's own, else what its first frame says.
+fn of_video(path: &Path, stream: &av::Stream<'_>, cancel: &Cancel) -> Result<Orientation> {
+    if let Some(turn) = of_stream(stream) {
+        return Ok(turn);
+    }
+    if let Some(Magic::Heic | Magic::Avif) = Magic::of(path) {
+        return Ok(exif::heif_orientation(path).unwrap_or_default());
+    }
+    // Codecs whose pictures say how they are turned: in SEI messages, or EXIF.
+    match stream.parameters().id() {
+        av::codec::Id::H264 | av::codec::Id::HEVC | av::codec::Id::MJPEG => {
+            of_first_frame(path, cancel)
+        }
+        _ => Ok(Orientation::default()),
+    }
+}
+
+/// The turn that stands on the first frame that decodes, if one does soon.
+fn of_first_frame(path: &Path, cancel: &Cancel) -> Result<Orientation> {
+    let mut demuxer = Demuxer::open(path, cancel)?;
+    let mut decoder = Decoder::open(&demuxer)?;
+    for _ in 0..FIRST_PACKETS_MAX {
+        match demuxer.read()? {
+            Read::Packet(packet) => drop(decoder.send(&packet)),
+            Read::Damaged => {}
+            Read::End => decoder.send_end(),
+        }
+        match decoder.receive() {
+            Received::Picture(_) => return Ok(decoder.orientation().unwrap_or_default()),
+            Received::End => break,
+            _ => {}
+        }
+    }
+    Ok(Orientation::default())
+}
+
+fn of_stream(stream: &av::Stream<'_>) -> Option<Orientation> {
     let kind = ffi::AVPacketSideDataType::AV_PKT_DATA_DISPLAYMATRIX;
     let mut size = 0;
     // SAFETY: the stream is alive; the bytes are copied before it can change, and only when there are 36.
     let matrix = unsafe {
         let data = ffi::av_stream_get_side_data(stream.as_ptr(), kind, &mut size);
-        if data.is_null() || size < 36 {
-            None
-        } else {
-            Some(ptr::read_unaligned(data.cast::<[i32; 9]>()))
-        }
+        (!data.is_null() && size >= 36).then(|| ptr::read_unaligned(data.cast::<[i32; 9]>()))
     };
-    matrix.map_or(Orientation::default(), Orientation::from_display_matrix)
+    matrix.map(Orientation::from_display_matrix)
 }
 
 /// The stored size with square pixels.

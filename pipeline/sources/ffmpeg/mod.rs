@@ -32,6 +32,3 @@ pub use self::{
     log::{damaged_packets, said_truncated},
     write::VideoWriter,
 };
-
-/// Most pixels of a picture, stored or shown: 16384 × 16384.
-const PIXELS_MAX: i64 = 1 << 28;

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cancel::Cancel,
     error::{Error, Kind, Result},
-    sources::{boxes::BoxFile, magic::Magic, protection},
+    sources::{boxes::BoxFile, magic::Magic, pictures::exif::misread_tiff, protection},
 };
 
 /// Containers and pictures that are read. Playlists, scripts and text that FFmpeg
@@ -204,6 +204,23 @@ fn guessed_format(path: &Path) -> Option<(String, String)> {
             )
         })
     }
+}
+
+/// Whether FFmpeg takes `path` for a file of this format.
+pub(super) fn is_format(path: &Path, format: &str) -> bool {
+    guessed_format(path).is_some_and(|(name, _)| name == format)
+}
+
+/// The sentence for a picture that FFmpeg decodes to wrong colors, without a word.
+pub(super) fn misread(path: &Path, parameters: &ffi::AVCodecParameters) -> Option<String> {
+    if parameters.codec_id != ffi::AVCodecID::AV_CODEC_ID_TIFF {
+        return None;
+    }
+    let what = misread_tiff(&std::fs::read(path).ok()?)?;
+    Some(format!(
+        "{what}, which FFmpeg {} does not decode right, expected another compression: save it as PNG or JPEG",
+        version()
+    ))
 }
 
 /// The version of the FFmpeg that runs, e.g. `5.1.9-0+deb12u1`.
