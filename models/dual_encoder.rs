@@ -1,17 +1,17 @@
-//! Pictures and texts as vectors of one space: how well a text says what a picture
-//! shows is the cosine between them (CLIP, SigLIP).
+//! Pictures and texts as vectors of one space (CLIP, SigLIP): how well a text describes a picture
+//! is the cosine of their vectors.
 
 use crate::{
     checkpoint::weights::Weights, context::text_encoder::TextEncoder, error::Result,
     layers::linear::Linear, spec::encoder::DualEncoderSpec, vision::vit::Vit,
 };
 
-/// Two encoders and what their cosines are scaled by.
+/// A picture encoder, a text encoder, and the scale and bias of their cosines.
 pub struct DualEncoder {
     vision: Vit,
     vision_projection: Option<Linear>,
     text: TextEncoder,
-    /// What a cosine is multiplied by, and what is added then.
+    /// The logit is `scale · cosine + bias`.
     scale: f32,
     bias: f32,
     has_bias: bool,
@@ -47,18 +47,18 @@ impl DualEncoder {
         self.width
     }
 
-    /// How likely the text is said of the picture, by the [`DualEncoder::logit`] of their
-    /// vectors: SigLIP's sigmoid. `None` for CLIP, which only compares texts.
+    /// The probability that the text describes the picture, from the [`DualEncoder::logit`] of their
+    /// vectors: SigLIP's sigmoid. `None` for CLIP, whose softmax needs several texts.
     pub fn probability(&self, logit: f32) -> Option<f32> {
         self.has_bias.then(|| 1.0 / (1.0 + (-logit).exp()))
     }
 
-    /// The picture half.
+    /// The picture encoder.
     pub fn vision(&self) -> &Vit {
         &self.vision
     }
 
-    /// The text half.
+    /// The text encoder.
     pub fn text(&self) -> &TextEncoder {
         &self.text
     }
@@ -87,18 +87,18 @@ impl DualEncoder {
         Ok(vector)
     }
 
-    /// The model's score for vectors of length one: their cosine, scaled.
+    /// The model's logit for unit vectors.
     pub fn score(&self, picture: &[f32], text: &[f32]) -> f32 {
         self.logit(picture.iter().zip(text).map(|(p, t)| p * t).sum())
     }
 
-    /// The model's score for a cosine.
+    /// The model's logit for a cosine.
     pub fn logit(&self, cosine: f32) -> f32 {
         cosine * self.scale + self.bias
     }
 }
 
-/// Makes the vector one of length one; zeros stay.
+/// Scales the vector to length one; a zero vector stays.
 pub fn normalize(vector: &mut [f32]) {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     if length > 0.0 {

@@ -17,13 +17,13 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// Most parts that the keys of one query are summed in; a power of two.
+/// The most lanes that the keys of one query are summed in; a power of two.
 const MAX_LANES: usize = 16;
 
-/// Rows (queries times heads that share keys) of one task; a power of two, at most a block.
+/// Rows (queries times heads that share keys) of one task; a power of two, at most [`BLOCK_TOKENS`].
 const TASK_ROWS: usize = 256;
 
-/// Tasks of a call, at least, before the lanes of each are worked on one after another.
+/// With fewer tasks than this, the lanes of a task run on several threads.
 const MIN_TASKS: usize = 64;
 
 /// Query heads, key-value heads, and channels of each.
@@ -44,46 +44,48 @@ impl Heads {
     }
 }
 
-/// Queries and the places where they stand.
+/// Queries and their token indices.
 #[derive(Clone, Copy)]
 pub struct Queries<'a> {
     /// `[n, heads, d]`.
     pub q: &'a [f32],
-    /// Places of the context, `n` in all, run after run.
+    /// Token indices in the context, `n` in all, run after run.
     pub runs: &'a [Range<usize>],
 }
 
 impl Queries<'_> {
-    /// Number of places.
-    pub fn places(&self) -> usize {
+    /// Number of queries.
+    pub fn count(&self) -> usize {
         self.runs.iter().map(ExactSizeIterator::len).sum()
     }
 }
 
-/// In how many parts the keys of a query at `place` are summed: block `b` of the context
-/// is in lane `b % lanes`, a lane is summed in order of place, and lanes are merged by
+/// The number of lanes in which the keys of the query at `index` are summed: block `b` of the context
+/// is in lane `b % lanes`, a lane is summed in order of index, and lanes are merged by
 /// [`Partial::merge_strided`].
 ///
-/// The number follows from the place alone. Ranks that own the blocks `b % ranks` hold
-/// whole lanes if their number divides that of lanes: any such number of ranks, like any
-/// number of threads, then gives the same bits.
-pub fn lanes(place: usize) -> usize {
-    match place / BLOCK_TOKENS {
+/// It follows from the index alone. Ranks that own the blocks `b % ranks` hold
+/// whole lanes if their number divides the number of lanes: any such number of ranks, and any
+/// number of threads, gives the same bits.
+pub fn lanes(index: usize) -> usize {
+    // Short contexts in few lanes, as every lane costs a merge; 32K tokens and more in many, for more
+    // threads.
+    match index / BLOCK_TOKENS {
         0..128 => 4,
         _ => MAX_LANES,
     }
 }
 
-/// Neighbouring queries, for the heads that share one key-value head.
+/// Adjacent queries, for the query heads that share one key-value head.
 struct QueryGroup {
     kv_head: usize,
-    /// Number of the first query among all of the call.
+    /// Number of the first query within the call.
     first: usize,
-    /// Their places.
-    places: Range<usize>,
+    /// Their token indices.
+    indices: Range<usize>,
 }
 
-/// One task: what is asked, and where the results of each query belong: out `[group, d]`, lse `[group]`.
+/// One task: its queries, and the slices for the result of each: out `[group, d]`, lse `[group]`.
 struct Task<'a> {
     asked: QueryGroup,
     results: Vec<(&'a mut [f32], &'a mut [f32])>,
@@ -99,9 +101,9 @@ struct Call<'a> {
     mask: &'a Mask<'a>,
 }
 
-/// q `[n, heads, d]`, keys in order of place → out `[n, heads, d]`, lse `[n, heads]`.
+/// q `[n, heads, d]`, keys in order of index → out `[n, heads, d]`, lse `[n, heads]`.
 pub fn attend(queries: Queries, heads: Heads, keys: &[PositionedBlock], mask: &Mask) -> Partial {
-    let mut whole = Partial::empty(queries.places() * heads.query, heads.d);
+    let mut whole = Partial::empty(queries.count() * heads.query, heads.d);
     let Some(placed) = keys.first() else {
         return whole;
     };
@@ -114,17 +116,17 @@ pub fn attend(queries: Queries, heads: Heads, keys: &[PositionedBlock], mask: &M
     };
     let tasks = tasks(queries.runs, heads, &mut whole);
     let are_few = tasks.len() < MIN_TASKS;
-    // The last queries see the most keys: begun first, they leave small tasks for the end.
+    // The last queries attend to the most keys: started first, they leave small tasks for the end.
     let largest_first = tasks.into_par_iter().rev().with_max_len(1);
     largest_first.for_each(|task| task.run(call, are_few));
     whole
 }
 
-/// keys, values `[n, kv_heads, d]` → blocks of f32 at the places from 0 on.
+/// keys, values `[n, kv_heads, d]` → blocks of f32 with token indices from 0 on.
 ///
 /// # Errors
-/// `TooLarge` when memory ends.
-pub fn place(heads: Heads, keys: &[f32], values: &[f32]) -> Result<Vec<PositionedBlock>> {
+/// `TooLarge` when memory is exhausted.
+pub fn blocks_of(heads: Heads, keys: &[f32], values: &[f32]) -> Result<Vec<PositionedBlock>> {
     let shape = KvShape {
         kv_heads: heads.key_value,
         d: heads.d,
@@ -150,7 +152,7 @@ pub fn place(heads: Heads, keys: &[f32], values: &[f32]) -> Result<Vec<Positione
     placed.collect()
 }
 
-/// Blocks of queries for every key-value head. They end at fixed places, whatever the runs.
+/// Groups of queries for every key-value head. They end at multiples of a fixed step, whatever the runs.
 fn tasks<'a>(runs: &[Range<usize>], heads: Heads, whole: &'a mut Partial) -> Vec<Task<'a>> {
     let group = heads.group();
     let step = (TASK_ROWS / group.next_power_of_two()).max(1);
@@ -161,33 +163,35 @@ fn tasks<'a>(runs: &[Range<usize>], heads: Heads, whole: &'a mut Partial) -> Vec
     for run in runs {
         let mut start = run.start;
         while start < run.end {
-            let places = start..run.end.min((start / step + 1) * step);
+            // Aligned to `step`, so that a query's group does not depend on where its run begins.
+            let indices = start..run.end.min((start / step + 1) * step);
             let mut of_heads: Vec<Vec<_>> = (0..heads.key_value).map(|_| Vec::new()).collect();
-            for _ in places.clone() {
+            for _ in indices.clone() {
                 let of_query = of_heads.iter_mut().zip(&mut results);
                 of_query.for_each(|(of_head, result)| of_head.push(result));
             }
             let task = |(kv_head, results)| {
-                let places = places.clone();
+                let indices = indices.clone();
                 let asked = QueryGroup {
                     kv_head,
                     first,
-                    places,
+                    indices,
                 };
                 Task { asked, results }
             };
             tasks.extend(of_heads.into_iter().enumerate().map(task));
-            first += places.len();
-            start = places.end;
+            first += indices.len();
+            start = indices.end;
         }
     }
     tasks
 }
 
 impl Task<'_> {
-    /// Where tasks are few, their lanes are worked on by several threads.
+    /// Where there are few tasks, the lanes of each run on several threads.
     fn run(self, call: Call, are_few: bool) {
-        let lanes = lanes(self.asked.places.start);
+        // All queries of a group have the same number of lanes: groups never cross a block.
+        let lanes = lanes(self.asked.indices.start);
         if are_few {
             let of_lane =
                 |lane| WORKSPACE.with_borrow_mut(|work| work.sum(call, &self.asked, lane, lanes));
@@ -196,6 +200,7 @@ impl Task<'_> {
             self.put(&merged);
         } else {
             WORKSPACE.with_borrow_mut(|work| {
+                // The same tree on one thread, so that the bits do not depend on `are_few`.
                 let merged = work.sum(call, &self.asked, 0, 1);
                 self.put(&merged);
                 work.spare.push(merged);
@@ -203,7 +208,7 @@ impl Task<'_> {
         }
     }
 
-    /// out `[places, group, d]`, lse `[places, group]` → where they belong.
+    /// Copies out `[queries, group, d]`, lse `[queries, group]` to the task's slices.
     fn put(self, merged: &Partial) {
         let (mut out, mut lse) = (&*merged.out, &*merged.lse);
         for (to_out, to_lse) in self.results {
@@ -217,10 +222,10 @@ impl Task<'_> {
     }
 }
 
-/// What a thread keeps from one task to the next, so that memory is asked for once.
+/// Buffers that a thread reuses from task to task.
 #[derive(Default)]
 struct Workspace {
-    /// `[places, group, d]`.
+    /// `[queries, group, d]`.
     rows: Vec<f32>,
     state: Option<Accumulator>,
     spare: Vec<Partial>,
@@ -231,7 +236,7 @@ thread_local! {
 }
 
 impl Workspace {
-    /// out `[places, group, d]`, lse `[places, group]` over the lanes `lane`, `lane + step`, and so on.
+    /// out `[queries, group, d]`, lse `[queries, group]` over the lanes `lane`, `lane + step`, and so on.
     fn sum(&mut self, call: Call, asked: &QueryGroup, lane: usize, step: usize) -> Partial {
         gather(call, asked, &mut self.rows);
         let begun = || Accumulator::new(&[], call.shape);
@@ -240,13 +245,13 @@ impl Workspace {
         let lanes = KeyLanes {
             call,
             asked,
-            n: lanes(asked.places.start),
+            n: lanes(asked.indices.start),
         };
         lanes.sum(state, &mut self.spare, lane, step)
     }
 }
 
-/// The parts that the keys of a task are summed in.
+/// The lanes in which the keys of a task are summed.
 struct KeyLanes<'a> {
     call: Call<'a>,
     asked: &'a QueryGroup,
@@ -254,8 +259,8 @@ struct KeyLanes<'a> {
 }
 
 impl KeyLanes<'_> {
-    /// The merge of the lanes `lane`, `lane + step`, … as [`Partial::merge_strided`] does it, holding
-    /// no more results at a time than the tree is deep.
+    /// The merge of the lanes `lane`, `lane + step`, … in the tree of [`Partial::merge_strided`], holding
+    /// no more results at once than the depth of the tree.
     fn sum(
         &self,
         state: &mut Accumulator,
@@ -276,15 +281,15 @@ impl KeyLanes<'_> {
         lower
     }
 
-    /// Adds the keys of one lane that the queries see, in order of place.
+    /// Adds the visible keys of one lane, in order of index.
     fn add_lane(&self, state: &mut Accumulator, lane: usize) {
         let Call { keys, mask, .. } = self.call;
         let of_lane = |placed: &&PositionedBlock| placed.start / BLOCK_TOKENS % self.n == lane;
         let verdict = |placed| {
-            let places = self.asked.places.clone();
+            let indices = self.asked.indices.clone();
             (
                 placed,
-                mask.verdict(places, PositionedBlock::places(placed)),
+                mask.verdict(indices, PositionedBlock::range(placed)),
             )
         };
         let seen = |(_, verdict): &(&PositionedBlock, Verdict)| *verdict != Verdict::Skip;
@@ -308,13 +313,13 @@ impl KeyLanes<'_> {
         next: Option<&PackedBlock>,
     ) {
         let QueryGroup {
-            kv_head, places, ..
+            kv_head, indices, ..
         } = self.asked;
         let mut bits = Vec::new();
         let visible = (verdict == Verdict::Mixed).then(|| {
-            bits.resize(places.len() * MASK_WORDS, 0);
-            for (query, bits) in places.clone().zip(bits.chunks_mut(MASK_WORDS)) {
-                self.call.mask.bits(query, placed.places(), bits);
+            bits.resize(indices.len() * MASK_WORDS, 0);
+            for (query, bits) in indices.clone().zip(bits.chunks_mut(MASK_WORDS)) {
+                self.call.mask.bits(query, placed.range(), bits);
             }
             Visible {
                 bits: &bits,
@@ -325,7 +330,7 @@ impl KeyLanes<'_> {
     }
 }
 
-/// q `[n, heads, d]` → rows `[places, group, d]`.
+/// q `[n, heads, d]` → rows `[queries, group, d]`.
 fn gather(call: Call, asked: &QueryGroup, rows: &mut Vec<f32>) {
     let heads = call.heads;
     let width = heads.group() * heads.d;
@@ -334,7 +339,7 @@ fn gather(call: Call, asked: &QueryGroup, rows: &mut Vec<f32>) {
         .q
         .chunks_exact(heads.query * heads.d)
         .skip(asked.first)
-        .take(asked.places.len());
+        .take(asked.indices.len());
     rows.clear();
     tokens.for_each(|token| rows.extend_from_slice(&token[share.clone()]));
 }

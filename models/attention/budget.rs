@@ -1,18 +1,18 @@
-//! Bytes that contexts may hold in memory, counted before they are taken.
+//! The memory budget of contexts: bytes are charged before they are allocated.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// A limit that several contexts share; forks count what they share once.
+/// A limit that several contexts share; blocks shared by forks are counted once.
 #[derive(Debug)]
 pub struct Budget {
     limit_bytes: usize,
     used_bytes: AtomicUsize,
 }
 
-/// Bytes taken out of a budget; given back when the last owner goes.
+/// Bytes charged to a budget; returned when the last owner is dropped.
 #[derive(Debug)]
 pub struct Charge {
     budget: Arc<Budget>,
@@ -28,24 +28,25 @@ impl Budget {
         })
     }
 
-    /// No limit; what is used is counted all the same.
+    /// No limit; use is still counted.
     pub fn unlimited() -> Arc<Self> {
         Self::new(usize::MAX)
     }
 
-    /// Most bytes at once.
+    /// The limit in bytes.
     pub fn limit_bytes(&self) -> usize {
         self.limit_bytes
     }
 
-    /// Bytes taken at present.
+    /// Bytes charged now.
     pub fn used_bytes(&self) -> usize {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
-    /// Takes `bytes`, or nothing when they would pass the limit.
+    /// Charges `bytes`; `None` when they would exceed the limit.
     pub fn charge(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let taken = |used: usize| used.checked_add(bytes).filter(|&n| n <= self.limit_bytes);
+        // The counter guards no other memory: only its own value must be exact.
         let order = Ordering::Relaxed;
         self.used_bytes.fetch_update(order, order, taken).ok()?;
         Some(Charge {

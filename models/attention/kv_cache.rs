@@ -1,10 +1,10 @@
 //! A context: keys and values of every layer in immutable blocks of 256 tokens.
 //!
-//! Blocks are behind `Arc`, so that a second question on the same video clones
-//! a list and not the gigabytes; whoever appends next to a shared block copies
-//! that one block first. What a context takes is charged to a budget before it
-//! is allocated; where the budget ends, the oldest blocks go to files, if a
-//! directory was given, and are attended to from there.
+//! Blocks are behind `Arc`, so that a second question about the same video clones
+//! a list and not gigabytes; whoever appends to a shared block first copies
+//! that one block. Memory is charged to a budget before it
+//! is allocated; when the budget is exhausted, the oldest blocks are spilled to files, if a
+//! directory was given, and attended to from there.
 
 use std::{
     ops::Range,
@@ -27,10 +27,10 @@ use crate::{
     spec::DecoderSpec,
 };
 
-/// A block and the places of the context that it holds.
+/// A block and the token indices that it holds.
 #[derive(Clone)]
 pub struct PositionedBlock {
-    /// Place of its first token.
+    /// Index of its first token.
     pub start: usize,
     /// Tokens held, at most [`BLOCK_TOKENS`].
     pub len: usize,
@@ -39,8 +39,8 @@ pub struct PositionedBlock {
 }
 
 impl PositionedBlock {
-    /// The places held.
-    pub fn places(&self) -> Range<usize> {
+    /// The token indices held.
+    pub fn range(&self) -> Range<usize> {
         self.start..self.start + self.len
     }
 }
@@ -58,37 +58,37 @@ impl Share {
     /// A context that one rank holds alone.
     pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
 
-    /// Whether the block that begins at place `start` belongs to the rank.
+    /// Whether the block that begins at token `start` belongs to the rank.
     fn owns(self, start: usize) -> bool {
         start / BLOCK_TOKENS % self.ranks == self.rank
     }
 }
 
-/// What happened to a context that other ranks hold parts of, in order.
+/// A change to a context that other ranks hold parts of; they replay these in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// A second context begins as another is now.
+    /// A second context begins as a copy of another.
     Fork {
-        /// The context that was there.
+        /// The existing context.
         from: u64,
         /// The new one.
         to: u64,
     },
-    /// Every token from `len` on was forgotten.
+    /// Every token from `len` on was removed.
     Truncate {
         /// The context.
         id: u64,
-        /// Tokens that stayed.
+        /// Tokens that remained.
         len: usize,
     },
     /// The oldest blocks after the sinks were dropped.
     DropFront {
         /// The context.
         id: u64,
-        /// Oldest blocks that stayed.
+        /// Oldest blocks that remained.
         keep_sinks: usize,
-        /// How many were dropped after them, at most.
+        /// The most blocks dropped after them.
         blocks: usize,
     },
     /// The context is no longer needed.
@@ -103,30 +103,30 @@ pub type Journal = Arc<Mutex<Vec<Event>>>;
 
 /// Keys and values of one context over all layers, with each token's position and segment.
 ///
-/// Tokens are numbered by their place, from 0; a place keeps its number whatever is dropped
-/// before it. The last place is always held.
+/// Tokens are numbered by index from 0; an index does not change when earlier tokens are dropped.
+/// The last token is always held. An index is not a position: positions are what RoPE rotates by.
 pub struct KvCache {
     shape: KvShape,
     share: Share,
-    /// Names the context among ranks.
+    /// Identifies the context among ranks.
     id: u64,
-    /// Where other ranks learn what happened to it, if there are others.
+    /// Events for the other ranks, if there are any.
     journal: Option<Journal>,
-    /// Places at which the blocks of all ranks begin, in order; dropped ones are not among them.
+    /// First token indices of the blocks of all ranks, in order, without dropped ones.
     held: Vec<usize>,
-    /// This rank's blocks, per layer, oldest first; the same places in every layer.
+    /// This rank's blocks, per layer, oldest first; every layer holds the same tokens.
     layers: Vec<Vec<PositionedBlock>>,
-    /// What the blocks of all layers at one index took out of the budget; `None` for those in files.
+    /// The charge for the blocks of all layers at the same list index; `None` for those in files.
     charges: Vec<Option<Arc<Charge>>>,
     budget: Arc<Budget>,
     spill: Option<Arc<SpillDir>>,
-    /// Of every place, dropped ones included: the highest position up to it, in its segment.
+    /// For every token, dropped ones included: the highest position up to it in its segment.
     positions: Vec<u32>,
-    /// Of every place, dropped ones included.
+    /// Segment id of every token, dropped ones included.
     segments: Vec<u32>,
-    /// Whether two tokens differ in segment; a plain context never asks.
+    /// Whether tokens differ in segment; where not, masks need no segments.
     is_packed: bool,
-    /// Places up to here were written once, and forgotten: what stands there is not to be seen again.
+    /// Slots of tokens below this index hold removed tokens, which must be cleared before they can be read again.
     stale_until: usize,
 }
 
@@ -136,7 +136,7 @@ impl KvCache {
         Self::shared(spec, dtype, Share::WHOLE, None)
     }
 
-    /// One rank's part of an empty context; what happens to it is written into `journal`.
+    /// One rank's part of an empty context; its changes are recorded in `journal`.
     pub fn shared(
         spec: &DecoderSpec,
         dtype: KvDtype,
@@ -160,19 +160,19 @@ impl KvCache {
         }
     }
 
-    /// The same empty context, whose blocks in memory are charged to `budget`; so are those of its forks.
+    /// Charges the blocks in memory, and those of forks, to `budget`; for an empty context.
     pub fn within(mut self, budget: Arc<Budget>) -> Self {
         self.budget = budget;
         self
     }
 
-    /// The same context, whose oldest blocks go to `spill` where the budget ends.
+    /// Spills the oldest blocks to `spill` when the budget is exhausted.
     pub fn spilling_to(mut self, spill: Arc<SpillDir>) -> Self {
         self.spill = Some(spill);
         self
     }
 
-    /// Bytes that `tokens` tokens would take: whole blocks of every layer.
+    /// Bytes for `tokens` tokens: whole blocks of every layer.
     pub fn bytes_for(spec: &DecoderSpec, tokens: usize, dtype: KvDtype) -> usize {
         let blocks = tokens.div_ceil(BLOCK_TOKENS);
         shape(spec, dtype)
@@ -181,12 +181,12 @@ impl KvCache {
             .saturating_mul(blocks)
     }
 
-    /// Places so far: tokens held, and tokens dropped before them.
+    /// Tokens so far: those held and those dropped.
     pub fn len(&self) -> usize {
         self.positions.len()
     }
 
-    /// Whether there is no place yet.
+    /// Whether there is no token yet.
     pub fn is_empty(&self) -> bool {
         self.positions.is_empty()
     }
@@ -196,24 +196,24 @@ impl KvCache {
         self.shape.dtype
     }
 
-    /// The position that follows the highest of the last token's segment; 0 at the start.
+    /// One more than the highest position of the last token's segment; 0 for an empty context.
     pub fn next_position(&self) -> u32 {
         self.positions.last().map_or(0, |p| p.saturating_add(1))
     }
 
-    /// Tokens held, by all ranks.
+    /// Tokens held by all ranks together.
     pub fn held(&self) -> usize {
         self.held.last().map_or(0, |last| {
             (self.held.len() - 1) * BLOCK_TOKENS + self.len() - last
         })
     }
 
-    /// The highest position up to every token, in its segment, `[len]`: its own, where positions count up.
+    /// For every token, `[len]`, the highest position up to it in its segment: its own, where positions rise.
     pub fn positions(&self) -> &[u32] {
         &self.positions
     }
 
-    /// Segment of every token, `[len]`, or `None` when all are in one.
+    /// Segment id of every token, `[len]`, or `None` when all are equal.
     pub fn segments(&self) -> Option<&[u32]> {
         self.is_packed.then_some(self.segments.as_slice())
     }
@@ -234,7 +234,7 @@ impl KvCache {
         self.layers.len() * self.shape.block_bytes()
     }
 
-    /// A second context that begins as this one; the blocks are shared.
+    /// A second context that starts with the same tokens; blocks are shared.
     pub fn fork(&self) -> Self {
         let fork = Self {
             shape: self.shape,
@@ -258,8 +258,8 @@ impl KvCache {
         fork
     }
 
-    /// Zeros in the last blocks from place `before` on, where older tokens have left theirs: a weight of
-    /// zero does not hide what is no number, and int8 is scaled by the largest of a block.
+    /// Zeroes the slots of removed tokens in the last blocks from index `before` on: a weight of
+    /// zero times NaN is NaN, and int8 weights are scaled by the largest value scale of a block.
     fn forget(&mut self, before: usize) -> Result<()> {
         let width = self.shape.kv_heads * self.shape.d;
         for last in self.layers.iter_mut().filter_map(|layer| layer.last_mut()) {
@@ -276,7 +276,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// The name of the context among ranks.
+    /// Identifies the context among ranks.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -298,7 +298,7 @@ impl KvCache {
         }
     }
 
-    /// Forgets every token from `len` on; inside a dropped stretch, from its beginning on.
+    /// Removes every token from `len` on; inside a dropped range, from the start of that range.
     pub fn truncate(&mut self, len: usize) {
         if len >= self.len() {
             return;
@@ -314,6 +314,7 @@ impl KvCache {
             }
         }
         self.charges.truncate(self.blocks(0).len());
+        // `len` may lie in a dropped range, whose tokens are gone.
         let end = self.held.last().map_or(0, |start| start + BLOCK_TOKENS);
         self.positions.truncate(len.min(end));
         self.segments.truncate(len.min(end));
@@ -322,8 +323,8 @@ impl KvCache {
 
     /// Drops the `blocks` oldest blocks after the first `keep_sinks`, never the last → tokens dropped.
     ///
-    /// What stays keeps its places and positions. The first tokens of a context draw attention
-    /// whatever they say, so that keeping them ("sinks") keeps a sliding context sound
+    /// The remaining tokens keep their indices and positions. The first tokens of a context attract attention
+    /// whatever their content, so that keeping them ("sinks") keeps a sliding context usable
     /// (StreamingLLM, arXiv 2309.17453).
     pub fn drop_front(&mut self, keep_sinks: usize, blocks: usize) -> usize {
         let last = self.held.len().saturating_sub(1);
@@ -347,16 +348,16 @@ impl KvCache {
         dropped.len() * BLOCK_TOKENS
     }
 
-    /// A copy of the tokens at `places` as a context of its own, bit for bit.
+    /// A copy of the tokens `indices` as a context of its own, bit for bit.
     ///
-    /// With the places of one segment of a packed context it is that segment alone, which can go on.
+    /// With the indices of one segment of a packed context it is that prompt's own context.
     ///
     /// # Errors
-    /// `TooLarge` when the memory cannot be had, `Internal` when not all of the places are held.
-    pub fn part(&self, places: Range<usize>) -> Result<Self> {
-        let of = |all: &[u32]| Some(all.get(places.clone())?.to_vec());
+    /// `TooLarge` when memory is short, `Internal` when not all of the tokens are held.
+    pub fn part(&self, indices: Range<usize>) -> Result<Self> {
+        let of = |all: &[u32]| Some(all.get(indices.clone())?.to_vec());
         let missing = || {
-            let message = format!("places {places:?} of a context of {} tokens", self.len());
+            let message = format!("indices {indices:?} of a context of {} tokens", self.len());
             Error::new(Kind::Internal, message)
         };
         if self.share != Share::WHOLE {
@@ -382,17 +383,17 @@ impl KvCache {
         };
         part.extend(&positions, Some(&segments))?;
         for (to, from) in part.layers.iter_mut().zip(&self.layers) {
-            copy_places(to, from, &places).ok_or_else(missing)?;
+            copy_tokens(to, from, &indices).ok_or_else(missing)?;
         }
         Ok(part)
     }
 
-    /// Makes room for tokens whose highest components of positions are `positions`; without `segments` they go on in
-    /// the last token's.
+    /// Makes room for tokens with `positions` (of each, its highest component); without `segments` they continue
+    /// the last token's segment.
     ///
     /// # Errors
-    /// `TooLarge` when budget or memory end, `Io` when blocks cannot be spilled; no token is
-    /// added then, and every one that was there can still be attended to.
+    /// `TooLarge` when budget or memory are exhausted, `Io` when blocks cannot be spilled; then no token is
+    /// added, and the earlier ones stay usable.
     pub fn extend(&mut self, positions: &[u32], segments: Option<&[u32]>) -> Result<()> {
         let before = self.len();
         let last = self.segments.last().copied();
@@ -403,9 +404,9 @@ impl KvCache {
                 .segments
                 .resize(self.positions.len(), last.unwrap_or(0)),
         }
-        for place in before.max(1)..self.len() {
-            if self.segments[place] == self.segments[place - 1] {
-                self.positions[place] = self.positions[place].max(self.positions[place - 1]);
+        for index in before.max(1)..self.len() {
+            if self.segments[index] == self.segments[index - 1] {
+                self.positions[index] = self.positions[index].max(self.positions[index - 1]);
             } else {
                 self.is_packed = true;
             }
@@ -414,7 +415,7 @@ impl KvCache {
         allocated.inspect_err(|_| self.truncate(before))
     }
 
-    /// Room for every place from `before` on, in blocks of this context alone.
+    /// Allocates room for every token from `before` on, in blocks that no fork shares.
     fn allocate(&mut self, before: usize) -> Result<()> {
         let len = self.len();
         let open = before / BLOCK_TOKENS * BLOCK_TOKENS;
@@ -422,6 +423,7 @@ impl KvCache {
             self.own_last()?;
             self.forget(before)?;
         }
+        // Blocks allocated below are zeroed, and the open block has just been cleared.
         self.stale_until = 0;
         let first = before.next_multiple_of(BLOCK_TOKENS);
         for start in (first..len).step_by(BLOCK_TOKENS) {
@@ -441,6 +443,7 @@ impl KvCache {
             self.charges.push(Some(charge));
         }
         for layer in &mut self.layers {
+            // Several blocks may have become longer: the open one and the new ones.
             let written = |placed: &&mut PositionedBlock| placed.start + BLOCK_TOKENS > before;
             for placed in layer.iter_mut().rev().take_while(written) {
                 placed.len = (len - placed.start).min(BLOCK_TOKENS);
@@ -449,10 +452,11 @@ impl KvCache {
         Ok(())
     }
 
-    /// Copies the last blocks where they are shared or in a file.
+    /// Copies the last block of every layer where it is shared or mapped.
     fn own_last(&mut self) -> Result<()> {
         let lasts = self.layers.iter().filter_map(|layer| layer.last());
         let is_own = |placed: &PositionedBlock| {
+            // A mapped block is read-only.
             Arc::strong_count(&placed.block) == 1 && !placed.block.is_mapped()
         };
         if lasts.into_iter().all(is_own) {
@@ -475,7 +479,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Takes the bytes of one block of every layer out of the budget, after spilling what must go.
+    /// Charges one block of every layer to the budget, after spilling as much as necessary.
     fn charge(&mut self) -> Result<Arc<Charge>> {
         loop {
             if let Some(charge) = self.budget.charge(self.column_bytes()) {
@@ -499,12 +503,13 @@ impl KvCache {
         Error::new(Kind::TooLarge, message)
     }
 
-    /// Puts the oldest full blocks in memory into a file → whether there were any. Blocks that a
-    /// fork shares stay: no memory would be gained.
+    /// Spills the oldest full block of every layer → whether there was one. Blocks that a
+    /// fork shares stay in memory: spilling would free nothing.
     fn spill_oldest(&mut self) -> Result<bool> {
         let Some(spill) = self.spill.clone() else {
             return Ok(false);
         };
+        // Layers spill together, and one charge covers them: its count tells whether a fork shares them.
         let can_go = |&index: &usize| {
             let full = self.blocks(0)[index].len == BLOCK_TOKENS;
             let charge = self.charges[index].as_ref();
@@ -526,9 +531,9 @@ impl KvCache {
         Ok(true)
     }
 
-    /// Spills until the budget has room for `tokens` tokens more, where a directory was given.
+    /// Spills until the budget has room for `tokens` more tokens, where a directory was given.
     ///
-    /// Blocks that forks share are not spilled: who forks a context whose budget is full makes
+    /// Shared blocks are never spilled: whoever forks a context with a full budget makes
     /// room first.
     ///
     /// # Errors
@@ -536,6 +541,7 @@ impl KvCache {
     pub fn reserve(&mut self, tokens: usize) -> Result<()> {
         let columns = tokens.div_ceil(BLOCK_TOKENS) + 1;
         let room = (0..columns)
+            // Held until all fit, then dropped: `extend` charges again.
             .map(|_| self.charge())
             .collect::<Result<Vec<_>>>();
         room.map(drop)
@@ -558,10 +564,11 @@ impl KvCache {
         while !keys.is_empty() {
             let slot = at % BLOCK_TOKENS;
             let n = (keys.len() / width).min(BLOCK_TOKENS - slot);
-            let index = index_of(blocks, at).ok_or_else(no_room)?;
+            let index = block_holding(blocks, at).ok_or_else(no_room)?;
             let placed = &mut blocks[index];
             let (k, later_keys) = keys.split_at(n * width);
             let (v, later_values) = values.split_at(n * width);
+            // Copies only after a fork since `extend`, which made the block this context's own.
             Arc::make_mut(&mut placed.block).write(slot, k, v);
             (at, keys, values) = (at + n, later_keys, later_values);
         }
@@ -585,27 +592,27 @@ fn new_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Index of the block that holds `place`.
-fn index_of(blocks: &[PositionedBlock], place: usize) -> Option<usize> {
-    let behind = blocks.partition_point(|placed| placed.start <= place);
-    let index = behind.checked_sub(1)?;
-    blocks[index].places().contains(&place).then_some(index)
+/// Position in `blocks` of the block that holds token `index`.
+fn block_holding(blocks: &[PositionedBlock], index: usize) -> Option<usize> {
+    let behind = blocks.partition_point(|placed| placed.start <= index);
+    let block = behind.checked_sub(1)?;
+    blocks[block].range().contains(&index).then_some(block)
 }
 
-/// Copies the tokens at `places` to those from place 0 on; `None` when one is missing.
-fn copy_places(
+/// Copies the tokens `indices` to index 0 and up; `None` when one is not held.
+fn copy_tokens(
     to: &mut [PositionedBlock],
     from: &[PositionedBlock],
-    places: &Range<usize>,
+    indices: &Range<usize>,
 ) -> Option<()> {
-    let mut at = places.start;
-    while at < places.end {
+    let mut at = indices.start;
+    while at < indices.end {
         let slot = at % BLOCK_TOKENS;
-        let to_at = at - places.start;
+        let to_at = at - indices.start;
         let to_slot = to_at % BLOCK_TOKENS;
-        let n = (BLOCK_TOKENS - slot.max(to_slot)).min(places.end - at);
+        let n = (BLOCK_TOKENS - slot.max(to_slot)).min(indices.end - at);
         let to = to.get_mut(to_at / BLOCK_TOKENS)?;
-        let from = &from[index_of(from, at)?].block;
+        let from = &from[block_holding(from, at)?].block;
         Arc::make_mut(&mut to.block).copy_tokens(to_slot, from, slot..slot + n);
         at += n;
     }

@@ -1,33 +1,33 @@
-//! Which query sees which key, decided per pair and for whole blocks at once.
+//! Which query attends to which key, decided per pair and for whole blocks.
 
 use std::ops::Range;
 
-/// What a block of queries sees of a block of keys.
+/// How much of a block of keys is visible to a block of queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// No query sees any key.
     Skip,
     /// Every query sees every key.
     Full,
-    /// Ask per pair.
+    /// Some pairs are visible: ask per pair.
     Mixed,
 }
 
-/// The rule of one context. Queries and keys are numbered by their place in it.
+/// The attention mask of one context. Queries and keys are given by their token index in it.
 #[derive(Debug, Clone, Copy)]
 pub struct Mask<'a> {
-    /// A query sees no key after its own place.
+    /// A query attends to no later key.
     pub causal: bool,
-    /// A query sees its own place and so many less one before it; all of them where absent.
+    /// Sliding window: a query attends to itself and the `window − 1` tokens before it; unlimited where absent.
     pub window: Option<usize>,
-    /// Segment of every place, queries included; a query sees keys of its own segment only.
+    /// Segment id of every token, queries included; a query attends to keys of its own segment only.
     pub segments: Option<&'a [u32]>,
-    /// Whether the key at a place may be seen at all; `true` where absent.
+    /// Whether each key may be attended to at all (padding may not); every key where absent.
     pub keys: Option<&'a [bool]>,
 }
 
 impl Mask<'_> {
-    /// Every earlier place and its own: a plain context.
+    /// Each token attends to itself and everything before it: a plain context.
     pub const CAUSAL: Self = Self {
         causal: true,
         window: None,
@@ -35,7 +35,7 @@ impl Mask<'_> {
         keys: None,
     };
 
-    /// Whether the query at `query` sees the key at `key`.
+    /// Whether the query at token index `query` attends to the key at `key`.
     pub fn sees(&self, query: usize, key: usize) -> bool {
         let in_order = !self.causal || key <= query;
         let near = key >= self.first_near(query);
@@ -62,7 +62,7 @@ impl Mask<'_> {
         verdict
     }
 
-    /// Fills `bits`, one bit a key, with what the query sees of `keys`; bits behind the last key are zero.
+    /// Fills `bits`, one bit per key of `keys`, with those visible to the query; bits after the last key are zero.
     pub fn bits(&self, query: usize, keys: Range<usize>, bits: &mut [u32]) {
         let after = (query + 1).saturating_sub(keys.start).min(keys.len());
         let in_order = if self.causal { after } else { keys.len() };
@@ -96,13 +96,14 @@ impl Mask<'_> {
         }
     }
 
-    /// The first place inside the window of the query at `query`.
+    /// The first token index inside the window of the query at `query`.
     fn first_near(&self, query: usize) -> usize {
         self.window
             .map_or(0, |window| (query + 1).saturating_sub(window))
     }
 
     fn near(&self, queries: &Range<usize>, keys: &Range<usize>) -> Verdict {
+        // `first_near` rises with the query: the last query decides Full, the first one Skip.
         if keys.start >= self.first_near(queries.end - 1) {
             Verdict::Full
         } else if keys.end <= self.first_near(queries.start) {
@@ -133,6 +134,7 @@ impl Mask<'_> {
         };
         match (bounds(queries), bounds(keys)) {
             (Some((a, b)), Some((c, d))) if b < c || d < a => Verdict::Skip,
+            // The ranges overlap here, so that two single ids are equal.
             (Some((a, b)), Some((c, d))) if a == b && c == d => Verdict::Full,
             _ => Verdict::Mixed,
         }

@@ -1,24 +1,26 @@
-//! Attention over some of the keys, and how two such results become one.
+//! Attention over a part of the keys, and the merge of two such results.
 
-/// Output and log-sum-exp of `rows` queries over the keys seen so far.
+/// Output and log-sum-exp (LSE) of `rows` queries over a part of the keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Partial {
-    /// `[rows, d]`: the softmax-weighted mean of the values; zeros where no key was seen.
+    /// `[rows, d]`: the softmax-weighted mean of the values; zeros for a row without visible keys.
     pub out: Vec<f32>,
-    /// `[rows]`: the logarithm of the sum of `e^score`; −∞ where no key was seen.
+    /// `[rows]`: the logarithm of the sum of `e^score`; −∞ for a row without visible keys.
     pub lse: Vec<f32>,
 }
 
-/// The log-sum-exp of no key at all: the identity of [`merge_lse`].
+/// The LSE over no keys: the identity of [`merge_lse`].
 pub const EMPTY: f32 = f32::NEG_INFINITY;
 
-/// `ln(e^a + e^b)` and the share of each: guarded, so that two [`EMPTY`] give [`EMPTY`] and no NaN,
-/// while what is no number stays so.
+/// `ln(e^a + e^b)` and the weight of each, `e^a` and `e^b` over their sum. Two [`EMPTY`] give [`EMPTY`];
+/// NaN propagates.
 pub fn merge_lse(a: f32, b: f32) -> (f32, f32, f32) {
+    // f32::max drops NaN, so that it is handled first.
     if a.is_nan() || b.is_nan() {
         return (f32::NAN, f32::NAN, f32::NAN);
     }
     let max = a.max(b);
+    // −∞ − (−∞) is NaN: two empty results are their own case.
     if max == EMPTY {
         return (EMPTY, 0.0, 0.0);
     }
@@ -28,7 +30,7 @@ pub fn merge_lse(a: f32, b: f32) -> (f32, f32, f32) {
 }
 
 impl Partial {
-    /// The result over no key: the identity of [`Partial::merge`].
+    /// The result over no keys: the identity of [`Partial::merge`].
     pub fn empty(rows: usize, d: usize) -> Self {
         Self {
             out: vec![0.0; rows * d],
@@ -36,20 +38,20 @@ impl Partial {
         }
     }
 
-    /// The result over the keys of both, which must be disjoint and of the same queries.
+    /// The result over the keys of both, which must be disjoint and have the same queries.
     pub fn merge(mut self, other: &Self) -> Self {
         Self::merge_into(&mut self.out, &mut self.lse, &other.out, &other.lse);
         self
     }
 
-    /// The merge of the results of lanes, or of ranks, in order: of `2n`, each of the first `n` with
-    /// the one `n` after it, until one is left.
+    /// Merges the results of lanes, or of ranks, in a fixed tree: of `2n`, each of the first `n` with
+    /// the one `n` after it, until one remains.
     ///
-    /// Results that stand a power of two apart are merged first, so that a rank which holds every
-    /// second, fourth, … of them, and nothing for the others, has computed a node of this tree.
+    /// Results whose indices differ by a large power of two are merged first, so that a rank which holds every
+    /// second, fourth, … lane, and empty results for the others, has computed a node of this tree.
     ///
     /// # Panics
-    /// When there is none.
+    /// When `partials` is empty.
     pub fn merge_strided(mut partials: Vec<Self>) -> Self {
         assert!(!partials.is_empty(), "a merge of no result has no shape");
         while partials.len() > 1 {
@@ -62,8 +64,9 @@ impl Partial {
         partials.swap_remove(0)
     }
 
-    /// out `[rows, d]`, lse `[rows]` of two results → the first becomes their merge.
+    /// Merges out `[rows, d]`, lse `[rows]` of another result into the first.
     pub fn merge_into(out: &mut [f32], lse: &mut [f32], other_out: &[f32], other_lse: &[f32]) {
+        // Exact as well as fast: `out · 1 + 0 · other` would turn −0 into 0.
         if other_lse.iter().all(|&lse| lse == EMPTY) {
             return;
         }

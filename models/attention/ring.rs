@@ -1,13 +1,13 @@
-//! Exact attention over keys that several ranks hold: each attends what it can
-//! reach, and partial results are merged.
+//! Exact attention over keys that several ranks hold: each attends to the keys it has
+//! at hand, and partial results are merged.
 //!
-//! Either the keys travel round the ring (RingAttention, arXiv 2310.01889), or the
-//! queries visit every rank and bring back partial results (pass-Q of arXiv
-//! 2411.01783); [`traveller`] chooses what is less to move. One query of a
-//! generation is a queries' ring with a single traveller.
+//! Either keys and values are passed round the ring (RingAttention, arXiv 2310.01889), or
+//! queries are sent to every rank, which returns partial results (pass-Q of arXiv
+//! 2411.01783); [`traveller`] chooses whichever moves fewer bytes. The single query of a
+//! decode step is the second case with one rank asking.
 //!
 //! Results are merged in order of rank by [`Partial::merge_strided`], so that for a
-//! striped context they are those of one rank to the bit, if the ranks divide the lanes
+//! striped context they equal those of one rank to the bit, if the ranks divide the lanes
 //! ([`super::blockwise::lanes`]).
 
 use std::{ops::Range, time::Instant};
@@ -25,48 +25,48 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// What moves between ranks.
+/// What is sent between ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Traveller {
-    /// Keys and values, round the ring.
+    /// Keys and values, passed round the ring.
     Keys,
-    /// Queries to every rank, and partial results back.
+    /// Queries to every rank, partial results back.
     Queries,
 }
 
-/// What one rank moved, and how long it waited for others.
+/// Messages of one rank, and how long it waited for others.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Traffic {
-    /// How many ranks there are.
+    /// Number of ranks.
     pub ranks: usize,
     /// Messages sent.
     pub messages: u64,
     /// Bytes sent.
     pub bytes: u64,
-    /// Seconds of attention over keys at hand.
+    /// Seconds spent on attention.
     pub attending_s: f64,
-    /// Seconds in which this rank had nothing to do but wait for another's message.
+    /// Seconds spent waiting for other ranks' messages.
     pub waiting_s: f64,
 }
 
-/// The link of one rank, and what went over it.
+/// One rank's link, with counters.
 pub struct Ring {
     link: Box<dyn Link>,
     traffic: Traffic,
 }
 
-/// Who sends what to whom in a step of a keys' ring.
+/// One step of a ring that passes keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exchange {
-    /// The rank whose keys are attended in this step.
+    /// The rank whose keys are attended to in this step.
     pub source: usize,
-    /// Where the keys at hand go meanwhile; nowhere in the last step.
+    /// The rank to which the keys at hand are sent meanwhile; none in the last step.
     pub to: Option<usize>,
-    /// Whence the keys of the next step come.
+    /// The rank from which the keys of the next step come.
     pub from: Option<usize>,
 }
 
-/// The steps of `rank` in a keys' ring: its own keys first, then its predecessor's, and so on.
+/// The steps of `rank`: its own keys first, then its predecessor's, and so on.
 pub fn schedule(rank: usize, ranks: usize) -> Vec<Exchange> {
     let step = |s: usize| {
         let is_last = s + 1 == ranks;
@@ -79,10 +79,10 @@ pub fn schedule(rank: usize, ranks: usize) -> Vec<Exchange> {
     (0..ranks).map(step).collect()
 }
 
-/// What is less to move for `queries` queries (the most of any rank) over a context of `len` tokens.
+/// Whichever moves fewer bytes for `queries` queries (the most of any rank) over a context of `len` tokens.
 ///
-/// Keys: each rank hands on `⌈blocks / ranks⌉` blocks, `ranks − 1` times. Queries: it sends its own to
-/// `ranks − 1` others and as many partial results (out and log-sum-exp, f32) come back.
+/// Keys: each rank passes on `⌈blocks / ranks⌉` blocks, `ranks − 1` times. Queries: it sends its own to
+/// `ranks − 1` others and receives as many partial results (out and LSE, f32).
 pub fn traveller(
     heads: Heads,
     shape: KvShape,
@@ -91,6 +91,7 @@ pub fn traveller(
     ranks: usize,
 ) -> Traveller {
     let blocks = len.div_ceil(BLOCK_TOKENS).div_ceil(ranks);
+    // The factor `ranks − 1` is common to both and left out.
     let key_bytes = blocks * shape.block_bytes();
     let query_bytes = 4 * queries * heads.query * (2 * heads.d + 1);
     if key_bytes <= query_bytes {
@@ -115,12 +116,12 @@ impl Ring {
         self.link.rank()
     }
 
-    /// How many ranks there are.
+    /// Number of ranks.
     pub fn ranks(&self) -> usize {
         self.link.ranks()
     }
 
-    /// What this rank moved so far.
+    /// The counters so far.
     pub fn traffic(&self) -> Traffic {
         self.traffic
     }
@@ -128,7 +129,7 @@ impl Ring {
     /// [`Link::send`], counted.
     ///
     /// # Errors
-    /// As [`Link::send`]; with the kind and the words of a rank that failed, where it left some.
+    /// As [`Link::send`]; with kind and message of a rank that failed, where it sent them.
     pub fn send(&mut self, to: usize, message: Message) -> Result<()> {
         self.traffic.messages += 1;
         self.traffic.bytes += message.bytes() as u64;
@@ -136,7 +137,7 @@ impl Ring {
         sent.map_err(|error| self.last_words(to).unwrap_or(error))
     }
 
-    /// Why a rank that takes nothing more has failed, if it said so.
+    /// Why a rank that accepts no more messages has failed, if it said so.
     fn last_words(&mut self, rank: usize) -> Option<Error> {
         while let Ok(message) = self.link.receive(rank) {
             if let Some(failure) = message.failure {
@@ -154,7 +155,7 @@ impl Ring {
     /// [`Link::receive`], timed.
     ///
     /// # Errors
-    /// As [`Link::receive`], and with the kind and the words of a rank that failed.
+    /// As [`Link::receive`], and with kind and message of a rank that failed.
     pub fn receive(&mut self, from: usize) -> Result<Message> {
         let start = Instant::now();
         let message = self.wait(from);
@@ -162,7 +163,7 @@ impl Ring {
         message
     }
 
-    /// [`Ring::receive`], not timed: a pause between commands is no waiting.
+    /// [`Ring::receive`], not timed: a pause between commands does not count as waiting.
     pub fn wait(&mut self, from: usize) -> Result<Message> {
         let message = self.link.receive(from)?;
         match message.failure {
@@ -171,7 +172,7 @@ impl Ring {
         }
     }
 
-    /// Tells all other ranks that this one can do no more; those that are gone need no telling.
+    /// Tells all other ranks that this one has failed; ranks that are gone are skipped.
     pub fn fail(&mut self, error: &Error) {
         let own = self.rank();
         for rank in (0..self.ranks()).filter(|&rank| rank != own) {
@@ -181,7 +182,7 @@ impl Ring {
 
     /// q `[n, heads, d]` of this rank, keys of this rank → out `[n, heads, d]`, lse `[n, heads]` over the keys of all.
     ///
-    /// `runs` are the places of every rank's queries, those of this rank included; every rank calls this
+    /// `runs` are the token indices of every rank's queries, this rank's included; every rank calls this
     /// with the same `traveller` and mask.
     ///
     /// # Errors
@@ -205,7 +206,7 @@ impl Ring {
         }
     }
 
-    /// Keys travel: the next exchange is posted before the keys at hand are attended.
+    /// Passes keys: the next exchange is posted before attending to the keys at hand.
     fn pass_keys(
         &mut self,
         queries: Queries,
@@ -213,7 +214,7 @@ impl Ring {
         keys: &[PositionedBlock],
         mask: &Mask,
     ) -> Result<Partial> {
-        let n = queries.places();
+        let n = queries.count();
         let mut partials = vec![Partial::empty(n * heads.query, heads.d); self.ranks()];
         let mut at_hand = keys.to_vec();
         for exchange in schedule(self.rank(), self.ranks()) {
@@ -221,6 +222,7 @@ impl Ring {
                 let blocks = at_hand.clone();
                 self.send(to, Message::blocks(blocks))?;
             }
+            // By source and not in order of arrival: the merge must not depend on the rank.
             partials[exchange.source] = self.attend_here(queries, heads, &at_hand, mask);
             if let Some(from) = exchange.from {
                 at_hand = self.receive(from)?.blocks;
@@ -229,7 +231,7 @@ impl Ring {
         Ok(Partial::merge_strided(partials))
     }
 
-    /// Queries travel: a rank first sends its own to all others, then serves theirs.
+    /// Passes queries: a rank first sends its own to all others, then serves theirs.
     fn pass_queries(
         &mut self,
         queries: Queries,
@@ -241,11 +243,13 @@ impl Ring {
         let (rank, ranks) = (self.rank(), self.ranks());
         let others = |s: usize| (rank + s) % ranks;
         let asks = |rank: usize| runs.get(rank).is_some_and(|runs| !runs.is_empty());
+        // Every rank sends before it receives, and starts with its successor: no rank is waited for by all at
+        // once.
         for to in (1..ranks).map(others).filter(|_| asks(rank)) {
             let numbers = queries.q.to_vec();
             self.send(to, Message::numbers(numbers))?;
         }
-        let n = queries.places();
+        let n = queries.count();
         let mut partials = vec![Partial::empty(n * heads.query, heads.d); ranks];
         partials[rank] = self.attend_here(queries, heads, keys, mask);
         for from in (1..ranks).rev().map(others).filter(|&from| asks(from)) {
@@ -254,7 +258,7 @@ impl Ring {
                 q: &q,
                 runs: &runs[from],
             };
-            expect_length(from, q.len(), theirs.places() * heads.query * heads.d)?;
+            expect_length(from, q.len(), theirs.count() * heads.query * heads.d)?;
             let Partial { out, lse } = self.attend_here(theirs, heads, keys, mask);
             let numbers = [out, lse].concat();
             self.send(from, Message::numbers(numbers))?;
@@ -283,7 +287,7 @@ impl Ring {
 }
 
 /// # Errors
-/// `Internal` when rank `from` sent another number of numbers than it should have.
+/// `Internal` when rank `from` sent an unexpected count of numbers.
 pub(crate) fn expect_length(from: usize, found: usize, expected: usize) -> Result<()> {
     if found == expected {
         return Ok(());

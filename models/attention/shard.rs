@@ -1,8 +1,8 @@
-//! Who owns which places of a context that several ranks hold together.
+//! Which rank owns which tokens of a context that several ranks share.
 //!
-//! With a causal mask a query sees the keys before it, so that ranks with late
-//! places have more to do. The busiest rank's work over the idlest one's, for
-//! queries dealt like keys:
+//! With a causal mask a query attends to the keys before it, so that ranks with late
+//! tokens have more work. The busiest rank's work over the idlest one's, for
+//! queries distributed like keys:
 //!
 //! | ranks | contiguous | zigzag | striped, 64 blocks a rank |
 //! | --- | --- | --- | --- |
@@ -17,19 +17,19 @@ use std::ops::Range;
 
 use crate::attention::kv_cache::BLOCK_TOKENS;
 
-/// How places are dealt to ranks.
+/// How token indices are distributed over ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShardLayout {
     /// One run after another.
     Contiguous,
-    /// `2 · ranks` runs, of which rank `r` has the `r`-th from either end.
+    /// `2 · ranks` runs, of which rank `r` has the `r`-th from each end.
     Zigzag,
-    /// Block `b` of 256 places belongs to rank `b % ranks`.
+    /// Block `b` of 256 tokens belongs to rank `b % ranks`.
     Striped,
 }
 
 impl ShardLayout {
-    /// The places of `0..len` that belong to `rank`, as runs in order of place, none empty.
+    /// The indices of `0..len` that belong to `rank`, as rising runs, none empty.
     pub fn runs(self, len: usize, rank: usize, ranks: usize) -> Vec<Range<usize>> {
         let runs = match self {
             Self::Contiguous => vec![part(len, rank, ranks)],
@@ -43,23 +43,23 @@ impl ShardLayout {
     }
 }
 
-/// The `i`-th of `n` parts of `0..len`, as equal as can be.
+/// The `i`-th of `n` parts of `0..len`, whose lengths differ by at most one.
 fn part(len: usize, i: usize, n: usize) -> Range<usize> {
     len * i / n..len * (i + 1) / n
 }
 
-/// Which rank owns the block that holds `place`, of a striped context.
-pub fn owner(place: usize, ranks: usize) -> usize {
-    place / BLOCK_TOKENS % ranks
+/// The rank that owns the block of token `index` in a striped context.
+pub fn owner(index: usize, ranks: usize) -> usize {
+    index / BLOCK_TOKENS % ranks
 }
 
-/// The places of `places` that belong to `rank` of a striped context, as runs that end with their block
+/// The tokens of `indices` that belong to `rank` of a striped context, as runs that end with their block
 /// where another rank owns the next.
-pub fn striped(places: Range<usize>, rank: usize, ranks: usize) -> Vec<Range<usize>> {
+pub fn striped(indices: Range<usize>, rank: usize, ranks: usize) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
-    let mut start = places.start;
-    while start < places.end {
-        let end = places.end.min((start / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
+    let mut start = indices.start;
+    while start < indices.end {
+        let end = indices.end.min((start / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
         if owner(start, ranks) == rank {
             match runs.last_mut() {
                 Some(last) if last.end == start => last.end = end,

@@ -1,5 +1,5 @@
-//! Blocks of keys and values in files, mapped back: the kernel's page cache
-//! holds what is read often, the disk the rest.
+//! Blocks of keys and values in mapped files: the operating system's page cache
+//! keeps what is read often, the disk the rest.
 //!
 //! A file is a header of 4,096 bytes, numbers little-endian (magic, version, layers,
 //! key-value heads, channels, element type, tokens of a block, number of columns), and
@@ -27,22 +27,22 @@ const VERSION: u32 = 1;
 /// Bytes of the header, and what columns are padded to: a page.
 const PAGE: usize = 4096;
 
-/// What a file of blocks holds.
+/// The header of a file of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpillHeader {
     /// Decoder layers.
     pub layers: usize,
     /// Heads, channels and element type of a block.
     pub shape: KvShape,
-    /// Columns that follow.
+    /// Number of columns that follow.
     pub columns: u64,
 }
 
 impl SpillHeader {
-    /// The header at the beginning of a file of `file_bytes` bytes.
+    /// Parses the header of a file of `file_bytes` bytes.
     ///
     /// # Errors
-    /// `BadInput` when it is none, of another version, or the file has not the bytes that it states.
+    /// `BadInput` when it is not such a header, of another version, or does not match the file's length.
     pub fn parse(bytes: &[u8], file_bytes: u64) -> Result<Self> {
         let bad = |message: String| Error::new(Kind::BadInput, message);
         let found = bytes.get(..8).unwrap_or(bytes);
@@ -71,6 +71,7 @@ impl SpillHeader {
         }
         let (layers, kv_heads, d) = (layers? as usize, kv_heads? as usize, d? as usize);
         let most = [layers, kv_heads, d].into_iter().max().unwrap_or(0);
+        // Bounded before they are multiplied, so that no product of the header's numbers overflows.
         let least = [layers, kv_heads, d].into_iter().min().unwrap_or(0);
         if least == 0 || most > 1 << 16 {
             let found = format!("{layers} layers, {kv_heads} heads, {d} channels");
@@ -145,11 +146,11 @@ pub fn write<'a>(
 /// Maps the blocks of a file: for every column, those of every layer.
 ///
 /// # Errors
-/// `BadInput` when it is cut short, or not a file of blocks of this shape.
+/// `BadInput` when the file is truncated, or not a file of blocks of this shape.
 pub fn map(file: &File, layers: usize, shape: KvShape) -> Result<Vec<Vec<PackedBlock>>> {
     let file_bytes = file.metadata()?.len();
     if file_bytes < PAGE as u64 {
-        // Nothing is mapped that is not there.
+        // An empty file cannot be mapped.
         let message = format!("the file has {file_bytes} bytes, a header takes {PAGE}");
         return Err(Error::new(Kind::BadInput, message));
     }
@@ -170,20 +171,20 @@ pub fn map(file: &File, layers: usize, shape: KvShape) -> Result<Vec<Vec<PackedB
     blocks.ok_or_else(|| Error::new(Kind::BadInput, "the blocks are not aligned"))
 }
 
-/// Files made so far: no name is used twice by one process.
+/// Files made so far, so that a process uses no name twice.
 static FILES: AtomicU64 = AtomicU64::new(0);
 
-/// A directory that takes blocks out of memory.
+/// A directory for blocks that do not fit in memory.
 ///
-/// Every column is a file of its own, which has no name any more when it is mapped: its
-/// space is free again as soon as no context holds it, however the program ends.
+/// Every column is a file of its own, unlinked as soon as it is mapped: its
+/// space is freed when the last context drops it, however the process ends.
 #[derive(Debug)]
 pub struct SpillDir {
     dir: PathBuf,
 }
 
 impl SpillDir {
-    /// Blocks go to the directory `dir`, which is made when absent.
+    /// Spills to the directory `dir`, which is created when absent.
     pub fn new(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).doing(|| format!("make the directory {}", dir.display()))?;
         Ok(Self {
@@ -191,7 +192,7 @@ impl SpillDir {
         })
     }
 
-    /// Writes the blocks of every layer for the same tokens to a file → the same blocks, mapped.
+    /// Writes the blocks of every layer for the same tokens to a file, and returns them mapped.
     ///
     /// # Errors
     /// `Io` when the disk is full or fails; nothing is left behind.
@@ -203,6 +204,7 @@ impl SpillDir {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);
         let file = options.open(&path).map_err(Error::from).doing(doing)?;
+        // Its error is kept until the file is unlinked: nothing stays behind on either path.
         let mapped = Self::fill(&file, blocks);
         let unlinked = fs::remove_file(&path);
         let mapped = mapped.doing(doing)?;

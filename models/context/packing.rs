@@ -17,7 +17,7 @@ pub struct Segment {
     /// Number of the prompt, as it was given.
     pub prompt: usize,
     /// The places of the row that it takes.
-    pub places: Range<usize>,
+    pub indices: Range<usize>,
 }
 
 /// Prompts side by side; the number of a segment is its place in this list.
@@ -39,7 +39,7 @@ pub struct Packing {
 impl PackedRow {
     /// Tokens held.
     pub fn len(&self) -> usize {
-        self.segments.last().map_or(0, |last| last.places.end)
+        self.segments.last().map_or(0, |last| last.indices.end)
     }
 
     /// Whether no prompt is held.
@@ -50,13 +50,13 @@ impl PackedRow {
     /// Segment of every token, `[len]`.
     pub fn segment_ids(&self) -> Vec<u32> {
         let ids = (0..).zip(&self.segments);
-        ids.flat_map(|(id, segment)| segment.places.clone().map(move |_| id))
+        ids.flat_map(|(id, segment)| segment.indices.clone().map(move |_| id))
             .collect()
     }
 
     /// Position of every token in its own prompt, `[len]`.
     pub fn positions(&self) -> Vec<u32> {
-        let lengths = self.segments.iter().map(|s| s.places.len() as u32);
+        let lengths = self.segments.iter().map(|s| s.indices.len() as u32);
         lengths.flat_map(|n| 0..n).collect()
     }
 
@@ -67,15 +67,15 @@ impl PackedRow {
     pub fn gather<T: Clone>(&self, prompts: &[&[T]]) -> Vec<T> {
         let mut tokens = Vec::with_capacity(self.len());
         for segment in &self.segments {
-            tokens.extend_from_slice(&prompts[segment.prompt][..segment.places.len()]);
+            tokens.extend_from_slice(&prompts[segment.prompt][..segment.indices.len()]);
         }
         tokens
     }
 
     fn push(&mut self, prompt: usize, tokens: usize) {
         let start = self.len();
-        let places = start..start + tokens;
-        self.segments.push(Segment { prompt, places });
+        let indices = start..start + tokens;
+        self.segments.push(Segment { prompt, indices });
     }
 }
 
@@ -89,11 +89,11 @@ impl Packing {
     ///
     /// Rows are ragged: what is left over is reported, and never computed.
     pub fn padding(&self) -> f64 {
-        let places = self.capacity as f64 * self.rows.len() as f64;
-        if places == 0.0 {
+        let indices = self.capacity as f64 * self.rows.len() as f64;
+        if indices == 0.0 {
             return 0.0;
         }
-        1.0 - self.tokens() as f64 / places
+        1.0 - self.tokens() as f64 / indices
     }
 }
 

@@ -1,4 +1,4 @@
-//! Transformer blocks that read a whole sequence at once: of patches, or of the
+//! Transformer encoders over whole sequences: of patches, or of the
 //! tokens of a short text.
 
 use longreel_kernels::rope::Pairs;
@@ -6,19 +6,19 @@ use rayon::prelude::*;
 
 use crate::{
     attention::{
-        blockwise::{Heads, Queries, attend, place},
+        blockwise::{Heads, Queries, attend, blocks_of},
         mask::Mask,
     },
     checkpoint::weights::Weights,
     error::{Error, Kind, Result},
-    layers::{linear::Linear, norm::Norm, rotary::Turns},
+    layers::{linear::Linear, norm::Norm, rotary::Rotations},
     spec::encoder::{EncoderSpec, NormKind},
 };
 
-/// Added to the mean square of queries and keys: `InternVLVisionRMSNorm`, whose configuration does not name it.
+/// The ε of query and key norms: that of `InternVLVisionRMSNorm`, which no configuration states.
 const QK_NORM_EPS: f64 = 1e-6;
 
-/// A stack of blocks.
+/// A stack of transformer blocks.
 pub struct Encoder {
     heads: Heads,
     blocks: Vec<EncoderBlock>,
@@ -29,15 +29,15 @@ struct EncoderBlock {
     spec: EncoderSpec,
     attention_norm: Norm,
     inputs: Inputs,
-    /// Of queries and of keys.
+    /// Norms of queries and keys.
     qk_norms: Option<[Norm; 2]>,
     output: Linear,
     feed_forward_norm: Norm,
     up: Linear,
-    /// What `up` gives is multiplied by what this gives, activated.
+    /// Gate of the feed-forward layer: `down(act(gate(x)) · up(x))`.
     gate: Option<Linear>,
     down: Linear,
-    /// What the two layers add is multiplied by these, `[hidden]` each.
+    /// Layer scales of attention and feed-forward, `[hidden]` each.
     layer_scale: Option<[Vec<f32>; 2]>,
 }
 
@@ -47,27 +47,27 @@ enum Inputs {
     Fused(Linear),
 }
 
-/// What the tokens of a call see of one another.
+/// Which tokens of a call attend to one another.
 #[derive(Clone, Copy)]
 pub struct Visibility<'a> {
-    /// Tokens of one sequence, which sees itself only.
+    /// Tokens per sequence; sequences do not attend to one another.
     pub tokens: usize,
-    /// A token sees no later one.
+    /// A token attends to no later one.
     pub causal: bool,
-    /// Segment of each token of a sequence: those of one segment see one another. All are in one when absent.
+    /// Segment id of each token of a sequence: tokens attend within their segment. One segment when absent.
     pub segments: Option<&'a [u32]>,
-    /// What turns the heads of queries and keys, if anything.
-    pub turns: Option<&'a Turns>,
+    /// Rotations of query and key heads, if any.
+    pub rotations: Option<&'a Rotations>,
 }
 
 impl Visibility<'_> {
-    /// Every token of a sequence of `tokens` sees all.
+    /// Every token of a sequence of `tokens` attends to all.
     pub fn of_all(tokens: usize) -> Self {
         Self {
             tokens,
             causal: false,
             segments: None,
-            turns: None,
+            rotations: None,
         }
     }
 }
@@ -96,7 +96,7 @@ impl Encoder {
     /// x `[sequences, tokens, hidden]` → the same after the first `layers` blocks.
     ///
     /// # Errors
-    /// `Compute` when attention gives no number, `TooLarge` when memory ends.
+    /// `Compute` when attention gives NaN, `TooLarge` when memory is short.
     pub fn forward(
         &self,
         mut x: Vec<f32>,
@@ -114,7 +114,7 @@ impl Encoder {
         Ok(x)
     }
 
-    /// x `[sequences, tokens, hidden]` → the same after block `index` alone, in place.
+    /// x `[sequences, tokens, hidden]` → x after block `index` alone, in place.
     ///
     /// # Errors
     /// As [`Encoder::forward`].
@@ -203,14 +203,14 @@ impl EncoderBlock {
         if let Some([of_q, of_k]) = &self.qk_norms {
             (q, k) = (of_q.forward(&q), of_k.forward(&k));
         }
-        if let Some(turns) = view.turns {
-            turns.apply(&mut q, heads.query, heads.d, Pairs::Halves);
-            turns.apply(&mut k, heads.key_value, heads.d, Pairs::Halves);
+        if let Some(rotations) = view.rotations {
+            rotations.apply(&mut q, heads.query, heads.d, Pairs::Halves);
+            rotations.apply(&mut k, heads.key_value, heads.d, Pairs::Halves);
         }
         let mixed = attend_each(&q, &k, &v, heads, view)?;
         if mixed.iter().any(|x| x.is_nan()) {
             let message = format!(
-                "attention of layer {index} gave no number: a weight or an input is NaN or infinite"
+                "attention of layer {index} gave NaN: a weight or an input is NaN or infinite"
             );
             return Err(Error::new(Kind::Compute, message));
         }
@@ -234,7 +234,7 @@ impl EncoderBlock {
         self.add(x, self.down.forward(&inner), 1);
     }
 
-    /// x, y `[n, hidden]` → x plus y, times its scale, in place.
+    /// x, y `[n, hidden]` → adds y, times its layer scale, to x.
     fn add(&self, x: &mut [f32], y: Vec<f32>, which: usize) {
         let hidden = self.spec.hidden_size;
         let rows = x
@@ -269,7 +269,7 @@ impl Inputs {
     }
 }
 
-/// rows `[n, 2, half]` → their first halves and their second, `[n, half]`.
+/// rows `[n, 2, half]` → first and second halves, `[n, half]` each.
 fn halves(rows: &[f32], half: usize) -> [Vec<f32>; 2] {
     [0, 1].map(|part| {
         let parts = rows.chunks_exact(half).skip(part).step_by(2);
@@ -277,10 +277,10 @@ fn halves(rows: &[f32], half: usize) -> [Vec<f32>; 2] {
     })
 }
 
-/// q `[sequences, tokens, heads, d]`, k, v `[sequences, tokens, kv_heads, d]` → as q: each sequence attends to itself.
+/// q `[sequences, tokens, heads, d]`, k, v `[sequences, tokens, kv_heads, d]` → out, shaped as q: each sequence attends to itself.
 ///
 /// # Errors
-/// `TooLarge` when memory ends.
+/// `TooLarge` when memory is short.
 fn attend_each(
     q: &[f32],
     k: &[f32],
@@ -294,7 +294,7 @@ fn attend_each(
         ..Mask::CAUSAL
     };
     let tokens = view.tokens;
-    let places = 0..tokens;
+    let indices = 0..tokens;
     let (of_q, of_k) = (
         tokens * heads.query * heads.d,
         tokens * heads.key_value * heads.d,
@@ -305,10 +305,10 @@ fn attend_each(
         .zip(k.chunks_exact(of_k))
         .zip(v.chunks_exact(of_k));
     for ((q, k), v) in sequences {
-        let keys = place(heads, k, v)?;
+        let keys = blocks_of(heads, k, v)?;
         let queries = Queries {
             q,
-            runs: std::slice::from_ref(&places),
+            runs: std::slice::from_ref(&indices),
         };
         out.extend(attend(queries, heads, &keys, &mask).out);
     }

@@ -1,4 +1,4 @@
-//! What stands between the two matrices of a feed-forward layer, element by element.
+//! Activation functions, element by element.
 
 use rayon::prelude::*;
 
@@ -10,16 +10,16 @@ use crate::{
 /// Elements per task: large enough that splitting costs nothing.
 const TASK: usize = 1 << 14;
 
-/// A function of one number.
+/// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `max(x, 0)`.
     Relu,
-    /// `x Φ(x)`, Φ the normal distribution's (Hendrycks and Gimpel, arXiv 1606.08415).
+    /// `x Φ(x)`, Φ the standard normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415).
     Gelu,
-    /// Its approximation by a hyperbolic tangent, from the same paper.
+    /// The tanh approximation of GELU, from the same paper.
     GeluTanh,
-    /// `x σ(1.702 x)`, as CLIP has it.
+    /// `x σ(1.702 x)`, the approximation that CLIP uses.
     QuickGelu,
     /// `x σ(x)`.
     Silu,
@@ -46,7 +46,7 @@ impl Activation {
 
     fn apply_at(self, level: Level, x: &mut [f32]) {
         match self {
-            // NaN is not below 0, and stays.
+            // Not `max`: f32::max(NaN, 0) is 0, and NaN must propagate.
             Self::Relu => x
                 .iter_mut()
                 .for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
@@ -58,7 +58,7 @@ impl Activation {
         }
     }
 
-    /// What [`Activation::apply`] must give for one number, in f64.
+    /// Reference for [`Activation::apply`], one number in f64.
     pub fn reference(self, x: f64) -> f64 {
         let gate = |slope: f64| x / (1.0 + (-slope * x).exp());
         match self {
@@ -102,6 +102,7 @@ per_level! {
 /// `(1 + tanh u) / 2 = σ(2u)`.
 #[inline(always)]
 fn gelu_tanh_body(x: &mut [f32]) {
+    // `(1 + tanh u) / 2 = σ(2u)`, so that one exponential is enough.
     const TWICE: f32 = 1.595_769_2; // 2 sqrt(2 / π)
     for x in x {
         let cubed = 0.044_715 * *x * *x * *x;
@@ -116,12 +117,13 @@ per_level! {
 #[inline(always)]
 fn gelu_body(x: &mut [f32]) {
     for x in x {
+        // `1 − Φ(|x|)`, which loses no digits where Φ(x) is near 0.
         let tail = 0.5 * erfc(x.abs() * std::f32::consts::FRAC_1_SQRT_2);
         *x *= if *x < 0.0 { tail } else { 1.0 - tail };
     }
 }
 
-/// `1 − erf(x)` for `x ≥ 0`, within 1.2e-7 of itself and the rounding of f32: the Chebyshev
+/// `1 − erf(x)` for `x ≥ 0`, relative error at most 1.2e-7 plus f32 rounding: the Chebyshev
 /// fit of Press et al., "Numerical Recipes", section 6.2.
 #[inline(always)]
 fn erfc(x: f32) -> f32 {
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn far_out_an_activation_is_the_line_or_nothing_and_nan_stays() {
+    fn far_from_zero_an_activation_is_linear_or_zero_and_nan_propagates() {
         let flat = |activation: &Activation| *activation == Activation::Tanh;
         for activation in Activation::ALL.into_iter().filter(|a| !flat(a)) {
             let mut x = [60.0, -60.0, f32::NAN, 0.0];

@@ -18,17 +18,17 @@ use crate::{
     exp::exp,
 };
 
-/// Queries weighed at once: their weights and gradients stay in the second-level cache.
+/// Queries per strip: their weights and gradients stay in the L2 cache.
 const STRIP: usize = 128;
 
-/// Queries of one head, or of the heads that share one key-value head, and what came back to their outputs.
+/// Queries of one head, or of the heads that share one key-value head, and the gradients of their outputs.
 #[derive(Debug, Clone, Copy)]
 pub struct QueryRows<'a> {
     /// `[n, d]`.
     pub q: &'a [f32],
     /// `[n, d]`: the gradient of the outputs.
     pub d_out: &'a [f32],
-    /// `[n]`: log-sum-exp over all keys that a row saw, not over this block's only; −∞ where it saw none.
+    /// `[n]`: log-sum-exp over all visible keys, not over this block's only; −∞ where there are none.
     pub lse: &'a [f32],
     /// `[n]`: the sum over channels of `d_out · out`.
     pub delta: &'a [f32],
@@ -43,7 +43,7 @@ pub struct Keys<'a> {
     pub v: &'a [f32],
 }
 
-/// What is added to.
+/// Gradients that are accumulated into.
 #[derive(Debug)]
 pub struct HeadGradients<'a> {
     /// `[n, d]`.
@@ -54,9 +54,9 @@ pub struct HeadGradients<'a> {
     pub dv: &'a mut [f32],
 }
 
-/// q, dout `[n, d]`, lse, delta `[n]`, k and v `[s, d]` → dq `[n, d]`, dk and dv `[s, d]` are added to, f32.
+/// q, dout `[n, d]`, lse, delta `[n]`, k and v `[s, d]` → adds to dq `[n, d]`, dk and dv `[s, d]`, f32.
 ///
-/// Without `visible` every row sees every key. Runs on the calling thread.
+/// Without `visible` every row attends to every key. Runs on the calling thread.
 ///
 /// # Panics
 /// When the lengths do not fit, or there are more than [`BLOCK_TOKENS`] keys.
@@ -130,7 +130,7 @@ impl<'a> QueryRows<'a> {
     }
 }
 
-/// Which keys the rows from `first` on see.
+/// Visible keys of the rows from `first` on.
 #[derive(Clone, Copy)]
 struct VisibleRows<'a> {
     visible: Visible<'a>,
@@ -165,6 +165,7 @@ fn add_strip(
     gradients: HeadGradients,
 ) {
     let s = keys.k.len() / d;
+    // dq and dk carry the factor 1/√d of the scores; dv does not.
     let scale = 1.0 / (d as f32).sqrt();
     let (q, d_out) = (MatrixView::new(rows.q, d), MatrixView::new(rows.d_out, d));
     let (k, v) = (MatrixView::new(keys.k, d), MatrixView::new(keys.v, d));
@@ -184,7 +185,7 @@ fn add_strip(
 
 per_level! {
     /// scores `[n, s]` → weights, gradients of weights `[n, s]` → gradients of scores, in place;
-    /// zeros for pairs that do not see one another, whatever stood there.
+    /// zeros for masked pairs, whatever the buffers held.
     fn weigh(
         rows: QueryRows<'_>, s: usize, seen: Option<VisibleRows<'_>>, weights: &mut [f32], d_scores: &mut [f32],
     ) = weigh_body;
@@ -203,6 +204,7 @@ fn weigh_body(
         .zip(d_scores.chunks_exact_mut(s));
     let sums = rows.lse.iter().zip(rows.delta);
     for (row, ((weights, d_scores), (&lse, &delta))) in pairs.zip(sums).enumerate() {
+        // `exp(score − −∞)` would be infinite; a row without visible keys has no gradient.
         if lse == f32::NEG_INFINITY {
             weights.fill(0.0);
             d_scores.fill(0.0);
@@ -219,7 +221,7 @@ fn weigh_body(
     }
 }
 
-/// Zeros where the bit of a number is not set.
+/// Zeroes the numbers whose bit is not set.
 #[inline(always)]
 fn keep(numbers: &mut [f32], bits: &[u32]) {
     for (numbers, &word) in numbers.chunks_mut(32).zip(bits) {
@@ -229,7 +231,7 @@ fn keep(numbers: &mut [f32], bits: &[u32]) {
     }
 }
 
-/// A row-major matrix, or one seen from its side.
+/// A row-major matrix, or a transposed view of one.
 #[derive(Clone, Copy)]
 struct MatrixView<'a> {
     numbers: &'a [f32],
@@ -262,7 +264,7 @@ impl<'a> MatrixView<'a> {
     }
 }
 
-/// a `[m, k]`, b `[k, n]` → y `[m, n]`: `factor · a·b`, added to y or put in its place, on this thread.
+/// a `[m, k]`, b `[k, n]` → y `[m, n]`: `factor · a·b`, added to y or replacing it, on this thread.
 fn product(a: MatrixView, b: MatrixView, factor: f32, y: &mut [f32], added: bool) {
     assert_eq!(a.columns, b.rows);
     assert_eq!(y.len(), a.rows * b.columns);
@@ -298,7 +300,7 @@ fn product(a: MatrixView, b: MatrixView, factor: f32, y: &mut [f32], added: bool
 pub type ReferenceGradients = (Vec<f64>, Vec<f64>, Vec<f64>);
 
 /// q, d_out `[n, d]`, k, v `[s, d]`, `visible(row, key)` → dq, dk, dv of [`crate::attend::reference`],
-/// in f64 and one pair after another; `lse` and `delta` of `rows` are not read.
+/// in f64, pair by pair; `lse` and `delta` of `rows` are not read.
 pub fn reference(
     rows: QueryRows,
     keys: Keys,
@@ -489,13 +491,13 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_saw_nothing_and_a_pair_that_is_hidden_give_nothing() {
+    fn masked_rows_and_masked_pairs_have_zero_gradients() {
         check(6, 40, 16, 8, 1, |i, j| i % 2 == 0 && (j / 8) % 2 == 1);
         check(2, 40, 16, 8, 1, |i, _| i == 1);
     }
 
     #[test]
-    fn a_hidden_pair_may_have_any_score() {
+    fn the_score_of_a_masked_pair_has_no_effect() {
         let (d, n) = (4, 2);
         let q = vec![1e3; n * d];
         let (k, v) = ([vec![1e3; d], vec![0.0; d]].concat(), vec![1.0; 2 * d]);

@@ -1,15 +1,15 @@
-//! The threads that candle starts for work on single numbers and for quantized matrices: none where a model is trained.
+//! Keeps candle's own worker threads from starting where a model is trained.
 //!
-//! They wait for one another in loops that never sleep (`candle-core` 0.11, `utils.rs`, `BarrierGuard`) and so take
+//! candle uses them for element-wise operations and quantized matrices. They wait for one another in loops that\n//! never sleep (`candle-core` 0.11, `utils.rs`, `BarrierGuard`) and so take
 //! the cores from the threads that compute: a small decoder trains nearly twice as fast without them. Quantized
 //! matrices are multiplied by them alone (`QMatMul`), so whoever answers questions needs them.
 
 /// candle's own variable for the number of those threads.
 const N_THREADS: &str = "CANDLE_NUM_THREADS";
 
-/// Has candle do such work on the thread that asks for it, unless [`N_THREADS`] says otherwise.
+/// Makes candle work on the calling thread, unless the user has set [`N_THREADS`].
 ///
-/// To be called before another thread is started: the environment is left as it is where other threads could be reading it.
+/// To be called before another thread is started: with other threads, which could be reading the environment, it\n/// does nothing.
 pub fn start_none() {
     let is_set = std::env::var_os(N_THREADS).is_some();
     if !is_set && is_alone() {
@@ -18,7 +18,7 @@ pub fn start_none() {
     }
 }
 
-/// Whether this process is known to have one thread.
+/// Whether this process certainly has a single thread.
 fn is_alone() -> bool {
     let threads = std::fs::read_dir("/proc/self/task");
     threads.is_ok_and(|threads| threads.count() == 1)

@@ -14,7 +14,7 @@ use crate::{
     cpu::Level,
 };
 
-/// What the numbers of a case look like.
+/// The distribution of a case's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Values {
     /// Between −2 and 2.
@@ -27,16 +27,16 @@ pub enum Values {
     Zero,
     /// One channel of one key is a hundred times the others.
     Outlier,
-    /// One channel of one query is no number.
+    /// One channel of one query is NaN.
     NotANumber,
 }
 
-/// What the rows of a case see.
+/// Which keys the rows of a case attend to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MaskKind {
     /// Every key.
     All,
-    /// The keys up to their own place, the last row all.
+    /// The keys up to the row's own index; the last row attends to all.
     Causal,
     /// Every third key, and every fifth row none.
     Holes,
@@ -53,26 +53,26 @@ pub struct CheckCase {
     pub tokens: usize,
     /// Channels.
     pub d: usize,
-    /// What the numbers look like.
+    /// The distribution of the numbers.
     pub values: Values,
-    /// What rows see.
+    /// Which keys rows attend to.
     pub sight: MaskKind,
 }
 
-/// What a body did on a case.
+/// Error and time of one kernel on one case.
 #[derive(Debug, Clone, Copy)]
 pub struct CheckOutcome {
     /// Largest error of outputs, over the largest value, and of log-sum-exps; infinite
-    /// where one is a number and the other is not.
+    /// where one is NaN and the other is not.
     pub error: f64,
-    /// What it may be.
+    /// The largest allowed error.
     pub tolerance: f64,
-    /// Nanoseconds of one pass over all blocks, the fastest of a few.
+    /// Nanoseconds of one pass over all blocks, the fastest of several runs.
     pub nanoseconds: f64,
 }
 
 /// Every case: all element types, head dimensions 32 to 256 and odd ones, whole and cut blocks,
-/// every tile height, every kind of values and of sight.
+/// every tile height, every distribution and mask.
 pub fn cases() -> Vec<CheckCase> {
     let shapes = [
         (1, 1, 2),
@@ -255,7 +255,7 @@ fn error(
         .iter()
         .zip(&lse)
         .map(|(&got, &exact)| distance(got, exact) / exact.abs().max(1.0));
-    // A row that is no number in its log-sum-exp may have any output; and where rounding
+    // A row whose LSE is NaN may have any output; and where rounding
     // decides which of two keys takes all the weight, either is right.
     let is_undecided = rounds && is_steep(case);
     let outs = outs.enumerate().map(|(i, error)| {
@@ -279,7 +279,7 @@ fn rounds(level: Level, case: CheckCase) -> bool {
     level == Level::Avx512Bf16 && case.dtype != KvDtype::F32
 }
 
-/// The difference; 0 where both are the same infinity or both no number, infinite where one is.
+/// The difference; 0 where both are the same infinity or both NaN, infinite where only one is.
 fn distance(got: f32, exact: f64) -> f64 {
     let got = f64::from(got);
     match (got.is_finite(), exact.is_finite()) {
@@ -289,7 +289,7 @@ fn distance(got: f32, exact: f64) -> f64 {
     }
 }
 
-/// What rounding queries and weights to the type of the arithmetic may cost.
+/// The error that rounding queries and weights to the type of the products may cause.
 fn tolerance(level: Level, case: CheckCase) -> f64 {
     match case.dtype {
         KvDtype::Bf16 | KvDtype::Int4 if rounds(level, case) => 8e-3,
@@ -305,7 +305,7 @@ mod tests {
     use crate::cpu::Level;
 
     #[test]
-    fn every_body_agrees_with_the_reference_on_every_case() {
+    fn every_kernel_agrees_with_the_reference_on_every_case() {
         let mut wrong = Vec::new();
         for level in Level::available() {
             for case in cases() {

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::conv::{Kernel, Resampling, Start, conv};
 
-/// Vectors whose distances to all rows are held at once: 2 MiB for LWM's 8192 rows.
+/// Vectors whose distances to all rows are in memory at once: 2 MiB for LWM's 8192 rows.
 const BLOCK: usize = 64;
 
 /// A codebook, packed for the search.
@@ -23,7 +23,7 @@ impl Codebook {
     /// rows `[rows, channels]` → the packed codebook.
     ///
     /// # Panics
-    /// When there is no row, or a row is not whole.
+    /// When there is no row, or the length is not a multiple of `channels`.
     pub fn pack(rows: &[f32], channels: usize) -> Self {
         assert!(channels > 0 && !rows.is_empty() && rows.len().is_multiple_of(channels));
         let n = rows.len() / channels;
@@ -41,10 +41,10 @@ impl Codebook {
     }
 
     /// z `[n, channels]` → codes `[n]`: the row with the least `|z|² + |e|² − 2 z·e` in f32, the
-    /// lowest index of equals (`lwm/vqgan.py`, `VectorQuantizer`).
+    /// lowest index on ties (`lwm/vqgan.py`, `VectorQuantizer`).
     ///
     /// # Panics
-    /// When `z` is not whole vectors.
+    /// When the length of `z` is not a multiple of `channels`.
     pub fn nearest(&self, z: &[f32]) -> Vec<u32> {
         assert!(z.len().is_multiple_of(self.channels));
         let mut products = Vec::new();
@@ -76,10 +76,11 @@ fn square(v: &[f32]) -> f32 {
     v.iter().map(|x| x * x).sum()
 }
 
-/// The first index of the least distance.
+/// The index of the smallest distance, the first on ties; 0 where every distance is NaN.
 fn least(z_square: f32, squares: &[f32], products: &[f32]) -> u32 {
     let mut best = (f32::INFINITY, 0);
     for (i, (&square, &product)) in (0_u32..).zip(squares.iter().zip(products)) {
+        // In this order upstream's f32 ties are reproduced.
         let distance = z_square + square - 2.0 * product;
         if distance < best.0 {
             best = (distance, i);
@@ -88,7 +89,7 @@ fn least(z_square: f32, squares: &[f32], products: &[f32]) -> u32 {
     best.1
 }
 
-/// What [`Codebook::nearest`] must give, up to rounding: squared distances in f64 and the least one's index.
+/// Reference for [`Codebook::nearest`] up to rounding: the index of the smallest squared distance, and all of them in f64.
 pub fn reference(z: &[f32], rows: &[f32], channels: usize) -> Vec<(u32, Vec<f64>)> {
     let distance = |z: &[f32], row: &[f32]| -> f64 {
         z.iter()
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_infinite_vector_gives_a_code_that_exists() {
+    fn an_infinite_vector_gives_a_valid_code() {
         let codebook = Codebook::pack(&[1.0, -1.0], 1);
         for z in [f32::INFINITY, f32::NAN, f32::MAX] {
             assert!(codebook.nearest(&[z])[0] < 2);
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_gives_nothing() {
+    fn no_vectors_give_no_codes() {
         assert!(Codebook::pack(&[1.0], 1).nearest(&[]).is_empty());
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The fast body is an implicit matrix product: a tile of output pixels by a
 //! panel of output channels stays in registers while the taps and the input
-//! channels go by. Each pixel of the tile has its own input pointer, so that
+//! channels are streamed. Each pixel of the tile has its own input pointer, so that
 //! borders, strides and up-sampling are only a matter of where it points; a tap
 //! that falls into the padding points at zeros. The order of the additions
 //! does not depend on the picture's size, the thread or the batch.
@@ -11,13 +11,13 @@ use rayon::prelude::*;
 
 use crate::{cpu::Level, lanes::Lanes};
 
-/// Output channels that lie side by side in packed weights.
+/// Output channels that are adjacent in packed weights.
 const PANEL: usize = 32;
 
 /// Output pixels of one task: the panel's weights are read once for all of them.
 const TASK_PIXELS: usize = 2048;
 
-/// Where the input pixels of an output pixel lie.
+/// How output pixels map to input pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resampling {
     /// Stride 1, zeros on every side: the output has the size of the input.
@@ -35,7 +35,7 @@ pub enum Resampling {
     },
 }
 
-/// What the output holds before the first product is added.
+/// The value that the first product is added to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// The bias alone; the output's old content is ignored.
@@ -51,7 +51,7 @@ pub struct Kernel {
     /// `[panels, PANEL]`.
     bias: Vec<f32>,
     shape: [usize; 4],
-    /// Where taps in the padding point: one zero per input channel.
+    /// What taps in the padding read: one zero per input channel.
     zeros: Vec<f32>,
 }
 
@@ -96,7 +96,7 @@ impl Kernel {
 }
 
 impl Resampling {
-    /// Rows or columns of the output for `n` of the input and kernels of `taps` of them; 0 where no kernel fits.
+    /// Output rows (columns) for `n` input rows and kernels of `taps` rows; 0 where the kernel does not fit.
     pub fn output(self, n: usize, taps: usize) -> usize {
         match self {
             Self::Same => n,
@@ -109,7 +109,7 @@ impl Resampling {
         }
     }
 
-    /// The input row (column) that tap `k` of `taps` of output row (column) `o` sees;
+    /// The input row (column) that tap `k` of `taps` of output row (column) `o` reads;
     /// `None` in the padding. `n` is the input's extent.
     #[inline(always)]
     pub fn input(self, o: usize, k: usize, taps: usize, n: usize) -> Option<usize> {
@@ -127,7 +127,7 @@ impl Resampling {
     }
 }
 
-/// One convolution of one picture, as the tasks see it.
+/// One convolution of one picture, shared by all tasks.
 struct ConvJob<'a> {
     x: &'a [f32],
     height: usize,
@@ -139,7 +139,7 @@ struct ConvJob<'a> {
     y: Output,
 }
 
-/// Where tasks write disjoint pixels and channels of one output.
+/// The output, of which each task writes its own pixels and channels.
 #[derive(Clone, Copy)]
 struct Output(*mut f32);
 
@@ -199,7 +199,7 @@ fn conv_at(
     };
     let bands = pixels.div_ceil(TASK_PIXELS);
     let panels = cout.div_ceil(PANEL);
-    // Panels outermost: neighbours in time share a panel's weights.
+    // Panels outermost: tasks that run one after another share a panel's weights.
     (0..panels * bands).into_par_iter().for_each(|task| {
         let (panel, band) = (task / bands, task % bands);
         let first = band * TASK_PIXELS;
@@ -429,7 +429,7 @@ mod x86 {
     }
 }
 
-/// What [`conv`] must give, tap by tap in f64; `weights` as in [`Kernel::pack`], `residual` as y's old content.
+/// Reference for [`conv`], tap by tap in f64; `weights` as in [`Kernel::pack`], `residual` as y's old content.
 pub fn reference(
     x: &[f32],
     [height, width]: [usize; 2],
@@ -467,7 +467,7 @@ mod tests {
     use super::{Kernel, Resampling, Start, conv, conv_at, reference};
     use crate::cpu::Level;
 
-    /// Numbers in [-1, 1) that look random.
+    /// Pseudorandom numbers in [-1, 1).
     fn noise(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let mut next = || {
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn one_tap_sees_its_own_pixel_and_the_neighbours_see_zeros_outside() {
+    fn taps_outside_the_picture_read_zeros() {
         // A kernel of ones over a picture of ones counts the taps inside the picture.
         let kernel = Kernel::pack(&[1.0; 9], &[0.0], [3, 3, 1, 1]);
         let mut y = [0.0; 9];
@@ -559,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_count_the_zeros_on_both_sides() {
+    fn strides_count_the_padding_on_both_sides() {
         // Columns 1 to 5 between two zeros, a pair at every second; the line lies between two of zeros.
         let kernel = Kernel::pack(&[1.0, 10.0], &[0.0], [1, 2, 1, 1]);
         let strided = Resampling::Strided {
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn large_values_lose_no_more_than_rounding() {
+    fn large_values_lose_only_rounding() {
         check(
             [7, 9],
             [3, 3, 17, 40],
@@ -609,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn an_infinite_pixel_reaches_its_neighbours_only() {
+    fn an_infinite_pixel_affects_only_its_neighbours() {
         let mut x = vec![0.0; 5 * 5];
         x[0] = f32::INFINITY;
         let kernel = Kernel::pack(&[1.0; 9], &[0.0], [3, 3, 1, 1]);

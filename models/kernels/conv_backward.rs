@@ -1,10 +1,10 @@
-//! What comes back through a convolution: the gradients of its picture, its kernel and its bias.
+//! The backward pass of a convolution: gradients of its picture, kernel and bias.
 //!
-//! The picture's gradient is a convolution again. With odd taps and steps of one pixel it is
-//! the forward one over what came back, with the kernel mirrored; otherwise what came back is
-//! multiplied with all taps at once, and each product is added where its tap had looked.
-//! The kernel's gradient is, tap by tap, the product of the shifted picture and what came
-//! back: a tile of it stays in registers while the pixels go by. Every sum has one order,
+//! The picture's gradient is a convolution again. With an odd number of taps and stride 1 it is
+//! the forward one over the output's gradient, with the kernel mirrored; otherwise that gradient is
+//! multiplied by all taps at once, and each product is added to the pixel that its tap read.
+//! The kernel's gradient is, tap by tap, the product of the shifted picture and the output's
+//! gradient: a tile of it stays in registers while pixels are streamed. Every sum has a fixed order,
 //! whatever the number of threads.
 
 use rayon::prelude::*;
@@ -18,19 +18,19 @@ use crate::{
 /// Output channels of the kernel's gradient are padded to a multiple of this.
 const COLUMNS: usize = 32;
 
-/// Pixels that go by while a tile stays in registers: those of both pictures fit a first-level cache.
+/// Pixels streamed past a tile in registers: those of both pictures fit the L1 cache.
 const RUN_PIXELS: usize = 128;
 
-/// How gradients come back to the picture.
+/// How the picture's gradient is computed.
 #[derive(Clone, Copy)]
 enum Way {
-    /// The mirrored kernel over what came back, of which each pixel of a doubled picture has a quarter.
+    /// The mirrored kernel over the output's gradient; for a doubled picture four pixels are then added to one.
     Mirrored,
-    /// Each output's product with all taps, added tap by tap.
+    /// The product of each output's gradient with all taps, added tap by tap.
     Scattered,
 }
 
-/// Weights of one convolution, packed for the way back.
+/// Weights of one convolution, packed for the backward pass.
 pub struct BackKernel {
     product: Kernel,
     shape: [usize; 4],
@@ -77,7 +77,7 @@ fn turned(matrix: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(column).collect()
 }
 
-/// dy `[oh, ow, out]` → dx `[h, w, in]`, which is added to with [`Start::Residual`].
+/// dy `[oh, ow, out]` → dx `[h, w, in]`; adds to dx with [`Start::Residual`].
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -136,7 +136,7 @@ fn add_quarters(doubled: &[f32], width: usize, cin: usize, dx: &mut [f32]) {
     });
 }
 
-/// products `[oh, ow, kh, kw, in]` → dx `[h, w, in]` += each product where its tap had looked.
+/// products `[oh, ow, kh, kw, in]` → dx `[h, w, in]` += each product at the pixel that its tap read.
 fn add_taps(products: &[f32], [height, width]: [usize; 2], kernel: &BackKernel, dx: &mut [f32]) {
     let ([kh, kw, cin, _], sampling) = (kernel.shape, kernel.sampling);
     let out_width = sampling.output(width, kw);
@@ -151,7 +151,7 @@ fn add_taps(products: &[f32], [height, width]: [usize; 2], kernel: &BackKernel, 
     }
 }
 
-/// x `[h, w, in]`, dy `[oh, ow, out]` → dw `[kh, kw, in, out]` and db `[out]` are added to.
+/// x `[h, w, in]`, dy `[oh, ow, out]` → adds to dw `[kh, kw, in, out]` and db `[out]`.
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -211,7 +211,7 @@ fn padded(rows: &[f32], n: usize, columns: usize) -> Vec<f32> {
     wide
 }
 
-/// One picture and what came back to it, as the tasks see them.
+/// One picture and the output's gradient, shared by all tasks.
 struct ConvBackwardJob<'a> {
     /// `[h, w, in]`.
     x: &'a [f32],
@@ -225,7 +225,7 @@ struct ConvBackwardJob<'a> {
 }
 
 impl ConvBackwardJob<'_> {
-    /// dw `[in, out]` of one tap is added to.
+    /// Adds to dw `[in, out]` of one tap.
     fn tap(&self, level: Level, tap: usize, dw: &mut [f32]) {
         let cout = self.shape[3];
         if self.columns == cout {
@@ -239,7 +239,7 @@ impl ConvBackwardJob<'_> {
         }
     }
 
-    /// dw `[in, columns]` of one tap is added to.
+    /// Adds to dw `[in, columns]` of one tap.
     fn add(&self, level: Level, tap: usize, dw: &mut [f32]) {
         let [_, kw, ..] = self.shape;
         let columns = self.columns_seen(tap % kw);
@@ -254,14 +254,14 @@ impl ConvBackwardJob<'_> {
         }
     }
 
-    /// Columns of the picture and of what came back that meet at the taps of column `kx`.
+    /// Column pairs of picture and output gradient that meet at the taps of column `kx`.
     fn columns_seen(&self, kx: usize) -> Vec<[usize; 2]> {
         let (taps, width) = (self.shape[1], self.size[1]);
         let seen = |o| Some([self.sampling.input(o, kx, taps, width)?, o]);
         (0..self.out[1]).filter_map(seen).collect()
     }
 
-    /// Where in x and dy the pixels of output row `oy` begin that meet at a tap of row `ky`.
+    /// Offsets in x and dy of the pixels of output row `oy` that meet at a tap of row `ky`.
     fn see(&self, oy: usize, ky: usize, columns: &[[usize; 2]], seen: &mut Vec<[usize; 2]>) {
         let [kh, _, cin, _] = self.shape;
         if let Some(iy) = self.sampling.input(oy, ky, kh, self.size[0]) {
@@ -413,7 +413,7 @@ mod tests {
         cpu::Level,
     };
 
-    /// Numbers in [-1, 1) that look random.
+    /// Pseudorandom numbers in [-1, 1).
     fn noise(n: usize, seed: u32) -> Vec<f32> {
         let number = |i: u32| {
             let mixed = (i ^ seed << 20).wrapping_mul(2_654_435_761);
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_of_many_runs_of_pixels_lose_none() {
+    fn every_pixel_counts_in_pictures_of_many_runs() {
         check([30, 31], [3, 3, 9, 32], Resampling::Same);
         check([3, 200], [3, 3, 2, 3], Resampling::Same);
     }

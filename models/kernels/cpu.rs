@@ -1,14 +1,14 @@
-//! Which instructions the kernels may use: asked of the processor once.
+//! Which instructions the kernels may use: detected once.
 //!
 //! `LONGREEL_CPU=scalar|neon|avx2|avx512|avx512bf16` lowers the level, so that
-//! every body can be tested on one machine; it never raises it.
+//! every variant of a kernel can be tested on one machine; it never raises it.
 
 use std::sync::{
     OnceLock,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// The level in use, as one more than its number in [`Level::ALL`]; 0 until it is asked for.
+/// The level in use, as its index in [`Level::ALL`] plus one; 0 until first use.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
 /// Instruction sets, each including the ones before it.
@@ -36,13 +36,13 @@ impl Level {
         Self::Avx512Bf16,
     ];
 
-    /// The level that the processor has.
+    /// The highest level that the processor supports.
     pub fn detected() -> Self {
         static DETECTED: OnceLock<Level> = OnceLock::new();
         *DETECTED.get_or_init(detect)
     }
 
-    /// The level that kernels use: what the processor has, lowered by `LONGREEL_CPU`.
+    /// The level that kernels use: what the processor supports, lowered by `LONGREEL_CPU`.
     pub fn current() -> Self {
         let number = IN_USE.load(Ordering::Relaxed).wrapping_sub(1);
         Self::ALL.get(number).copied().unwrap_or_else(|| {
@@ -52,7 +52,7 @@ impl Level {
         })
     }
 
-    /// What the processor has, lowered by `LONGREEL_CPU`.
+    /// What the processor supports, lowered by `LONGREEL_CPU`.
     pub fn allowed() -> Self {
         static ALLOWED: OnceLock<Level> = OnceLock::new();
         *ALLOWED.get_or_init(|| {
@@ -62,8 +62,8 @@ impl Level {
         })
     }
 
-    /// From now on every kernel of this process uses this level, or what is allowed of it: for
-    /// measurements, where nothing else is being computed.
+    /// From now on every kernel of this process uses this level, at most the allowed one: for
+    /// measurements, while nothing else computes.
     pub fn put_in_use(self) {
         let level = self.min(Self::allowed());
         let number = Self::ALL.iter().position(|&l| l == level);
@@ -162,9 +162,9 @@ macro_rules! per_level {
 }
 pub(crate) use per_level;
 
-/// Asks for a line of memory to be brought into the cache; any address will do.
+/// Prefetches the cache line at `address`, which may be invalid.
 #[inline(always)]
-pub(crate) fn ask_for<T>(address: *const T) {
+pub(crate) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 processor has the instruction, and it never faults.
     unsafe {
@@ -175,10 +175,10 @@ pub(crate) fn ask_for<T>(address: *const T) {
     let _ = address;
 }
 
-/// [`ask_for`] every line of `bytes`.
+/// Prefetches every cache line of `bytes`.
 #[inline(always)]
-pub(crate) fn ask_for_all(bytes: &[u8]) {
-    bytes.chunks(64).for_each(|line| ask_for(line.as_ptr()));
+pub(crate) fn prefetch_all(bytes: &[u8]) {
+    bytes.chunks(64).for_each(|line| prefetch(line.as_ptr()));
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Group normalization followed by SiLU (Wu and He, "Group Normalization"; flax `GroupNorm`).
 //!
-//! Fused, because each alone is bound by memory: one pass sums, one pass writes.
+//! Fused, because each alone is memory-bound: one pass sums, one pass writes.
 
 use rayon::prelude::*;
 
@@ -25,7 +25,7 @@ pub(crate) const TASK_PIXELS: usize = 1024;
 /// `y = silu((x − mean) / √(var + ε) · scale + bias)`, `silu(v) = v / (1 + e^−v)`.
 ///
 /// Mean and variance are over all pixels and the consecutive channels of a group;
-/// `var = max(0, E[x²] − E[x]²)`, as flax has it.
+/// `var = max(0, E[x²] − E[x]²)`, as in flax.
 ///
 /// # Panics
 /// When the lengths do not fit, or the channels are not a multiple of [`GROUPS`].
@@ -121,7 +121,7 @@ fn write_body(x: &[f32], mean: &[f32], factor: &[f32], bias: &[f32], y: &mut [f3
     }
 }
 
-/// What [`group_norm_silu`] must give, in f64 and in two passes.
+/// Reference for [`group_norm_silu`], in f64 and two passes.
 pub fn reference(x: &[f32], scale: &[f32], bias: &[f32]) -> Vec<f64> {
     let channels = scale.len();
     let group = |i: usize| i % channels * GROUPS / channels;
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_pixels_lose_nothing_to_the_length_of_the_sum() {
+    fn the_sum_of_a_million_pixels_stays_accurate() {
         check(&wave(40_000 * 32, 0.001), 32);
     }
 

@@ -1,6 +1,6 @@
-//! What comes back through group normalization followed by SiLU.
+//! The backward pass of group normalization followed by SiLU.
 //!
-//! Two passes over memory, as forward: one through SiLU, which also sums, one through the norm.
+//! Two passes over memory, like the forward: SiLU with the sums, then the norm.
 
 use rayon::prelude::*;
 
@@ -10,7 +10,7 @@ use crate::{
     group_norm::{EPS, GROUPS, RUN_PIXELS, TASK_PIXELS, statistics},
 };
 
-/// What forward made of a channel: `v = (x − mean) · inverse · scale + bias`.
+/// The affine map of each channel in the forward pass: `v = (x − mean) · inverse · scale + bias`.
 struct ChannelStatistics<'a> {
     mean: &'a [f32],
     inverse: &'a [f32],
@@ -18,8 +18,8 @@ struct ChannelStatistics<'a> {
     bias: &'a [f32],
 }
 
-/// x, dy `[pixels, channels]`, scale, bias `[channels]` → dx `[pixels, channels]`, d scale and
-/// d bias `[channels]` of [`crate::group_norm::group_norm_silu`] are added to.
+/// x, dy `[pixels, channels]`, scale, bias `[channels]` → adds to dx `[pixels, channels]`, d scale and
+/// d bias `[channels]` of [`crate::group_norm::group_norm_silu`].
 ///
 /// With `n = (x − mean) / √(var + ε)`, `v = n · scale + bias`, `s = 1 / (1 + e^−v)`:
 /// `dv = dy · s · (1 + v · (1 − s))`, `d scale = Σ dv · n`, `d bias = Σ dv` and, with means over a
@@ -195,7 +195,7 @@ fn add_body(x: &[f32], dv: &[f32], line: &Affine, dx: &mut [f32]) {
     }
 }
 
-/// What [`group_norm_silu_backward`] must add, in f64: dx, d scale, d bias.
+/// Reference for [`group_norm_silu_backward`], in f64: dx, d scale, d bias.
 pub fn reference(x: &[f32], [scale, bias]: [&[f32]; 2], dy: &[f32]) -> [Vec<f64>; 3] {
     let n = scale.len();
     let group = |i: usize| i % n * GROUPS / n;

@@ -47,7 +47,7 @@ fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// What [`layer_norm`] must give, in f64.
+/// Reference for [`layer_norm`], in f64.
 pub fn reference(x: &[f32], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f64> {
     let d = weight.len();
     let row = |row: &[f32]| {

@@ -1,5 +1,5 @@
 //! The operations that decide the speed of longreel, and the only `unsafe` of
-//! its models: each file holds a contract, a slow reference, and the fast body.
+//! its models: each file holds a contract, a slow reference, and the fast kernel.
 //!
 //! All buffers are row-major `f32` or `bf16` slices whose last axis is
 //! contiguous. Work is split over the global rayon pool.

@@ -16,8 +16,8 @@ use crate::{
 /// Up to this many rows the weights are streamed; above, they are widened.
 const FEW_ROWS: usize = 8;
 
-/// x `[d]`, records `[n, skip + d]` → y `[n]`: the dot product of x and what stands in
-/// each record behind its first `skip` elements. On this thread.
+/// x `[d]`, records `[n, skip + d]` → y `[n]`: the dot product of x and the elements of
+/// each record after its first `skip`. On this thread.
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -67,7 +67,7 @@ fn linear_at<W: WeightElement>(
     }
 }
 
-/// Where threads write disjoint columns of one output.
+/// The output, of which each thread writes its own columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Columns(pub(crate) *mut f32);
 
@@ -119,7 +119,7 @@ fn stream_body<W: WeightElement>(x: &[f32], w: &[W], d: usize, y: Columns, strid
             // output, and in a column that no other task writes.
             unsafe { *y.0.add(i * stride + j) = value };
         };
-        // One row of x after another: a weight row stays in the nearest cache, and the compiler keeps the sums of
+        // One row of x at a time: the weight row stays in the L1 cache, and the compiler keeps the sums of
         // one in registers, which it does not do with those of four.
         for (i, x) in x.chunks_exact(d).enumerate() {
             store(i, dot(x, row));
@@ -173,7 +173,7 @@ fn many_rows<W: WeightElement>(
         });
 }
 
-/// What [`linear`] must give, in f64.
+/// Reference for [`linear`], in f64.
 pub fn reference<W: WeightElement>(x: &[f32], w: &[W], in_features: usize) -> Vec<f64> {
     let dot = |x: &[f32], w: &[W]| {
         x.iter()
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_multiplied_behind_their_heads() {
+    fn records_are_multiplied_after_their_skipped_elements() {
         for (d, skip) in [(1, 12), (33, 6), (512, 12), (1152, 0)] {
             let (x, w) = (numbers(d, 1), numbers(5 * d, 2));
             let record = |w: &[f32]| {

@@ -1,4 +1,4 @@
-//! Files mapped read-only into memory, and memory that is asked of the system page by page.
+//! Files mapped read-only into memory, and anonymous pages.
 
 use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 
@@ -52,8 +52,8 @@ impl MappedBytes {
     }
 }
 
-/// Zeroed memory of its own pages, which goes back to the system at once when it is dropped:
-/// what lives long leaves no holes between what lives shortly.
+/// Zeroed memory in pages of its own, returned to the system at once when dropped:
+/// long-lived blocks do not fragment the heap of short-lived allocations.
 pub struct Pages(memmap2::MmapMut);
 
 impl Pages {
@@ -62,7 +62,7 @@ impl Pages {
         Ok(Self(memmap2::MmapMut::map_anon(n)?))
     }
 
-    /// The bytes, at a place that is a multiple of the page size.
+    /// The bytes, aligned to the page size.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -1,18 +1,18 @@
-//! Many rows times some weight rows on one thread: weights are widened and transposed into
-//! panels that stay in the second-level cache, and a tile of sums stays in registers while a
-//! panel goes by (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication").
+//! Many rows times a few weight rows on one thread: weights are widened and transposed into
+//! panels that stay in the L2 cache, and a tile of sums stays in registers while a
+//! panel is streamed (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication").
 //!
-//! A sum is taken in the order of the inputs, whatever is computed beside it: neither the
+//! Sums run in the order of the inputs, whatever else is computed: neither the
 //! number of rows nor of threads changes a bit.
 
 use std::cell::RefCell;
 
 use crate::{cpu::Level, lanes::Lanes, weight_element::WeightElement};
 
-/// Inputs of one panel: 12 rows of them fill half of a first-level cache.
+/// Inputs of one panel: 12 rows of them fill half of the L1 cache.
 const BLOCK: usize = 512;
 
-/// Most rows of a tile, and most columns.
+/// Maximum rows and columns of a tile.
 const MAX_ROWS: usize = 12;
 const MAX_COLUMNS: usize = 32;
 
@@ -31,10 +31,10 @@ pub(crate) struct Product<'a, W> {
 }
 
 impl<W: WeightElement> Product<'_, W> {
-    /// Does it with the instructions of `level`.
+    /// Computes the product with the instructions of `level`.
     ///
     /// # Safety
-    /// There is room for `m` numbers at the begin of each of the `n` rows of y, and nobody else uses it.
+    /// There is room for `m` numbers at the start of each of the `n` rows of y, and no other thread uses it.
     pub(crate) unsafe fn run(&self, level: Level) {
         PANELS.with_borrow_mut(|panels| {
             let columns = (self.w.len() / self.d).next_multiple_of(MAX_COLUMNS);
@@ -171,10 +171,10 @@ fn widen<W: WeightElement>(wide: &mut [f32], row: &[W]) {
     }
 }
 
-/// The first `N` lines and columns of a square, turned about its diagonal.
+/// The first `N` rows and columns of a square, transposed.
 ///
-/// To put the lanes of two lines in turn, one of either half, moves the highest bit of the
-/// line's number behind the lowest of the lane's; after as many steps as a number has bits, they have changed places.
+/// Interleaving a row of the first half with one of the second moves the highest bit of the
+/// row index below the lowest bit of the lane index; after log2 N such steps the two indices are exchanged.
 #[inline(always)]
 unsafe fn transpose<V: Lanes>(square: [[f32; 16]; 16]) -> [V; 16] {
     // SAFETY: the caller's promise: the processor has the instructions of `V`.
@@ -199,7 +199,7 @@ struct Tile<'a> {
     rows: *const f32,
     d: usize,
     panel: &'a [f32],
-    /// Whether sums begin here, or with what is there.
+    /// Whether sums start at zero or from y's content.
     is_first: bool,
 }
 

@@ -1,6 +1,6 @@
-//! The processor's own ceilings as work to be timed: multiply-adds that wait for
-//! nothing, and reading that does nothing else. What a kernel reaches is told as a
-//! share of these.
+//! Work that reaches the processor's peak rates, to be timed: independent multiply-adds,
+//! and pure reads from memory. A kernel's speed is reported as a
+//! fraction of these.
 
 use std::hint::black_box;
 
@@ -15,7 +15,7 @@ pub enum Multiply {
     F32,
     /// Pairs of bf16, summed in f32 (`vdpbf16ps`).
     Bf16,
-    /// Fours of 8-bit integers, summed in i32 (`vpdpbusd`).
+    /// Groups of four 8-bit integers, summed in i32 (`vpdpbusd`).
     Int8,
 }
 
@@ -29,7 +29,7 @@ impl Multiply {
     }
 }
 
-/// Sums kept apart: twice the multiply-adds that are under way at once in any known core.
+/// Independent sums: twice the multiply-adds in flight in any known core.
 const SUMS: usize = 16;
 
 /// Multiplies and adds `rounds` times into every sum on this thread → operations done, two
@@ -43,7 +43,7 @@ pub fn multiply(kind: Multiply, level: Level, rounds: u64) -> Option<u64> {
     Some(2 * rounds * (SUMS * lanes) as u64)
 }
 
-/// Does the work with the instructions of `level`, which the processor has → products of one instruction.
+/// Runs with the instructions of `level`, which the processor must support → products per instruction.
 fn multiply_at(kind: Multiply, level: Level, rounds: u64) -> usize {
     match (kind, level) {
         // SAFETY: the level is at most what the processor was found to have.
@@ -88,17 +88,17 @@ unsafe fn floats<V: Lanes>(rounds: u64) -> usize {
 /// A buffer for timing reads, in large pages where the system gives them.
 pub struct ReadBuffer(MmapMut);
 
-/// Runs that one thread reads side by side: more requests to memory are under way at once.
+/// Streams that one thread reads in parallel, so that more memory requests are in flight.
 const STREAMS: usize = 4;
 
-/// Bytes of one step of a run.
+/// Bytes of one step of a stream.
 const STEP: usize = 256;
 
-/// Bytes fetched before they are read.
+/// Prefetch distance in bytes.
 const AHEAD: usize = 2048;
 
 impl ReadBuffer {
-    /// At least `bytes` bytes, every page of which is there.
+    /// At least `bytes` bytes, every page of which is resident.
     ///
     /// # Errors
     /// When there is no memory for them.
@@ -160,7 +160,7 @@ unsafe fn sum<V: Lanes>(bytes: &[u8]) -> f32 {
     }
 }
 
-/// Asks for the lines of the step at `from`, which may lie past the end.
+/// Prefetches the cache lines of the step at `from`, which may lie past the end.
 #[inline(always)]
 fn fetch(from: *const u8) {
     #[cfg(target_arch = "x86_64")]

@@ -1,10 +1,10 @@
-//! Rows times a weight matrix that stays as it was quantized: blocks of whole numbers
+//! Rows times a weight matrix that stays quantized: blocks of integers
 //! with scales, as GGUF files hold them (`ggml-quants.c` of llama.cpp describes the blocks).
 //!
-//! A weight row is widened to f32 in the first-level cache while it goes by, so that few rows of x
-//! (generation) take the time of reading the blocks; for many rows (prefill) some weight rows are
+//! A weight row is widened to f32 in the L1 cache as it is read, so that few rows of x
+//! (generation) take the time of reading the blocks; for many rows (prefill) several weight rows are
 //! widened at once and multiplied in registers, as in [`crate::linear`]. x is not rounded: the
-//! result is that of the weights that the blocks stand for.
+//! result is that of the dequantized weights.
 
 use std::{cell::RefCell, fmt, marker::PhantomData};
 
@@ -16,7 +16,7 @@ use crate::{
     multiply::Product,
 };
 
-/// Weight rows of a task, which widens them at once where x has many rows.
+/// Weight rows of a task, widened together where x has many rows.
 const TASK_ROWS: usize = 32;
 
 thread_local! {
@@ -24,26 +24,26 @@ thread_local! {
     static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How the weights of a block are written.
+/// The block formats of GGUF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Format {
     /// 32 weights of 4 bits, a scale.
     Q4_0,
-    /// 32 weights of 4 bits, a scale and a least value.
+    /// 32 weights of 4 bits, a scale and a minimum.
     Q4_1,
     /// 32 weights of 5 bits, a scale.
     Q5_0,
-    /// 32 weights of 5 bits, a scale and a least value.
+    /// 32 weights of 5 bits, a scale and a minimum.
     Q5_1,
     /// 32 weights of 8 bits, a scale.
     Q8_0,
-    /// 256 weights of 2 bits, scales and least values of 16 weights.
+    /// 256 weights of 2 bits, scales and minima of 16 weights.
     Q2K,
     /// 256 weights of 3 bits, scales of 16 weights.
     Q3K,
-    /// 256 weights of 4 bits, scales and least values of 32 weights.
+    /// 256 weights of 4 bits, scales and minima of 32 weights.
     Q4K,
-    /// 256 weights of 5 bits, scales and least values of 32 weights.
+    /// 256 weights of 5 bits, scales and minima of 32 weights.
     Q5K,
     /// 256 weights of 6 bits, scales of 16 weights.
     Q6K,
@@ -134,7 +134,7 @@ fn widen_at(level: Level, format: Format, bytes: &[u8], weights: &mut [f32]) {
 /// x `[n, in]` f32, w `[out, in]` in blocks of `format` → y `[n, out]` f32: `y = x · wᵀ`.
 ///
 /// # Panics
-/// When the lengths do not fit, or a row is no whole number of blocks.
+/// When the lengths do not fit, or a row is not a whole number of blocks.
 pub fn multiply(format: Format, x: &[f32], w: &[u8], in_features: usize, y: &mut [f32]) {
     multiply_at(Level::current(), format, x, w, in_features, y);
 }
@@ -193,7 +193,7 @@ fn many_rows(level: Level, format: Format, x: &[f32], w: &[u8], row_bytes: usize
         });
 }
 
-/// Gives `work` room for `n` numbers that this thread keeps.
+/// Calls `work` with this thread's buffer, resized to `n` numbers.
 fn with_room(n: usize, work: impl FnOnce(&mut [f32])) {
     WIDE.with_borrow_mut(|wide| {
         wide.resize(wide.len().max(n), 0.0);
@@ -233,14 +233,14 @@ fn stream_body<B: BlockFormat>(
     }
 }
 
-/// Keeps compilers from computing several blocks, or parts of one, side by side: their weights lie apart, and
-/// those of one fill a vector.
+/// Keeps the compiler from vectorizing across blocks, or across parts of one: their weights are not adjacent, and
+/// those of one part fill a vector.
 #[inline(always)]
 fn one_by_one<T>(part: T) -> T {
     std::hint::black_box(part)
 }
 
-/// What the bytes of a block mean.
+/// The layout of one block format.
 trait BlockFormat {
     const WEIGHTS: usize;
     const BYTES: usize;
@@ -261,13 +261,13 @@ struct Q5K;
 struct Q6K;
 struct Q8K;
 
-/// The f16 at byte `at`. Scales of 4 bits are often below its least normal number, where a processor is slow:
-/// no number here is below that of f32.
+/// The f16 at byte `at`. Scales of 4-bit formats are often subnormal in f16, which processors convert slowly;
+/// none is subnormal in f32, so that the bits are shifted and rescaled here.
 #[inline(always)]
 fn half(block: &[u8], at: usize) -> f32 {
     let bits = u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
     let magnitude = (bits & 0x7fff) << 13;
-    // The exponents differ by 112.
+    // The exponent biases of f32 and f16 differ by 127 − 15 = 112.
     let number = match magnitude {
         0..0x0080_0000 => f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23),
         0x0080_0000..0x0f80_0000 => f32::from_bits(magnitude + (112 << 23)),
@@ -289,7 +289,7 @@ fn dot(x: &[f32], row: &[f32]) -> f32 {
     sums.iter().sum()
 }
 
-/// codes `[n]` → `code · scale + least` each.
+/// codes `[n]` → `code · scale + least` each; `least` is the block's minimum.
 #[inline(always)]
 fn spread<const N: usize>(codes: [u8; N], scale: f32, least: f32, weights: &mut [f32]) {
     for (weight, code) in weights[..N].iter_mut().zip(codes) {
@@ -406,7 +406,7 @@ fn signed<const N: usize>(codes: [u8; N], scale: f32, weights: &mut [f32]) {
     }
 }
 
-/// weights `[32]` → each half of them times its scale and plus its least value, in place.
+/// weights `[32]` → each half times its scale plus its minimum, in place.
 #[inline(always)]
 fn halves(weights: &mut [f32], scales: [f32; 2], least: [f32; 2]) {
     let sides = weights
@@ -468,7 +468,7 @@ fn q3k_scale(scales: &[u8], part: usize) -> u8 {
     low | (scales[8 + part % 4] >> (part / 4 * 2) & 3) << 4
 }
 
-/// Scale and least value, of 6 bits each, of a part of a Q4_K or Q5_K block.
+/// Scale and minimum, of 6 bits each, of a part of a Q4_K or Q5_K block.
 #[inline(always)]
 fn scale_and_least(scales: &[u8], part: usize) -> [f32; 2] {
     let (scale, least) = match part {
@@ -571,7 +571,7 @@ mod tests {
     use super::{Format, Level, half, multiply_at, widen_at};
     use crate::linear::reference;
 
-    /// Whatever bytes.
+    /// Pseudorandom bytes.
     fn bytes(n: usize, seed: u64) -> Vec<u8> {
         let mut state = seed;
         let mut next = || {
@@ -583,7 +583,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// Blocks of whatever bits, their scales about 0.01.
+    /// Blocks of pseudorandom bits with scales near 0.01.
     fn some_blocks(format: Format, n: usize, seed: u64) -> Vec<u8> {
         let mut blocks = bytes(n * format.block_bytes(), seed);
         let scales: &[usize] = match format {
@@ -622,7 +622,7 @@ mod tests {
 
     /// The weights as candle reads them.
     fn candles(format: Format, blocks: &[u8]) -> Vec<f32> {
-        // candle wants them aligned.
+        // candle requires aligned blocks.
         let aligned: Vec<u32> = bytemuck::pod_collect_to_vec(blocks);
         let blocks = &bytemuck::cast_slice(&aligned)[..blocks.len()];
         let dtype = candles_name(format);
@@ -634,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn every_format_means_what_candle_reads() {
+    fn every_format_widens_as_candle_reads_it() {
         for format in Format::ALL {
             let blocks = some_blocks(format, 40, 7);
             let expected = candles(format, &blocks);
@@ -642,7 +642,7 @@ mod tests {
                 let mut got = vec![f32::NAN; expected.len()];
                 widen_at(level, format, &blocks, &mut got);
                 for (i, (got, e)) in got.iter().zip(&expected).enumerate() {
-                    // A least value is added in the same step or in one of its own.
+                    // candle may add the minimum in a separate rounding step.
                     let near = (got - e).abs() <= 1e-6 * e.abs().max(0.1);
                     assert!(near, "{format:?} {level:?} [{i}]: got {got}, expected {e}");
                 }
@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn scales_are_those_of_f16() {
+    fn half_agrees_with_every_f16() {
         for bits in 0..=u16::MAX {
             let expected = f16::from_bits(bits).to_f32();
             let got = half(&bits.to_le_bytes(), 0);
@@ -664,7 +664,7 @@ mod tests {
     }
 
     #[test]
-    fn products_are_those_of_the_widened_weights() {
+    fn products_equal_those_of_the_widened_weights() {
         for format in Format::ALL {
             for (n, blocks_a_row, out) in
                 [(1, 1, 1), (1, 3, 70), (7, 2, 33), (9, 1, 40), (40, 2, 67)]

@@ -40,7 +40,7 @@ fn body(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     }
 }
 
-/// What [`rms_norm`] must give, in f64.
+/// Reference for [`rms_norm`], in f64.
 pub fn reference(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
     let d = weight.len();
     x.chunks(d)

@@ -1,9 +1,9 @@
-//! Rotary position embedding (Su et al. 2021): each pair of channels is turned
+//! Rotary position embedding (RoPE, Su et al. 2021): each pair of channels is rotated
 //! by an angle that grows with the position.
 
 use rayon::prelude::*;
 
-/// Which channels of a head turn together.
+/// Which channels of a head are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairs {
     /// Channels `2i` and `2i + 1`.
@@ -12,7 +12,7 @@ pub enum Pairs {
     Halves,
 }
 
-/// x `[n, heads, d]`, cos and sin `[n, d/2]` → x turned in place: `(a, b) ← (a·cos − b·sin, a·sin + b·cos)`.
+/// x `[n, heads, d]`, cos and sin `[n, d/2]` → x rotated in place: `(a, b) ← (a·cos − b·sin, a·sin + b·cos)`.
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn every_head_of_a_token_turns_alike_and_tokens_apart() {
+    fn heads_of_a_token_share_their_rotation_and_tokens_do_not() {
         let mut x = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0];
         rotate(&mut x, 2, &[1.0, 0.0], &[0.0, 1.0], 1, Pairs::Adjacent);
         assert_eq!(x, [1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0]);

@@ -33,7 +33,7 @@ fn body(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// What [`swiglu`] must give, in f64.
+/// Reference for [`swiglu`], in f64.
 pub fn reference(gate: &[f32], up: &[f32]) -> Vec<f64> {
     gate.iter()
         .zip(up)

@@ -33,12 +33,12 @@ impl WeightElement for bf16 {
 }
 
 impl WeightElement for f16 {
-    /// In whole numbers and one product, so that a compiler can do it to many at once.
+    /// Integer operations and one product, so that the compiler can vectorize it.
     #[inline(always)]
     fn widen(self) -> f32 {
         let bits = u32::from(self.to_bits());
         let magnitude = bits & 0x7fff;
-        // The exponents differ by 112; the largest of f16 is infinite or no number.
+        // The exponent biases differ by 112; exponent 31 of f16 is infinity or NaN.
         let value = f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23);
         let endless = if magnitude >= 0x7c00 { 0x7f80_0000 } else { 0 };
         f32::from_bits(value.to_bits() | endless | (bits & 0x8000) << 16)

@@ -1,4 +1,4 @@
-//! Activations by the names that configurations use.
+//! Activation functions by their names in configurations.
 
 use longreel_kernels::activation::Activation;
 

@@ -26,7 +26,7 @@ pub struct Linear {
 
 impl Linear {
     /// Takes `{name}.weight` of shape `[out_features, in_features]`, and `{name}.bias` of `[out_features]`
-    /// if the layer is said to have one.
+    /// where `has_bias`.
     pub fn named(
         weights: &mut Weights,
         name: &str,
@@ -47,8 +47,8 @@ impl Linear {
         })
     }
 
-    /// Takes the kernel `name` of a convolution whose steps are as long as it, `[out_features, ...shape]`, as the
-    /// matrix by which its flattened pieces are multiplied; and a bias.
+    /// Takes the kernel `name` `[out_features, ...shape]` of a convolution whose stride equals its size, as the
+    /// matrix that multiplies flattened patches; and a bias where `has_bias`.
     pub fn of_patches(
         weights: &mut Weights,
         name: &str,
@@ -120,7 +120,7 @@ impl Linear {
         y
     }
 
-    /// Row `index` of the weight, `[in]`, appended to `out`: an embedding looked up.
+    /// Appends row `index` of the weight, `[in]`, to `out`: an embedding lookup.
     ///
     /// # Errors
     /// `BadInput` when there is no such row.
@@ -146,12 +146,12 @@ impl Linear {
     }
 }
 
-/// The weights took the matrix only after seeing that it is aligned.
+/// Never empty for want of alignment: `Weights::matrix` maps only aligned matrices.
 fn elements(bytes: &MappedBytes) -> &[bf16] {
     bytes.as_elements().unwrap_or_default()
 }
 
-/// y `[n, d]`, row `[d]` → y plus the row, in place.
+/// y `[n, d]`, row `[d]` → adds the row to every row of y.
 pub fn add_rows(y: &mut [f32], row: &[f32]) {
     let rows = y.par_chunks_exact_mut(row.len()).with_min_len(8);
     rows.for_each(|y| y.iter_mut().zip(row).for_each(|(y, r)| *y += r));

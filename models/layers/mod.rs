@@ -1,4 +1,4 @@
-//! The layers that all models are made of: `[n, d]` numbers in, as many rows out.
+//! Layers shared by all models: `[n, d]` in, `n` rows out.
 
 pub mod quantized;
 

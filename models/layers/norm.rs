@@ -4,7 +4,7 @@ use longreel_kernels::{layer_norm::layer_norm, rms_norm::rms_norm};
 
 use crate::{checkpoint::weights::Weights, error::Result, spec::encoder::NormKind};
 
-/// RMSNorm: the weight, and what is added to the mean square.
+/// RMSNorm: the weight, and the ε added to the mean square.
 pub struct RmsNorm {
     weight: Vec<f32>,
     eps: f32,
@@ -26,7 +26,7 @@ impl RmsNorm {
     }
 }
 
-/// LayerNorm: weight and bias, and what is added to the variance.
+/// LayerNorm: weight and bias, and the ε added to the variance.
 pub struct LayerNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,
@@ -51,11 +51,11 @@ impl LayerNorm {
     }
 }
 
-/// Either of the two.
+/// LayerNorm or RMSNorm.
 pub enum Norm {
-    /// Mean and variance.
+    /// Normalizes mean and variance.
     Layer(LayerNorm),
-    /// The mean square alone.
+    /// Normalizes the mean square.
     Rms(RmsNorm),
 }
 

@@ -1,4 +1,4 @@
-//! A matrix in quantized blocks: multiplied by candle from a copy of its own, or by our kernel where the file has it.
+//! A matrix in quantized blocks: multiplied by candle from a copy, or by our kernel in the mapped file.
 
 use std::{borrow::Cow, sync::OnceLock};
 
@@ -18,21 +18,21 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// Weights that are looked at together, in a core's cache.
+/// Weights that a task checks together, within a core's cache.
 const WEIGHTS: usize = 1 << 14;
 
-/// `[out, in]` in blocks.
+/// A weight matrix `[out, in]` in quantized blocks.
 pub struct QuantizedMatrix {
     bytes: MappedBytes,
     format: Format,
     in_features: usize,
-    /// Made when it is first multiplied: an embedding table that is only looked up in needs none. `None` where the
+    /// Made at the first product: an embedding table that is never multiplied needs none. `None` where the
     /// matrix is multiplied in place.
     copy: Option<OnceLock<Option<QMatMul>>>,
 }
 
 impl QuantizedMatrix {
-    /// A matrix of whole blocks, `in_features` weights a row.
+    /// A matrix of whole blocks, `in_features` weights per row.
     pub fn new(bytes: MappedBytes, format: Format, in_features: usize, in_place: bool) -> Self {
         let is_copied = !in_place && bits_of_copy(format).is_some();
         Self {
@@ -45,21 +45,21 @@ impl QuantizedMatrix {
 
     /// x `[n, in]` → y `[n, out]`, which is zeros.
     ///
-    /// From the copy, x is rounded to 8 bits a number in runs of 32 or 256, as llama.cpp does; in place it is not rounded.
+    /// With the copy, x is quantized to 8 bits in blocks of 32 or 256, as in llama.cpp; in place x is not rounded.
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
-        // Rounded to whole numbers, what is no number would look like one.
+        // Quantizing x to integers would turn NaN into a number.
         let is_number = x.iter().all(|x| x.is_finite());
         let copy = self.copy.as_ref().filter(|_| is_number);
         let copy = copy.and_then(|copy| copy.get_or_init(|| self.copied().ok()).as_ref());
         let made = copy.and_then(|copy| product(copy, x, self.in_features).ok());
         match made.filter(|made| made.len() == y.len()) {
             Some(made) => y.copy_from_slice(&made),
-            // What candle cannot take is multiplied from where it is.
+            // Without a copy, or where candle fails, our kernel multiplies in place.
             None => multiply(self.format, x, self.bytes.as_bytes(), self.in_features, y),
         }
     }
 
-    /// Row `index`, `[in]`, appended to `out`; `None` when there is no such row.
+    /// Appends row `index`, `[in]`, to `out`; `None` when there is no such row.
     pub fn append_row(&self, index: usize, out: &mut Vec<f32>) -> Option<()> {
         let row_bytes = self.in_features / self.format.block_weights() * self.format.block_bytes();
         let start = index.checked_mul(row_bytes)?;
@@ -74,11 +74,11 @@ impl QuantizedMatrix {
     }
 
     /// # Errors
-    /// `Compute` for a weight that is no number: candle's product hides it, ours passes it on to who names its layer.
+    /// `Compute` for a weight that is NaN or infinite: candle's integer product would hide it, while ours propagates it\n    /// to the check that names the layer.
     fn copied(&self) -> Result<QMatMul> {
         let bytes = self.bytes.as_bytes();
         if !self.is_finite() {
-            return Err(Error::new(Kind::Compute, "a weight is no number"));
+            return Err(Error::new(Kind::Compute, "a weight is NaN or infinite"));
         }
         let n = self.format.weights_of(bytes) / self.in_features.max(1);
         let dtype = name_in_candle(self.format);

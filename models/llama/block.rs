@@ -1,4 +1,4 @@
-//! One decoder block: attention and the gated feed-forward layer, each behind
+//! One decoder block: attention and the gated feed-forward layer, each after
 //! a norm and added to the residual stream (`lwm/llama.py`, `FlaxLLaMABlock`).
 
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::{
     },
     checkpoint::weights::Weights,
     error::{Error, Kind, Result},
-    layers::{linear::Linear, norm::RmsNorm, rotary::Turns},
+    layers::{linear::Linear, norm::RmsNorm, rotary::Rotations},
     llama::{feed_forward::FeedForward, rope::Rope},
     spec::DecoderSpec,
 };
@@ -23,10 +23,10 @@ use crate::{
 pub struct DecoderBlock {
     index: usize,
     heads: Heads,
-    /// Tokens that one attends to, itself the last; the whole context when absent.
+    /// Sliding window: tokens that a token attends to, itself included; the whole context when absent.
     window: Option<usize>,
     input_norm: RmsNorm,
-    /// Of each head's query and key.
+    /// Norms of each head's query and key.
     head_norms: Option<[RmsNorm; 2]>,
     query: Linear,
     key: Linear,
@@ -36,7 +36,7 @@ pub struct DecoderBlock {
     feed_forward: FeedForward,
 }
 
-/// The contexts that a ragged batch writes to, and the ring over which they are shared.
+/// The contexts of a ragged batch, and the ring that shares them.
 pub struct Contexts<'a> {
     /// One per row.
     pub rows: Vec<RowContext<'a>>,
@@ -48,9 +48,9 @@ pub struct Contexts<'a> {
 pub struct RowContext<'a> {
     /// This rank's part of the context.
     pub cache: &'a mut KvCache,
-    /// Places of the new tokens, those of other ranks included.
-    pub places: Range<usize>,
-    /// Places of this rank's new tokens.
+    /// Token indices of the new tokens, those of other ranks included.
+    pub indices: Range<usize>,
+    /// Token indices of this rank's new tokens.
     pub own: Vec<Range<usize>>,
 }
 
@@ -108,12 +108,12 @@ impl DecoderBlock {
         })
     }
 
-    /// x `[n, hidden]` of all rows → x plus attention, in place; keys and values go to the caches.
+    /// x `[n, hidden]` of all rows → x plus attention, in place; keys and values are written to the caches.
     pub fn attention(
         &self,
         x: &mut [f32],
         rope: &Rope,
-        turns: &Turns,
+        rotations: &Rotations,
         contexts: &mut Contexts,
     ) -> Result<()> {
         let normed = self.input_norm.forward(x);
@@ -123,8 +123,8 @@ impl DecoderBlock {
         if let Some([of_query, of_key]) = &self.head_norms {
             (q, k) = (of_query.forward(&q), of_key.forward(&k));
         }
-        rope.apply(&mut q, self.heads.query, turns);
-        rope.apply(&mut k, self.heads.key_value, turns);
+        rope.apply(&mut q, self.heads.query, rotations);
+        rope.apply(&mut k, self.heads.key_value, rotations);
         let mixed = self.mix(&q, &k, &v, contexts)?;
         add(x, &self.output.forward(&mixed));
         Ok(())
@@ -141,6 +141,7 @@ impl DecoderBlock {
             for run in &row.own {
                 let kv = done * kv_width..(done + run.len()) * kv_width;
                 row.cache
+                    // Written before any row attends: a token attends to itself and to its chunk.
                     .write(self.index, run.start, &k[kv.clone()], &v[kv])?;
                 done += run.len();
             }
@@ -151,7 +152,7 @@ impl DecoderBlock {
         Ok(out)
     }
 
-    /// q `[own tokens, heads, d]` of one row → their result over the whole context.
+    /// q `[own tokens, heads, d]` of one row → attention over the whole context.
     fn attend(&self, q: &[f32], row: &RowContext, ring: Option<&mut Ring>) -> Result<Partial> {
         let mask = Mask {
             window: self.window,
@@ -165,16 +166,17 @@ impl DecoderBlock {
         };
         let ranks = ring.ranks();
         let runs: Vec<_> = (0..ranks)
-            .map(|rank| striped(row.places.clone(), rank, ranks))
+            .map(|rank| striped(row.indices.clone(), rank, ranks))
             .collect();
         let most = |runs: &Vec<Range<usize>>| runs.iter().map(ExactSizeIterator::len).sum();
+        // The most of any rank, so that all ranks choose the same traveller.
         let queries = runs.iter().map(most).max().unwrap_or(0);
         let shape = row.cache.shape();
-        let traveller = traveller(self.heads, shape, row.places.end, queries, ranks);
+        let traveller = traveller(self.heads, shape, row.indices.end, queries, ranks);
         ring.attend(traveller, q, &runs, self.heads, keys, &mask)
     }
 
-    /// Refuses a result that is no number: it would spread to everything that comes after.
+    /// `Compute` for NaN or infinity, which would propagate to everything that follows.
     fn check(&self, result: &Partial) -> Result<()> {
         let of_values = result.out.chunks_exact(self.heads.d);
         let mut rows = result.lse.iter().zip(of_values);
@@ -184,7 +186,7 @@ impl DecoderBlock {
             Err(Error::new(
                 Kind::Compute,
                 format!(
-                    "attention of layer {}, head {head} gave no number for token {token} of the call: \
+                    "attention of layer {}, head {head} gave NaN or infinity for token {token} of the call: \
                      a weight or an input is NaN or infinite",
                     self.index
                 ),

@@ -1,4 +1,4 @@
-//! The gated feed-forward layer: one for every token, or some of several experts for each.
+//! The gated feed-forward layer: one for all tokens, or a mixture of experts.
 
 use longreel_kernels::swiglu::swiglu;
 
@@ -11,9 +11,9 @@ use crate::{
 
 /// A feed-forward layer with its weights.
 pub enum FeedForward {
-    /// The same for every token.
+    /// One layer for all tokens.
     Dense(GatedFeedForward),
-    /// A few of many for each token.
+    /// A few experts of many for each token.
     Experts(Experts),
 }
 
@@ -136,10 +136,10 @@ impl Experts {
     }
 }
 
-/// The `n` largest of some scores, and what each counts: the softmax over them.
+/// The indices of the `n` largest scores, each with its weight: the softmax over those `n`.
 fn best(scores: &[f32], n: usize) -> Vec<(usize, f32)> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
-    // Of equal scores the first: the sort keeps their order.
+    // A stable sort: on ties the lower index comes first, as in torch.topk on the CPU.
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
     order.truncate(n);
     let most = order.first().map_or(0.0, |&e| scores[e]);
@@ -154,7 +154,7 @@ mod tests {
     use super::best;
 
     #[test]
-    fn the_best_share_one_and_equal_ones_come_in_order() {
+    fn weights_sum_to_one_and_ties_keep_their_order() {
         let chosen = best(&[0.5, 2.0, -1.0, 2.0], 2);
         assert_eq!(chosen, [(1, 0.5), (3, 0.5)]);
         let sum: f32 = best(&[0.1, 7.0, 3.0], 3)

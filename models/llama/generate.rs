@@ -1,5 +1,5 @@
-//! The loops around the decoder: prefill, text generation for one or several
-//! contexts, and image or video generation with guidance.
+//! Loops around the decoder: prefill, text generation for one or several
+//! contexts, and image or video generation with classifier-free guidance.
 
 use candle_core::Tensor;
 
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Asked before every step and chunk; `false` ends with `Interrupted`.
+/// Called before every decode step and prefill chunk; `false` ends with `Interrupted`.
 pub type KeepGoing<'a> = dyn Fn() -> bool + 'a;
 
 /// Whether generation goes on after an id.
@@ -22,35 +22,35 @@ pub type KeepGoing<'a> = dyn Fn() -> bool + 'a;
 pub enum Continuation {
     /// Draw the next id.
     Continue,
-    /// This id was the last.
+    /// Stop after this id.
     Stop,
 }
 
-/// How text is generated.
+/// Parameters of text generation.
 #[derive(Debug, Clone)]
 pub struct Generation {
-    /// Longest answer, in ids.
+    /// Maximum length of an answer, in ids.
     pub max_new_tokens: usize,
     /// How ids are drawn.
     pub draw: Draw,
-    /// An answer ends with the first of these ids.
+    /// An answer ends at the first of these ids.
     pub stop_ids: Vec<u32>,
 }
 
 /// One context of a batch, prefilled.
 pub struct Prompted<'a> {
-    /// The context; every id but the last drawn is appended.
+    /// The context; every drawn id but the last is appended.
     pub cache: &'a mut KvCache,
     /// Hidden state of its last token, `[1, hidden]`.
     pub last: Tensor,
 }
 
-/// Appends `tokens` to the context, `chunk` at a time on every rank; memory beside the cache is that of one chunk.
+/// Appends `input` to the context, `chunk` tokens at a time on every rank; activations take the memory of one chunk.
 ///
-/// → hidden state of the last token, `[1, hidden]`. `on_progress` is told the tokens of each chunk.
+/// Returns the hidden state of the last token, `[1, hidden]`. `on_progress` receives the tokens of each chunk.
 ///
 /// # Errors
-/// `Interrupted` when `keep_going` says no, with the chunks so far in the cache.
+/// `Interrupted` when `keep_going` returns `false`, with the chunks so far in the cache.
 pub fn prefill<'a>(
     decoder: &dyn Forward,
     cache: &mut KvCache,
@@ -71,7 +71,7 @@ pub fn prefill<'a>(
     last.ok_or_else(|| Error::new(Kind::Internal, "there are no tokens to prefill"))
 }
 
-/// Refuses before the first chunk what would not fit after the last.
+/// `TooLarge` before the first chunk, if the last one would not fit.
 fn check_room(decoder: &dyn Forward, cache: &KvCache, input: Input) -> Result<()> {
     let n = input.tokens.len();
     let given = input.positions.and_then(|all| Positions::Space(all).last());
@@ -80,7 +80,7 @@ fn check_room(decoder: &dyn Forward, cache: &KvCache, input: Input) -> Result<()
     has_room(decoder, cache, n, end)
 }
 
-/// Refuses `n` tokens of which the highest position is `end − 1` where the model was not made for them.
+/// `TooLarge` where `n` more tokens, of highest position `end − 1`, exceed the model's context.
 fn has_room(decoder: &dyn Forward, cache: &KvCache, n: usize, end: usize) -> Result<()> {
     let limit = decoder.spec().max_position_embeddings;
     let held = cache.len();
@@ -106,9 +106,9 @@ fn append(decoder: &dyn Forward, cache: &mut KvCache, input: Input) -> Result<Te
     }])
 }
 
-/// Draws an answer to the context whose last hidden state is `last`, `[1, hidden]`.
+/// Generates an answer to the context whose last hidden state is `last`, `[1, hidden]`.
 ///
-/// → the ids, a stop id included. Every id but the last is in the cache afterwards.
+/// Returns the ids, a stop id included. Every id but the last is in the cache afterwards.
 pub fn generate(
     decoder: &dyn Forward,
     cache: &mut KvCache,
@@ -126,9 +126,9 @@ pub fn generate(
     Ok(drawn.into_iter().next().unwrap_or_default())
 }
 
-/// [`generate`] for several contexts at once; a finished one costs nothing more.
+/// [`generate`] for several contexts at once; finished ones are no longer computed.
 ///
-/// Where upstream fills finished rows with the pad id, their answers are just shorter here.
+/// Upstream fills finished rows with the pad id; here their answers are shorter.
 pub fn generate_batch(
     decoder: &dyn Forward,
     rows: &mut [Prompted],
@@ -146,6 +146,8 @@ pub fn generate_batch(
         for &row in &open {
             let logits = logits(decoder, &rows[row].last, Head::Text)?;
             let id = samplers[row]
+                // Drawn for finished frames too (and replaced below), so that the random stream matches
+                // upstream's.
                 .next(&logits)
                 .doing(|| format!("draw id {step}"))?;
             answers[row].push(id);
@@ -154,6 +156,7 @@ pub fn generate_batch(
                 drawn.push((row, Token::Text(id)));
             }
         }
+        // The last id is never run through the decoder: nothing is drawn after it.
         if drawn.is_empty() || step == generation.max_new_tokens {
             break;
         }
@@ -163,7 +166,7 @@ pub fn generate_batch(
     Ok(answers)
 }
 
-/// Appends one token to each of some contexts and renews their last hidden states.
+/// Appends one token to each of the drawn contexts and updates their last hidden states.
 fn advance(decoder: &dyn Forward, rows: &mut [Prompted], drawn: &[(usize, Token)]) -> Result<()> {
     let mut tokens: Vec<Option<Token>> = vec![None; rows.len()];
     for &(row, token) in drawn {
@@ -193,14 +196,14 @@ fn advance(decoder: &dyn Forward, rows: &mut [Prompted], drawn: &[(usize, Token)
     Ok(())
 }
 
-/// How frames are generated.
+/// Parameters of frame generation.
 #[derive(Debug, Clone)]
 pub struct VisionGeneration {
-    /// Frames to draw.
+    /// Frames to generate.
     pub frames: usize,
-    /// Positions of one frame: its codes and the end-of-frame id.
+    /// Tokens of one frame: its codes and the end-of-frame id.
     pub tokens_per_frame: usize,
-    /// The id that is put at the end of every frame, whatever was drawn.
+    /// The id that ends every frame, replacing the drawn one.
     pub end_of_frame_id: u32,
     /// Logits are `uncond + guidance · (cond − uncond)`.
     pub guidance: f64,
@@ -208,11 +211,11 @@ pub struct VisionGeneration {
     pub draw: Draw,
 }
 
-/// Draws `frames · tokens_per_frame` vision ids by classifier-free guidance
-/// (`lwm/vision_llama.py`, `generate_vision`): two contexts, of which the second
-/// knows no description, get the same ids.
+/// Generates `frames · tokens_per_frame` vision ids with classifier-free guidance
+/// (`lwm/vision_llama.py`, `generate_vision`): two contexts, the second
+/// without the description, receive the same ids.
 ///
-/// The tokens beside each cache are prefilled first, at least one. Every id but
+/// The tokens given with each cache, at least one, are prefilled first. Every id but
 /// the last is in the caches afterwards: a later call continues with it.
 pub fn generate_vision(
     decoder: &dyn Forward,
@@ -240,7 +243,7 @@ pub fn generate_vision(
         )?;
         rows.push(Prompted { cache, last });
     }
-    // One stream per place in the context, so that a later call does not repeat the draws of an earlier one.
+    // The stream is the context's length, so that a later call does not repeat the draws of an earlier one.
     let stream = rows.first().map_or(0, |row| row.cache.len() as u64);
     let mut sampler = Sampler::new(&generation.draw, stream);
     let mut ids = Vec::new();
@@ -266,7 +269,7 @@ pub fn generate_vision(
     Ok(ids)
 }
 
-/// Tokens per prefill step of a generation prompt, which is short.
+/// Prefill chunk of generation prompts, which are short.
 const PROMPT_CHUNK: usize = 512;
 
 fn guided_logits(decoder: &dyn Forward, rows: &[Prompted], guidance: f64) -> Result<Vec<f32>> {

@@ -1,9 +1,9 @@
-//! Several ranks of one decoder: rank 0 leads, the others serve.
+//! One decoder on several ranks: rank 0 leads, the others serve.
 //!
-//! All hold the weights and each its blocks of every context. The leader tells them what comes
-//! (tokens, positions, segments, and what happened to contexts since); then every rank runs
+//! All hold the weights, and each its blocks of every context. The leader sends commands
+//! (tokens, positions, segments, and changes to contexts since the last one); then every rank runs
 //! [`Decoder::forward_share`] for the tokens whose blocks it owns, and the last hidden states
-//! come back to the leader, which alone draws tokens.
+//! return to the leader, which alone samples tokens.
 
 use std::{
     collections::HashMap,
@@ -27,15 +27,15 @@ use crate::{
     spec::DecoderSpec,
 };
 
-/// What generation needs of a decoder, whether one rank runs it or several.
+/// A decoder as generation sees it, on one rank or several.
 pub trait Forward {
-    /// What the decoder is made of.
+    /// The decoder's specification.
     fn spec(&self) -> &DecoderSpec;
 
     /// An empty context.
     fn context(&self, dtype: KvDtype) -> KvCache;
 
-    /// Tokens of a step in which every rank works on `per_rank` of them, or on the fewest that keep it busy.
+    /// Tokens of a prefill chunk of which every rank computes `per_rank`, but at least one block.
     fn step(&self, per_rank: usize) -> usize;
 
     /// Appends the rows' tokens to their contexts → hidden state of each row's last token, `[rows, hidden]`.
@@ -50,7 +50,7 @@ pub trait Forward {
     /// As [`Decoder::logits`].
     fn logits(&self, hidden: &Tensor, head: Head) -> Result<Tensor>;
 
-    /// What the leading rank moved so far; `None` where there is one rank.
+    /// The leader's traffic so far; `None` for a single rank.
     fn traffic(&self) -> Option<Traffic> {
         None
     }
@@ -86,11 +86,11 @@ impl Forward for Decoder {
     }
 }
 
-/// What the leader tells the others.
+/// A command of the leader.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Command {
-    /// Append tokens to contexts, after what happened to them.
+    /// Replay the events, then append tokens to contexts.
     Forward {
         events: Vec<Event>,
         rows: Vec<Appended>,
@@ -104,7 +104,7 @@ enum Command {
 struct Appended {
     context: u64,
     kv_dtype: String,
-    /// Tokens that the context holds already.
+    /// Length of the context before.
     first: usize,
     tokens: Vec<Token>,
     positions: WirePositions,
@@ -146,7 +146,7 @@ pub struct Leader<'a> {
 }
 
 impl<'a> Leader<'a> {
-    /// Leads the ranks at the other ends of `link`; computes on `pool`, or on the global one.
+    /// Leads the other ranks of `link`; computes on `pool`, or on rayon's global pool.
     pub fn new(decoder: &'a Decoder, link: Box<dyn Link>, pool: Option<ThreadPool>) -> Self {
         Self {
             decoder,
@@ -168,6 +168,8 @@ impl<'a> Leader<'a> {
     fn lead(&self, rows: &mut [Row]) -> Result<Tensor> {
         let mut ring = self.ring();
         for row in &*rows {
+            // Checked before the command is sent: an error found by the leader alone must not leave the
+            // others waiting.
             self.decoder.check(row)?;
             self.decoder.check_ids(row.tokens)?;
         }
@@ -211,7 +213,7 @@ impl<'a> Leader<'a> {
         }
     }
 
-    /// The command, and the features of its rows.
+    /// Sends the command and the features of its rows to every other rank.
     fn tell(&self, ring: &mut Ring, command: &Command, features: Vec<f32>) -> Result<()> {
         let header = serde_json::to_string(command)
             .map_err(|e| Error::with_source(Kind::Internal, "write a command for the ranks", e))?;
@@ -227,7 +229,7 @@ impl<'a> Leader<'a> {
 }
 
 impl Drop for Leader<'_> {
-    /// The others end; one that is gone already needs no telling.
+    /// Stops the other ranks; those that are gone are skipped.
     fn drop(&mut self) {
         let mut ring = self.ring();
         let Ok(stop) = serde_json::to_string(&Command::Stop) else {
@@ -259,6 +261,7 @@ impl Forward for Leader<'_> {
     }
 
     fn step(&self, per_rank: usize) -> usize {
+        // Contexts are striped by block: with fewer tokens some ranks would have none.
         self.ranks().saturating_mul(per_rank.max(BLOCK_TOKENS))
     }
 
@@ -281,10 +284,10 @@ impl Forward for Leader<'_> {
     }
 }
 
-/// Does what the leader says until it says stop.
+/// Obeys the leader until it sends `Stop`.
 ///
 /// # Errors
-/// `Network` when a rank is lost, and whatever the decoder says; the other ranks are told.
+/// `Network` when a rank is lost, and the decoder's errors; the other ranks are told.
 pub fn serve(decoder: &Decoder, link: Box<dyn Link>) -> Result<Traffic> {
     let mut ring = Ring::new(link);
     let served = obey(decoder, &mut ring);
@@ -338,7 +341,7 @@ fn happen(event: Event, contexts: &mut HashMap<u64, KvCache>) {
     }
 }
 
-/// Runs this rank's share of the leader's rows and sends it the last hidden states that it asked for.
+/// Computes this rank's tokens of the leader's rows and returns the last hidden states that it owns.
 fn follow(
     decoder: &Decoder,
     ring: &mut Ring,
@@ -372,6 +375,7 @@ fn follow(
         ring.send(0, Message::numbers(numbers))?;
     }
     let ids = appended.iter().map(|row| row.context);
+    // After an error the contexts are lost, which is fine: the leader ends the group on the first one.
     contexts.extend(ids.zip(caches));
     Ok(())
 }
@@ -386,7 +390,7 @@ fn take_context(
         let expected = format!("a context of {} tokens", row.first);
         Error::new(
             Kind::Internal,
-            format!("rank 0 speaks of {expected}, found {found}"),
+            format!("rank 0 expects {expected}, found {found}"),
         )
     };
     let cache = match contexts.remove(&row.context) {
@@ -407,7 +411,7 @@ fn take_context(
     Ok(cache)
 }
 
-/// hidden `[own tokens, hidden]` of rows that have been appended → those last states that are of this rank.
+/// hidden `[own tokens, hidden]` of appended rows → the last hidden states that this rank owns.
 fn last_rows(hidden: &Tensor, rows: &[Row], rank: usize, ranks: usize) -> Result<Vec<Vec<f32>>> {
     let mut end = 0;
     let mut last = Vec::new();

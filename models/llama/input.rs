@@ -1,4 +1,4 @@
-//! What is given to a context: tokens, where they stand, and the features among them.
+//! Input of the decoder: tokens, their positions, and the features among them.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -10,20 +10,20 @@ pub struct Row<'a> {
     pub tokens: &'a [Token],
     /// RoPE position of each.
     pub positions: Positions<'a>,
-    /// Segment of each; without it they go on in the context's last segment.
+    /// Segment id of each; without them the tokens continue the context's last segment.
     pub segments: Option<&'a [u32]>,
-    /// What stands in place of an embedding at each `Token::Feature`, in order, `[features, feature_width]`.
+    /// The rows that replace embeddings at each `Token::Feature`, in order, `[features, feature_width]`.
     pub features: &'a [f32],
-    /// What came before; the tokens are appended.
+    /// The context, to which the tokens are appended.
     pub cache: &'a mut KvCache,
 }
 
-/// RoPE positions of some tokens.
+/// RoPE positions of tokens.
 #[derive(Debug, Clone, Copy)]
 pub enum Positions<'a> {
-    /// One number each, which is every component of it.
+    /// One number per token.
     Line(&'a [u32]),
-    /// Time, height and width of each (M-RoPE, arXiv 2409.12191).
+    /// Time, height and width per token (M-RoPE, arXiv 2409.12191).
     Space(&'a [[u32; 3]]),
 }
 
@@ -41,7 +41,7 @@ impl<'a> Positions<'a> {
         self.len() == 0
     }
 
-    /// Those of the tokens in `range`, none where it is outside.
+    /// The positions of the tokens in `range`; none where it is out of bounds.
     pub fn part(self, range: Range<usize>) -> Self {
         match self {
             Self::Line(positions) => Self::Line(positions.get(range).unwrap_or_default()),
@@ -70,19 +70,19 @@ fn highest(position: &[u32; 3]) -> u32 {
     position.iter().copied().max().unwrap_or(0)
 }
 
-/// What is given to a context: tokens, and the features that some of them stand for.
+/// Tokens, and the features of those that are `Token::Feature`.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
     /// The tokens.
     pub tokens: &'a [Token],
     /// As [`Row::features`].
     pub features: &'a [f32],
-    /// Time, height and width of each token; without them all three count on behind the context's last.
+    /// Time, height and width of each token; without them all three continue from the context's last position.
     pub positions: Option<&'a [[u32; 3]]>,
 }
 
 impl<'a> Input<'a> {
-    /// In parts of `n` tokens, each with its own positions and its own features of `width` numbers.
+    /// Chunks of `n` tokens, each with its positions and its features of `width` numbers.
     pub fn chunks(self, n: usize, width: usize) -> impl Iterator<Item = Self> {
         let mut features = self.features;
         let mut positions = self.positions;
@@ -96,7 +96,7 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// RoPE positions of the tokens, of which those that are not given count on from `first` in `counted`.
+    /// RoPE positions of the tokens; where none are given, they count up from `first`, stored in `counted`.
     pub fn positions_from(self, first: u32, counted: &'a mut Vec<u32>) -> Positions<'a> {
         match self.positions {
             Some(positions) => Positions::Space(positions),
@@ -109,14 +109,14 @@ impl<'a> Input<'a> {
     }
 }
 
-/// The first `n` of what is left, or all of it.
+/// Takes the first `n` elements of `left`, or all of them.
 fn split_off<'a, T>(left: &mut &'a [T], n: usize) -> &'a [T] {
     let (first, others) = left.split_at(n.min(left.len()));
     *left = others;
     first
 }
 
-/// Places among the tokens where features stand.
+/// Number of feature tokens.
 pub fn count_features(tokens: &[Token]) -> usize {
     tokens.iter().filter(|token| token.is_feature()).count()
 }

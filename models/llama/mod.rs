@@ -1,4 +1,4 @@
-//! Context to answer: the decoder.
+//! The LLaMA decoder and generation.
 
 pub mod input;
 
@@ -27,7 +27,7 @@ use crate::{
     checkpoint::weights::Weights,
     context::vocab::Token,
     error::{Context, Error, Kind, Result},
-    layers::{linear::Linear, norm::RmsNorm, rotary::Turns},
+    layers::{linear::Linear, norm::RmsNorm, rotary::Rotations},
     llama::{
         block::{Contexts, DecoderBlock, RowContext},
         input::count_features,
@@ -36,7 +36,7 @@ use crate::{
     spec::DecoderSpec,
 };
 
-/// Which vocabulary is predicted.
+/// The language-model head: which vocabulary is predicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
     /// `lm_head`.
@@ -53,12 +53,12 @@ pub struct Decoder {
     rope: Rope,
     blocks: Vec<DecoderBlock>,
     norm: RmsNorm,
-    /// Absent when the text head is the embedding table.
+    /// `None` when the embedding table is the text head (tied embeddings).
     text_head: Option<Linear>,
     vision_head: Option<Linear>,
 }
 
-/// What [`Decoder::forward_traced`] shows: the name of a step and its output `[n, hidden]`.
+/// The callback of [`Decoder::forward_traced`]: the name of a layer and its output `[n, hidden]`.
 pub type Trace<'a> = dyn FnMut(&str, &[f32]) + 'a;
 
 impl Decoder {
@@ -92,26 +92,26 @@ impl Decoder {
         })
     }
 
-    /// What the decoder is made of.
+    /// The decoder's specification.
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
     }
 
-    /// rows of n tokens in all → hidden states `[n, hidden]` after the final norm, row after row.
+    /// rows with n tokens in total → hidden states `[n, hidden]` after the final norm, row after row.
     ///
     /// # Errors
     /// `TooLarge` when a row does not fit the context, `BadInput` for an id
-    /// outside its vocabulary; the caches are then as they were.
+    /// outside its vocabulary; the caches are then unchanged.
     pub fn forward(&self, rows: &mut [Row]) -> Result<Tensor> {
         self.forward_traced(rows, &mut |_, _| {})
     }
 
-    /// [`Decoder::forward`] that shows `embedding`, `layers.N.attention`, `layers.N` and `norm` to `trace`.
+    /// [`Decoder::forward`] that passes `embedding`, `layers.N.attention`, `layers.N` and `norm` to `trace`.
     pub fn forward_traced(&self, rows: &mut [Row], trace: &mut Trace) -> Result<Tensor> {
         self.forward_on(rows, None, trace)
     }
 
-    /// [`Decoder::forward`] of this rank's share of the tokens: those whose blocks it owns.
+    /// [`Decoder::forward`] for this rank's tokens: those whose blocks it owns.
     ///
     /// Every rank of the ring calls this with the same tokens and its own part of the contexts.
     ///
@@ -131,6 +131,7 @@ impl Decoder {
         let result = self.forward_or_leave_marks(rows, ring, trace);
         if result.is_err() {
             for (row, len) in rows.iter_mut().zip(before) {
+                // A caller may retry with other tokens: contexts must not keep half of a failed call.
                 row.cache.truncate(len);
             }
         }
@@ -146,14 +147,14 @@ impl Decoder {
         rows.iter().try_for_each(|row| self.check(row))?;
         let Own {
             tokens,
-            turns,
+            rotations,
             features,
         } = self.own_tokens(rows);
         let mut x = self.embed(&tokens, &features)?;
         trace("embedding", &x);
         let mut contexts = open(rows, ring)?;
         for (index, block) in self.blocks.iter().enumerate() {
-            block.attention(&mut x, &self.rope, &turns, &mut contexts)?;
+            block.attention(&mut x, &self.rope, &rotations, &mut contexts)?;
             trace(&format!("layers.{index}.attention"), &x);
             block.feed_forward(&mut x);
             trace(&format!("layers.{index}"), &x);
@@ -198,18 +199,19 @@ impl Decoder {
         let (features, width) = (count_features(row.tokens), self.spec.feature_width());
         if features * width != row.features.len() {
             let message = format!(
-                "{} numbers for {features} places of features, expected {width} for each",
+                "{} numbers for {features} feature tokens, expected {width} for each",
                 row.features.len()
             );
             return Err(Error::new(Kind::Internal, message));
         }
         if self.spec.mrope.is_none() && matches!(row.positions, Positions::Space(_)) {
-            let message = "positions of three components, the decoder's have one";
+            let message = "positions have three components, the decoder expects one";
             return Err(Error::new(Kind::Internal, message));
         }
         let limit = self.spec.max_position_embeddings;
         let total = row.cache.len() + n;
         let last = row.positions.last().map_or(0, |p| p as usize);
+        // Both, as M-RoPE positions may rise slower or faster than the token count.
         if total > limit || last >= limit {
             let held = row.cache.len();
             return Err(Error::new(
@@ -223,7 +225,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Refuses an id outside its vocabulary.
+    /// `BadInput` for an id outside its vocabulary.
     fn check_ids(&self, tokens: &[Token]) -> Result<()> {
         tokens.iter().try_for_each(|token| match token {
             Token::Text(id) => in_vocabulary(*id, self.spec.vocab_size),
@@ -259,15 +261,16 @@ impl Decoder {
         Ok(x)
     }
 
-    /// x `[n, hidden]` behind layer `index` → x plus what the features hold for that layer, in place.
+    /// DeepStack (arXiv 2406.04334): x `[n, hidden]` after layer `index` → x plus the features' rows for that layer.
     fn add_deeper(&self, index: usize, x: &mut [f32], tokens: &[Token], features: &[&[f32]]) {
         if index >= self.spec.deepstack_layers {
             return;
         }
         let hidden = self.spec.hidden_size;
         let rows = x.chunks_exact_mut(hidden).zip(tokens);
-        let places = rows.filter(|(_, token)| token.is_feature());
-        for ((x, _), feature) in places.zip(features) {
+        let feature_rows = rows.filter(|(_, token)| token.is_feature());
+        for ((x, _), feature) in feature_rows.zip(features) {
+            // Row 0 replaced the embedding; row `index + 1` belongs to layer `index`.
             let deeper = feature.chunks_exact(hidden).nth(index + 1);
             let deeper = deeper.unwrap_or_default();
             x.iter_mut().zip(deeper).for_each(|(x, y)| *x += y);
@@ -279,10 +282,11 @@ impl Decoder {
         let width = self.spec.feature_width();
         let mut own = Own::default();
         for row in rows {
+            // Before `open`, which extends the caches: indices of new tokens start at the current length.
             let first = row.cache.len();
             let mut given = row.features.chunks_exact(width);
             let mut seen = 0;
-            for run in own_places(row) {
+            for run in own_indices(row) {
                 let run = run.start - first..run.end - first;
                 let of = |run| row.tokens.get(run).unwrap_or_default();
                 let skipped = count_features(of(seen..run.start));
@@ -291,23 +295,24 @@ impl Decoder {
                 own.features.extend(features);
                 seen = run.end;
                 own.tokens.extend_from_slice(tokens);
-                self.rope.append(row.positions.part(run), &mut own.turns);
+                self.rope
+                    .append(row.positions.part(run), &mut own.rotations);
             }
         }
         own
     }
 }
 
-/// A rank's tokens of all rows, how their heads turn, and the features `[feature_width]` among them.
+/// A rank's tokens of all rows, their rotations, and the features `[feature_width]` among them.
 #[derive(Default)]
 struct Own<'a> {
     tokens: Vec<Token>,
-    turns: Turns,
+    rotations: Rotations,
     features: Vec<&'a [f32]>,
 }
 
-/// Places of this rank's tokens among the new ones of a row.
-fn own_places(row: &Row) -> Vec<Range<usize>> {
+/// Token indices of this rank's new tokens of a row.
+fn own_indices(row: &Row) -> Vec<Range<usize>> {
     let (first, share) = (row.cache.len(), row.cache.share());
     striped(first..first + row.tokens.len(), share.rank, share.ranks)
 }
@@ -316,10 +321,10 @@ fn own_places(row: &Row) -> Vec<Range<usize>> {
 fn open<'a>(rows: &'a mut [Row], ring: Option<&'a mut Ring>) -> Result<Contexts<'a>> {
     let mut opened = Vec::with_capacity(rows.len());
     for row in rows {
-        let (first, own) = (row.cache.len(), own_places(row));
+        let (first, own) = (row.cache.len(), own_indices(row));
         row.cache.extend(&row.positions.highest(), row.segments)?;
         opened.push(RowContext {
-            places: first..row.cache.len(),
+            indices: first..row.cache.len(),
             own,
             cache: &mut *row.cache,
         });
@@ -344,7 +349,7 @@ fn no_vision(what: &str) -> Error {
     )
 }
 
-/// One row of a left-padded batch, pads dropped.
+/// One row of a left-padded batch, without padding.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Unpadded {
     /// The real tokens.

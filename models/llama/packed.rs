@@ -1,5 +1,5 @@
-//! Prefill of many prompts in packed rows: few full calls in place of many small
-//! ones; each prompt comes back with a context of its own and can go on alone.
+//! Prefill of many prompts in packed rows: few full calls instead of many small
+//! ones; each prompt receives a context of its own.
 
 use candle_core::{Device, Tensor};
 
@@ -16,9 +16,9 @@ use crate::{
 /// How prompts are packed and kept.
 #[derive(Debug, Clone, Copy)]
 pub struct PackedPrefill {
-    /// Most tokens of a row, at most the model's context.
+    /// Maximum tokens of a row, at most the model's context.
     pub capacity: usize,
-    /// Tokens that go through the decoder together.
+    /// Tokens per prefill chunk.
     pub chunk: usize,
     /// Element type of keys and values.
     pub kv_dtype: KvDtype,
@@ -26,20 +26,20 @@ pub struct PackedPrefill {
 
 /// One prompt after its prefill.
 pub struct Prefilled {
-    /// Its own context, at places from 0 on.
+    /// Its own context, with token indices from 0.
     pub cache: KvCache,
     /// Hidden state of its last token, `[1, hidden]`.
     pub last: Tensor,
 }
 
-/// Prefills `prompts` in packed rows, row after row; `on_row` is told of each prompt as its row ends.
+/// Prefills `prompts` in packed rows, row after row; `on_row` receives each prompt when its row is done.
 ///
-/// → how they were packed. Memory beside what `on_row` keeps is that of one row and
-/// the contexts copied out of it. What the prompts give is what each alone would give.
+/// Returns the packing. Beside what `on_row` keeps, memory is that of one row and
+/// the contexts copied out of it. Every prompt gives the same result as it would alone.
 ///
 /// # Errors
 /// `TooLarge` for a prompt longer than `capacity`, `BadInput` for one without tokens,
-/// both before anything is computed; `Interrupted` when `keep_going` says no.
+/// both before anything is computed; `Interrupted` when `keep_going` returns `false`.
 pub fn prefill_packed<'a>(
     decoder: &Decoder,
     prompts: &[impl Into<Input<'a>> + Copy],
@@ -62,7 +62,7 @@ pub fn prefill_packed<'a>(
         )
         .doing(doing)?;
         for (segment, last) in row.segments.iter().zip(last) {
-            let cache = cache.part(segment.places.clone()).doing(doing)?;
+            let cache = cache.part(segment.indices.clone()).doing(doing)?;
             on_row(segment.prompt, Prefilled { cache, last })?;
         }
     }
@@ -78,12 +78,12 @@ fn check_rows(packing: &Packing, limit: usize) -> Result<()> {
     Ok(())
 }
 
-/// What the prompts of one row are, side by side.
+/// The prompts of one row, concatenated.
 struct Gathered {
     tokens: Vec<Token>,
     features: Vec<f32>,
     counted: Vec<u32>,
-    /// Given for at least one prompt; those of the others count on.
+    /// Positions, where at least one prompt gives them; the other prompts' count up.
     given: Option<Vec<[u32; 3]>>,
     segments: Vec<u32>,
 }
@@ -114,7 +114,7 @@ impl Gathered {
     }
 }
 
-/// One row, chunk by chunk → its context, and the last hidden state of every segment.
+/// Prefills one row chunk by chunk → its context, and the last hidden state of every segment.
 fn prefill_row(
     decoder: &Decoder,
     gathered: &Gathered,
@@ -123,7 +123,7 @@ fn prefill_row(
     keep_going: &KeepGoing,
 ) -> Result<(KvCache, Vec<Tensor>)> {
     let mut cache = KvCache::new(decoder.spec(), options.kv_dtype);
-    let mut ends = row.segments.iter().map(|s| s.places.end - 1).peekable();
+    let mut ends = row.segments.iter().map(|s| s.indices.end - 1).peekable();
     let mut last = Vec::with_capacity(row.segments.len());
     let input = Input {
         tokens: &gathered.tokens,
@@ -135,18 +135,18 @@ fn prefill_row(
         if !keep_going() {
             return Err(Error::new(Kind::Interrupted, "stopped on request"));
         }
-        let places = start..start + part.tokens.len();
+        let indices = start..start + part.tokens.len();
         let hidden = decoder.forward(&mut [Row {
             tokens: part.tokens,
-            positions: gathered.positions().part(places.clone()),
-            segments: Some(&gathered.segments[places.clone()]),
+            positions: gathered.positions().part(indices.clone()),
+            segments: Some(&gathered.segments[indices.clone()]),
             features: part.features,
             cache: &mut cache,
         }])?;
-        while let Some(end) = ends.next_if(|end| places.contains(end)) {
+        while let Some(end) = ends.next_if(|end| indices.contains(end)) {
             last.push(row_of(&hidden, end - start)?);
         }
-        start = places.end;
+        start = indices.end;
     }
     Ok((cache, last))
 }

@@ -1,10 +1,10 @@
 //! The angles of rotary position embedding, by LWM's rule (`lwm/llama.py`,
 //! `precompute_freqs_cis`): frequencies and products in f64, rounded to f32
-//! before cosine and sine are taken. The tables that upstream computes are met
-//! exactly by f64 frequencies; f32 ones miss them by 0.035 at a million positions.
+//! before cosine and sine are taken. Upstream's tables are reproduced
+//! exactly by f64 frequencies; with f32 they differ by up to 0.035 at position one million.
 //!
-//! There the f32 angle of the fastest channels has steps of 1/16 radian: a more
-//! exact table gives another model.
+//! At such positions the f32 angle of the fastest channels has steps of 1/16 radian: a more
+//! exact table would give a different model.
 
 use std::f64::consts::PI;
 
@@ -13,17 +13,17 @@ use longreel_kernels::rope::Pairs;
 use crate::{
     checkpoint::{layout::ROPE_DIVISORS, weights::Weights},
     error::{Error, Kind, Result},
-    layers::rotary::{Turns, angle, frequencies},
+    layers::rotary::{Rotations, angle, frequencies},
     llama::input::Positions,
     spec::{DecoderSpec, MropeSpec, RopePairs, rope_scaling::RopeScaling},
 };
 
-/// Frequencies of one head and which of its channels turn together.
+/// Frequencies of one head, and how its channels are paired.
 pub struct Rope {
     frequencies: Vec<f64>,
-    /// By which component of a position each of them turns, `[d/2]`; empty where positions have one.
+    /// The position component that rotates each channel pair, `[d/2]`; empty where positions have one component.
     components: Vec<usize>,
-    /// What cosine and sine are multiplied by.
+    /// Factor of cosine and sine (YaRN's attention factor).
     factor: f32,
     pairs: Pairs,
 }
@@ -48,10 +48,10 @@ impl Rope {
         }
     }
 
-    /// [`Rope::new`], with the numbers that stand among the weights where the specification says so.
+    /// [`Rope::new`], with divisors read from the weights where the specification says so.
     ///
     /// # Errors
-    /// `BadInput` when they are missing, or no divisors.
+    /// `BadInput` when they are missing, or not positive and finite.
     pub fn load(spec: &DecoderSpec, weights: &mut Weights) -> Result<Self> {
         let mut rope = Self::new(spec);
         if spec.rope_scaling == Some(RopeScaling::Stored) {
@@ -69,38 +69,38 @@ impl Rope {
     }
 
     /// positions `[n]` → cosine and sine `[n, d/2]`.
-    pub fn turns(&self, positions: Positions) -> Turns {
-        let mut turns = Turns::default();
-        self.append(positions, &mut turns);
-        turns
+    pub fn rotations(&self, positions: Positions) -> Rotations {
+        let mut rotations = Rotations::default();
+        self.append(positions, &mut rotations);
+        rotations
     }
 
-    /// positions `[n]` → cosine and sine `[n, d/2]`, behind those of other tokens.
-    pub fn append(&self, positions: Positions, turns: &mut Turns) {
+    /// positions `[n]` → appends cosine and sine `[n, d/2]` to `rotations`.
+    pub fn append(&self, positions: Positions, rotations: &mut Rotations) {
         match positions {
             Positions::Line(positions) => {
                 for &position in positions {
                     let angles = self.frequencies.iter().map(|&f| angle(position, f));
-                    turns.extend(angles, self.factor);
+                    rotations.extend(angles, self.factor);
                 }
             }
             Positions::Space(positions) => {
                 for position in positions {
                     let parts = self.frequencies.iter().zip(&self.components);
                     let angles = parts.map(|(&f, &component)| angle(position[component], f));
-                    turns.extend(angles, self.factor);
+                    rotations.extend(angles, self.factor);
                 }
             }
         }
     }
 
-    /// x `[n, heads, d]`, turns of n positions → x turned in place.
-    pub fn apply(&self, x: &mut [f32], heads: usize, turns: &Turns) {
-        turns.apply(x, heads, 2 * self.frequencies.len(), self.pairs);
+    /// x `[n, heads, d]`, rotations of n positions → x rotated in place.
+    pub fn apply(&self, x: &mut [f32], heads: usize, rotations: &Rotations) {
+        rotations.apply(x, heads, 2 * self.frequencies.len(), self.pairs);
     }
 }
 
-/// frequencies `[d/2]` → those for a longer context, in place, and what cosine and sine are multiplied by.
+/// Scales frequencies `[d/2]` for a longer context in place → the factor of cosine and sine.
 fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) -> f64 {
     let theta = spec.rope_theta;
     match scaling {
@@ -117,7 +117,7 @@ fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) ->
             raise_base(factor * longer - (factor - 1.0), frequencies);
             1.0
         }
-        // They are known when the weights are.
+        // [`Rope::load`] divides by them.
         RopeScaling::Stored => 1.0,
         RopeScaling::Linear { factor } => {
             frequencies.iter_mut().for_each(|f| *f /= factor);
@@ -130,8 +130,8 @@ fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) ->
             original_max_position_embeddings: context,
         } => {
             for f in frequencies {
-                let turns = context * *f / (2.0 * PI);
-                let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                let rotations = context * *f / (2.0 * PI);
+                let kept = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
                 *f *= kept + (1.0 - kept) / factor;
             }
             1.0
@@ -143,14 +143,15 @@ fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) ->
             beta_slow,
             attention_factor,
         } => {
-            // The channel that turns so often in the first context.
-            let channel = |turns: f64| {
+            // The channel pair that makes so many rotations within the original context (YaRN, arXiv 2309.00071).
+            let channel = |rotations: f64| {
                 let d = 2.0 * frequencies.len() as f64;
-                d * (context / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln())
+                d * (context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
             };
             let last = 2.0 * frequencies.len() as f64 - 1.0;
             let (low, high) = (channel(beta_fast).floor(), channel(beta_slow).ceil());
             let (low, high) = (low.max(0.0), high.min(last));
+            // transformers' guard against a division by zero (`find_correction_range`).
             let width = if low == high { 0.001 } else { high - low };
             for (i, f) in frequencies.iter_mut().enumerate() {
                 let divided = ((i as f64 - low) / width).clamp(0.0, 1.0);
@@ -160,6 +161,7 @@ fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) ->
                 if factor <= 1.0 {
                     1.0
                 } else {
+                    // YaRN's default `mscale`.
                     0.1 * factor.ln() + 1.0
                 }
             };
@@ -168,8 +170,8 @@ fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) ->
     }
 }
 
-/// frequencies `[d/2]` → those of a base `factor^(d / (d − 2))` times as large, in place: the slowest is divided by
-/// `factor`, the fastest stays.
+/// NTK scaling: frequencies `[d/2]` of a base `factor^(d / (d − 2))` times as large, in place: the slowest is divided by
+/// `factor`, the fastest is unchanged.
 fn raise_base(factor: f64, frequencies: &mut [f64]) {
     let last = frequencies.len().saturating_sub(1).max(1) as f64;
     for (i, f) in frequencies.iter_mut().enumerate() {

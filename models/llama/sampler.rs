@@ -1,26 +1,26 @@
-//! From logits to one id: the most likely, or drawn with temperature, top-k and
-//! top-p in the order of Hugging Face's logits warpers.
+//! Sampling of one id from logits: greedy, or with temperature, top-k and
+//! top-p in the order of Hugging Face's logits processors.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use crate::error::{Error, Kind, Result};
 
-/// How ids are drawn.
+/// Sampling parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draw {
-    /// 0 takes the most likely id; above 0 divides the logits.
+    /// 0 is greedy; above 0 it divides the logits.
     pub temperature: f64,
     /// Only the k most likely ids, when given.
     pub top_k: Option<usize>,
-    /// Only the most likely ids whose probabilities reach p together, when given.
+    /// Only the most likely ids whose probabilities together reach p, when given.
     pub top_p: Option<f64>,
     /// The same seed gives the same ids.
     pub seed: u64,
 }
 
 impl Draw {
-    /// Always the most likely id.
+    /// Greedy: always the most likely id.
     pub const GREEDY: Self = Self {
         temperature: 0.0,
         top_k: None,
@@ -29,7 +29,7 @@ impl Draw {
     };
 }
 
-/// Draws one id after another.
+/// A sampler with its random state.
 pub struct Sampler {
     draw: Draw,
     rng: ChaCha12Rng,
@@ -49,7 +49,7 @@ impl Sampler {
     /// logits `[vocabulary]` → an id.
     ///
     /// # Errors
-    /// `Compute` when a logit is not a number or +∞.
+    /// `Compute` when a logit is NaN or +∞.
     pub fn next(&mut self, logits: &[f32]) -> Result<u32> {
         check(logits)?;
         if self.draw.temperature <= 0.0 || self.draw.top_k == Some(1) {
@@ -64,6 +64,7 @@ impl Sampler {
                 return Ok(id);
             }
         }
+        // Reached only when rounding leaves `left` at or just above 0.
         Ok(candidates.last().map_or(0, |c| c.0))
     }
 }
@@ -83,7 +84,7 @@ fn check(logits: &[f32]) -> Result<()> {
     }
 }
 
-/// The id of the largest logit; the lowest of several.
+/// The id of the largest logit, the lowest on ties.
 fn most_likely(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
@@ -94,7 +95,7 @@ fn most_likely(logits: &[f32]) -> u32 {
     best as u32
 }
 
-/// Ids that may be drawn, most likely first, with their weights.
+/// The candidate ids, most likely first, with their unnormalized probabilities.
 fn candidates(logits: &[f32], draw: &Draw) -> Vec<(u32, f64)> {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     let logit = |id: u32| logits[id as usize];
@@ -114,7 +115,7 @@ fn candidates(logits: &[f32], draw: &Draw) -> Vec<(u32, f64)> {
     kept
 }
 
-/// How many ids it takes to reach probability `p`; the one that crosses it is kept.
+/// The number of ids that reach probability `p`; the one that crosses it is included.
 fn nucleus(candidates: &[(u32, f64)], p: f64) -> usize {
     let total: f64 = candidates.iter().map(|c| c.1).sum();
     let mut reached = 0.0;

@@ -111,8 +111,8 @@ pub(super) fn pack(
         let mut packed = PackedBlock::try_new(shape).ok_or_else(no_memory)?;
         packed.write(0, &keys[numbers.clone()], &values[numbers]);
         placed.push(PositionedBlock {
-            start: block.places.start,
-            len: block.places.len(),
+            start: block.indices.start,
+            len: block.indices.len(),
             block: Arc::new(packed),
         });
     }

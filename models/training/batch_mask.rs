@@ -9,33 +9,33 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct BatchMask {
     rows: usize,
-    places: usize,
+    tokens: usize,
     causal: bool,
     segments: Option<Vec<u32>>,
     keys: Option<Vec<bool>>,
 }
 
 impl BatchMask {
-    /// `rows` sequences of `places` tokens: each sees its own and earlier places.
-    pub fn causal(rows: usize, places: usize) -> Self {
+    /// `rows` sequences of `tokens` tokens: each sees its own and earlier places.
+    pub fn causal(rows: usize, tokens: usize) -> Self {
         Self {
             causal: true,
-            ..Self::all(rows, places)
+            ..Self::all(rows, tokens)
         }
     }
 
-    /// `rows` sequences of `places` tokens: each sees every place.
-    pub fn all(rows: usize, places: usize) -> Self {
+    /// `rows` sequences of `tokens` tokens: each sees every place.
+    pub fn all(rows: usize, tokens: usize) -> Self {
         Self {
             rows,
-            places,
+            tokens,
             causal: false,
             segments: None,
             keys: None,
         }
     }
 
-    /// segments `[rows, places]`: tokens see those of their own segment only.
+    /// segments `[rows, tokens]`: tokens see those of their own segment only.
     ///
     /// # Errors
     /// `BadInput` when their number is another.
@@ -45,7 +45,7 @@ impl BatchMask {
         Ok(self)
     }
 
-    /// keys `[rows, places]`: where `false` nobody sees the key, as padding is not seen.
+    /// keys `[rows, tokens]`: where `false` nobody sees the key, as padding is not seen.
     ///
     /// # Errors
     /// `BadInput` when their number is another.
@@ -61,27 +61,27 @@ impl BatchMask {
     }
 
     /// Tokens of each sequence.
-    pub fn places(&self) -> usize {
-        self.places
+    pub fn tokens(&self) -> usize {
+        self.tokens
     }
 
     /// The rule of one row.
     pub fn of_row(&self, row: usize) -> Mask<'_> {
-        let places = row * self.places..(row + 1) * self.places;
+        let tokens = row * self.tokens..(row + 1) * self.tokens;
         Mask {
             causal: self.causal,
             window: None,
-            segments: self.segments.as_deref().map(|all| &all[places.clone()]),
-            keys: self.keys.as_deref().map(|all| &all[places]),
+            segments: self.segments.as_deref().map(|all| &all[tokens.clone()]),
+            keys: self.keys.as_deref().map(|all| &all[tokens]),
         }
     }
 
     fn check(&self, what: &str, n: usize) -> Result<()> {
-        let (rows, places) = (self.rows, self.places);
-        if n == rows * places {
+        let (rows, tokens) = (self.rows, self.tokens);
+        if n == rows * tokens {
             return Ok(());
         }
-        let message = format!("{n} {what} for {rows} rows of {places} tokens");
+        let message = format!("{n} {what} for {rows} rows of {tokens} tokens");
         Err(Error::new(Kind::BadInput, message))
     }
 }

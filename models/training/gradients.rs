@@ -64,7 +64,7 @@ pub struct Gradients<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBlock {
     /// Where they stand in the sequence.
-    pub places: Range<usize>,
+    pub indices: Range<usize>,
     /// Which of the side's tokens they are.
     pub tokens: Range<usize>,
 }
@@ -78,7 +78,7 @@ pub fn cut(runs: &[Range<usize>], step: usize) -> Vec<TokenBlock> {
         while start < run.end {
             let end = run.end.min((start / step + 1) * step);
             blocks.push(TokenBlock {
-                places: start..end,
+                indices: start..end,
                 tokens: first..first + (end - start),
             });
             (first, start) = (first + (end - start), end);
@@ -184,7 +184,7 @@ impl BlockPairs<'_> {
         let pairs = pairs.filter(move |&(_, j)| j < nk);
         let every = (0..mask.rows()).flat_map(move |row| pairs.clone().map(move |p| (row, p)));
         every.filter_map(|(row, (i, j))| {
-            let (query, key) = (&self.query_blocks[i].places, &self.key_blocks[j].places);
+            let (query, key) = (&self.query_blocks[i].indices, &self.key_blocks[j].indices);
             let verdict = mask.of_row(row).verdict(query.clone(), key.clone());
             (verdict != Verdict::Skip).then_some((row, i, j, verdict))
         })
@@ -205,9 +205,9 @@ impl BlockPairs<'_> {
         };
         let mut bits = Vec::new();
         let visible = task.is_mixed.then(|| {
-            bits.resize(query.places.len() * MASK_WORDS, 0);
-            for (place, bits) in query.places.clone().zip(bits.chunks_mut(MASK_WORDS)) {
-                task.mask.bits(place, key.places.clone(), bits);
+            bits.resize(query.indices.len() * MASK_WORDS, 0);
+            for (index, bits) in query.indices.clone().zip(bits.chunks_mut(MASK_WORDS)) {
+                task.mask.bits(index, key.indices.clone(), bits);
             }
             Visible {
                 bits: &bits,
@@ -285,8 +285,8 @@ mod tests {
     #[test]
     fn blocks_end_at_fixed_places_whatever_the_runs() {
         let blocks = cut(&[3..6, 20..29], 4);
-        let places: Vec<_> = blocks.iter().map(|b| b.places.clone()).collect();
-        assert_eq!(places, [3..4, 4..6, 20..24, 24..28, 28..29]);
+        let indices: Vec<_> = blocks.iter().map(|b| b.indices.clone()).collect();
+        assert_eq!(indices, [3..4, 4..6, 20..24, 24..28, 28..29]);
         let tokens: Vec<_> = blocks.iter().map(|b| b.tokens.clone()).collect();
         assert_eq!(tokens, [0..1, 1..3, 3..7, 7..11, 11..12]);
         assert_eq!(cut(&[5..5, 7..7], 4), Vec::<TokenBlock>::new());

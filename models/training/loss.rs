@@ -73,9 +73,9 @@ pub fn token_weights(batch: &Batch, reduction: Reduction) -> (Vec<f32>, usize) {
         n_groups += usize::from(counted || reduction == Reduction::Rows);
         for is_vision in [false, true] {
             let of_modality = |&i: &usize| batch.target[i].is_vision() == is_vision;
-            let places = || group.clone().filter(of_modality);
-            let sum: f32 = places().map(|i| batch.loss[i]).sum();
-            for i in places().filter(|&i| batch.loss[i] > 0.0) {
+            let indices = || group.clone().filter(of_modality);
+            let sum: f32 = indices().map(|i| batch.loss[i]).sum();
+            for i in indices().filter(|&i| batch.loss[i] > 0.0) {
                 weights[i] = 1.0 / sum.max(1e-10);
             }
         }

@@ -11,7 +11,7 @@ use crate::{
     checkpoint::layout::decoder_tensors,
     context::vocab::Token,
     error::{Context, Error, Kind, Result},
-    layers::rotary::Turns,
+    layers::rotary::Rotations,
     llama::{input::Positions, rope::Rope},
     spec::DecoderSpec,
     training::{
@@ -19,7 +19,7 @@ use crate::{
         batch_mask::BatchMask,
         loss::{HeadLoss, head_loss},
         parameters::{ByName, Parameters},
-        pointwise::{gated, norm, turned},
+        pointwise::{gated, norm, rotated},
         ring_attention::ring_attention,
         ring_gradients::Dealt,
     },
@@ -175,10 +175,10 @@ impl Network {
         let grads = loss.backward()?;
         let mut all = self.named(&grads);
         let mut dx = gradient_of(&grads, &last)?;
-        let turns = self.turns(sequences);
+        let rotations = self.rotations(sequences);
         for (index, input) in inputs.iter().enumerate().rev() {
             let input = Var::from_tensor(input)?;
-            let y = self.block(index, input.as_tensor().clone(), sequences, &turns)?;
+            let y = self.block(index, input.as_tensor().clone(), sequences, &rotations)?;
             let grads = (y * dx)?.sum_all()?.backward()?;
             add(&mut all, self.named(&grads))?;
             dx = gradient_of(&grads, &input)?;
@@ -199,16 +199,16 @@ impl Network {
         let mut rows = Vec::new();
         let mut order = vec![0_u32; tokens.len()];
         let mut next = 0;
-        for (places, table) in [
+        for (of_modality, table) in [
             (text, "model.embed_tokens.weight"),
             (vision, "model.vision_embed_tokens.weight"),
         ] {
-            if places.is_empty() {
+            if of_modality.is_empty() {
                 continue;
             }
-            let ids: Vec<u32> = places.iter().map(|&i| tokens[i].id()).collect();
-            for place in places {
-                order[place] = next;
+            let ids: Vec<u32> = of_modality.iter().map(|&i| tokens[i].id()).collect();
+            for index in of_modality {
+                order[index] = next;
                 next += 1;
             }
             let table = self.parameters.get(table)?;
@@ -225,16 +225,16 @@ impl Network {
         sequences: &Sequences,
         mut run: impl FnMut(Tensor, &dyn Fn(Tensor) -> Result<Tensor>) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let turns = self.turns(sequences);
+        let rotations = self.rotations(sequences);
         for index in 0..self.spec.num_hidden_layers {
-            let block = |x| self.block(index, x, sequences, &turns);
+            let block = |x| self.block(index, x, sequences, &rotations);
             x = run(x, &block).doing(|| format!("layer {index}"))?;
         }
         Ok(x)
     }
 
-    fn turns(&self, sequences: &Sequences) -> Arc<Turns> {
-        Arc::new(self.rope.turns(Positions::Line(sequences.positions)))
+    fn rotations(&self, sequences: &Sequences) -> Arc<Rotations> {
+        Arc::new(self.rope.rotations(Positions::Line(sequences.positions)))
     }
 
     /// x `[n, hidden]` → `[n, hidden]`.
@@ -243,7 +243,7 @@ impl Network {
         index: usize,
         x: Tensor,
         sequences: &Sequences,
-        turns: &Arc<Turns>,
+        rotations: &Arc<Rotations>,
     ) -> Result<Tensor> {
         let get = |part: &str| {
             let name = format!("model.layers.{index}.{part}.weight");
@@ -257,8 +257,8 @@ impl Network {
         let k = self.by_head(&project("self_attn.k_proj")?, self.spec.n_kv_heads())?;
         let v = self.by_head(&project("self_attn.v_proj")?, self.spec.n_kv_heads())?;
         let (q, k) = (
-            turned(&q, &self.rope, turns)?,
-            turned(&k, &self.rope, turns)?,
+            rotated(&q, &self.rope, rotations)?,
+            rotated(&k, &self.rope, rotations)?,
         );
         let mixed = self.mixed([&q, &k, &v], sequences)?;
         let x = (x + mixed.matmul(&get("self_attn.o_proj")?.t()?)?)?;
@@ -302,21 +302,23 @@ impl Network {
             true => "model.embed_tokens.weight",
             false => "lm_head.weight",
         };
-        for (of_head, places, head) in [text_head, "vision_head.weight"]
+        for (of_head, of_modality, head) in [text_head, "vision_head.weight"]
             .into_iter()
             .zip(by_modality(sequences.target))
             .zip([&mut losses.text, &mut losses.vision])
-            .map(|((head, places), of_head)| (of_head, places, head))
+            .map(|((head, of_modality), of_head)| (of_head, of_modality, head))
         {
-            let counted = places.into_iter().filter(|&i| sequences.weights[i] > 0.0);
+            let counted = of_modality
+                .into_iter()
+                .filter(|&i| sequences.weights[i] > 0.0);
             let counted: Vec<usize> = counted.collect();
             if counted.is_empty() {
                 continue;
             }
             let targets: Vec<u32> = counted.iter().map(|&i| sequences.target[i].id()).collect();
             let weights: Vec<f32> = counted.iter().map(|&i| sequences.weights[i]).collect();
-            let places = indices(counted.iter().map(|&i| i as u32).collect())?;
-            let hidden = hidden.index_select(&places, 0)?;
+            let indices = indices(counted.iter().map(|&i| i as u32).collect())?;
+            let hidden = hidden.index_select(&indices, 0)?;
             let (loss, sums) = head_loss(&hidden, self.parameters.get(head)?, &targets, &weights)
                 .doing(|| format!("loss of {head}"))?;
             total = (total + loss)?;

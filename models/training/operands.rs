@@ -50,14 +50,14 @@ impl Sizes {
     }
 
     /// Whether the mask is one for so many rows and places, none of them fewer than the queries.
-    pub fn check_mask(&self, mask: &BatchMask, places: usize) -> Result<()> {
-        if mask.rows() == self.rows && mask.places() == places && self.t <= self.s {
+    pub fn check_mask(&self, mask: &BatchMask, tokens: usize) -> Result<()> {
+        if mask.rows() == self.rows && mask.tokens() == tokens && self.t <= self.s {
             return Ok(());
         }
         let message = format!(
-            "a mask of {} rows of {} places for {} rows of {} queries and {places} keys",
+            "a mask of {} rows of {} tokens for {} rows of {} queries and {tokens} keys",
             mask.rows(),
-            mask.places(),
+            mask.tokens(),
             self.rows,
             self.t
         );

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::{
     error::Result,
-    layers::rotary::Turns,
+    layers::rotary::Rotations,
     llama::rope::Rope,
     training::operands::{numbers, slice_of},
 };
@@ -31,14 +31,14 @@ pub fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         .apply_op2(&weight.contiguous()?, NormOp { eps })?)
 }
 
-/// x `[n, heads, d]` → the same, turned by `turns` of n positions.
+/// x `[n, heads, d]` → the same, rotated by `rotations` of n positions.
 ///
 /// # Errors
 /// `BadInput` when candle cannot take the tensor.
-pub fn turned(x: &Tensor, rope: &Arc<Rope>, turns: &Arc<Turns>) -> Result<Tensor> {
+pub fn rotated(x: &Tensor, rope: &Arc<Rope>, rotations: &Arc<Rotations>) -> Result<Tensor> {
     let op = Turned {
         rope: Arc::clone(rope),
-        turns: Arc::clone(turns),
+        rotations: Arc::clone(rotations),
         is_back: false,
     };
     Ok(x.contiguous()?.apply_op1(op)?)
@@ -136,7 +136,7 @@ fn norm_row_backward(x: &[f32], w: &[f32], dy: &[f32], eps: f32, dx: &mut [f32],
 
 struct Turned {
     rope: Arc<Rope>,
-    turns: Arc<Turns>,
+    rotations: Arc<Rotations>,
     /// The other way round, as gradients go.
     is_back: bool,
 }
@@ -150,8 +150,8 @@ impl CustomOp1 for Turned {
         let mut y = slice_of(x, of_x)?.to_vec();
         let (_, heads, _) = of_x.shape().dims3()?;
         match self.is_back {
-            false => self.rope.apply(&mut y, heads, &self.turns),
-            true => self.rope.apply(&mut y, heads, &self.turns.reversed()),
+            false => self.rope.apply(&mut y, heads, &self.rotations),
+            true => self.rope.apply(&mut y, heads, &self.rotations.reversed()),
         }
         Ok((CpuStorage::F32(y), of_x.shape().clone()))
     }
@@ -159,7 +159,7 @@ impl CustomOp1 for Turned {
     fn bwd(&self, _: &Tensor, _: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let back = Self {
             rope: Arc::clone(&self.rope),
-            turns: Arc::clone(&self.turns),
+            rotations: Arc::clone(&self.rotations),
             is_back: !self.is_back,
         };
         dy.contiguous()?.apply_op1_no_bwd(&back).map(Some)

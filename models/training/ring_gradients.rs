@@ -40,12 +40,12 @@ impl Dealt {
     /// # Errors
     /// `BadInput` when a run does not lie within the places of `mask`.
     pub fn new(runs: Vec<Vec<Range<usize>>>, mask: BatchMask) -> Result<Self> {
-        let places = mask.places();
-        let fits = |run: &&Range<usize>| run.start <= run.end && run.end <= places;
+        let tokens = mask.tokens();
+        let fits = |run: &&Range<usize>| run.start <= run.end && run.end <= tokens;
         match runs.iter().flatten().find(|run| !fits(run)) {
             None => Ok(Self { runs, mask }),
             Some(run) => {
-                let message = format!("places {run:?} of a sequence of {places}");
+                let message = format!("tokens {run:?} of a sequence of {tokens}");
                 Err(Error::new(Kind::BadInput, message))
             }
         }

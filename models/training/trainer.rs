@@ -242,9 +242,9 @@ impl Trainer {
         weights: &[f32],
     ) -> Result<(HeadLosses, ByName)> {
         let rank = link.rank();
-        let places = places(batch, dealt, rank);
-        let (input, target) = (at(&batch.input, &places), at(&batch.target, &places));
-        let (weights, positions) = (at(weights, &places), at(&batch.positions, &places));
+        let indices = indices(batch, dealt, rank);
+        let (input, target) = (at(&batch.input, &indices), at(&batch.target, &indices));
+        let (weights, positions) = (at(weights, &indices), at(&batch.positions, &indices));
         let sequences = Sequences {
             rows: batch.rows(),
             input: &input,
@@ -331,15 +331,15 @@ fn mask(batch: &Batch) -> Result<BatchMask> {
 }
 
 /// Places of a rank's tokens in the batch, row by row.
-fn places(batch: &Batch, dealt: &Dealt, rank: usize) -> Vec<usize> {
+fn indices(batch: &Batch, dealt: &Dealt, rank: usize) -> Vec<usize> {
     let runs = &dealt.runs()[rank];
     let of_row = |row: usize| runs.iter().cloned().flatten().map(move |i| (row, i));
     let all = (0..batch.rows()).flat_map(of_row);
     all.map(|(row, i)| row * batch.seq_length + i).collect()
 }
 
-fn at<T: Copy>(all: &[T], places: &[usize]) -> Vec<T> {
-    places.iter().map(|&i| all[i]).collect()
+fn at<T: Copy>(all: &[T], indices: &[usize]) -> Vec<T> {
+    indices.iter().map(|&i| all[i]).collect()
 }
 
 /// What every rank gave.

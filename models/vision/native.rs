@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Kind, Result},
     layers::{
         linear::Linear,
-        rotary::{Turns, angle, frequencies},
+        rotary::{Rotations, angle, frequencies},
     },
     spec::{encoder::NativeVitSpec, features::NativeSpec},
     vision::connector::Connector,
@@ -117,9 +117,9 @@ impl NativeEncoder {
         let hidden = self.spec.vision.encoder.hidden_size;
         let order = PatchOrder::of(&self.spec.vision, grid);
         let mut x = order.patches(&self.embed(patches, grid), hidden);
-        let turns = self.turns(&order, grid);
+        let rotations = self.rotations(&order, grid);
         let whole = Visibility {
-            turns: Some(&turns),
+            rotations: Some(&rotations),
             ..Visibility::of_all(grid.patches())
         };
         let mut features = Vec::with_capacity(1 + self.deeper.len());
@@ -175,14 +175,14 @@ impl NativeEncoder {
     }
 
     /// Cosine and sine of every patch, `[n, d/2]`.
-    fn turns(&self, order: &PatchOrder, grid: Grid) -> Turns {
+    fn rotations(&self, order: &PatchOrder, grid: Grid) -> Rotations {
         let places: Vec<[usize; 2]> = grid.of_patches().map(|(r, c)| [r, c]).collect();
-        let mut turns = Turns::default();
+        let mut rotations = Rotations::default();
         for place in order.patches(&places.concat(), 2) {
             let angles = self.frequencies.iter();
-            turns.extend(angles.map(|&f| angle(place as u32, f)), 1.0);
+            rotations.extend(angles.map(|&f| angle(place as u32, f)), 1.0);
         }
-        turns
+        rotations
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::{
     attention::{
-        blockwise::{Heads, Queries, attend, place},
+        blockwise::{Heads, Queries, attend, blocks_of},
         mask::Mask,
     },
     checkpoint::weights::Weights,
@@ -315,7 +315,7 @@ fn attend_one(q: &[f32], k: &[f32], v: &[f32], heads: Heads) -> Result<Vec<f32>>
         q,
         runs: std::slice::from_ref(&run),
     };
-    Ok(attend(queries, heads, &place(heads, k, v)?, &mask).out)
+    Ok(attend(queries, heads, &blocks_of(heads, k, v)?, &mask).out)
 }
 
 #[cfg(test)]

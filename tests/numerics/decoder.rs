@@ -443,20 +443,23 @@ fn llamas_descendants_give_the_official_logits_in_chunks_of_any_length() {
 
 #[test]
 fn a_larger_base_divides_the_slowest_frequency_by_its_factor_and_keeps_the_fastest() {
-    let turns = |rope_scaling| {
+    let rotations = |rope_scaling| {
         let spec = DecoderSpec {
             max_position_embeddings: 40,
             rope_scaling,
             ..Tiny::golden().spec
         };
-        Rope::new(&spec).turns(Positions::Line(&[15])).sin
+        Rope::new(&spec).rotations(Positions::Line(&[15])).sin
     };
-    let (plain, ntk) = (turns(None), turns(Some(RopeScaling::Ntk { factor: 5.0 })));
+    let (plain, ntk) = (
+        rotations(None),
+        rotations(Some(RopeScaling::Ntk { factor: 5.0 })),
+    );
     let last = plain.len() - 1;
     assert_eq!(plain[0], ntk[0]);
     assert!((plain[last] / ntk[last] - 5.0).abs() < 1e-3);
     let dynamic = |original| {
-        turns(Some(RopeScaling::Dynamic {
+        rotations(Some(RopeScaling::Dynamic {
             factor: 4.0,
             original_max_position_embeddings: original,
         }))
@@ -505,18 +508,18 @@ fn rope_angles_are_rounded_as_lwm_rounds_them() {
             ..Tiny::golden().spec
         };
         let file = cases();
-        let turns = Rope::new(&spec).turns(Positions::Line(&unsigned(
+        let rotations = Rope::new(&spec).rotations(Positions::Line(&unsigned(
             file.i32(&format!("rope.{theta}.positions")),
         )));
         assert_close(
             "cos",
-            &turns.cos,
+            &rotations.cos,
             &file.f32(&format!("rope.{theta}.cos")),
             2e-6,
         );
         assert_close(
             "sin",
-            &turns.sin,
+            &rotations.sin,
             &file.f32(&format!("rope.{theta}.sin")),
             2e-6,
         );

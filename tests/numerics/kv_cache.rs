@@ -416,7 +416,7 @@ fn check(cache: &KvCache, model: &Model) {
             let (mut keys, mut values) = (vec![0.0; placed.len * 4], vec![0.0; placed.len * 4]);
             placed.block.read_keys(0, placed.len, &mut keys);
             placed.block.read_values(0, placed.len, &mut values);
-            for (place, (k, v)) in placed.places().zip(keys.chunks(4).zip(values.chunks(4))) {
+            for (place, (k, v)) in placed.range().zip(keys.chunks(4).zip(values.chunks(4))) {
                 let name = k[0] as u32;
                 assert_eq!(k, key(name, layer));
                 assert!(k.iter().zip(v).all(|(k, v)| *v == -k));

@@ -30,7 +30,7 @@ use crate::support::{
 const LOGITS: f32 = 1e-4;
 
 fn row_lengths(packing: &Packing) -> Vec<Vec<usize>> {
-    let of_row = |row: &PackedRow| row.segments.iter().map(|s| s.places.len()).collect();
+    let of_row = |row: &PackedRow| row.segments.iter().map(|s| s.indices.len()).collect();
     packing.rows.iter().map(of_row).collect()
 }
 
@@ -106,9 +106,9 @@ proptest! {
             prop_assert_eq!(owner.len(), row.segments.len());
             let mut end = 0;
             for segment in &row.segments {
-                prop_assert_eq!(segment.places.start, end);
-                prop_assert_eq!(segment.places.len(), lengths[segment.prompt]);
-                end = segment.places.end;
+                prop_assert_eq!(segment.indices.start, end);
+                prop_assert_eq!(segment.indices.len(), lengths[segment.prompt]);
+                end = segment.indices.end;
                 seen[segment.prompt] += 1;
             }
         }
@@ -243,15 +243,15 @@ fn a_part_of_a_context_has_its_keys_and_values_to_the_bit_in_every_type() {
     let tokens = some_tokens(700);
     for dtype in KvDtype::ALL {
         let Prefilled { cache, .. } = alone(&decoder, &tokens, dtype);
-        for places in [0..700, 256..700, 100..101, 13..600, 300..300] {
-            let part = cache.part(places.clone()).unwrap();
-            assert_eq!(part.len(), places.len());
-            assert_eq!(part.positions(), &cache.positions()[places.clone()]);
+        for indices in [0..700, 256..700, 100..101, 13..600, 300..300] {
+            let part = cache.part(indices.clone()).unwrap();
+            assert_eq!(part.len(), indices.len());
+            assert_eq!(part.positions(), &cache.positions()[indices.clone()]);
             for layer in 0..decoder.spec().num_hidden_layers {
                 let (got, all) = (read(&part, layer), read(&cache, layer));
                 assert!(
-                    got[..] == all[places.clone()],
-                    "{dtype:?} {places:?} layer {layer}"
+                    got[..] == all[indices.clone()],
+                    "{dtype:?} {indices:?} layer {layer}"
                 );
             }
         }

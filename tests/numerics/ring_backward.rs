@@ -73,7 +73,7 @@ struct Batch {
 
 impl Batch {
     fn random(heads: Heads, mask: BatchMask) -> Self {
-        let tokens = mask.rows() * mask.places();
+        let tokens = mask.rows() * mask.tokens();
         let (of_q, of_k) = (heads.query * heads.d, heads.key_value * heads.d);
         Self {
             heads,
@@ -97,7 +97,7 @@ impl Batch {
 
     /// The rows of x `[rows, s, width]` at `runs`.
     fn cut(&self, x: &[f32], width: usize, runs: &[Range<usize>]) -> Vec<f32> {
-        let s = self.mask.places();
+        let s = self.mask.tokens();
         let of_row = |row: usize| {
             let place = move |run: &Range<usize>| row * s + run.start..row * s + run.end;
             runs.iter().map(place)
@@ -110,7 +110,7 @@ impl Batch {
 
     /// x `[rows, n, width]` at `runs`, put into whole sequences.
     fn put(&self, whole: &mut [f32], x: &[f32], width: usize, runs: &[Range<usize>]) {
-        let s = self.mask.places();
+        let s = self.mask.tokens();
         let mut rest = x;
         for row in 0..self.mask.rows() {
             for run in runs {
@@ -178,21 +178,21 @@ impl Batch {
 
     fn layout(&self, layout: ShardLayout, ranks: usize) -> Vec<Runs> {
         (0..ranks)
-            .map(|rank| layout.runs(self.mask.places(), rank, ranks))
+            .map(|rank| layout.runs(self.mask.tokens(), rank, ranks))
             .collect()
     }
 
     /// out, dq, dk, dv by the operation of one rank.
     fn alone(&self) -> Parts {
         let mask = Arc::new(self.mask.clone());
-        let whole = 0..self.mask.places();
+        let whole = 0..self.mask.tokens();
         self.differentiate(&[whole], |q, k, v| attention(q, k, v, &mask))
             .unwrap()
     }
 
     /// out, dq, dk, dv by the definition, in f64.
     fn dense(&self) -> Parts {
-        let (rows, s) = (self.mask.rows(), self.mask.places());
+        let (rows, s) = (self.mask.rows(), self.mask.tokens());
         let mut all = [&self.q, &self.q, &self.k, &self.k].map(|x| vec![0f64; x.len()]);
         for row in 0..rows {
             for (i, h) in (0..s).flat_map(|i| (0..self.heads.query).map(move |h| (i, h))) {
@@ -203,7 +203,7 @@ impl Batch {
     }
 
     fn dense_query(&self, row: usize, i: usize, h: usize, all: &mut [Vec<f64>; 4]) {
-        let (heads, s) = (self.heads, self.mask.places());
+        let (heads, s) = (self.heads, self.mask.tokens());
         let d = heads.d;
         let scale = 1.0 / (d as f64).sqrt();
         let of_q = ((row * s + i) * heads.query + h) * d;
@@ -580,7 +580,7 @@ fn what_one_rank_is_given_wrong_all_of_them_refuse() {
     assert!(
         error
             .to_string()
-            .contains("places 0..301 of a sequence of 300"),
+            .contains("tokens 0..301 of a sequence of 300"),
         "{error}"
     );
     let few = each_rank(2, |link| batch.share(&shared(link), &dealt).unwrap_err());

@@ -1,4 +1,4 @@
-//! Ranks that are threads of one process: blocks are shared and not copied.
+//! Ranks as threads of one process: blocks are shared, not copied.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::{Link, Message, gone, silent};
 use crate::error::Result;
 
-/// Messages that may wait between two ranks.
+/// Capacity of the channel between two ranks, in messages.
 const BOUND: usize = 4;
 
-/// One thread's end of the connections.
+/// One thread's connections.
 pub struct InProcess {
     rank: usize,
     deadline: Duration,
-    /// To each rank; none to itself.
+    /// To each rank; `None` for itself.
     to: Vec<Option<Sender<Message>>>,
-    /// From each rank; none from itself.
+    /// From each rank; `None` for itself.
     from: Vec<Option<Receiver<Message>>>,
 }
 
 impl InProcess {
-    /// Connects `ranks` threads with one another, each to get one of the ends, in order of rank.
+    /// Connects `ranks` threads → the connections of each, in order of rank.
     pub fn connect(ranks: usize, deadline: Duration) -> Vec<Self> {
         let end = |rank| Self {
             rank,

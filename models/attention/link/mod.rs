@@ -1,4 +1,4 @@
-//! How bytes move between ranks. The ring above knows nothing of threads, processes or hosts.
+//! The transport between ranks. The ring above knows nothing of threads, processes or hosts.
 
 pub mod in_process;
 
@@ -15,33 +15,33 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// How long another process may be silent before it counts as lost, unless the user says otherwise.
+/// Default time that another process may be silent before it counts as lost.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What one rank sends to another.
+/// A message from one rank to another.
 #[derive(Clone, Default)]
 pub struct Message {
-    /// A few words that say what this is.
+    /// A short text: the kind of message, or a command.
     pub header: String,
     /// Queries, or partial results.
     pub numbers: Vec<f32>,
     /// Keys and values.
     pub blocks: Vec<PositionedBlock>,
-    /// Why the sender can do no more; nothing else comes with it.
+    /// Why the sender failed; the message then has no other content.
     pub failure: Option<Failure>,
 }
 
-/// The last words of a rank.
+/// Why a rank failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What went wrong there.
+    /// The kind of its error.
     pub kind: Kind,
-    /// In a sentence.
+    /// The error's message.
     pub message: String,
 }
 
 impl Message {
-    /// Nothing but words.
+    /// A message of text alone.
     pub fn words(header: String) -> Self {
         Self {
             header,
@@ -49,7 +49,7 @@ impl Message {
         }
     }
 
-    /// Nothing but numbers.
+    /// A message of numbers alone.
     pub fn numbers(numbers: Vec<f32>) -> Self {
         Self {
             numbers,
@@ -57,7 +57,7 @@ impl Message {
         }
     }
 
-    /// Nothing but keys and values.
+    /// A message of keys and values alone.
     pub fn blocks(blocks: Vec<PositionedBlock>) -> Self {
         Self {
             blocks,
@@ -65,7 +65,7 @@ impl Message {
         }
     }
 
-    /// The last words of a rank that met `error`.
+    /// The message of a rank that failed with `error`.
     pub fn failure(error: &Error) -> Self {
         let (kind, message) = (error.kind(), error.to_string());
         Self {
@@ -74,7 +74,7 @@ impl Message {
         }
     }
 
-    /// Bytes that travel, blocks in whole.
+    /// Bytes sent; blocks count in full.
     pub fn bytes(&self) -> usize {
         let blocks = self.blocks.iter().map(|b| b.block.as_bytes().len());
         self.header.len() + 4 * self.numbers.len() + blocks.sum::<usize>()
@@ -89,20 +89,20 @@ pub trait Link: Send {
     /// How many ranks there are.
     fn ranks(&self) -> usize;
 
-    /// Hands a message over; it travels while the caller goes on.
+    /// Queues a message; it is sent while the caller continues.
     ///
     /// # Errors
     /// `Network` when the rank is gone; the error names it.
     fn send(&mut self, to: usize, message: Message) -> Result<()>;
 
-    /// The next message of `from`; until it comes the rank must show signs of life.
+    /// The next message of `from`; until it arrives, the rank must send heartbeats.
     ///
     /// # Errors
     /// `Network` when the rank is gone or silent past the deadline; the error names it.
     fn receive(&mut self, from: usize) -> Result<Message>;
 }
 
-/// The error for a rank that is no longer there.
+/// The error for a rank that has ended.
 pub(crate) fn gone(rank: usize, ranks: usize) -> Error {
     Error::new(
         Kind::Network,

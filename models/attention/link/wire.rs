@@ -1,7 +1,7 @@
-//! Messages as bytes: an envelope, and after it the blocks that it announces, each as it stands in memory.
+//! Messages as bytes: an envelope, then the blocks that it announces, each as it lies in memory.
 //!
-//! An envelope is the length of its head (u32, little-endian), the head (JSON), and the
-//! numbers (f32, little-endian). An empty envelope is a sign of life.
+//! An envelope is the length of its head (u32, little-endian), the head (JSON), and
+//! numbers (f32, little-endian). An empty envelope is a heartbeat.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
 struct MessageHead {
     header: String,
     numbers: usize,
-    /// Places and tokens of each block.
+    /// First token index and number of tokens of each block.
     blocks: Vec<(usize, usize)>,
     kv_heads: usize,
     d: usize,
@@ -59,19 +59,19 @@ pub fn envelope(message: &Message) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A message of which blocks may be missing yet.
+/// A message whose blocks have not all arrived.
 pub struct Arriving {
     message: Message,
     shape: KvShape,
-    /// Places and tokens of the blocks to come, last first.
+    /// First token index and number of tokens of the blocks to come, last first.
     awaited: Vec<(usize, usize)>,
 }
 
 impl Arriving {
-    /// What an envelope announces; `None` for a sign of life.
+    /// The message that an envelope announces; `None` for a heartbeat.
     ///
     /// # Errors
-    /// `BadInput` when the bytes are no envelope.
+    /// `BadInput` when the bytes are not an envelope.
     pub fn open(bytes: &[u8]) -> Result<Option<Self>> {
         if bytes.is_empty() {
             return Ok(None);
@@ -100,15 +100,15 @@ impl Arriving {
         }))
     }
 
-    /// Whether no block is missing.
+    /// Whether every block has arrived.
     pub fn is_whole(&self) -> bool {
         self.awaited.is_empty()
     }
 
-    /// Takes the bytes of the next block.
+    /// Adds the bytes of the next block.
     ///
     /// # Errors
-    /// `BadInput` when none is expected or its length is wrong, `TooLarge` without memory for it.
+    /// `BadInput` when none is expected or its length is wrong, `TooLarge` when memory is short.
     pub fn take(&mut self, bytes: &[u8]) -> Result<()> {
         let expected = self.shape.block_bytes();
         let awaited = self.awaited.pop();
@@ -129,13 +129,13 @@ impl Arriving {
         Ok(())
     }
 
-    /// The message, with the blocks that have come.
+    /// The message with the blocks that have arrived.
     pub fn into_message(self) -> Message {
         self.message
     }
 }
 
-/// The shape of the blocks to come, which must be a possible one.
+/// The shape of the blocks to come, checked against what another rank could have.
 fn shape(head: &MessageHead) -> Result<KvShape> {
     if head.blocks.is_empty() {
         let dtype = KvDtype::F32;
@@ -145,6 +145,7 @@ fn shape(head: &MessageHead) -> Result<KvShape> {
             dtype,
         });
     }
+    // Bounded before block lengths are computed from them: the head comes from another process.
     let extents = 1..=1 << 16;
     let possible = extents.contains(&head.kv_heads) && extents.contains(&head.d);
     let dtype = KvDtype::named(&head.kv_dtype).filter(|_| possible);

@@ -1,5 +1,5 @@
-//! The three ways of multiplying: f32, bf16 pairs, and 8-bit fours, each summed
-//! in 32-bit lanes. A unit is 32 bits of operands that stand together.
+//! The three dot products: f32, bf16 pairs, and groups of four 8-bit integers, each summed
+//! in 32-bit lanes. A unit is 32 bits of adjacent operands.
 
 use crate::lanes::{EXP2_EXACT, Lanes};
 
@@ -15,9 +15,9 @@ pub(super) trait Dot: Copy {
     type Sums: Copy;
     /// Elements in a unit.
     const INTERLEAVE: usize;
-    /// Terms of the exponential.
+    /// Coefficients of the exponential's polynomial.
     const EXP2: &'static [f32];
-    /// Whether weights are relative to the largest score of the block and not of all so far.
+    /// Whether weights are relative to the largest score of the block instead of the largest so far.
     const WEIGHTS_BY_BLOCK: bool;
 
     /// # Safety
@@ -37,13 +37,13 @@ pub(super) trait Dot: Copy {
     /// # Safety
     /// As `load`.
     unsafe fn begin_scores(key_sums: *const i32) -> Self::Sums;
-    /// Sums as scores, by the scales of the lanes' keys and of the row.
+    /// Sums as scores, times the scales of the lanes' keys and of the row.
     ///
     /// # Safety
     /// As `load`.
     unsafe fn end_scores(sums: Self::Sums, key_scales: *const f32, row_scale: f32) -> Self::Floats;
 
-    /// Puts the weights of the keys from `key` on into a row of units, by the scales of the lanes' values.
+    /// Stores the weights of the keys from `key` on in a row of units, times the scales of the lanes' values.
     ///
     /// # Safety
     /// As `load`; room behind `to`.
@@ -54,12 +54,12 @@ pub(super) trait Dot: Copy {
         key: usize,
     );
 
-    /// The sums that outputs start from: `out · kept`, or nothing where they are of another type.
+    /// The sums that outputs start from: `out · kept`, or zero where sums are integers.
     ///
     /// # Safety
     /// As `load`.
     unsafe fn begin_out(out: *const f32, kept: f32) -> Self::Sums;
-    /// Writes the outputs, of which `added` weighs what was summed.
+    /// Writes the outputs; integer sums are scaled by `added` and added to `out · kept`.
     ///
     /// # Safety
     /// As `load`.
@@ -205,10 +205,10 @@ mod x86 {
         }
     }
 
-    /// Fours of unsigned by signed bytes, summed in i32 (`VPDPBUSD`).
+    /// Groups of four unsigned by signed bytes, summed in i32 (`VPDPBUSD`).
     ///
     /// Rows are unsigned: a query byte is `q + 128`, which adds 128 times the sum of the
-    /// key, taken off at the beginning; a weight is 0 to 255 of the row's largest.
+    /// key, subtracted at the start; a weight is 0 to 255, relative to the row's largest.
     #[derive(Clone, Copy)]
     pub struct Int8;
 

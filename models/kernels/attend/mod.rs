@@ -29,19 +29,19 @@ use self::{
 };
 use crate::cpu::{Level, per_level};
 
-/// Which keys of a block the rows see: one bit a key.
+/// Which keys of a block each row attends to: one bit per key.
 #[derive(Debug, Clone, Copy)]
 pub struct Visible<'a> {
     /// `[rows / rows_per_mask, BLOCK_TOKENS / 32]`; bit `j % 32` of word `j / 32` is key `j`.
     pub bits: &'a [u32],
-    /// Rows that share a line of bits: the heads of one token.
+    /// Rows that share one line of bits: the query heads of one token.
     pub rows_per_mask: usize,
 }
 
 /// Words of one line of [`Visible`].
 pub const MASK_WORDS: usize = BLOCK_TOKENS / 32;
 
-/// What is multiplied with what.
+/// The element type of the products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Arithmetic {
     F32,
@@ -73,13 +73,13 @@ pub struct Accumulator {
     level: Level,
     shape: KvShape,
     arithmetic: Arithmetic,
-    /// `[rows, key units]`, times `log2(e) / sqrt(d)`.
+    /// `[rows, key units]`, scaled by `log2(e) / sqrt(d)` so that weights are powers of two.
     queries: Vec<u32>,
-    /// `[rows]`; 1 but for int8.
+    /// `[rows]`; 1 unless the type is int8.
     query_scales: Vec<f32>,
     /// `[rows, value_width]`, not yet divided by `sum`.
     out: Vec<f32>,
-    /// `[rows]`, the largest score in powers of two; −∞ while no key was seen.
+    /// `[rows]`, the largest score so far, in log2 units; −∞ before the first visible key.
     max: Vec<f32>,
     /// `[rows]`.
     sum: Vec<f32>,
@@ -98,18 +98,18 @@ thread_local! {
 }
 
 impl Accumulator {
-    /// queries `[rows, d]`, to be asked of blocks of `shape`; scores are divided by `sqrt(d)`.
+    /// queries `[rows, d]`, for blocks of `shape`; scores are divided by `sqrt(d)`.
     ///
     /// # Panics
-    /// When the length is no multiple of `d`.
+    /// When the length is not a multiple of `d`.
     pub fn new(queries: &[f32], shape: KvShape) -> Self {
         Self::at_level(Level::current(), queries, shape)
     }
 
-    /// [`Accumulator::new`] with the instructions of `level`, or what the processor has of them.
+    /// [`Accumulator::new`] with the instructions of `level`, lowered to what the processor supports.
     ///
     /// # Panics
-    /// When the length is no multiple of `d`.
+    /// When the length is not a multiple of `d`.
     pub fn at_level(level: Level, queries: &[f32], shape: KvShape) -> Self {
         let level = level.min(Level::detected());
         let mut new = Self {
@@ -126,10 +126,10 @@ impl Accumulator {
         new
     }
 
-    /// Begins anew with other queries `[rows, d]`, in the memory that is there.
+    /// Starts over with new queries `[rows, d]`, reusing the allocated buffers.
     ///
     /// # Panics
-    /// When the length is no multiple of `d`.
+    /// When the length is not a multiple of `d`.
     pub fn restart(&mut self, queries: &[f32], shape: KvShape) {
         assert!(shape.d > 0 && queries.len().is_multiple_of(shape.d));
         let rows = queries.len() / shape.d;
@@ -151,12 +151,12 @@ impl Accumulator {
         );
     }
 
-    /// Adds the first `tokens` keys and values of one head of a block; without `visible` every row sees them all.
+    /// Adds the first `tokens` keys and values of one head of a block; without `visible` every row attends to all.
     ///
-    /// `next` is the block that will be added after this one, where that is known: it is fetched meanwhile.
+    /// `next` is the block that will be added after this one, where it is known: it is prefetched meanwhile.
     ///
     /// # Panics
-    /// When block and accumulator differ in shape, or `visible` has too few lines.
+    /// When block and accumulator differ in shape, or `visible` has too few lines of bits.
     pub fn add(
         &mut self,
         block: &PackedBlock,
@@ -201,7 +201,7 @@ impl Accumulator {
         });
     }
 
-    /// The block as the arithmetic wants it: in place, or widened into `wide`.
+    /// The block in the element type of the products: where it lies, or widened into `wide`.
     fn units<'a>(
         &self,
         head: &HeadBytes,
@@ -242,26 +242,28 @@ impl Accumulator {
         }
     }
 
-    /// out `[rows, d]`, lse `[rows]` over the keys so far, which are then forgotten;
-    /// a row that saw no key has zeros and −∞.
+    /// out `[rows, d]`, lse `[rows]` over the keys so far; the accumulator is then empty again.
+    /// A row that attended to no key has zeros and −∞.
     pub fn take(&mut self) -> (Vec<f32>, Vec<f32>) {
         let (mut out, mut lse) = (Vec::new(), Vec::new());
         self.take_into(&mut out, &mut lse);
         (out, lse)
     }
 
-    /// [`Accumulator::take`], in place of what `out` and `lse` hold.
+    /// [`Accumulator::take`] into `out` and `lse`, whose old content is replaced.
     pub fn take_into(&mut self, out: &mut Vec<f32>, lse: &mut Vec<f32>) {
         let d = self.shape.d;
         out.clear();
         out.reserve(self.max.len() * d);
         let rows = self.out.chunks_exact(self.shape.value_width());
         for (row, &sum) in rows.zip(&self.sum) {
+            // A row without a visible key would be 0/0.
             let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
             out.extend(row[..d].iter().map(|o| o * scale));
         }
         let sums = self.max.iter().zip(&self.sum);
         lse.clear();
+        // Scores and sums are in base 2; the LSE is in base e.
         lse.extend(sums.map(|(max, sum)| (max + sum.log2()) * std::f32::consts::LN_2));
         self.out.fill(0.0);
         self.max.fill(f32::NEG_INFINITY);
@@ -269,7 +271,7 @@ impl Accumulator {
     }
 }
 
-/// `n` times `x`, in the memory that is there.
+/// Fills the vector with `n` copies of `x`, reusing its allocation.
 fn refill<T: Copy>(numbers: &mut Vec<T>, n: usize, x: T) {
     numbers.clear();
     numbers.resize(n, x);
@@ -277,7 +279,7 @@ fn refill<T: Copy>(numbers: &mut Vec<T>, n: usize, x: T) {
 
 per_level! {
     /// queries `[rows, d]` → units `[rows, key_width / interleave]`, times `log2(e) / sqrt(d)`;
-    /// `scales` is what one step of int8 is worth in each row.
+    /// `scales` receives each row's int8 quantization step.
     fn query_units(arithmetic: Arithmetic, shape: KvShape, queries: &[f32], scales: &mut [f32], units: &mut [u32]) = query_units_body;
 }
 
@@ -320,7 +322,7 @@ fn query_units_body(
     }
 }
 
-/// Runs the step with the instructions of `level`, which the processor has.
+/// Runs the step with the instructions of `level`, which the processor must support.
 fn run(level: Level, arithmetic: Arithmetic, mut step: BlockStep) {
     match (level, arithmetic) {
         // SAFETY: the level is at most what the processor was found to have, and the block
@@ -439,7 +441,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// Largest error against f64 for numbers in [-2, 2): what the element type can hold.
+    /// Largest error against f64 for numbers in [-2, 2): the precision of the element type.
     fn tolerance(dtype: KvDtype) -> f64 {
         match dtype {
             KvDtype::F32 => 2e-5,
@@ -505,7 +507,7 @@ mod tests {
         }
     }
 
-    /// out and lse of one query over 64 keys of which it sees the first 40, whatever the others hold.
+    /// out and lse of one query over 64 keys of which only the first 40 are visible; the others hold `hidden`.
     fn over_the_first_forty(level: Level, dtype: KvDtype, hidden: f32) -> (Vec<f32>, Vec<f32>) {
         let d = 16;
         let shape = KvShape {
@@ -529,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_not_seen_does_not_decide_in_which_steps_others_count() {
+    fn a_masked_value_does_not_change_the_quantization_of_visible_ones() {
         for level in Level::available() {
             for dtype in KvDtype::ALL {
                 let (plain, huge) = (
@@ -545,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_one_row_of_two_sees_leaves_the_other_as_it_is() {
+    fn a_block_visible_to_one_row_leaves_the_other_row_unchanged() {
         let d = 16;
         for level in Level::available() {
             for dtype in KvDtype::ALL {
@@ -577,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_sees_nothing_is_empty_and_not_nan() {
+    fn a_fully_masked_row_is_empty_and_not_nan() {
         check(6, 40, 16, 8, |i, j| i % 2 == 0 && (j / 8) % 2 == 1);
         check(2, 40, 16, 8, |i, _| i == 1);
     }

@@ -3,8 +3,8 @@
 //!
 //! Per key-value head, in this order: keys, values, and for quantized types the
 //! scales. Keys stand in panels of 32 tokens, `[panel, d / g, 32, g]`, and
-//! values as `[256 / g, d, g]`, where `g` elements that one dot instruction
-//! multiplies stand together: 1 for f32, 2 for bf16 and int4, 4 for int8.
+//! values as `[256 / g, d, g]`, where the `g` elements that one dot-product instruction
+//! consumes are adjacent: 1 for f32, 2 for bf16 and int4, 4 for int8.
 
 use std::ops::Range;
 
@@ -54,7 +54,7 @@ impl KvDtype {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
-    /// Elements that stand together.
+    /// Adjacent elements that one dot-product instruction consumes.
     pub(super) fn interleave(self) -> usize {
         match self {
             Self::F32 => 1,
@@ -132,7 +132,7 @@ impl KvShape {
     }
 }
 
-/// 64 bytes, aligned as vectors like it.
+/// 64 bytes with the alignment of a cache line and of the widest vector.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct CacheLine([u8; 64]);
@@ -171,7 +171,7 @@ impl BlockStore {
     }
 }
 
-/// Bytes from which on a block has pages of its own.
+/// Blocks of at least this many bytes are allocated in pages of their own.
 const OWN_PAGES: usize = 64 << 10;
 
 /// Keys and values of [`BLOCK_TOKENS`] tokens in one layer.
@@ -181,7 +181,7 @@ pub struct PackedBlock {
     store: BlockStore,
 }
 
-/// The bytes of one head, cut up.
+/// The bytes of one head, by section.
 pub(super) struct HeadBytes<'a> {
     pub all: &'a [u8],
     pub keys: &'a [u8],
@@ -235,7 +235,7 @@ impl PackedBlock {
     }
 
     /// A block that lies in a mapped file; `None` when the number of bytes is not that of `shape`
-    /// or their place in memory is no multiple of 64.
+    /// or their address is not a multiple of 64.
     pub fn from_mapped(shape: KvShape, bytes: MappedBytes) -> Option<Self> {
         let fits = bytes.as_bytes().len() == shape.block_bytes();
         let aligned = bytes.as_elements::<CacheLine>().is_some();
@@ -264,7 +264,7 @@ impl PackedBlock {
         }
     }
 
-    /// The bytes for writing; a mapped block becomes one in memory first.
+    /// The bytes for writing; a mapped block is copied to memory first.
     fn bytes_mut(&mut self) -> &mut [u8] {
         if let BlockStore::Mapped(bytes) = &self.store {
             self.store = BlockStore::of(bytes.as_bytes());
@@ -290,7 +290,7 @@ impl PackedBlock {
         }
     }
 
-    /// keys, values `[n, kv_heads, d]` of the tokens from `slot` on.
+    /// Stores keys, values `[n, kv_heads, d]` for the tokens from `slot` on.
     ///
     /// # Panics
     /// When they do not fit the block.
@@ -327,7 +327,7 @@ impl PackedBlock {
         }
     }
 
-    /// Copies the tokens `slots` of a block of the same shape, bit by bit, to those from `slot` on.
+    /// Copies the tokens `slots` of a block of the same shape, bit for bit, to the slots from `slot` on.
     ///
     /// # Panics
     /// When the shapes differ or the tokens do not fit.
@@ -419,20 +419,20 @@ fn get<T: bytemuck::AnyBitPattern>(bytes: &[u8], index: usize) -> T {
     bytemuck::pod_read_unaligned(&bytes[index * size_of::<T>()..(index + 1) * size_of::<T>()])
 }
 
-/// The largest magnitude over `steps`; NaN where an element is.
+/// The largest magnitude divided by `steps`; NaN propagates.
 #[inline(always)]
 pub(super) fn scale_of(x: &[f32], steps: f32) -> f32 {
     let mut largest = 0f32;
     let mut poison = 0f32;
     for x in x {
         largest = if x.abs() > largest { x.abs() } else { largest };
-        // Zero for every number, NaN for what is none.
+        // 0 for finite x; NaN for infinity, and for NaN, which the comparison drops.
         poison += x * 0.0;
     }
     (largest + poison) / steps
 }
 
-/// `x / scale` to the nearest of `-limit..=limit`, ties to even.
+/// `x / scale` rounded to the nearest integer of `-limit..=limit`, ties to even.
 #[inline(always)]
 pub(super) fn quantize(x: f32, scale: f32, limit: f32) -> i8 {
     // Adding 1.5·2^23 rounds to an integer, which then stands in the low bits.
@@ -443,13 +443,14 @@ pub(super) fn quantize(x: f32, scale: f32, limit: f32) -> i8 {
     (steps + ROUND).to_bits() as i8
 }
 
-/// Two floats as bf16, rounded to nearest even, the first in the lower half.
+/// Two floats as a bf16 pair, rounded to nearest even, the first in the lower half.
 #[inline(always)]
 pub(super) fn bf16_pair(low: f32, high: f32) -> u32 {
     let round = |x: f32| {
         let bits = x.to_bits();
         let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
         if x.is_nan() {
+            // Without the quiet bit, a NaN whose mantissa is cut off would become infinity.
             bits | 0x0040_0000
         } else {
             rounded
@@ -458,12 +459,12 @@ pub(super) fn bf16_pair(low: f32, high: f32) -> u32 {
     round(low) >> 16 | round(high) & 0xffff_0000
 }
 
-/// The next number with 5 significant bits: its product with a four-bit integer is exact in bf16.
+/// `x` rounded up to 5 significant bits: its product with a four-bit integer is exact in bf16.
 fn short(x: f32) -> bf16 {
     bf16::from_bits((x.to_bits().wrapping_add(0x0007_ffff) >> 16) as u16 & 0xfff8)
 }
 
-/// One token of one head, `[d]`, into its place among `elements` and `scales`.
+/// Writes one token of one head, `[d]`, to its slot in `elements` and `scales`.
 fn write_token(
     shape: KvShape,
     slot: usize,
@@ -512,7 +513,7 @@ fn write_token(
     }
 }
 
-/// One token of one head, elements and scales, from one block to another; `(shape, to_slot, from_slot)`.
+/// Copies elements and scales of one token of one head between blocks; `(shape, to_slot, from_slot)`.
 fn copy_token(
     (shape, to_slot, from_slot): (KvShape, usize, usize),
     side: KeyOrValue,
@@ -609,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back_within_the_precision_of_its_type() {
+    fn values_are_read_back_within_the_precision_of_their_type() {
         for dtype in KvDtype::ALL {
             for (kv_heads, d) in [(1, 1), (2, 8), (3, 20), (1, 80), (2, 128)] {
                 let shape = KvShape { kv_heads, d, dtype };
@@ -641,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn copied_tokens_are_those_that_were_written_there_bit_for_bit() {
+    fn copied_tokens_equal_written_tokens_bit_for_bit() {
         for dtype in KvDtype::ALL {
             for (kv_heads, d) in [(1, 1), (2, 20), (3, 80)] {
                 let shape = KvShape { kv_heads, d, dtype };
@@ -659,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_another_length_are_no_block() {
+    fn bytes_of_another_length_are_rejected() {
         let shape = KvShape {
             kv_heads: 1,
             d: 8,
@@ -670,7 +671,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_head_takes_what_its_type_says() {
+    fn bytes_per_token_and_head_follow_from_the_type() {
         let bytes = |dtype| {
             KvShape {
                 kv_heads: 1,

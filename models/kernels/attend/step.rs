@@ -1,5 +1,5 @@
 //! One block of keys for the rows of an accumulator: scores, weights, weighted
-//! values, a few rows at a time so that scores never leave the first-level cache.
+//! values, a few rows at a time so that scores never leave the L1 cache.
 
 use super::{
     MASK_WORDS, Visible,
@@ -7,14 +7,14 @@ use super::{
     packed::{BLOCK_TOKENS, PANEL},
 };
 use crate::{
-    cpu::{ask_for, ask_for_all},
+    cpu::{prefetch, prefetch_all},
     lanes::Lanes,
 };
 
 /// Panels of one block.
 const PANELS: usize = BLOCK_TOKENS / PANEL;
 
-/// Most rows of a tile.
+/// Maximum rows of a tile.
 const MAX_ROWS: usize = 12;
 
 /// A block of keys and values of one head, in units.
@@ -35,14 +35,14 @@ pub(super) struct BlockUnits<'a> {
     pub largest_value_scale: f32,
     /// `[BLOCK_TOKENS]` where the type needs them.
     pub key_sums: *const i32,
-    /// Keys held.
+    /// Number of keys in the block.
     pub tokens: usize,
-    /// The bytes of the block that comes next: they are asked for while this one is worked on.
+    /// The bytes of the next block, prefetched while this one is computed.
     pub next: &'a [u8],
 }
 
 impl BlockUnits<'_> {
-    /// The largest scale of a value that a row sees, as a share of the block's largest; `words` are of the panels from `first` on.
+    /// The largest scale of a value visible to a row, as a fraction of the block's largest; `words` belong to the\n    /// panels from `first` on.
     #[inline(always)]
     unsafe fn largest_scale<D: Dot>(&self, words: &[u32], first: usize) -> f32 {
         if words.len() == PANELS && words.iter().all(|&seen| seen == u32::MAX) {
@@ -72,7 +72,7 @@ pub(super) struct RowsState<'a> {
     pub query_scales: &'a [f32],
     /// `[rows, value_width]`.
     pub out: &'a mut [f32],
-    /// `[rows]`, in powers of two.
+    /// `[rows]`, in log2 units.
     pub max: &'a mut [f32],
     /// `[rows]`.
     pub sum: &'a mut [f32],
@@ -93,13 +93,13 @@ impl Default for TileScratch {
     }
 }
 
-/// Everything that a step works on.
+/// The work on one block of keys and values.
 pub(super) struct BlockStep<'a> {
     pub block: BlockUnits<'a>,
     pub rows: RowsState<'a>,
     pub visible: Option<Visible<'a>>,
     pub scratch: &'a mut TileScratch,
-    /// Bytes of the next block that are asked for with each product.
+    /// Bytes of the next block that are prefetched with each product.
     pub share: usize,
 }
 
@@ -145,7 +145,7 @@ impl BlockStep<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let mut panel = first;
-            // A few rows would wait for one product after another: several panels go side by side.
+            // With few rows the latency of each product would show: several panels run side by side.
             while R <= 2 && panel + 4 <= last + 1 {
                 self.scores::<D, R, 8>(row, panel, &words);
                 panel += 4;
@@ -159,16 +159,16 @@ impl BlockStep<'_> {
         R
     }
 
-    /// Asks for more of the next block: a little at a time, or it would be waited for.
+    /// Prefetches more of the next block, a little at a time: a burst would stall the loads of this one.
     #[inline(always)]
     fn fetch(&mut self) {
         let next = self.block.next;
         let (now, later) = next.split_at(self.share.min(next.len()));
-        ask_for_all(now);
+        prefetch_all(now);
         self.block.next = later;
     }
 
-    /// Which keys the rows of a tile see.
+    /// Visible keys of the rows of a tile.
     #[inline(always)]
     fn words<const R: usize>(&self, row: usize) -> [[u32; MASK_WORDS]; R] {
         let held: [u32; MASK_WORDS] = std::array::from_fn(|word| {
@@ -241,9 +241,9 @@ impl BlockStep<'_> {
         }
     }
 
-    /// Scores → weights; largest score and sum of the rows brought up to date.
+    /// Scores → weights; updates the rows' largest score and sum.
     ///
-    /// → what the outputs so far, and what the products of this block, are multiplied by.
+    /// Returns the factors of the outputs so far and of this block's products.
     #[inline(always)]
     unsafe fn weigh<D: Dot, const R: usize>(
         &mut self,
@@ -265,11 +265,11 @@ impl BlockStep<'_> {
                 let units = self.scratch.weights.as_mut_ptr().add(r * BLOCK_TOKENS);
                 let (max, sum) = (&mut self.rows.max[row + r], &mut self.rows.sum[row + r]);
                 let new = if *max > most[r] { *max } else { most[r] };
-                // Before the first visible key everything is relative to zero.
+                // −∞ − (−∞) would be NaN: before the first visible key scores are relative to zero.
                 let floor = |x: f32| if x == f32::NEG_INFINITY { 0.0 } else { x };
                 let base = floor(if D::WEIGHTS_BY_BLOCK { most[r] } else { new });
                 let minus = D::Floats::splat(-base);
-                // What a row does not see must not decide in which steps it counts.
+                // Only visible values may set a row's quantization step.
                 let of_visible = if D::WEIGHTS_BY_BLOCK {
                     self.block
                         .largest_scale::<D>(&words[r][panels.clone()], panels.start)
@@ -388,7 +388,7 @@ impl BlockStep<'_> {
     }
 }
 
-/// Where the vectors of a product's columns lie: pairs of neighbours, `pair` units from one to the next.
+/// Where the vectors of a product's columns lie: adjacent pairs, `pair` units apart.
 #[derive(Clone, Copy)]
 struct ColumnLayout {
     first: *const u32,
@@ -397,7 +397,7 @@ struct ColumnLayout {
     pair: usize,
 }
 
-/// Units ahead of a stream that few rows read, asked for early: 2 KiB.
+/// Prefetch distance of a stream that few rows read, in units: 2 KiB.
 const AHEAD: usize = 512;
 
 /// rows `[R, units]`, columns `[units, C vectors]` → `sums += rows · columns`, in registers.
@@ -419,7 +419,7 @@ unsafe fn product<D: Dot, const R: usize, const C: usize>(
                 let at = c / 2 * columns.pair + c % 2 * D::Floats::N;
                 *vector = D::load(from.add(at));
                 if R <= 2 {
-                    ask_for(from.wrapping_add(at + AHEAD));
+                    prefetch(from.wrapping_add(at + AHEAD));
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
@@ -433,7 +433,7 @@ unsafe fn product<D: Dot, const R: usize, const C: usize>(
     sums
 }
 
-/// The largest of the scores of `keys`; one that is no number is passed over here and shows in the sum of weights.
+/// The largest score of `keys`; NaN is skipped here and propagates through the sum of weights.
 #[inline(always)]
 unsafe fn largest<V: Lanes>(scores: *const f32, keys: &std::ops::Range<usize>) -> f32 {
     // SAFETY: the caller's promise.

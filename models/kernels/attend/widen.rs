@@ -1,4 +1,4 @@
-//! Keys and values of a type that the processor cannot multiply, widened to one that it can.
+//! Widens keys and values whose type the processor cannot multiply to one that it can.
 //!
 //! Layouts are those of `packed`: a row of `width` units becomes as many rows of
 //! wider units as there were elements in one.
@@ -6,9 +6,9 @@
 use half::bf16;
 
 use super::packed::{BLOCK_TOKENS, GROUP, HeadBytes, KvDtype, KvShape, PANEL};
-use crate::cpu::{Level, ask_for_all, per_level};
+use crate::cpu::{Level, per_level, prefetch_all};
 
-/// What elements become.
+/// The element type after widening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wide {
     /// f32.
@@ -27,8 +27,8 @@ pub(super) struct WideBlock {
 }
 
 impl WideBlock {
-    /// Widens the first `tokens` keys and values, and what stands together with them, panel by
-    /// panel; each asks for a share of `next`, the bytes that will be widened after these.
+    /// Widens the first `tokens` keys and values, rounded up to whole panels, panel by
+    /// panel; with each a share of `next`, the bytes to be widened after these, is prefetched.
     pub fn fill(
         &mut self,
         level: Level,
@@ -49,7 +49,7 @@ impl WideBlock {
         let share = next.len().div_ceil(panels).max(1);
         let mut shares = next.chunks(share);
         for (panel, (keys, values)) in keys.zip(values).enumerate() {
-            ask_for_all(shares.next().unwrap_or_default());
+            prefetch_all(shares.next().unwrap_or_default());
             fill_panel(level, shape, &head.panel(panel), wide, keys, values);
         }
     }
@@ -98,7 +98,7 @@ pub(super) fn cast<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> &[T] {
 }
 
 per_level! {
-    /// rows of bf16 pairs `[n, width, 2]` → `[2n, width]` f32; `wide` says how many.
+    /// rows of bf16 pairs `[n, width, 2]` → `[2n, width]` f32, as many as fit `wide`.
     fn pairs(narrow: &[u32], width: usize, wide: &mut [u32]) = pairs_body;
 }
 
@@ -117,7 +117,7 @@ fn pairs_body(narrow: &[u32], width: usize, wide: &mut [u32]) {
 }
 
 per_level! {
-    /// rows of signed fours `[panels, rows, PANEL, 4]`, scales `[panels, PANEL]` → `[panels, 4 rows, PANEL]` f32.
+    /// rows of four signed bytes `[panels, rows, PANEL, 4]`, scales `[panels, PANEL]` → `[panels, 4 rows, PANEL]` f32.
     fn byte_keys(narrow: &[u32], scales: &[f32], rows: usize, wide: &mut [u32]) = byte_keys_body;
 }
 
@@ -142,7 +142,7 @@ fn byte_keys_body(narrow: &[u32], scales: &[f32], rows: usize, wide: &mut [u32])
 }
 
 per_level! {
-    /// rows of signed fours `[n, width, 4]`, scales `[4n]` → `[4n, width]` f32.
+    /// rows of four signed bytes `[n, width, 4]`, scales `[4n]` → `[4n, width]` f32.
     fn byte_values(narrow: &[u32], scales: &[f32], width: usize, wide: &mut [u32]) = byte_values_body;
 }
 
@@ -166,7 +166,7 @@ fn nibble(byte: u8, half: u32, scale: bf16) -> f32 {
     n as f32 * f32::from_bits(u32::from(scale.to_bits()) << 16)
 }
 
-/// Two floats that are bf16 as such, the first in the lower half.
+/// A pair of floats that bf16 represents exactly, the first in the lower half.
 #[inline(always)]
 fn pair(low: f32, high: f32) -> u32 {
     low.to_bits() >> 16 | high.to_bits() & 0xffff_0000
@@ -282,7 +282,7 @@ fn nibble_value_pairs_body(
     }
 }
 
-/// Scales of the values over the largest of them, times 255, `[BLOCK_TOKENS]` → the largest over 255.
+/// Scales of the values, as 255ths of the largest, `[BLOCK_TOKENS]` → the largest divided by 255.
 pub(super) fn relative_scales(level: Level, scales: &[f32], relative: &mut Vec<f32>) -> f32 {
     let mut largest = 0.0;
     relative.resize(BLOCK_TOKENS, 0.0);
@@ -291,7 +291,7 @@ pub(super) fn relative_scales(level: Level, scales: &[f32], relative: &mut Vec<f
 }
 
 per_level! {
-    /// scales `[BLOCK_TOKENS]` → relative `[BLOCK_TOKENS]`, and the largest; NaN where a scale is.
+    /// scales `[BLOCK_TOKENS]` → relative `[BLOCK_TOKENS]`, and the largest; NaN propagates.
     fn fill_relative(scales: &[f32], relative: &mut [f32], largest: &mut f32) = fill_relative_body;
 }
 
@@ -300,6 +300,7 @@ fn fill_relative_body(scales: &[f32], relative: &mut [f32], largest: &mut f32) {
     let mut lanes = [0f32; 16];
     for chunk in scales.chunks_exact(16) {
         for (lane, &scale) in lanes.iter_mut().zip(chunk) {
+            // Written so that NaN replaces the number and then stays.
             *lane = if scale <= *lane { *lane } else { scale };
         }
     }

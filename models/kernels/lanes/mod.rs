@@ -12,7 +12,7 @@ pub(crate) mod x86;
 ///
 /// Every function needs a processor that has this vector's instructions.
 pub(crate) trait Lanes: Copy {
-    /// Floats in it.
+    /// Number of floats.
     const N: usize;
     /// # Safety
     /// The processor has this vector's instructions.
@@ -34,7 +34,7 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// As `splat`.
     unsafe fn times_plus(self, factor: Self, addend: Self) -> Self;
-    /// The larger of each pair; `other` where one is not a number.
+    /// The larger of each pair; `other` where either is NaN.
     ///
     /// # Safety
     /// As `splat`.
@@ -44,18 +44,18 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// As `splat`.
     unsafe fn keep(self, bits: u32) -> Self;
-    /// The lanes of both in turn: those of the lower halves, those of the upper.
+    /// The lanes of both interleaved: the lower halves, then the upper halves.
     ///
     /// # Safety
     /// As `splat`.
     unsafe fn zip(self, other: Self) -> (Self, Self);
-    /// `(x − n, 2^n)` for the nearest integer `n ≥ −127` of `x ≤ 127`; `2^-127` counts as 0.
+    /// `(x − n, 2^n)` for the integer `n ≥ −127` nearest to `x ≤ 127`; `2^-127` is 0.
     ///
     /// # Safety
     /// As `splat`.
     unsafe fn split_exponent(self) -> (Self, Self);
 
-    /// `2^x` for `x ≤ 127` with `terms` terms; 0 from −150 down, and perhaps from −127.
+    /// `2^x` for `x ≤ 127` with the polynomial `terms`; 0 below −150, possibly already below −127.
     ///
     /// # Safety
     /// As `splat`.
@@ -75,7 +75,7 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
-    /// The sum of the lanes, by halves.
+    /// The sum of the lanes, added pairwise by halves.
     ///
     /// # Safety
     /// As `splat`.
@@ -95,7 +95,7 @@ pub(crate) trait Lanes: Copy {
         unsafe { self.fold(|a, b| if b > a { b } else { a }) }
     }
 
-    /// The lanes made one, by halves.
+    /// Reduces the lanes to one, pairwise by halves.
     ///
     /// # Safety
     /// As `splat`.
@@ -208,7 +208,7 @@ mod tests {
     use super::{EXP2_EXACT, EXP2_SHORT, Lanes};
     use crate::cpu::Level;
 
-    /// One vector's worth of `2^x` and of the other operations on `x`.
+    /// `2^x` and the other operations on one vector.
     #[inline(always)]
     unsafe fn body<V: Lanes>(x: &[f32; 16], terms: &[f32]) -> [f32; 16] {
         let mut y = [0.0; 16];
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_range_are_exact_and_what_is_no_number_stays_so() {
+    fn the_ends_of_the_range_are_exact_and_nan_propagates() {
         let mut x = [f32::NEG_INFINITY; 16];
         x[..5].copy_from_slice(&[0.0, -1.0, -151.0, -1e30, f32::NAN]);
         for level in Level::available() {

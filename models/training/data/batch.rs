@@ -181,7 +181,7 @@ pub fn packed(examples: &[Example], rules: &BatchRules) -> Result<Batch> {
     for row in &packing.rows {
         for (id, segment) in (0_u32..).zip(&row.segments) {
             let Example { tokens, loss } = &examples[segment.prompt];
-            for i in 0..segment.places.len() {
+            for i in 0..segment.indices.len() {
                 batch.push(tokens[i], tokens[i + 1], loss[i + 1], i as u32);
                 segments.push(id);
             }

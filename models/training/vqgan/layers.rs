@@ -13,7 +13,9 @@ use rayon::prelude::*;
 
 use crate::{
     error::Result,
-    training::{operands::numbers, parameters::Parameters, vqgan::places::Places},
+    training::{
+        operands::numbers, parameters::Parameters, vqgan::parameter_ranges::ParameterRanges,
+    },
     vision::vqgan::{LayerSpec, tensor_name},
 };
 
@@ -37,7 +39,7 @@ impl Picture {
 #[derive(Clone, Copy)]
 pub struct ParameterSource<'a> {
     pub parameters: &'a Parameters,
-    pub places: &'a Places,
+    pub ranges: &'a ParameterRanges,
 }
 
 impl ParameterSource<'_> {
@@ -73,8 +75,8 @@ impl Conv {
             forward: Kernel::pack(&weights, &source.values(&bias)?, shape),
             back: BackKernel::pack(&weights, shape, sampling),
             sampling,
-            kernel: source.places.get(&kernel)?,
-            bias: source.places.get(&bias)?,
+            kernel: source.ranges.get(&kernel)?,
+            bias: source.ranges.get(&bias)?,
         })
     }
 
@@ -141,7 +143,7 @@ fn add(sum: &mut [f32], more: &[f32]) {
 pub struct GroupNorm {
     scale: Vec<f32>,
     bias: Vec<f32>,
-    places: [Range<usize>; 2],
+    ranges: [Range<usize>; 2],
 }
 
 impl GroupNorm {
@@ -150,7 +152,7 @@ impl GroupNorm {
         Ok(Self {
             scale: source.values(&scale)?,
             bias: source.values(&bias)?,
-            places: [source.places.get(&scale)?, source.places.get(&bias)?],
+            ranges: [source.ranges.get(&scale)?, source.ranges.get(&bias)?],
         })
     }
 
@@ -168,8 +170,8 @@ impl GroupNorm {
         let gradients = [&mut d_scale[..], &mut d_bias];
         group_norm_silu_backward(&x.data, weights, &dy.data, &mut dx.data, gradients);
         if let Some(row) = row {
-            add(&mut row[self.places[0].clone()], &d_scale);
-            add(&mut row[self.places[1].clone()], &d_bias);
+            add(&mut row[self.ranges[0].clone()], &d_scale);
+            add(&mut row[self.ranges[1].clone()], &d_bias);
         }
     }
 }

@@ -13,7 +13,7 @@
 //!              └────────── straight through ◄── gradient ◄────────┘
 //! ```
 
-mod places;
+mod parameter_ranges;
 
 mod layers;
 

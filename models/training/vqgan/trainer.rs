@@ -20,8 +20,8 @@ use crate::{
             losses::{Origin, adaptive_weight, differences_back, hinge, hinge_back},
             network::{CodebookShares, Passed, VqganNetwork},
             options::{Adversarial, CodebookRule, VqganOptions},
+            parameter_ranges::ParameterRanges,
             perceptual::Lpips,
-            places::Places,
             state::{Counters, Remaining, SIZES, SUMS, State, UNUSED, export},
         },
     },
@@ -83,14 +83,14 @@ pub struct Losses {
 /// Parameters with all that the optimizer knows of them.
 struct TrainedParameters {
     parameters: Parameters,
-    places: Places,
+    ranges: ParameterRanges,
     moments: Moments,
 }
 
 impl TrainedParameters {
     fn new((parameters, moments): (Parameters, Moments)) -> Self {
         Self {
-            places: Places::of(&parameters),
+            ranges: ParameterRanges::of(&parameters),
             parameters,
             moments,
         }
@@ -99,7 +99,7 @@ impl TrainedParameters {
     fn source(&self) -> ParameterSource<'_> {
         ParameterSource {
             parameters: &self.parameters,
-            places: &self.places,
+            ranges: &self.ranges,
         }
     }
 }
@@ -299,12 +299,12 @@ impl VqganTrainer {
         let pass = self.pass(pixels)?;
         let side = &self.generator;
         let discriminator = match (&self.discriminator, &pass.discriminator) {
-            (Some((_, side)), Some(row)) => Some(side.places.named(row, &side.parameters)?),
+            (Some((_, side)), Some(row)) => Some(side.ranges.named(row, &side.parameters)?),
             _ => None,
         };
         Ok(Losses {
             metrics: pass.metrics,
-            gradients: side.places.named(&pass.row, &side.parameters)?,
+            gradients: side.ranges.named(&pass.row, &side.parameters)?,
             discriminator,
         })
     }
@@ -476,7 +476,7 @@ impl VqganTrainer {
                 let judge = Discriminator::load(side.source(), adversarial)?;
                 let of_picture = discriminator::logits_of(adversarial, self.spec.resolution)?;
                 let logits = (frames.len() * of_picture) as f64;
-                let judged = judged(&judge, &side.places, frames, passed, logits);
+                let judged = judged(&judge, &side.ranges, frames, passed, logits);
                 Ok(Some((adversarial, judged)))
             }
             _ => Ok(None),
@@ -490,7 +490,7 @@ impl VqganTrainer {
         passed: &[Passed],
         back: Vec<Vec<f32>>,
     ) -> Result<Vec<f32>> {
-        let places = &self.generator.places;
+        let ranges = &self.generator.ranges;
         let share = self.options.codebook_weight / self.latent_numbers(passed.len());
         let shares = CodebookShares {
             codebook: match self.options.codebook {
@@ -499,10 +499,10 @@ impl VqganTrainer {
             },
             commitment: (share * self.options.commitment) as f32,
         };
-        let codebook = places.get(EMBEDDINGS)?.start;
+        let codebook = ranges.get(EMBEDDINGS)?.start;
         let side = self.spec.resolution;
         let items: Vec<(&Passed, Vec<f32>)> = passed.iter().zip(back).collect();
-        Ok(places.gather(&items, |(passed, data), row| {
+        Ok(ranges.gather(&items, |(passed, data), row| {
             let data = data.clone();
             network.back(passed, Picture { side, data }, shares, codebook, row);
         }))
@@ -514,7 +514,7 @@ impl VqganTrainer {
         let (adam, rate) = (self.options.adam, metrics.rate);
         let judge = self.discriminator.as_mut().zip(pass.discriminator);
         let judge = judge.map(|((_, side), row)| {
-            let gradients = side.places.named(&row, &side.parameters)?;
+            let gradients = side.ranges.named(&row, &side.parameters)?;
             length(&gradients)?;
             Ok::<_, Error>((side, gradients))
         });
@@ -522,7 +522,7 @@ impl VqganTrainer {
         let follows_loss = self.averages.is_none();
         let side = &mut self.generator;
         let trained = side.parameters.select(|n| follows_loss || n != EMBEDDINGS);
-        let gradients = side.places.named(&pass.row, &trained)?;
+        let gradients = side.ranges.named(&pass.row, &trained)?;
         metrics.gradient_length = adam.step(&trained, &gradients, &mut side.moments, rate)?;
         if let Some((side, gradients)) = judge {
             adam.step(&side.parameters, &gradients, &mut side.moments, rate)?;
@@ -615,7 +615,7 @@ type JudgedPair = [(Origin, JudgedPicture); 2];
 /// Losses over `logits` logits of a batch and their gradients.
 fn judged(
     judge: &Discriminator,
-    places: &Places,
+    ranges: &ParameterRanges,
     frames: &[Picture],
     passed: &[Passed],
     logits: f64,
@@ -637,7 +637,7 @@ fn judged(
             of_made += picture.data.iter().map(|&x| f64::from(x)).sum::<f64>();
         }
     }
-    let row = places.gather(&seen, |pair, row| {
+    let row = ranges.gather(&seen, |pair, row| {
         for (origin, (picture, kept)) in pair {
             let mut back = picture.clone();
             back.data = hinge_back(&picture.data, *origin, share as f32);

@@ -1,4 +1,4 @@
-//! A build without MPI says so, and does not answer once per process.
+//! The build without MPI: several processes are refused, instead of each answering by itself.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// The processes that were started together; there are none in this build.
+/// The processes that were started together; never constructed in this build.
 pub enum Session {}
 
 impl Session {
-    /// Parts from the other processes when the work is done.
+    /// Leaves the other processes when the work is done.
     pub fn finish(self) {
         match self {}
     }
@@ -20,7 +20,7 @@ impl Session {
 /// Joins the processes that were started together.
 ///
 /// # Errors
-/// `Usage`, always: this build cannot.
+/// `Usage`, always.
 pub fn connect(_deadline: Duration) -> Result<(Session, Box<dyn Link>)> {
     let message =
         "several processes were started, and this longreel was built without the feature `mpi`";

@@ -1,4 +1,4 @@
-//! Ranks that are processes, on one host or many, as `mpirun` or `srun` starts them.
+//! Ranks as processes, on one host or many, as `mpirun` or `srun` starts them.
 
 #[cfg(feature = "mpi")]
 mod processes;
@@ -12,18 +12,20 @@ mod absent;
 #[cfg(not(feature = "mpi"))]
 pub use absent::{Session, connect};
 
-/// How many processes a launcher says that there are: Open MPI, MPICH, and Slurm with PMI or PMIx.
+/// The number of processes according to the launcher: Open MPI, MPICH, and Slurm with PMI or PMIx.
 pub fn launched() -> Option<usize> {
+    // SLURM_NTASKS is also set in a batch script outside `srun`, where there is one process: only PMIX_RANK
+    // proves a launch.
     let of_slurm = || first_of(&["PMIX_RANK"]).and_then(|_| first_of(&["SLURM_NTASKS"]));
     first_of(&["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]).or_else(of_slurm)
 }
 
-/// Which of them a launcher says that this one is.
+/// This process's rank according to the launcher.
 pub fn launched_as() -> Option<usize> {
     first_of(&["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"])
 }
 
-/// How many of them a launcher says to be on this host, where it says so.
+/// The number of processes on this host, where the launcher tells.
 pub fn launched_here() -> Option<usize> {
     first_of(&[
         "OMPI_COMM_WORLD_LOCAL_SIZE",

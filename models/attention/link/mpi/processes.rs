@@ -1,10 +1,10 @@
-//! MPI carries bytes; who is alive is found out here.
+//! Ranks over MPI, and the detection of lost ranks, which MPI does not provide.
 //!
-//! A message that waits makes no progress while its rank computes, so that each peer has a
-//! thread that sends, and one thread receives from all. A sending thread that has nothing to
-//! send for a second, or a quarter of the longest silence, sends a sign of life. The receiving
-//! thread looks, and sleeps: waiting inside MPI takes a whole core, of which the attention is
-//! in need.
+//! MPI makes no progress on a message while its rank computes, so that each peer has a
+//! sending thread, and one thread receives from all. A sending thread that has had nothing to
+//! send for a second, or a quarter of the deadline, sends a heartbeat. The receiving
+//! thread polls and sleeps: waiting inside MPI busies a whole core, which the attention
+//! needs.
 
 use std::{
     path::Path,
@@ -36,41 +36,41 @@ use crate::{
 /// The tag of all messages.
 const TAG: mpi::Tag = 1;
 
-/// Messages that may wait between two ranks, on either side.
+/// Capacity of the queue between two ranks on either side, in messages.
 const BOUND: usize = 4;
 
-/// How often a rank that has nothing to say shows that it is there, at least.
+/// Longest interval between heartbeats of an idle rank.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
-/// How often a neighbour's process is looked for in the table of processes.
+/// How often the process of a rank on the same host is looked up in `/proc`.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Sleep between two looks at what is being sent, at what may come, and at what somebody waits for.
+/// Sleep between polls: of a send in progress, of an idle receiver, and of a receiver that a caller waits for.
 const SENDING: Duration = Duration::from_micros(50);
 const IDLE: Duration = Duration::from_micros(500);
 const AWAITED: Duration = Duration::from_micros(10);
 
-/// How long a rank that parts waits for what it still has to send.
+/// How long a rank that ends waits for its unsent messages.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The processes that were started together.
 pub struct Session(Option<Universe>);
 
 impl Session {
-    /// Parts from the other processes when the work is done: all of them must.
+    /// Leaves the other processes when the work is done; every process must call it.
     pub fn finish(mut self) {
         drop(self.0.take());
     }
 }
 
 impl Drop for Session {
-    /// After a failure nobody waits for the others: that would have no end.
+    /// After a failure `MPI_Finalize` is not called: it would wait for the failed ranks for ever.
     fn drop(&mut self) {
         std::mem::forget(self.0.take());
     }
 }
 
-/// Joins the processes that were started together; `deadline` is the longest silence.
+/// Joins the processes that were started together; `deadline` is the longest silence allowed.
 ///
 /// # Errors
 /// `Network` when another process does not answer, or MPI cannot serve several threads.
@@ -87,24 +87,24 @@ pub fn connect(deadline: Duration) -> Result<(Session, Box<dyn Link>)> {
     Ok((session, Box::new(link)))
 }
 
-/// Who a rank is, told to all others first.
+/// The first message of a rank to all others.
 #[derive(Serialize, Deserialize)]
 struct Greeting {
     version: String,
     host: String,
-    /// The process numbers of a container are its own.
+    /// The PID namespace: process numbers of a container are its own.
     namespace: String,
     pid: u32,
 }
 
-/// What is known of another rank.
+/// State of another rank.
 #[derive(Default)]
 struct PeerRank {
-    /// When something of it came last.
+    /// When its last message or heartbeat arrived.
     heard: Option<Instant>,
-    /// Its process, where that is on this host.
+    /// Its process id, where it runs on this host.
     neighbour: Option<u32>,
-    /// Why nothing more can come.
+    /// Why nothing more can arrive.
     lost: Option<String>,
 }
 
@@ -120,7 +120,7 @@ struct Processes {
     from: Vec<Receiver<Message>>,
     senders: Vec<JoinHandle<()>>,
     receiver: Option<JoinHandle<()>>,
-    /// Somebody waits: the receiving thread sleeps less.
+    /// A caller waits: the receiving thread sleeps less.
     wanted: Arc<AtomicBool>,
     parting: Arc<AtomicBool>,
 }
@@ -169,14 +169,14 @@ impl Processes {
     fn sender(&mut self, peer: usize) -> Result<Sender<Message>> {
         let (out, messages) = bounded(BOUND);
         let thread = thread::Builder::new().name(format!("mpi send {peer}"));
-        // Several of them within the time that others wait for one.
+        // Several heartbeats within the deadline, so that one late heartbeat does no harm.
         let sign = SIGN_OF_LIFE.min(self.deadline / 4);
         self.senders
             .push(thread.spawn(move || send_all(peer, &messages, sign))?);
         Ok(out)
     }
 
-    /// Tells every rank who this is, and hears who they are.
+    /// Exchanges greetings with every rank.
     fn greet(&mut self) -> Result<()> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let (host, pid) = (
@@ -218,7 +218,7 @@ impl Processes {
         Ok(())
     }
 
-    /// Why nothing comes from `peer` any more, if that is so; `since` somebody waits.
+    /// Why nothing more will come from `peer`, if that is so; the caller has waited since `since`.
     fn lost(&self, peer: usize, since: Instant) -> Option<Error> {
         let peers = lock(&self.peers);
         let state = peers.get(peer)?;
@@ -234,12 +234,12 @@ impl Processes {
     }
 }
 
-/// Whether there is no process `pid` on this host, or only what is left of one.
+/// Whether process `pid` of this host has ended or is a zombie.
 fn has_ended(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return true;
     };
-    // The state follows the name, which stands in brackets and may contain some.
+    // The state follows the name, which is in parentheses and may itself contain some.
     let state = stat
         .rsplit_once(") ")
         .and_then(|(_, rest)| rest.chars().next());
@@ -291,7 +291,7 @@ impl Link for Processes {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             if let Some(error) = self.lost(from, since) {
-                // Last words may be on their way.
+                // A failure message may still be in the queue.
                 break channel.recv_timeout(LOOK).map_err(|_| error);
             }
         };
@@ -301,7 +301,7 @@ impl Link for Processes {
 }
 
 impl Drop for Processes {
-    /// What was handed over is still sent, unless the others do not take it.
+    /// Queued messages are still sent, within [`LAST_WORDS`].
     fn drop(&mut self) {
         self.to.clear();
         let until = Instant::now() + LAST_WORDS;
@@ -317,7 +317,7 @@ impl Drop for Processes {
     }
 }
 
-/// Sends what comes to `peer`, and signs of life in between.
+/// Sends queued messages to `peer`, and heartbeats in between.
 fn send_all(peer: usize, messages: &Receiver<Message>, sign: Duration) {
     let world = SimpleCommunicator::world();
     let process = world.process_at_rank(peer as i32);
@@ -330,7 +330,7 @@ fn send_all(peer: usize, messages: &Receiver<Message>, sign: Duration) {
             }
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        // A message that cannot be written becomes the reason why.
+        // A message that cannot be serialized is replaced by the failure: the peer must not wait for it.
         let (bytes, blocks) = match envelope(&message) {
             Ok(bytes) if bytes.len() <= i32::MAX as usize => (bytes, message.blocks),
             Ok(bytes) => {
@@ -353,7 +353,7 @@ fn send_all(peer: usize, messages: &Receiver<Message>, sign: Duration) {
     }
 }
 
-/// Sends, and sleeps until the other side has taken it.
+/// Sends, and sleeps until the receiver has taken it.
 fn send(process: &impl Destination, bytes: &[u8]) {
     mpi::request::scope(|scope| {
         let mut request = process.immediate_send_with_tag(scope, bytes, TAG);
@@ -364,12 +364,12 @@ fn send(process: &impl Destination, bytes: &[u8]) {
     });
 }
 
-/// What comes from one rank.
+/// Messages from one rank.
 struct Inbox {
     out: Sender<Message>,
-    /// Whole, and not taken yet.
+    /// Complete, but the queue was full.
     ready: Option<Message>,
-    /// Blocks are missing.
+    /// Incomplete: blocks are missing.
     arriving: Option<Arriving>,
 }
 
@@ -396,9 +396,10 @@ impl Inboxes {
         }
     }
 
-    /// Takes what `peer` has sent, at most one part → whether there was any.
+    /// Receives one part of a message of `peer`, if any has arrived → whether it did.
     fn look(&mut self, world: &SimpleCommunicator, peer: usize) -> bool {
         let inbox = &mut self.inboxes[peer];
+        // Until the queue has room nothing more is received: MPI then holds back the sender.
         if !inbox.hand_over() {
             return false;
         }
@@ -417,7 +418,7 @@ impl Inboxes {
 }
 
 impl Inbox {
-    /// Hands over what is ready → whether there is room for more.
+    /// Queues the complete message → whether there is room for more.
     fn hand_over(&mut self) -> bool {
         let Some(message) = self.ready.take() else {
             return true;
@@ -432,7 +433,7 @@ impl Inbox {
         let mut bytes = vec![0u8; status.count(u8::equivalent_datatype()) as usize];
         matched.matched_receive_into(&mut bytes[..]);
         match &mut self.arriving {
-            // A sign of life does not come between the parts of a message.
+            // A heartbeat never comes between the parts of a message: one thread sends both.
             Some(arriving) => arriving.take(&bytes)?,
             None => self.arriving = Arriving::open(&bytes)?,
         }

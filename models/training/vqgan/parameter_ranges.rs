@@ -17,12 +17,12 @@ const GROUPS: usize = 8;
 const TASK: usize = 1 << 14;
 
 /// A place for every number of some parameters, by their names.
-pub struct Places {
+pub struct ParameterRanges {
     ranges: BTreeMap<String, Range<usize>>,
     len: usize,
 }
 
-impl Places {
+impl ParameterRanges {
     /// One after the other, in order of their names.
     pub fn of(parameters: &Parameters) -> Self {
         let mut len = 0;
