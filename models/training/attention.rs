@@ -1,4 +1,4 @@
-//! Attention as an operation that candle differentiates, without a matrix of queries times keys.
+//! Attention with gradients, without a queries × keys matrix.
 //!
 //! Forward is the blockwise pass of inference and keeps the log-sum-exp; backward
 //! computes the weights again, block by block (FlashAttention-2, arXiv 2307.08691).
@@ -25,7 +25,7 @@ use crate::{
 /// q `[b, t, heads, d]`, k, v `[b, s, kv_heads, d]`, f32 → out `[b, t, heads, d]`.
 ///
 /// The queries are the last `t` of the `s` tokens; scores are divided by `√d`. A query
-/// that sees no key gives zeros, and neither receives nor passes on a gradient.
+/// without visible keys gives zeros, and has no gradient.
 ///
 /// # Errors
 /// `BadInput` for other shapes or element types, `Compute` when an output is not finite.
@@ -77,7 +77,7 @@ fn forward(
 }
 
 /// # Errors
-/// `Compute` when an output is not a finite number, which infinite or undefined inputs lead to.
+/// `Compute` when an output is NaN or infinite.
 pub(super) fn check_finite(whole: &Partial) -> Result<()> {
     match whole.out.iter().position(|x| !x.is_finite()) {
         None => Ok(()),
@@ -91,7 +91,7 @@ pub(super) fn check_finite(whole: &Partial) -> Result<()> {
     }
 }
 
-/// keys, values `[s, kv_heads, d]` at the places of `runs` → blocks that end at multiples of [`BLOCK_TOKENS`].
+/// keys, values `[s, kv_heads, d]` of the token indices `runs` → blocks that end at multiples of [`BLOCK_TOKENS`].
 pub(super) fn pack(
     heads: Heads,
     runs: &[Range<usize>],
@@ -119,7 +119,7 @@ pub(super) fn pack(
     Ok(placed)
 }
 
-/// What backward needs to know of forward.
+/// State saved for the backward pass.
 struct Attention {
     sizes: Sizes,
     mask: Arc<BatchMask>,

@@ -1,11 +1,11 @@
-//! Which token sees which in a batch: one rule, whose segments and hidden keys differ by row.
+//! The attention mask of a batch: one rule, with segments and hidden keys per row.
 
 use crate::{
     attention::mask::Mask,
     error::{Error, Kind, Result},
 };
 
-/// The rule for every row of a batch, over all places of a sequence, wherever they are computed.
+/// The mask of every row of a batch, over all tokens of a sequence, whichever rank computes them.
 #[derive(Debug, Clone)]
 pub struct BatchMask {
     rows: usize,
@@ -16,7 +16,7 @@ pub struct BatchMask {
 }
 
 impl BatchMask {
-    /// `rows` sequences of `tokens` tokens: each sees its own and earlier places.
+    /// Causal masks of `rows` sequences of `tokens` tokens.
     pub fn causal(rows: usize, tokens: usize) -> Self {
         Self {
             causal: true,
@@ -24,7 +24,7 @@ impl BatchMask {
         }
     }
 
-    /// `rows` sequences of `tokens` tokens: each sees every place.
+    /// Full masks of `rows` sequences of `tokens` tokens.
     pub fn all(rows: usize, tokens: usize) -> Self {
         Self {
             rows,
@@ -35,20 +35,20 @@ impl BatchMask {
         }
     }
 
-    /// segments `[rows, tokens]`: tokens see those of their own segment only.
+    /// segments `[rows, tokens]`: tokens attend within their segment only.
     ///
     /// # Errors
-    /// `BadInput` when their number is another.
+    /// `BadInput` for another number.
     pub fn with_segments(mut self, segments: Vec<u32>) -> Result<Self> {
         self.check("segments", segments.len())?;
         self.segments = Some(segments);
         Ok(self)
     }
 
-    /// keys `[rows, tokens]`: where `false` nobody sees the key, as padding is not seen.
+    /// keys `[rows, tokens]`: a key with `false` is masked for every query, as padding is.
     ///
     /// # Errors
-    /// `BadInput` when their number is another.
+    /// `BadInput` for another number.
     pub fn with_keys(mut self, keys: Vec<bool>) -> Result<Self> {
         self.check("key flags", keys.len())?;
         self.keys = Some(keys);
@@ -65,7 +65,7 @@ impl BatchMask {
         self.tokens
     }
 
-    /// The rule of one row.
+    /// The mask of one row.
     pub fn of_row(&self, row: usize) -> Mask<'_> {
         let tokens = row * self.tokens..(row + 1) * self.tokens;
         Mask {

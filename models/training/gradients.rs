@@ -2,9 +2,9 @@
 //! the same on any number of threads.
 //!
 //! A block of queries gathers `dq` over the keys, a block of keys gathers `dk` and
-//! `dv` over the queries. BlockPairs are computed in waves: in wave `r` block `i` of the
-//! queries meets block `i + r` of the keys, so nobody writes where another does
-//! and every sum has one order.
+//! `dv` over the queries. Pairs are computed in waves: in wave `r` block `i` of the
+//! queries meets block `i + r` of the keys, so no two tasks write the same block
+//! and every sum has a fixed order.
 
 use std::{mem::take, ops::Range};
 
@@ -25,9 +25,9 @@ use crate::{
 /// Rows (queries times heads that share keys) of one block.
 const BLOCK_ROWS: usize = 256;
 
-/// Some queries of every row of a batch, and what came back to their outputs.
+/// A part of the queries of every row of a batch, and the gradients of their outputs.
 pub struct QuerySide<'a> {
-    /// Places of the sequence, run after run.
+    /// Token indices, run after run.
     pub runs: &'a [Range<usize>],
     /// `[rows, kv_heads, t, group, d]`.
     pub q: &'a [f32],
@@ -39,10 +39,10 @@ pub struct QuerySide<'a> {
     pub delta: &'a [f32],
 }
 
-/// Some keys of every row of a batch.
+/// A part of the keys of every row of a batch.
 #[derive(Clone, Copy)]
 pub struct KeySide<'a> {
-    /// Places of the sequence, run after run.
+    /// Token indices, run after run.
     pub runs: &'a [Range<usize>],
     /// `[rows, kv_heads, s, d]`.
     pub k: &'a [f32],
@@ -50,7 +50,7 @@ pub struct KeySide<'a> {
     pub v: &'a [f32],
 }
 
-/// What is added to.
+/// Gradients that are accumulated into.
 pub struct Gradients<'a> {
     /// `[rows, kv_heads, t, group, d]`.
     pub dq: &'a mut [f32],
@@ -60,16 +60,16 @@ pub struct Gradients<'a> {
     pub dv: &'a mut [f32],
 }
 
-/// Neighbouring tokens.
+/// Adjacent tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBlock {
-    /// Where they stand in the sequence.
+    /// Their token indices in the sequence.
     pub indices: Range<usize>,
-    /// Which of the side's tokens they are.
+    /// Their numbers among the tokens of this side.
     pub tokens: Range<usize>,
 }
 
-/// Blocks that end at multiples of `step`, or where a run does.
+/// Cuts runs into blocks that end at multiples of `step`, or where a run ends.
 pub fn cut(runs: &[Range<usize>], step: usize) -> Vec<TokenBlock> {
     let mut blocks = Vec::new();
     let mut first = 0;
@@ -87,9 +87,9 @@ pub fn cut(runs: &[Range<usize>], step: usize) -> Vec<TokenBlock> {
     blocks
 }
 
-/// One pair of blocks of one head, with the parts of the gradients that are its own for a wave.
+/// One pair of blocks of one head, with the gradients that it alone writes during its wave.
 struct PairTask<'a> {
-    /// Row of the batch and key-value head as one number.
+    /// `row · kv_heads + kv_head`.
     unit: usize,
     query: usize,
     key: usize,
@@ -100,7 +100,7 @@ struct PairTask<'a> {
     dv: &'a mut [f32],
 }
 
-/// The blocks of both sides.
+/// All pairs of query and key blocks.
 struct BlockPairs<'a> {
     heads: Heads,
     queries: &'a QuerySide<'a>,
@@ -109,7 +109,7 @@ struct BlockPairs<'a> {
     key_blocks: Vec<TokenBlock>,
 }
 
-/// queries and keys of a batch → dq, dk, dv are added to, for every pair that `mask` lets see.
+/// Adds to dq, dk, dv of a batch for every pair that `mask` makes visible.
 pub fn add_gradients(
     heads: Heads,
     mask: &BatchMask,
@@ -141,6 +141,8 @@ pub fn add_gradients(
                     key,
                     mask: mask.of_row(row),
                     is_mixed: verdict == Verdict::Mixed,
+                    // Taken out for the wave and put back after it: the borrow checker cannot see that waves
+                    // never overlap.
                     dq: take(&mut dq[unit * nq + query]),
                     dk: take(&mut dk[unit * nk + key]),
                     dv: take(&mut dv[unit * nk + key]),
@@ -173,7 +175,7 @@ fn split<'a>(
 }
 
 impl BlockPairs<'_> {
-    /// Row, query block, key block and verdict of the pairs of a wave that see one another.
+    /// Row, query block, key block and verdict of a wave's visible pairs.
     fn wave(
         &self,
         mask: &BatchMask,
@@ -243,13 +245,13 @@ impl BlockPairs<'_> {
     }
 }
 
-/// The block's tokens, of numbers `[tokens, width]`, when the side begins at token `first`.
+/// The numbers of a block, `[tokens, width]`, when its side begins at token `first`.
 fn part<'a>(numbers: &'a [f32], first: usize, block: &TokenBlock, width: usize) -> &'a [f32] {
     let tokens = first + block.tokens.start..first + block.tokens.end;
     &numbers[tokens.start * width..tokens.end * width]
 }
 
-/// out, d_out `[n, d]` → delta `[n]`: sums of their products.
+/// out, d_out `[n, d]` → delta `[n]`: `Σ out · d_out` per row.
 pub fn delta(out: &[f32], d_out: &[f32], d: usize) -> Vec<f32> {
     let rows = out.chunks_exact(d).zip(d_out.chunks_exact(d));
     let dot = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| a * b).sum();
@@ -283,7 +285,7 @@ mod tests {
     use super::{TokenBlock, cut, head_major, token_major};
 
     #[test]
-    fn blocks_end_at_fixed_places_whatever_the_runs() {
+    fn blocks_end_at_multiples_of_the_step_whatever_the_runs() {
         let blocks = cut(&[3..6, 20..29], 4);
         let indices: Vec<_> = blocks.iter().map(|b| b.indices.clone()).collect();
         assert_eq!(indices, [3..4, 4..6, 20..24, 24..28, 28..29]);

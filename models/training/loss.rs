@@ -1,4 +1,4 @@
-//! The next-token loss over one head, without a matrix of tokens times vocabulary, and what each token counts in it.
+//! The next-token loss of one head, without a tokens × vocabulary matrix, and the weights of tokens in it.
 
 use std::{
     ops::Range,
@@ -14,34 +14,34 @@ use crate::{
     training::{data::batch::Batch, operands::numbers},
 };
 
-/// Tokens whose scores are held at once.
+/// Tokens whose logits are in memory at once.
 const TOKENS: usize = 1024;
 
-/// Over what a loss is first averaged; over these averages it is averaged again.
+/// The groups over which the loss is averaged first; the result is the mean of these averages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reduction {
-    /// Rows of the batch, whatever stands in them: upstream (`tux/loss.py`). Where examples are packed, those of
-    /// crowded rows count less.
+    /// Rows of the batch, whatever their content: upstream (`tux/loss.py`). With packed examples, those of
+    /// rows with many examples count less.
     Rows,
     /// Examples, as if each had a row of its own: the paper (arXiv 2402.08268, masked sequence packing).
     Examples,
 }
 
-/// One modality's share of the loss: each counts as much as the other, however many tokens it has
+/// The weight of one modality in the loss: both count equally, however many tokens each has
 /// (`lwm/train.py`).
 pub const MODALITY_SHARE: f32 = 0.5;
 
-/// A loss, and what it was made of.
+/// The loss and accuracy of one head.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct HeadLoss {
     /// `Σ weight · −log p(target)`.
     pub loss: f64,
-    /// The weights of the tokens whose most likely id is the target, in the same sum.
+    /// The summed weights of the tokens whose most likely id is the target.
     pub accuracy: f64,
 }
 
-/// Groups of a batch that a loss is averaged over, as runs of its places.
+/// The groups of a batch, as ranges of its token indices.
 fn groups(batch: &Batch, reduction: Reduction) -> Vec<Range<usize>> {
     let n = batch.seq_length;
     let rows = (0..batch.rows()).map(|row| row * n..(row + 1) * n);
@@ -60,11 +60,11 @@ fn groups(batch: &Batch, reduction: Reduction) -> Vec<Range<usize>> {
     .collect()
 }
 
-/// What each target counts, `[rows · seq_length]`, before the mean over groups; and the number of groups.
+/// The weight of each target, `[rows · seq_length]`, before the mean over groups; and the number of groups.
 ///
-/// Of one modality: `1 / max(Σ loss, 10⁻¹⁰)` over a group where its loss is above 0 (`tux/loss.py`,
-/// `cross_entropy_loss_and_accuracy`). A group without a counted token of either modality, as what is left over at
-/// the end of a packed row, is no group of [`Reduction::Examples`].
+/// Per modality: `1 / max(Σ loss, 10⁻¹⁰)` over its group, where the target's loss is above 0 (`tux/loss.py`,
+/// `cross_entropy_loss_and_accuracy`). A group without a counted token of either modality, such as the padding at
+/// the end of a packed row, does not count as a group of [`Reduction::Examples`].
 pub fn token_weights(batch: &Batch, reduction: Reduction) -> (Vec<f32>, usize) {
     let mut weights = vec![0.0; batch.target.len()];
     let mut n_groups = 0;
@@ -86,10 +86,10 @@ pub fn token_weights(batch: &Batch, reduction: Reduction) -> (Vec<f32>, usize) {
 /// hidden `[n, d]`, head `[vocab, d]`, targets and weights `[n]` → `Σ weight · −log softmax(hidden · headᵀ)[target]`
 /// as a scalar that candle differentiates.
 ///
-/// The gradients are made on the way there, so that the scores of at most 1024 tokens are ever held.
+/// The gradients are computed in the forward pass, so that the logits of at most 1024 tokens are in memory.
 ///
 /// # Errors
-/// `BadInput` for a target outside the vocabulary, `Compute` for a loss that is no number.
+/// `BadInput` for a target outside the vocabulary, `Compute` for a loss that is NaN or infinite.
 pub fn head_loss(
     hidden: &Tensor,
     head: &Tensor,
@@ -99,7 +99,7 @@ pub fn head_loss(
     let (hidden, head) = (hidden.contiguous()?, head.contiguous()?);
     let made = made(&hidden.detach(), &head.detach(), targets, weights)?;
     if !made.sums.loss.is_finite() {
-        let message = format!("the loss is {}: it is no number", made.sums.loss);
+        let message = format!("the loss is {}, expected a finite number", made.sums.loss);
         return Err(Error::new(Kind::Compute, message));
     }
     let op = RecordedLoss {
@@ -150,7 +150,7 @@ fn made(
     })
 }
 
-/// scores `[n, vocab]` → their gradient `weight · (softmax − onehot)`, and the sums.
+/// logits `[n, vocab]` → their gradient `weight · (softmax − onehot)`, and the sums.
 fn scores_backward(
     scores: &Tensor,
     targets: &[u32],
@@ -172,9 +172,10 @@ fn scores_backward(
     Ok((gradient, sums))
 }
 
-/// One row of scores → its gradient, in place.
+/// One row of logits → its gradient, in place.
 fn row_backward(row: &mut [f32], target: usize, weight: f32) -> HeadLoss {
     let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // Ties count as right.
     let is_right = row[target] >= most;
     let of_target = f64::from(row[target] - most);
     let mut sum = 0.0;
@@ -191,10 +192,10 @@ fn row_backward(row: &mut [f32], target: usize, weight: f32) -> HeadLoss {
     }
 }
 
-/// A scalar whose gradients are known.
+/// A scalar operation whose gradients are already known.
 struct RecordedLoss {
     loss: f32,
-    /// Of the hidden states and of the head, until candle asks for them.
+    /// Gradients of the hidden states and of the head, until candle takes them.
     gradients: Mutex<Option<[Tensor; 2]>>,
 }
 
@@ -227,6 +228,7 @@ impl CustomOp2 for RecordedLoss {
         let [d_hidden, d_head] = held
             .take()
             .ok_or_else(|| candle_core::Error::msg("the gradients were taken before"))?;
+        // The gradients were computed for a factor of 1.
         let scale = d_loss.to_scalar::<f32>()?;
         Ok((
             Some((d_hidden * f64::from(scale))?),

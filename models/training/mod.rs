@@ -1,5 +1,5 @@
-//! What training adds to the models: data, gradients of what is our own, losses, an optimizer; of the decoder, and
-//! of the VQGAN before it.
+//! Training: data, gradients of our own operations, losses and the optimizer, for the decoder
+//! and for the VQGAN.
 
 pub mod data;
 

@@ -1,4 +1,4 @@
-//! The decoder as it is trained (`lwm/llama.py`, `lwm/vision_llama.py`): the same network as `llama`, over whole
+//! The decoder for training (`lwm/llama.py`, `lwm/vision_llama.py`): the same network as `llama`, over whole
 //! sequences and with gradients, on one rank or over a ring.
 
 use std::sync::{Arc, Mutex};
@@ -21,69 +21,69 @@ use crate::{
         parameters::{ByName, Parameters},
         pointwise::{gated, norm, rotated},
         ring_attention::ring_attention,
-        ring_gradients::Dealt,
+        ring_gradients::TokenShards,
     },
 };
 
-/// A decoder with the parameters that are trained.
+/// A decoder with trainable parameters.
 pub struct Network {
     spec: DecoderSpec,
     parameters: Parameters,
     rope: Arc<Rope>,
 }
 
-/// Which tokens attend to which, and who has the others.
+/// Which tokens attend to which, and which ranks hold them.
 pub enum Attending {
-    /// All tokens of a row are here.
+    /// All tokens of a row are on this rank.
     Alone(Arc<BatchMask>),
-    /// Each rank has some of every row's.
+    /// Each rank holds a part of every row's tokens.
     Ring {
         /// The other ranks.
         ring: Arc<Mutex<Ring>>,
-        /// Who has which tokens, and what they see.
-        dealt: Arc<Dealt>,
+        /// Which rank holds which tokens, and the mask.
+        shards: Arc<TokenShards>,
     },
 }
 
-/// Rows of one length on this rank.
+/// Rows of equal length on this rank.
 pub struct Sequences<'a> {
     /// Rows.
     pub rows: usize,
-    /// `rows × tokens of a row`.
+    /// `[rows · tokens per row]`.
     pub input: &'a [Token],
-    /// What follows each token.
+    /// The next token of each.
     pub target: &'a [Token],
-    /// What each target counts in the sum that is the loss.
+    /// The weight of each target in the loss, which is a weighted sum.
     pub weights: &'a [f32],
-    /// Where each token stands.
+    /// RoPE position of each token.
     pub positions: &'a [u32],
-    /// Who sees whom.
+    /// Which tokens attend to which.
     pub attending: Attending,
 }
 
 /// Losses of the two heads.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct HeadLosses {
-    /// Of targets that are text.
+    /// The loss of text targets.
     pub text: HeadLoss,
-    /// Of targets that are codes or terminators.
+    /// The loss of targets that are codes or terminators.
     pub vision: HeadLoss,
 }
 
 impl HeadLosses {
-    /// What is made small.
+    /// The loss that is minimized: the sum of both.
     pub fn total(&self) -> f64 {
         self.text.loss + self.vision.loss
     }
 }
 
-/// Whether what a block computes is kept for its gradients, or computed again.
+/// Whether activations are kept for the backward pass or recomputed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activations {
-    /// Kept: faster.
+    /// Keep all activations: faster.
     Kept,
-    /// Only each block's input is kept (gradient checkpointing, arXiv 1604.06174).
+    /// Keep only each block's input (gradient checkpointing, arXiv 1604.06174).
     Recomputed,
 }
 
@@ -91,7 +91,7 @@ impl Network {
     /// A network of `spec` over `parameters`, which are named as in a model directory.
     ///
     /// # Errors
-    /// `BadInput` for a decoder with switches that LLaMA and LWM do not have.
+    /// `BadInput` for a decoder with features that LLaMA and LWM do not have.
     pub fn new(spec: DecoderSpec, parameters: Parameters) -> Result<Self> {
         let unknown = [
             ("experts", spec.experts.is_some()),
@@ -121,20 +121,20 @@ impl Network {
         })
     }
 
-    /// What is trained.
+    /// The trainable parameters.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// Its shape.
+    /// The decoder's specification.
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
     }
 
-    /// The losses of `sequences`, and the gradients of their sum.
+    /// Losses of `sequences`, and the gradients of their sum.
     ///
     /// # Errors
-    /// `Compute` where a number is none, and as the ring.
+    /// `Compute` for NaN or infinity, and the ring's errors.
     pub fn gradients(
         &self,
         sequences: &Sequences,
@@ -151,7 +151,7 @@ impl Network {
         }
     }
 
-    /// The losses of `sequences`.
+    /// Losses of `sequences`, without gradients.
     ///
     /// # Errors
     /// As [`Network::gradients`].
@@ -161,7 +161,7 @@ impl Network {
         Ok(self.losses(&x, sequences)?.1)
     }
 
-    /// Block by block backwards, each from its input.
+    /// The backward pass block by block, each recomputed from its input.
     fn recomputed(&self, sequences: &Sequences) -> Result<(HeadLosses, ByName)> {
         let first = self.embedded(sequences.input)?;
         let mut inputs = Vec::new();
@@ -179,6 +179,7 @@ impl Network {
         for (index, input) in inputs.iter().enumerate().rev() {
             let input = Var::from_tensor(input)?;
             let y = self.block(index, input.as_tensor().clone(), sequences, &rotations)?;
+            // The gradient of Σ y · dx with respect to the input is the block's vector-Jacobian product.
             let grads = (y * dx)?.sum_all()?.backward()?;
             add(&mut all, self.named(&grads))?;
             dx = gradient_of(&grads, &input)?;
@@ -193,7 +194,7 @@ impl Network {
         self.parameters.iter().filter_map(found).collect()
     }
 
-    /// tokens `[n]` → their rows of the two tables, `[n, hidden]`.
+    /// tokens `[n]` → their embeddings from the two tables, `[n, hidden]`.
     fn embedded(&self, tokens: &[Token]) -> Result<Tensor> {
         let [text, vision] = by_modality(tokens);
         let mut rows = Vec::new();
@@ -283,19 +284,19 @@ impl Network {
         let (q, k, v) = (of_rows(qkv[0])?, of_rows(qkv[1])?, of_rows(qkv[2])?);
         let out = match &sequences.attending {
             Attending::Alone(mask) => attention(&q, &k, &v, mask)?,
-            Attending::Ring { ring, dealt } => ring_attention(&q, &k, &v, ring, dealt)?,
+            Attending::Ring { ring, shards } => ring_attention(&q, &k, &v, ring, shards)?,
         };
         let n = sequences.input.len();
         Ok(out.reshape((n, out.elem_count() / n.max(1)))?)
     }
 
-    /// x `[n, hidden]` behind the last block → the loss as a scalar, and of what it is made.
+    /// x `[n, hidden]` after the last block → the loss as a scalar, and its parts.
     fn losses(&self, x: &Tensor, sequences: &Sequences) -> Result<(Tensor, HeadLosses)> {
         let norm_weight = self.parameters.get("model.norm.weight")?;
         let hidden = norm(x, norm_weight, self.spec.rms_norm_eps)?;
         let mut losses = HeadLosses::default();
-        // A rank of a ring whose tokens all count nothing goes backwards like the others: they wait for its keys.
-        // Times a tensor: a factor of 0 would be the end of the way back to candle.
+        // A rank whose targets all have weight 0 must still run its backward pass: the other ranks wait for its keys.
+        // A tensor, as candle drops the graph behind a product with the constant 0.
         let nothing = Tensor::zeros((), x.dtype(), &Device::Cpu)?;
         let mut total = hidden.narrow(0, 0, 1)?.sum_all()?.mul(&nothing)?;
         let text_head = match self.spec.tie_word_embeddings {
@@ -308,6 +309,7 @@ impl Network {
             .zip([&mut losses.text, &mut losses.vision])
             .map(|((head, of_modality), of_head)| (of_head, of_modality, head))
         {
+            // Targets of weight 0 are left out before the logits, which are the expensive part.
             let counted = of_modality
                 .into_iter()
                 .filter(|&i| sequences.weights[i] > 0.0);
@@ -328,7 +330,7 @@ impl Network {
     }
 }
 
-/// Places of text, and of codes and terminators.
+/// Indices of text tokens, and of codes and terminators.
 fn by_modality(tokens: &[Token]) -> [Vec<usize>; 2] {
     let (vision, text) = (0..tokens.len()).partition(|&i: &usize| tokens[i].is_vision());
     [text, vision]

@@ -1,4 +1,4 @@
-//! What attention is given: tensors whose sizes fit, and their numbers in place.
+//! The operands of attention: tensors with checked sizes, and access to their numbers.
 
 use candle_core::{CpuStorage, DType, Layout, Storage, StorageRef, Tensor};
 
@@ -8,19 +8,19 @@ use crate::{
     training::{batch_mask::BatchMask, gradients::head_major},
 };
 
-/// Sizes of one call.
+/// The sizes of one attention call.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
     pub rows: usize,
-    /// Queries of a row.
+    /// Queries per row.
     pub t: usize,
-    /// Keys of a row.
+    /// Keys per row.
     pub s: usize,
     pub heads: Heads,
 }
 
 impl Sizes {
-    /// The sizes that the shapes agree on.
+    /// The sizes of q `[rows, t, heads, d]` and k, v `[rows, s, kv_heads, d]`.
     pub fn of(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self> {
         let refused = |message: String| Err(Error::new(Kind::BadInput, message));
         for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
@@ -38,7 +38,7 @@ impl Sizes {
         }
         if d == 0 || key_value == 0 || query == 0 || query % key_value != 0 {
             return refused(format!(
-                "{query} heads cannot share {key_value} of {d} channels"
+                "{query} query heads cannot share {key_value} key-value heads of {d} channels"
             ));
         }
         let heads = Heads {
@@ -49,7 +49,7 @@ impl Sizes {
         Ok(Self { rows, t, s, heads })
     }
 
-    /// Whether the mask is one for so many rows and places, none of them fewer than the queries.
+    /// Checks that the mask covers these rows and `tokens` tokens, and that there are at least as many keys as queries.
     pub fn check_mask(&self, mask: &BatchMask, tokens: usize) -> Result<()> {
         if mask.rows() == self.rows && mask.tokens() == tokens && self.t <= self.s {
             return Ok(());
@@ -64,7 +64,7 @@ impl Sizes {
         Err(Error::new(Kind::BadInput, message))
     }
 
-    /// Numbers of one row of q and of k.
+    /// Length of one row of q and of k, in numbers.
     pub fn row_lengths(&self) -> (usize, usize) {
         let Heads {
             query,
@@ -85,13 +85,13 @@ impl Sizes {
     }
 }
 
-/// The numbers of a tensor in place, locked for reading.
+/// The numbers of a tensor, locked for reading.
 pub struct Numbers<'a> {
     storage: StorageRef<'a>,
     layout: &'a Layout,
 }
 
-/// The numbers of a tensor, which nobody writes as long as they are held.
+/// Locks the numbers of a tensor: nobody writes them while they are held.
 pub fn numbers(tensor: &Tensor) -> Numbers<'_> {
     let (storage, layout) = tensor.storage_and_layout();
     Numbers { storage, layout }
@@ -112,7 +112,7 @@ impl Numbers<'_> {
     }
 }
 
-/// The numbers of contiguous f32 storage, as an operation is given them.
+/// The numbers of contiguous f32 storage, as candle passes them to a custom operation.
 pub fn slice_of<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
     let range = layout.contiguous_offsets();
     let (start, end) =

@@ -1,4 +1,4 @@
-//! AdamW with a bound on the gradient's length (arXiv 1711.05101; `tux/optimizers.py`).
+//! AdamW with gradient clipping (arXiv 1711.05101; `tux/optimizers.py`).
 
 use std::collections::BTreeMap;
 
@@ -14,22 +14,22 @@ use crate::{
     },
 };
 
-/// Numbers of one task; sums are made over so many at a time, so that the number of threads changes no bit.
+/// Numbers of one task; sums run in chunks of this size, so that the number of threads does not change a bit.
 const TASK: usize = 1 << 14;
 
 /// The optimizer's constants; the defaults are LWM's.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamW {
-    /// How slowly the mean of gradients forgets.
+    /// Decay of the mean of gradients (β₁).
     pub b1: f64,
-    /// How slowly the mean of their squares forgets.
+    /// Decay of the mean of squared gradients (β₂).
     pub b2: f64,
-    /// Added to the root of the latter.
+    /// ε, added to the root of the mean of squares.
     pub eps: f64,
-    /// What every parameter loses, times the learning rate.
+    /// Weight decay per step, times the learning rate.
     pub weight_decay: f64,
-    /// Longest gradient over all parameters together; a longer one is shortened.
+    /// The largest norm of the gradient over all parameters; a longer gradient is scaled down to it.
     pub clip_gradient: f64,
 }
 
@@ -45,20 +45,20 @@ impl Default for AdamW {
     }
 }
 
-/// Means of gradients and of their squares, and the steps they were taken over.
+/// The optimizer's state: means of gradients and of their squares, and the number of steps.
 #[derive(Debug, Clone, Default)]
 pub struct Moments {
     /// Steps taken.
     pub steps: u64,
-    /// Of each parameter, means of its gradient and of the square.
+    /// For each parameter, the means of its gradient and of the gradient's square.
     pub means: BTreeMap<String, [Vec<f32>; 2]>,
 }
 
 impl AdamW {
-    /// One step of `rate` against `gradients`; returns how long they were together before they were shortened.
+    /// One step with learning rate `rate`; returns the norm of all gradients before clipping.
     ///
     /// # Errors
-    /// `Compute` for a gradient that is no number; nothing is changed then.
+    /// `Compute` for a gradient that is NaN or infinite; then nothing has changed.
     pub fn step(
         &self,
         parameters: &Parameters,
@@ -66,6 +66,7 @@ impl AdamW {
         moments: &mut Moments,
         rate: f64,
     ) -> Result<f64> {
+        // Fails on NaN before anything is written.
         let length = length(gradients)?;
         let shortened = match length > self.clip_gradient {
             true => self.clip_gradient / length,
@@ -86,6 +87,8 @@ impl AdamW {
             let mut values = numbers(var).as_slice()?.to_vec();
             let gradient = match gradients.get(name) {
                 Some(gradient) => gradient.flatten_all()?.to_vec1()?,
+                // vec![0.0; n], => A parameter without a gradient still decays, and its means too, as in
+                // optax.
                 None => vec![0.0; n],
             };
             update.apply(&mut values, &gradient, means);
@@ -95,7 +98,7 @@ impl AdamW {
     }
 }
 
-/// One step, whatever the parameter.
+/// The constants of one step.
 struct Update {
     adam: AdamW,
     rate: f64,
@@ -135,10 +138,10 @@ impl Update {
     }
 }
 
-/// The length of all gradients as one vector.
+/// The norm of all gradients as one vector.
 ///
 /// # Errors
-/// `Compute` naming the parameter whose gradient is no number.
+/// `Compute` naming the parameter whose gradient is NaN or infinite.
 pub fn length(gradients: &ByName) -> Result<f64> {
     let mut sum = 0.0;
     for (name, gradient) in gradients {
@@ -147,7 +150,7 @@ pub fn length(gradients: &ByName) -> Result<f64> {
         let parts: Vec<f64> = held.as_slice()?.par_chunks(TASK).map(squares).collect();
         let squares: f64 = parts.into_iter().sum();
         if !squares.is_finite() {
-            let message = format!("the gradient of {name} is no number");
+            let message = format!("the gradient of {name} is NaN or infinite");
             return Err(Error::new(Kind::Compute, message));
         }
         sum += squares;

@@ -1,4 +1,4 @@
-//! The numbers that training changes, by the names that they have in a model directory, f32.
+//! Trainable parameters, f32, by their names in a model directory.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
-//! Norm, rotation and gate of the decoder as operations that candle differentiates, each in one pass over memory.
+//! RMSNorm, RoPE and SwiGLU as operations with gradients of their own, each in one pass over memory.
 //!
-//! Sums over rows are made in fixed groups of rows, so that the number of threads changes no bit.
+//! Sums over rows run in fixed groups of rows, so that the number of threads does not change a bit.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     training::operands::{numbers, slice_of},
 };
 
-/// Rows whose sum one task makes.
+/// Rows that one task sums.
 const GROUP: usize = 256;
 
 /// Numbers of one task.
@@ -31,12 +31,12 @@ pub fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         .apply_op2(&weight.contiguous()?, NormOp { eps })?)
 }
 
-/// x `[n, heads, d]` → the same, rotated by `rotations` of n positions.
+/// x `[n, heads, d]` → x rotated by `rotations` of n positions.
 ///
 /// # Errors
 /// `BadInput` when candle cannot take the tensor.
 pub fn rotated(x: &Tensor, rope: &Arc<Rope>, rotations: &Arc<Rotations>) -> Result<Tensor> {
-    let op = Turned {
+    let op = RotationOp {
         rope: Arc::clone(rope),
         rotations: Arc::clone(rotations),
         is_back: false,
@@ -44,7 +44,7 @@ pub fn rotated(x: &Tensor, rope: &Arc<Rope>, rotations: &Arc<Rotations>) -> Resu
     Ok(x.contiguous()?.apply_op1(op)?)
 }
 
-/// gate, up, of one shape → `silu(gate) · up`.
+/// gate, up, of equal shape → `silu(gate) · up`.
 ///
 /// # Errors
 /// `BadInput` when candle cannot take the tensors.
@@ -134,14 +134,14 @@ fn norm_row_backward(x: &[f32], w: &[f32], dy: &[f32], eps: f32, dx: &mut [f32],
     }
 }
 
-struct Turned {
+struct RotationOp {
     rope: Arc<Rope>,
     rotations: Arc<Rotations>,
-    /// The other way round, as gradients go.
+    /// The inverse rotation, for the backward pass.
     is_back: bool,
 }
 
-impl CustomOp1 for Turned {
+impl CustomOp1 for RotationOp {
     fn name(&self) -> &'static str {
         "rotary position embedding"
     }

@@ -1,5 +1,5 @@
-//! An operation on queries, keys and values as candle records it: computed before candle is
-//! told of it, so that errors keep their kind, and differentiated by our own code.
+//! An operation on queries, keys and values in candle's graph: computed before candle
+//! records it, so that errors keep their kind, and differentiated by our own code.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,16 +7,16 @@ use candle_core::{CpuStorage, CustomOp3, Device, Layout, Shape, Tensor};
 
 use crate::error::{Context, Result};
 
-/// The way back of an operation, with all that it needs of the way there but tensors.
+/// The backward pass of an operation, with its saved state except tensors.
 pub(super) trait Backward: Send + Sync {
-    /// What users read in errors.
+    /// The operation's name in errors.
     const NAME: &'static str;
 
-    /// q, k, v, out, d_out → dq, dk, dv, each as long as what it is the gradient of.
+    /// q, k, v, out, d_out → dq, dk, dv, each of its operand's length.
     fn backward(&self, tensors: [&Tensor; 5]) -> Result<[Vec<f32>; 3]>;
 }
 
-/// q, k, v and `out`, which was computed from them and is shaped like q → a tensor that `backward` differentiates.
+/// q, k, v and `out`, which was computed from them and has q's shape → a tensor whose gradients `backward` computes.
 pub(super) fn record<B: Backward + 'static>(
     [q, k, v]: [&Tensor; 3],
     out: Vec<f32>,
@@ -28,7 +28,7 @@ pub(super) fn record<B: Backward + 'static>(
 }
 
 struct RecordedOp<B> {
-    /// Until candle asks for it.
+    /// The output, until candle takes it.
     out: Mutex<Vec<f32>>,
     backward: B,
 }

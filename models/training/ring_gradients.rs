@@ -1,9 +1,9 @@
 //! Gradients of attention over keys that several ranks hold (RingAttention, arXiv
-//! 2310.01889): keys, values and what they gather travel round the ring.
+//! 2310.01889): keys, values and their gradients are passed round the ring.
 //!
-//! Each rank keeps its queries. Keys and values are handed on before they are worked
-//! on; `dk` and `dv` follow once the rank has added its part, and after as many hops
-//! as there are ranks they are home. Every sum has one order, so that gradients are
+//! Each rank keeps its queries. Keys and values are passed on before the rank computes
+//! with them; `dk` and `dv` follow once the rank has added its part, and after as many hops
+//! as there are ranks they are back. Every sum has a fixed order, so that gradients are
 //! the same in every run:
 //!
 //! ```text
@@ -27,18 +27,18 @@ use crate::{
     },
 };
 
-/// Which rank holds which tokens of every row of a batch, and which token sees which: the same on all ranks.
+/// Which rank holds which tokens of every row of a batch, and the mask: equal on all ranks.
 #[derive(Debug, Clone)]
-pub struct Dealt {
+pub struct TokenShards {
     runs: Vec<Vec<Range<usize>>>,
     mask: BatchMask,
 }
 
-impl Dealt {
-    /// `runs` of places for every rank, in order of rank, some of them perhaps none.
+impl TokenShards {
+    /// Token indices of every rank, in order of rank; a rank may have none.
     ///
     /// # Errors
-    /// `BadInput` when a run does not lie within the places of `mask`.
+    /// `BadInput` when a run exceeds the tokens of `mask`.
     pub fn new(runs: Vec<Vec<Range<usize>>>, mask: BatchMask) -> Result<Self> {
         let tokens = mask.tokens();
         let fits = |run: &&Range<usize>| run.start <= run.end && run.end <= tokens;
@@ -51,24 +51,24 @@ impl Dealt {
         }
     }
 
-    /// The places of every rank.
+    /// The token indices of every rank.
     pub fn runs(&self) -> &[Vec<Range<usize>>] {
         &self.runs
     }
 
-    /// Which token sees which, in places of the whole sequence.
+    /// The mask, over the whole sequence.
     pub fn mask(&self) -> &BatchMask {
         &self.mask
     }
 
     /// # Errors
-    /// `BadInput` when the tokens were dealt to another number of ranks.
+    /// `BadInput` when the tokens are distributed over another number of ranks.
     pub(super) fn check_ranks(&self, ranks: usize) -> Result<()> {
-        let dealt = self.runs.len();
-        if dealt == ranks {
+        let shards = self.runs.len();
+        if shards == ranks {
             return Ok(());
         }
-        let message = format!("tokens dealt to {dealt} of {ranks} ranks");
+        let message = format!("tokens are distributed over {shards} ranks, expected {ranks}");
         Err(Error::new(Kind::BadInput, message))
     }
 
@@ -80,7 +80,7 @@ impl Dealt {
     }
 }
 
-/// What one rank keeps of its tokens, and what came back to their outputs.
+/// One rank's saved activations, and the gradients of its outputs.
 #[derive(Debug, Clone, Copy)]
 pub struct RankActivations<'a> {
     /// `[rows, n, heads, d]`.
@@ -101,22 +101,22 @@ pub struct RankActivations<'a> {
 /// summed over the queries of all ranks. Every rank calls this.
 ///
 /// # Errors
-/// `Network` when another rank is lost, `Internal` when one sends something else or what is kept does not fit.
+/// `Network` when another rank is lost, `Internal` when one sends something unexpected or lengths do not fit.
 /// Keys and values of a rank are one message, which MPI limits to 2 GiB: `TooLarge` beyond.
 pub fn ring_gradients(
     ring: &mut Ring,
     heads: Heads,
-    dealt: &Dealt,
+    shards: &TokenShards,
     kept: RankActivations,
 ) -> Result<[Vec<f32>; 3]> {
-    dealt.check_ranks(ring.ranks())?;
-    let n = dealt.tokens(ring.rank());
-    check_lengths(heads, dealt.mask.rows() * n, kept)?;
+    shards.check_ranks(ring.ranks())?;
+    let n = shards.tokens(ring.rank());
+    check_lengths(heads, shards.mask.rows() * n, kept)?;
     let (group, kv_heads) = (heads.group(), heads.key_value);
     let by_head = |x: &[f32], width| head_major(x, n, kv_heads, width);
     let mut share = RankQueries {
         heads,
-        dealt,
+        shards,
         rank: ring.rank(),
         q: by_head(kept.q, group * heads.d),
         d_out: by_head(kept.d_out, group * heads.d),
@@ -145,14 +145,14 @@ fn check_lengths(heads: Heads, tokens: usize, kept: RankActivations) -> Result<(
     if fits {
         return Ok(());
     }
-    let message = format!("what is kept of {tokens} tokens does not fit them");
+    let message = format!("activations of {tokens} tokens have the wrong length");
     Err(Error::new(Kind::Internal, message))
 }
 
-/// The queries of one rank, head by head, and what they gather.
+/// The queries of one rank, head by head, and their gradients.
 struct RankQueries<'a> {
     heads: Heads,
-    dealt: &'a Dealt,
+    shards: &'a TokenShards,
     rank: usize,
     /// `[rows, kv_heads, n, group, d]`.
     q: Vec<f32>,
@@ -165,7 +165,7 @@ struct RankQueries<'a> {
 }
 
 impl RankQueries<'_> {
-    /// keys `[2, rows, kv_heads, n, d]` of this rank → their dk and dv, when they are home.
+    /// Passes keys and values `[2, rows, kv_heads, n, d]` of this rank round the ring → their dk and dv.
     fn round(&mut self, ring: &mut Ring, keys: Vec<f32>) -> Result<Vec<f32>> {
         let (rank, ranks) = (self.rank, ring.ranks());
         let (next, previous) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
@@ -192,23 +192,23 @@ impl RankQueries<'_> {
         }
     }
 
-    /// keys `[2, rows, kv_heads, s, d]` of `source` → what they gather here; dq is added to.
+    /// keys and values `[2, rows, kv_heads, s, d]` of `source` → this rank's part of their gradients; adds to dq.
     fn gather(&mut self, source: usize, keys: &[f32]) -> Vec<f32> {
         let mut gathered = vec![0.0; keys.len()];
         let (k, v) = keys.split_at(keys.len() / 2);
         let (dk, dv) = gathered.split_at_mut(keys.len() / 2);
         let queries = QuerySide {
-            runs: &self.dealt.runs[self.rank],
+            runs: &self.shards.runs[self.rank],
             q: &self.q,
             d_out: &self.d_out,
             lse: &self.lse,
             delta: &self.delta,
         };
-        let runs = &self.dealt.runs[source];
+        let runs = &self.shards.runs[source];
         let dq = &mut self.dq;
         add_gradients(
             self.heads,
-            &self.dealt.mask,
+            &self.shards.mask,
             &queries,
             KeySide { runs, k, v },
             Gradients { dq, dk, dv },
@@ -216,11 +216,11 @@ impl RankQueries<'_> {
         gathered
     }
 
-    /// From `from`: keys and values of `source`, or their gradients.
+    /// Receives from `from` the keys and values of `source`, or their gradients.
     fn receive(&self, ring: &mut Ring, from: usize, source: usize) -> Result<Vec<f32>> {
         let numbers = ring.receive(from)?.numbers;
         let of_a_token = 2 * self.heads.key_value * self.heads.d;
-        let expected = self.dealt.mask.rows() * self.dealt.tokens(source) * of_a_token;
+        let expected = self.shards.mask.rows() * self.shards.tokens(source) * of_a_token;
         expect_length(from, numbers.len(), expected)?;
         Ok(numbers)
     }

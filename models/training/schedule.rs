@@ -6,33 +6,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
-/// How the learning rate goes on behind the warm-up.
+/// The learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
-    /// It stays.
+    /// Constant.
     #[default]
     Constant,
-    /// Down along a half cosine, to the end.
+    /// Cosine decay to `end_lr`.
     Cosine,
 }
 
-/// A learning rate that rises in a line, and stays or falls.
+/// A learning rate with linear warm-up, then constant or decaying.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
-    /// Of the first step.
+    /// Learning rate of the first step.
     #[serde(default)]
     pub init_lr: f64,
-    /// Behind the warm-up.
+    /// Learning rate after the warm-up.
     pub lr: f64,
-    /// At the end of the decay.
+    /// Learning rate at the end of the decay.
     #[serde(default)]
     pub end_lr: f64,
     /// Steps of the warm-up.
     #[serde(default)]
     pub lr_warmup_steps: u64,
-    /// Steps in all, the warm-up included, until `end_lr`.
+    /// Steps until `end_lr`, the warm-up included.
     #[serde(default)]
     pub lr_decay_steps: u64,
     /// What follows the warm-up.
@@ -41,7 +41,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The learning rate of step `step`, from 0.
+    /// The learning rate of step `step`, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.lr_warmup_steps {
             let share = step as f64 / self.lr_warmup_steps as f64;
@@ -61,7 +61,7 @@ impl Schedule {
     }
 
     /// # Errors
-    /// `BadInput` for rates that are none, or a decay that ends before the warm-up.
+    /// `BadInput` for negative, NaN or infinite rates, or a decay that ends before the warm-up.
     pub fn validate(&self) -> Result<()> {
         let bad = |message: String| Err(Error::new(Kind::BadInput, message));
         for (key, rate) in [
@@ -88,7 +88,7 @@ mod tests {
     use super::{Decay, Schedule};
 
     #[test]
-    fn the_rate_rises_in_a_line_then_falls_along_a_cosine_to_its_end() {
+    fn the_rate_warms_up_linearly_and_decays_along_a_cosine() {
         let schedule = Schedule {
             init_lr: 0.0,
             lr: 1.0,

@@ -1,4 +1,4 @@
-//! A step of training: gradients of some batches together, on one rank or several, and what the optimizer makes of them.
+//! One training step: gradients of several batches, on one rank or several, and the optimizer's update.
 
 use std::{
     sync::{Arc, Mutex},
@@ -24,25 +24,25 @@ use crate::{
         network::{Activations, Attending, HeadLosses, Network, Sequences, add},
         optimizer::{AdamW, Moments},
         parameters::ByName,
-        ring_gradients::Dealt,
+        ring_gradients::TokenShards,
         schedule::Schedule,
     },
 };
 
-/// Before the names of what the optimizer remembers of a parameter: means of gradients, and of their squares.
+/// Name prefixes of the optimizer's state: means of gradients, and of their squares.
 const MOMENTS: [&str; 2] = ["mean.", "square."];
 
-/// How a network is trained.
+/// Training options of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingRecipe {
-    /// Over what the loss is averaged.
+    /// The groups over which the loss is averaged.
     pub reduction: Reduction,
-    /// Whether activations are kept.
+    /// Whether activations are kept or recomputed.
     #[serde(default = "kept")]
     pub activations: Activations,
-    /// Batches of a step that one rank goes through at a time: more keep more threads busy and take more memory, and
-    /// change no bit.
+    /// Batches of a step that one rank computes at a time: more keep more threads busy and take more memory, and
+    /// do not change a bit.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub batches_at_a_time: usize,
     /// The optimizer.
@@ -64,22 +64,22 @@ fn kept() -> Activations {
     Activations::Kept
 }
 
-/// What one step did.
+/// The figures of one step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct StepReport {
-    /// Steps behind it, itself included.
+    /// Steps done, this one included.
     pub step: u64,
-    /// What is made small.
+    /// The minimized loss.
     pub loss: f64,
-    /// Of text targets, as a mean.
+    /// Mean loss of text targets.
     pub text_loss: f64,
-    /// Share of them that are the most likely ones.
+    /// Share of text targets that are the most likely ids.
     pub text_accuracy: f64,
-    /// Of codes and terminators, as a mean.
+    /// Mean loss of codes and terminators.
     pub vision_loss: f64,
-    /// Likewise.
+    /// Share of these that are the most likely ids.
     pub vision_accuracy: f64,
-    /// Length of the gradient before it was shortened.
+    /// Norm of the gradient before clipping.
     pub gradient: f64,
     /// Learning rate.
     pub lr: f64,
@@ -87,7 +87,7 @@ pub struct StepReport {
     pub tokens: u64,
 }
 
-/// A network on its way.
+/// A network in training.
 pub struct Trainer {
     network: Network,
     moments: Moments,
@@ -97,7 +97,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Trains `network` by `recipe`, on as many ranks as there are `pools` of threads.
+    /// Trains `network` with `recipe`, on one rank per pool of threads.
     pub fn new(network: Network, recipe: TrainingRecipe, pools: Vec<ThreadPool>) -> Self {
         Self {
             network,
@@ -107,7 +107,7 @@ impl Trainer {
         }
     }
 
-    /// What is trained.
+    /// The network.
     pub fn network(&self) -> &Network {
         &self.network
     }
@@ -120,7 +120,7 @@ impl Trainer {
     /// One step over `batches` together.
     ///
     /// # Errors
-    /// `Compute` for a loss or a gradient that is no number: nothing is changed then.
+    /// `Compute` for a loss or a gradient that is NaN or infinite; then nothing has changed.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         let (losses, gradients) = self.gradients(batches)?;
         let lr = self.recipe.schedule.at(self.moments.steps);
@@ -137,10 +137,10 @@ impl Trainer {
         })
     }
 
-    /// The losses of `batches` together; nothing is changed.
+    /// The losses of `batches` together, without an update.
     ///
     /// # Errors
-    /// `Compute` for a loss that is no number.
+    /// `Compute` for a loss that is NaN or infinite.
     pub fn evaluate(&self, batches: &[Batch]) -> Result<StepReport> {
         let mut sum = HeadLosses::default();
         for (batch, weights) in batches.iter().zip(self.weights(batches)) {
@@ -149,7 +149,7 @@ impl Trainer {
         Ok(self.report(sum))
     }
 
-    /// As means over each modality, not as its share of the sum.
+    /// Losses as means per modality, not weighted by [`MODALITY_SHARE`].
     fn report(&self, losses: HeadLosses) -> StepReport {
         let share = f64::from(self.share());
         StepReport {
@@ -162,7 +162,7 @@ impl Trainer {
         }
     }
 
-    /// What each modality's mean counts: half where there are two.
+    /// The weight of a modality's mean: half where there are two.
     fn share(&self) -> f32 {
         match self.network.spec().vision_vocab_size {
             Some(_) => MODALITY_SHARE,
@@ -170,7 +170,7 @@ impl Trainer {
         }
     }
 
-    /// What each target of each batch counts in the loss of all.
+    /// The weight of each target of each batch in the total loss.
     fn weights(&self, batches: &[Batch]) -> Vec<Vec<f32>> {
         let of_batch = |batch| token_weights(batch, self.recipe.reduction);
         let (mut weights, groups): (Vec<_>, Vec<_>) = batches.iter().map(of_batch).unzip();
@@ -206,18 +206,19 @@ impl Trainer {
         Ok((losses, all))
     }
 
-    /// The same, every rank with its tokens of each row.
+    /// Gradients of one batch over a ring: every rank computes its tokens of each row.
     fn ring_gradients(&self, batch: &Batch, weights: &[f32]) -> Result<(HeadLosses, ByName)> {
         let ranks = self.pools.len();
         let runs = (0..ranks).map(|rank| ShardLayout::Zigzag.runs(batch.seq_length, rank, ranks));
-        let dealt = Arc::new(Dealt::new(runs.collect(), mask(batch)?)?);
+        let shards = Arc::new(TokenShards::new(runs.collect(), mask(batch)?)?);
+        // Threads of one process cannot vanish silently: no deadline, as a step may take any time.
         let links = InProcess::connect(ranks, Duration::MAX).into_iter();
         let shares: Vec<Result<(HeadLosses, ByName)>> = thread::scope(|scope| {
             let started: Vec<_> = links
                 .zip(&self.pools)
                 .map(|(link, pool)| {
-                    let dealt = &dealt;
-                    scope.spawn(move || pool.install(|| self.rank(link, dealt, batch, weights)))
+                    let shards = &shards;
+                    scope.spawn(move || pool.install(|| self.rank(link, shards, batch, weights)))
                 })
                 .collect();
             let ended = started.into_iter();
@@ -233,16 +234,16 @@ impl Trainer {
         Ok((losses, all))
     }
 
-    /// This rank's part.
+    /// One rank's losses and gradients.
     fn rank(
         &self,
         link: InProcess,
-        dealt: &Arc<Dealt>,
+        shards: &Arc<TokenShards>,
         batch: &Batch,
         weights: &[f32],
     ) -> Result<(HeadLosses, ByName)> {
         let rank = link.rank();
-        let indices = indices(batch, dealt, rank);
+        let indices = indices(batch, shards, rank);
         let (input, target) = (at(&batch.input, &indices), at(&batch.target, &indices));
         let (weights, positions) = (at(weights, &indices), at(&batch.positions, &indices));
         let sequences = Sequences {
@@ -253,13 +254,13 @@ impl Trainer {
             positions: &positions,
             attending: Attending::Ring {
                 ring: Arc::new(Mutex::new(Ring::new(Box::new(link)))),
-                dealt: Arc::clone(dealt),
+                shards: Arc::clone(shards),
             },
         };
         self.network.gradients(&sequences, self.recipe.activations)
     }
 
-    /// What the optimizer remembers, by name.
+    /// The optimizer's state, by name.
     ///
     /// # Errors
     /// When candle has no memory for it.
@@ -274,10 +275,10 @@ impl Trainer {
         Ok(tensors)
     }
 
-    /// Goes on behind `steps`, with what the optimizer remembered then.
+    /// Resumes after `steps` steps with the optimizer's state at that time.
     ///
     /// # Errors
-    /// `BadInput` where something of a parameter is missing or has another length.
+    /// `BadInput` where the state of a parameter is missing or has another length.
     pub fn resume(&mut self, steps: u64, remembered: &ByName) -> Result<()> {
         let mut moments = Moments {
             steps,
@@ -330,9 +331,9 @@ fn mask(batch: &Batch) -> Result<BatchMask> {
     }
 }
 
-/// Places of a rank's tokens in the batch, row by row.
-fn indices(batch: &Batch, dealt: &Dealt, rank: usize) -> Vec<usize> {
-    let runs = &dealt.runs()[rank];
+/// Indices of a rank's tokens in the batch, row by row.
+fn indices(batch: &Batch, shards: &TokenShards, rank: usize) -> Vec<usize> {
+    let runs = &shards.runs()[rank];
     let of_row = |row: usize| runs.iter().cloned().flatten().map(move |i| (row, i));
     let all = (0..batch.rows()).flat_map(of_row);
     all.map(|(row, i)| row * batch.seq_length + i).collect()
@@ -342,10 +343,10 @@ fn at<T: Copy>(all: &[T], indices: &[usize]) -> Vec<T> {
     indices.iter().map(|&i| all[i]).collect()
 }
 
-/// What every rank gave.
+/// The results of all ranks.
 ///
 /// # Errors
-/// That of the rank that failed, and not of one that only missed it.
+/// The error of the rank that failed first, not the `Network` errors of ranks that then missed it.
 fn of_all<T>(shares: Vec<Result<T>>) -> Result<Vec<T>> {
     let mut missed = None;
     let mut all = Vec::new();
@@ -360,12 +361,12 @@ fn of_all<T>(shares: Vec<Result<T>>) -> Result<Vec<T>> {
 }
 
 fn fell() -> Error {
-    Error::new(Kind::Internal, "a rank ended without a word")
+    Error::new(Kind::Internal, "a rank's thread panicked")
 }
 
 fn forgotten(prefix: &str, name: &str) -> Error {
     let message = format!(
-        "{prefix}{name} is missing or has another length, expected what the optimizer knew of {name}"
+        "{prefix}{name} is missing or has another length, expected the optimizer's state of {name}"
     );
     Error::new(Kind::BadInput, message)
 }

@@ -1,18 +1,18 @@
-//! A vision transformer that names what a picture shows.
+//! A vision transformer that classifies pictures.
 
 use crate::{
     checkpoint::weights::Weights, error::Result, layers::linear::Linear, spec::encoder::VitSpec,
     vision::vit::Vit,
 };
 
-/// The encoder and one matrix.
+/// The encoder and a linear classification head.
 pub struct Classifier {
     vision: Vit,
     head: Linear,
 }
 
 impl Classifier {
-    /// Takes the tensors under `vision`, and `classifier`, whose rows are the classes.
+    /// Takes the tensors under `vision`, and `classifier`, which has one row per class.
     pub fn load(spec: &VitSpec, weights: &mut Weights) -> Result<Self> {
         let classes = weights
             .shape("classifier.weight")

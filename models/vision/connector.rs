@@ -1,4 +1,4 @@
-//! What stands between a vision encoder and a decoder: a chain of small steps.
+//! The connector between a vision encoder and a decoder: a chain of small steps.
 
 use crate::{
     checkpoint::weights::Weights,
@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// A chain with its weights.
+/// A connector with its weights.
 pub struct Connector {
     steps: Vec<LoadedStep>,
 }
@@ -66,7 +66,7 @@ impl Connector {
     /// tokens `[n, grid, grid, width]` of `n` pictures → features `[n, rows, out]`.
     ///
     /// # Errors
-    /// `Internal` when the tokens are not those of square grids.
+    /// `Internal` when the tokens do not form square grids.
     pub fn forward(&self, tokens: Vec<f32>, pictures: usize, width: usize) -> Result<Vec<f32>> {
         let (mut x, mut width) = (tokens, width);
         for step in &self.steps {
@@ -90,7 +90,7 @@ impl Connector {
     }
 }
 
-/// tokens of `pictures` pictures → what `change` makes of each, one after another.
+/// Applies `change` to the tokens of each picture and concatenates the results.
 fn each(
     tokens: &[f32],
     pictures: usize,
@@ -101,7 +101,7 @@ fn each(
     Ok(changed.collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// The side of the square grid that `n` tokens are.
+/// The side of a square grid of `n` tokens.
 fn side(n: usize) -> Result<usize> {
     let grid = n.isqrt();
     if grid * grid == n {
@@ -111,7 +111,7 @@ fn side(n: usize) -> Result<usize> {
     Err(Error::new(Kind::Internal, message))
 }
 
-/// tokens `[grid, grid, width]` → `[side, side, width]`, `side` as [`PoolMode::side`] has it.
+/// tokens `[grid, grid, width]` → `[side, side, width]`, with [`PoolMode::side`].
 fn pool(tokens: &[f32], width: usize, mode: PoolMode, stride: usize) -> Result<Vec<f32>> {
     let grid = side(tokens.len() / width)?;
     let to = mode.side(grid, stride);
@@ -195,6 +195,7 @@ fn merge(tokens: &[f32], width: usize, order: MergeOrder) -> Result<Vec<f32>> {
             if row < grid && column < grid {
                 out.extend_from_slice(&tokens[(row * grid + column) * width..][..width]);
             } else {
+                // VILA pads odd grids with zeros at the right and bottom.
                 out.resize(out.len() + width, 0.0);
             }
         }
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn orders_differ_over_the_grid_and_odd_sides_get_zeros() {
+    fn merge_orders_differ_and_odd_sides_are_zero_padded() {
         let rows = [
             1., 2., 4., 5., 3., 0., 6., 0., 7., 8., 0., 0., 9., 0., 0., 0.,
         ];
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn pools_take_the_mean_of_even_squares_and_weigh_or_leave_out_odd_ones() {
+    fn pooling_of_even_and_odd_grids_is_that_of_pytorch() {
         use PoolMode::{Average, Bilinear, Max};
         assert_eq!(pooled(4, Bilinear, 2), [2.5, 4.5, 10.5, 12.5]);
         assert_eq!(pooled(4, Average, 2), [2.5, 4.5, 10.5, 12.5]);

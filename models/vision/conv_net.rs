@@ -1,7 +1,7 @@
 //! Convolutional networks: a list of layers, run one picture at a time.
 //!
-//! Pictures are `[height, width, channels]` inside. A batch norm is the matter of the convolution
-//! before it, whose kernel and bias it changes when they are loaded.
+//! Feature maps are `[height, width, channels]`. A batch norm is folded into the convolution
+//! before it when the weights are loaded.
 
 use longreel_kernels::conv::{Kernel, Resampling, Start, conv};
 
@@ -18,15 +18,15 @@ use crate::{
 /// A network with its weights.
 pub struct ConvNet {
     channels: usize,
-    /// Of what comes out.
+    /// Channels of the output.
     out_channels: usize,
     layers: Vec<ConvNetLayer>,
 }
 
-/// A picture, or what became of it.
+/// A picture or a feature map.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Map {
-    /// Lines.
+    /// Rows.
     pub height: usize,
     /// Columns.
     pub width: usize,
@@ -56,7 +56,7 @@ struct ConvWeights {
 
 struct ResidualBlock {
     convs: Vec<ConvWeights>,
-    /// Where the sizes differ.
+    /// The projection of the input, where the sizes differ.
     shortcut: Option<ConvWeights>,
 }
 
@@ -77,12 +77,12 @@ impl ConvNet {
         })
     }
 
-    /// Channels of what comes out.
+    /// Channels of the output.
     pub fn out_channels(&self) -> usize {
         self.out_channels
     }
 
-    /// pixels `[n, channels, height, width]` → `[n, out]`: the mean over the places of what comes out.
+    /// pixels `[n, channels, height, width]` → `[n, out]`: the output's mean over its pixels.
     ///
     /// # Errors
     /// As [`ConvNet::forward`].
@@ -91,7 +91,7 @@ impl ConvNet {
         Ok(ends.iter().flat_map(|x| adaptive_pool(x, 1).data).collect())
     }
 
-    /// Names of the places whose outputs can be asked for.
+    /// Names of the layers whose outputs [`ConvNet::grids`] can return.
     pub fn taps(&self) -> impl Iterator<Item = &str> {
         self.layers.iter().filter_map(|layer| match layer {
             ConvNetLayer::Tap(name) => Some(name.as_str()),
@@ -99,7 +99,7 @@ impl ConvNet {
         })
     }
 
-    /// pixels `[n, channels, height, width]` → `[n, out]`: classes' logits, of a network that ends in a matrix.
+    /// pixels `[n, channels, height, width]` → `[n, out]`: class logits, of a network that ends in a linear layer.
     ///
     /// # Errors
     /// `BadInput` for pictures that are too small, `Compute` when a weight or a pixel is NaN or infinite.
@@ -108,7 +108,7 @@ impl ConvNet {
         Ok(ends.into_iter().flat_map(|map| map.data).collect())
     }
 
-    /// pixels `[n, channels, height, width]` → the grids of features at `tap`.
+    /// pixels `[n, channels, height, width]` → the feature maps at `tap`.
     ///
     /// # Errors
     /// `Usage` when there is no such tap, and as [`ConvNet::forward`].
@@ -122,7 +122,7 @@ impl ConvNet {
         self.run(pixels, size, end)
     }
 
-    /// Each picture behind the first `layers` layers.
+    /// Each picture after the first `layers` layers.
     fn run(&self, pixels: &[f32], size: [usize; 2], layers: usize) -> Result<Vec<Map>> {
         let of_picture = self.channels * size[0] * size[1];
         if of_picture == 0 || !pixels.len().is_multiple_of(of_picture) {
@@ -148,7 +148,7 @@ impl ConvNet {
 }
 
 /// # Errors
-/// `Compute` for numbers that are none.
+/// `Compute` for NaN or infinity.
 fn check_finite(map: Map) -> Result<Map> {
     match map.data.iter().find(|x| !x.is_finite()) {
         None => Ok(map),
@@ -161,10 +161,10 @@ fn check_finite(map: Map) -> Result<Map> {
     }
 }
 
-/// What a list of layers is loaded with.
+/// State while a list of layers is loaded.
 struct Loader<'a> {
     weights: &'a mut Weights,
-    /// Of what the next layer gets.
+    /// Channels of the next layer's input.
     channels: usize,
     norm_eps: f64,
 }
@@ -212,7 +212,7 @@ impl Loader<'_> {
                 ConvNetLayer::Residual(self.block(name, *block)?)
             }
             ConvLayer::Stages { .. } => {
-                let message = "stages among the layers that they stand for";
+                let message = "a `stages` entry among layers that were already unfolded";
                 return Err(Error::new(Kind::Internal, message));
             }
             ConvLayer::Tap { name } => ConvNetLayer::Tap(name.clone()),
@@ -247,13 +247,14 @@ impl Loader<'_> {
         })
     }
 
-    /// weight `[out, …]`, offset `[out]` → those that give what the batch norm `name` would make of their output:
-    /// `(x − mean) / √(variance + ε) · weight + bias` (arXiv 1502.03167, with the statistics of training).
+    /// Folds the batch norm `name` into weight `[out, …]` and offset `[out]`:
+    /// `(x − mean) / √(variance + ε) · weight + bias` (arXiv 1502.03167, with the running statistics).
     fn fold(&mut self, name: &str, weight: &mut [f32], offset: &mut [f32]) -> Result<()> {
         let out = offset.len();
         let mut part = |part: &str| self.weights.vector(&format!("{name}.{part}"), out);
         let (scale, bias) = (part("weight")?, part("bias")?);
         let (mean, variance) = (part("running_mean")?, part("running_var")?);
+        // In f64, rounded once: folding must not cost more than the batch norm's own rounding.
         let of_channel = weight.len() / out;
         for (c, row) in weight.chunks_exact_mut(of_channel).enumerate() {
             let spread = (f64::from(variance[c]) + self.norm_eps).sqrt();
@@ -285,13 +286,14 @@ impl Loader<'_> {
                 stride: block.stride,
                 padding: 0,
             };
+            // The convolutions above changed it; the shortcut reads the block's input.
             self.channels = before;
             shortcut = Some(self.conv(&conv, [block.out, 1], sampling, false, Some(&norm))?);
         }
         Ok(ResidualBlock { convs, shortcut })
     }
 
-    /// Takes `{name}.weight`, whose columns are what a flattened picture has, and `{name}.bias`.
+    /// Takes `{name}.weight`, with one column per number of the flattened feature map, and `{name}.bias`.
     fn linear(&mut self, name: &str, out: Option<usize>) -> Result<Linear> {
         let tensor = format!("{name}.weight");
         let (rows, columns) = match self.weights.shape(&tensor) {
@@ -336,12 +338,12 @@ impl Map {
         &self.data[(line * self.width + column) * channels..][..channels]
     }
 
-    /// Lines and columns behind kernels or squares of `side`.
+    /// Rows and columns after kernels or pooling windows of `side`.
     fn sampled(&self, sampling: Resampling, side: usize) -> Result<[usize; 2]> {
         let size = [self.height, self.width].map(|n| sampling.output(n, side));
         if size.contains(&0) {
             let message = format!(
-                "{} lines of {} columns are left of a picture, expected at least {side} of {side}: it is too small",
+                "a feature map of {}x{} pixels, expected at least {side}x{side}: the picture is too small",
                 self.height, self.width
             );
             return Err(Error::new(Kind::BadInput, message));
@@ -394,7 +396,7 @@ fn activated(act: HiddenAct, mut x: Map) -> Map {
     x
 }
 
-/// A picture of one line and one column.
+/// A feature map of one pixel.
 fn row(data: Vec<f32>) -> Map {
     Map {
         height: 1,
@@ -408,14 +410,14 @@ fn product(matrix: &Linear, x: &Map) -> Result<Map> {
         return Ok(row(matrix.forward(&x.data)));
     }
     let message = format!(
-        "a picture has become {} numbers, a matrix takes {}: expected a picture of another size",
+        "the flattened feature map has {} numbers, the linear layer takes {}: expected a picture of another size",
         x.data.len(),
         matrix.in_features()
     );
     Err(Error::new(Kind::BadInput, message))
 }
 
-/// x `[h, w, c]` → `[oh, ow, c]`: squares of `size`.
+/// x `[h, w, c]` → `[oh, ow, c]`: pooling windows of `size`.
 fn pool(kind: Pool, size: usize, sampling: Resampling, x: &Map) -> Result<Map> {
     let [height, width] = x.sampled(sampling, size)?;
     let mut data = Vec::with_capacity(height * width * x.channels());
@@ -427,6 +429,8 @@ fn pool(kind: Pool, size: usize, sampling: Resampling, x: &Map) -> Result<Map> {
         });
         data.extend(match kind {
             Pool::Max => largest(seen, x.channels()),
+            // mean(seen => Divided by the whole window, padding included, as PyTorch's default
+            // `count_include_pad`.
             Pool::Mean => mean(seen, x.channels(), size * size),
         });
     }
@@ -437,7 +441,7 @@ fn pool(kind: Pool, size: usize, sampling: Resampling, x: &Map) -> Result<Map> {
     })
 }
 
-/// x `[h, w, c]` → `[side, side, c]`: place `i` is the mean from `⌊i h / side⌋` up to `⌈(i + 1) h / side⌉`.
+/// x `[h, w, c]` → `[side, side, c]`: row `i` is the mean of rows `⌊i h / side⌋` to `⌈(i + 1) h / side⌉`, columns alike.
 fn adaptive_pool(x: &Map, side: usize) -> Map {
     let reach = |i: usize, n: usize| (i * n / side, ((i + 1) * n).div_ceil(side));
     let mut data = Vec::with_capacity(side * side * x.channels());
@@ -457,11 +461,12 @@ fn places(lines: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> 
     (0..lines).flat_map(move |line| (0..columns).map(move |column| (line, column)))
 }
 
-/// The largest number of each channel; NaN where there is one.
+/// The maximum of each channel; NaN propagates.
 fn largest<'a>(pixels: impl Iterator<Item = &'a [f32]>, channels: usize) -> Vec<f32> {
     let mut most = vec![f32::NEG_INFINITY; channels];
     for pixel in pixels {
         for (most, x) in most.iter_mut().zip(pixel) {
+            // After NaN no comparison is true, so that it stays.
             if *x > *most || x.is_nan() {
                 *most = *x;
             }

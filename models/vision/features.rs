@@ -1,4 +1,4 @@
-//! Pictures to the rows that a decoder reads in place of embeddings.
+//! Pictures to features: the rows that a decoder reads in place of embeddings.
 
 use crate::{
     checkpoint::weights::Weights,
@@ -9,9 +9,9 @@ use crate::{
 
 /// An encoder and its connector.
 pub enum FeatureEncoder {
-    /// Of square pictures of one size.
+    /// For square pictures of one size.
     Square(Box<SquareEncoder>),
-    /// Of pictures, or pairs of frames, of any size.
+    /// For pictures, or pairs of frames, of any size.
     Native(Box<NativeEncoder>),
 }
 
@@ -34,12 +34,12 @@ pub struct SquareEncoder {
     vision: Vit,
     blocks: usize,
     select: Select,
-    /// The norm behind the encoder's blocks is applied.
+    /// Whether the encoder's final norm is applied.
     normed: bool,
     connector: Connector,
-    /// Where the learned row stands.
+    /// Where the learned newline row is inserted.
     place: Newline,
-    /// The learned row, `[hidden of the decoder]`; empty where there is none.
+    /// The learned newline row, `[hidden of the decoder]`; empty where there is none.
     newline: Vec<f32>,
 }
 
@@ -64,7 +64,7 @@ impl SquareEncoder {
         &self.vision
     }
 
-    /// The learned row behind a video, `[hidden of the decoder]`; empty where there is none.
+    /// The newline row after a video, `[hidden of the decoder]`; empty where there is none.
     pub fn newline(&self) -> &[f32] {
         match self.place {
             Newline::End => &self.newline,
@@ -105,7 +105,7 @@ impl SquareEncoder {
         Ok(self.with_newlines(features, n))
     }
 
-    /// features `[n, rows, hidden]` → the same with the learned row where it stands inside a video.
+    /// features `[n, rows, hidden]` → with the newline row after every frame or grid row, where the model has it.
     fn with_newlines(&self, features: Vec<f32>, n: usize) -> Vec<f32> {
         let hidden = self.newline.len().max(1);
         let rows = features.len() / n.max(1) / hidden;
@@ -119,7 +119,7 @@ impl SquareEncoder {
     }
 }
 
-/// The learned row; one that stands nowhere is taken all the same, where a checkpoint has it.
+/// The newline row; where the model does not use it, it is still taken if the checkpoint has it: every tensor must be.
 fn newline(place: Newline, hidden: usize, weights: &mut Weights) -> Result<Vec<f32>> {
     const NAME: &str = "connector.newline";
     match place {

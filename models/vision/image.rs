@@ -1,4 +1,4 @@
-//! Pictures to pixels, to the byte: the resize of Pillow 10.2 and that of torchvision, which
+//! Resizing that is exact to the byte: Pillow 10.2's, and torchvision's, which
 //! rounds its weights to 16 bits, and the centre crop and scaling of `lwm/vision_chat.py`.
 
 use std::ops::Range;
@@ -60,17 +60,17 @@ impl<'a> RgbView<'a> {
     }
 }
 
-/// What a resized pixel is made of.
+/// The interpolation filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filter {
-    /// A cubic over four pixels a side at scale 1.
+    /// A cubic over four pixels per axis at scale 1.
     Bicubic,
-    /// A triangle over two pixels a side at scale 1.
+    /// A triangle over two pixels per axis at scale 1.
     Bilinear,
 }
 
 impl Filter {
-    /// Reach at scale 1.
+    /// Half width at scale 1.
     fn support(self) -> f64 {
         match self {
             Self::Bicubic => 2.0,
@@ -86,22 +86,22 @@ impl Filter {
     }
 }
 
-/// How the weights of a filter are rounded: results differ by a level or two here and there.
+/// How filter weights are rounded to fixed point: results differ by a level or two in places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rounding {
-    /// 22 bits behind the point: Pillow before 13, with which most encoders were trained.
+    /// 22 fraction bits: Pillow before 13, with which most encoders were trained.
     Pillow,
-    /// As many bits as let the largest weight stay within 16: torchvision with antialias, which
+    /// As many fraction bits as keep the largest weight within 16 bits: torchvision with antialias, which
     /// transformers 5 uses.
     Torchvision,
 }
 
-/// A way to resize.
+/// A resize method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resample {
-    /// The curve of the weights.
+    /// The interpolation filter.
     pub filter: Filter,
-    /// Their rounding.
+    /// The rounding of its weights.
     pub rounding: Rounding,
 }
 
@@ -113,13 +113,13 @@ impl Resample {
     };
 }
 
-/// What one output pixel of one pass sees: inputs from `first` on, with their weights.
+/// The inputs of one output pixel in one pass: pixels from `first` on, with their weights.
 struct Taps<W> {
     first: usize,
     weights: Vec<W>,
 }
 
-/// The taps of a run of output pixels, in fixed point with `bits` behind the point.
+/// The taps of a run of output pixels, in fixed point with `bits` fraction bits.
 struct ResizePass {
     taps: Vec<Taps<i32>>,
     bits: u32,
@@ -144,7 +144,7 @@ fn taps(filter: Filter, i: usize, from: usize, to: usize) -> Taps<f64> {
     let filter_scale = scale.max(1.0);
     let support = filter.support() * filter_scale;
     let centre = (i as f64 + 0.5) * scale;
-    // The casts truncate, and negative numbers become 0.
+    // The casts truncate, and saturate negative numbers to 0, like Pillow's clamp.
     let first = (centre - support + 0.5) as usize;
     let last = ((centre + support + 0.5) as usize).min(from);
     let step = 1.0 / filter_scale;
@@ -176,14 +176,14 @@ impl ResizePass {
         Self { taps, bits }
     }
 
-    /// Every input that some tap sees; `first` grows with the output.
+    /// The range of inputs that the taps read; `first` rises with the output.
     fn reach(&self) -> Range<usize> {
         let start = self.taps.first().map_or(0, |t| t.first);
         let end = (self.taps.last()).map_or(0, |t| t.first + t.weights.len());
         start..end
     }
 
-    /// Starts every sum, so that the shift rounds.
+    /// One half in fixed point, the start of every sum: the final shift then rounds to nearest.
     fn half(&self) -> i32 {
         1 << (self.bits - 1)
     }
@@ -202,7 +202,7 @@ fn largest_weight(filter: Filter, from: usize, to: usize) -> f64 {
         .reduce(|| 0.0, f64::max)
 }
 
-/// Bits behind the point, for the largest weight to stay within 16 bits with its sign.
+/// Fraction bits with which the largest weight fits 16 bits with its sign.
 fn torch_bits(largest: f64) -> u32 {
     let limit = f64::from(1_u32 << (TORCH_WEIGHT_BITS - 1));
     (1..PRECISION_BITS)
@@ -327,7 +327,7 @@ pub fn lwm_resize_shape(width: usize, height: usize, size: usize) -> [usize; 2] 
 
 /// view `[h, w, 3]` → `[size, size, 3]`: short side to `size`, then the centre.
 ///
-/// For an odd `size` Pillow's two edges may round apart by a pixel; here the
+/// For an odd `size` Pillow's two edges may differ by a pixel after rounding; here the
 /// right edge is always the left one plus `size`.
 pub fn lwm_frame(view: RgbView<'_>, size: usize) -> Result<Vec<u8>> {
     let largest = view.width.max(view.height);
@@ -358,7 +358,7 @@ pub fn lwm_frame(view: RgbView<'_>, size: usize) -> Result<Vec<u8>> {
     ))
 }
 
-/// `n / 2`, halves to the even neighbour, as Python's `round`.
+/// `n / 2`, halves rounded to even, as Python's `round` does.
 fn half_to_even(n: usize) -> usize {
     let below = n / 2;
     below + (n % 2) * (below % 2)
@@ -380,7 +380,7 @@ mod tests {
     use super::{RgbView, half_to_even, lwm_frame, resize_bicubic, to_signed_unit, to_u8};
 
     #[test]
-    fn halves_go_to_the_even_neighbour() {
+    fn halves_round_to_even() {
         assert_eq!(
             [0, 1, 2, 3, 4, 5, 7].map(half_to_even),
             [0, 0, 1, 2, 2, 2, 4]
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn one_colour_stays_one_colour_at_any_size() {
+    fn a_uniform_picture_stays_uniform_at_any_size() {
         let data = vec![200; 7 * 9 * 3];
         let view = RgbView::new(7, 9, &data).unwrap();
         for (width, height) in [(1, 1), (3, 50), (64, 2), (7, 1)] {
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_the_middle_of_the_whole_resized_picture() {
+    fn a_frame_is_the_centre_of_the_resized_picture() {
         let data: Vec<u8> = (0..37 * 21 * 3).map(|i| (i * i % 251) as u8).collect();
         let view = RgbView::new(37, 21, &data).unwrap();
         let whole = resize_bicubic(view, 28, 16);
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn no_size_is_an_error_not_a_panic() {
+    fn size_zero_is_an_error_not_a_panic() {
         let view = RgbView::new(1, 1, &[1, 2, 3]).unwrap();
         for size in [0, usize::MAX] {
             assert!(lwm_frame(view, size).is_err());
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn pixels_survive_the_way_there_and_back_within_the_truncation() {
+    fn bytes_to_floats_and_back_differ_by_the_truncation_only() {
         let bytes: Vec<u8> = (0..=255).collect();
         let back = to_u8(&to_signed_unit(&bytes));
         assert!(bytes.iter().zip(&back).all(|(&a, &b)| a - b <= 1));

@@ -1,4 +1,4 @@
-//! Frames to tokens: preprocessing and the VQGAN.
+//! Pictures and frames to codes, features or vectors: preprocessing and the vision encoders.
 
 pub mod image;
 pub mod patches;

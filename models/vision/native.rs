@@ -1,7 +1,7 @@
-//! A vision transformer over pictures of any size, and over pairs of frames: patches turn by
-//! their line and column (Qwen2-VL, arXiv 2409.12191; Qwen2.5-VL, arXiv 2502.13923).
+//! A vision transformer over pictures of any size, and over pairs of frames, with 2-D RoPE by
+//! patch row and column (Qwen2-VL, arXiv 2409.12191; Qwen2.5-VL, arXiv 2502.13923).
 //!
-//! No block looks from one step of a video to another, so that a video is encoded step by step.
+//! No block attends across steps of a video, so that a video is encoded step by step.
 
 use std::ops::Range;
 
@@ -17,10 +17,10 @@ use crate::{
     vision::connector::Connector,
 };
 
-/// Patches of a picture, or of one step of a video.
+/// The patch grid of a picture, or of one step of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grid {
-    /// Lines of patches; even.
+    /// Rows of patches; even.
     pub rows: usize,
     /// Columns of patches; even.
     pub columns: usize,
@@ -32,18 +32,18 @@ impl Grid {
         self.rows.saturating_mul(self.columns)
     }
 
-    /// Number of squares of 2×2 patches, each of which is a row of features.
+    /// Number of squares of 2×2 patches; each becomes one feature row.
     pub fn squares(self) -> usize {
         self.patches() / 4
     }
 
-    /// Line and column of every square.
+    /// Row and column of every square.
     fn of_squares(self) -> impl Iterator<Item = (usize, usize)> {
         let columns = self.columns / 2;
         (0..self.squares()).map(move |square| (square / columns, square % columns))
     }
 
-    /// Line and column of every patch, square after square.
+    /// Row and column of every patch, square after square.
     fn of_patches(self) -> impl Iterator<Item = (usize, usize)> {
         self.of_squares().flat_map(|(row, column)| {
             let parts = [(0, 0), (0, 1), (1, 0), (1, 1)];
@@ -52,7 +52,7 @@ impl Grid {
     }
 }
 
-/// The encoder with its connectors.
+/// A native-resolution encoder with its connectors.
 pub struct NativeEncoder {
     spec: NativeSpec,
     patches: Linear,
@@ -92,7 +92,7 @@ impl NativeEncoder {
             deeper,
             patches,
             positions,
-            // Half of a head's pairs of channels turn by the line, half by the column.
+            // Half of a head's channel pairs rotate by the row, half by the column.
             frequencies: frequencies(
                 vision.rope_theta,
                 width / vision.encoder.num_attention_heads / 2,
@@ -102,7 +102,7 @@ impl NativeEncoder {
         })
     }
 
-    /// What it is made of.
+    /// The encoder's specification.
     pub fn spec(&self) -> &NativeSpec {
         &self.spec
     }
@@ -111,7 +111,7 @@ impl NativeEncoder {
     /// `[squares, (1 + deepstack) · hidden of the decoder]`.
     ///
     /// # Errors
-    /// `Internal` when the patches are not those of the grid; `Compute` when a weight or a patch is NaN or infinite.
+    /// `Internal` when the patches do not fit the grid; `Compute` when a weight or a patch is NaN or infinite.
     pub fn step(&self, patches: &[f32], grid: Grid) -> Result<Vec<f32>> {
         self.check(patches, grid)?;
         let hidden = self.spec.vision.encoder.hidden_size;
@@ -150,7 +150,7 @@ impl NativeEncoder {
             return Ok(());
         }
         let message = format!(
-            "{} numbers for {}x{} patches, expected {of_patch} for each of an even number of lines and columns",
+            "{} numbers for {}x{} patches, expected {of_patch} for each, and even numbers of rows and columns",
             patches.len(),
             grid.rows,
             grid.columns
@@ -186,7 +186,7 @@ impl NativeEncoder {
     }
 }
 
-/// In which order patches go through the blocks: those of one window one after another.
+/// The order of patches inside the encoder: window after window, as Qwen2.5-VL computes them.
 struct PatchOrder {
     /// Numbers of squares.
     squares: Vec<usize>,
@@ -206,6 +206,7 @@ impl PatchOrder {
         let across = (grid.columns / 2).div_ceil(side);
         let window = |(row, column)| (row / side * across + column / side) as u32;
         let mut numbered: Vec<(u32, usize)> = grid.of_squares().map(window).zip(squares).collect();
+        // Pairs are distinct, so that an unstable sort keeps squares of a window in order.
         numbered.sort_unstable();
         let (windows, squares): (Vec<u32>, _) = numbered.into_iter().unzip();
         Self {
@@ -220,14 +221,14 @@ impl PatchOrder {
         self.squares.iter().flat_map(square).copied().collect()
     }
 
-    /// What the patches see in a block: their window, or everything.
+    /// The windows, where block `index` attends within windows; `None` where it attends to all.
     fn segments_of_block(&self, index: usize, spec: &NativeVitSpec) -> Option<&[u32]> {
         let full = &spec.windows.as_ref()?.full_attention_blocks;
         let windows = self.windows.as_deref()?;
         (!full.contains(&index)).then_some(windows)
     }
 
-    /// features `[squares, width]` of some layers in this order → `[squares, layers · width]`, line by line.
+    /// features `[squares, width]` per layer in this order → `[squares, layers · width]` in row-major order.
     fn side_by_side(&self, layers: &[Vec<f32>]) -> Vec<f32> {
         let numbers: usize = layers.iter().map(Vec::len).sum();
         let wide = numbers / self.squares.len().max(1);
@@ -244,20 +245,20 @@ impl PatchOrder {
     }
 }
 
-/// Where the four rows of a square stand.
+/// The rows of a square's four patches.
 fn four(square: usize, width: usize) -> Range<usize> {
     4 * square * width..4 * (square + 1) * width
 }
 
-/// The two places of a table of `side` that the `index`-th of `n` stands between, and how far from the first: the
-/// corners of both fall together.
+/// The two table indices around the `index`-th of `n` in a table of `side`, and the fraction beyond the first
+/// (`align_corners`).
 fn taps(index: usize, n: usize, side: usize) -> (usize, usize, f32) {
     let at = index as f32 * (side - 1) as f32 / (n - 1).max(1) as f32;
     let first = (at as usize).min(side - 1);
     (first, (first + 1).min(side - 1), at - first as f32)
 }
 
-/// x `[width]` → x plus the table's position between four others, in place.
+/// Adds to x `[width]` the table's position, interpolated between four entries.
 fn add_position(
     x: &mut [f32],
     table: &[f32],

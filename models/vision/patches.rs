@@ -1,4 +1,4 @@
-//! Frames of any size to the patches that Qwen's encoders read, in the order in which they are merged.
+//! Frames of any size to the patches of Qwen's encoders, in merge order.
 
 use std::path::Path;
 
@@ -25,14 +25,14 @@ pub struct VideoPatches {
 /// The patches of one temporal step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Patches {
-    /// `[h · w, 3 · T · P · P]`: squares of `merge_size` patches a side follow one another.
+    /// `[h · w, 3 · T · P · P]`, square after square of `merge_size` × `merge_size` patches.
     pub rows: Vec<f32>,
-    /// Patches from top to bottom and from left to right.
+    /// Number of patch rows and columns.
     pub grid: [usize; 2],
 }
 
 impl VideoPatches {
-    /// The patches that `spec` describes.
+    /// A processor for `spec`.
     pub fn new(spec: PatchesSpec) -> Self {
         Self { spec }
     }
@@ -45,7 +45,7 @@ impl VideoPatches {
         PatchesSpec::of_directory(dir, medium).map(Self::new)
     }
 
-    /// What is done; [`PatchesSpec::size`] tells the size for a video's frames.
+    /// The specification; [`PatchesSpec::size`] gives the size of a video's frames.
     pub fn spec(&self) -> &PatchesSpec {
         &self.spec
     }
@@ -55,7 +55,7 @@ impl VideoPatches {
     /// The last frame is repeated where there are fewer than `T`.
     ///
     /// # Errors
-    /// When there are no frames or too many, or `size` is not made of merged patches.
+    /// When there are no frames or too many, or `size` is not a multiple of merged patches.
     pub fn step(&self, frames: &[RgbView<'_>], size: [usize; 2]) -> Result<Patches> {
         let per_step = self.spec.temporal_patch_size;
         self.check(frames.len(), size)?;
@@ -69,7 +69,7 @@ impl VideoPatches {
     /// One frame → bytes `[height, width, 3]` of `size`.
     ///
     /// # Errors
-    /// When `size` is not made of merged patches.
+    /// When `size` is not a multiple of merged patches.
     pub fn shown(&self, frame: RgbView<'_>, size: [usize; 2]) -> Result<Vec<u8>> {
         self.check(1, size)?;
         Ok(self.resized(frame, size))
@@ -114,7 +114,7 @@ impl VideoPatches {
     }
 }
 
-/// out `[3, T, patch, patch]` from the place `[y, x]` of frames `[T, _, width, 3]`.
+/// Fills out `[3, T, patch, patch]` from frames `[T, _, width, 3]` at pixel `[y, x]`.
 fn fill(
     out: &mut [f32],
     frames: &[&[u8]],

@@ -1,9 +1,9 @@
-//! A picture of any size to the numbers that an encoder was trained on, as transformers 5 makes them.
+//! Pictures of any size to an encoder's input pixels, as transformers 5 computes them.
 //!
 //! Pictures are resized as torchvision does it (transformers' default since version 5), which differs
-//! from Pillow 10 to 12 by one level of 255 here and there and by two at most, seen in noise;
-//! [`PictureProcessor::with_rounding`] takes Pillow's. Pillow 13 takes the two passes in another order where
-//! a picture grows one way and shrinks the other, and is followed by neither.
+//! from Pillow 10 to 12 by one level of 255 in places, and by at most two, in noise;
+//! [`PictureProcessor::with_rounding`] selects Pillow's. Pillow 13 runs the two passes in the other order where
+//! a picture grows in one direction and shrinks in the other; neither rounding reproduces that.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::{
     spec::processor::{FilterName, Medium, Normalize, PictureSpec, Resize, SIDE_MAX},
 };
 
-/// Most bytes of a picture that is padded to a square.
+/// Maximum bytes of a picture padded to a square.
 const SQUARE_BYTES_MAX: usize = 1 << 30;
 
 /// Pictures to normalized pixels.
@@ -47,18 +47,18 @@ impl PictureProcessor {
         PictureSpec::of_directory(dir, medium).map(Self::new)
     }
 
-    /// The same with pictures padded to squares with the mean colour, as LLaVA-1.5 was trained.
+    /// Pads pictures to squares with the mean colour, as in LLaVA-1.5's training.
     pub fn padded_to_square(mut self) -> Self {
         self.spec.pad_to_square = true;
         self
     }
 
-    /// The same with weights rounded in another way.
+    /// Uses another rounding of the resize weights.
     pub fn with_rounding(self, rounding: Rounding) -> Self {
         Self { rounding, ..self }
     }
 
-    /// What is done.
+    /// The specification.
     pub fn spec(&self) -> &PictureSpec {
         &self.spec
     }
@@ -124,8 +124,8 @@ pub(super) fn resample(filter: FilterName, rounding: Rounding) -> Resample {
     Resample { filter, rounding }
 }
 
-/// Where the middle of an axis lies: `[start, start + len)` of `of` pixels, or the other way round
-/// where there are fewer than wanted.
+/// A centre crop along one axis: `len` of `of` pixels, or `of` pixels centred in `len`
+/// where there are fewer.
 struct Window {
     of: usize,
     len: usize,
@@ -136,18 +136,18 @@ impl Window {
         Self { of, len }
     }
 
-    /// The pixels that are there.
+    /// The range of existing pixels.
     fn seen(&self) -> std::ops::Range<usize> {
         let start = self.of.saturating_sub(self.len) / 2;
         start..start + self.len.min(self.of)
     }
 
-    /// Empty pixels before them.
+    /// Padding pixels before them.
     fn before(&self) -> usize {
         self.len.saturating_sub(self.of) / 2
     }
 
-    /// `seen` `[rows, stride]` in the middle of `[rows.len, self.len, 3]` zeros.
+    /// `seen` `[rows, stride]` centred in `[rows.len, self.len, 3]` zeros.
     fn frame(&self, rows: &Self, stride: usize, seen: Vec<u8>) -> Vec<u8> {
         if self.len <= self.of && rows.len <= rows.of {
             return seen;
@@ -171,7 +171,7 @@ fn resized_shape(resize: Resize, picture: RgbView<'_>) -> Result<[usize; 2]> {
     };
     let long = |long: usize, over: usize| {
         let product = short.checked_mul(long).ok_or_else(|| too_large(picture))?;
-        // Python divides whole numbers exactly and rounds once; so does this below 2^53.
+        // Python's integer division is exact and rounds once; f64 does the same below 2^53.
         Ok::<_, Error>((product as f64 / over as f64) as usize)
     };
     Ok(if width <= height {
@@ -181,7 +181,7 @@ fn resized_shape(resize: Resize, picture: RgbView<'_>) -> Result<[usize; 2]> {
     })
 }
 
-/// Fails where the cut-out `size` (width, height) is larger than any encoder's picture.
+/// `TooLarge` where the crop `size` (width, height) exceeds any encoder's picture.
 fn check_region(picture: RgbView<'_>, size: [usize; 2]) -> Result<()> {
     match size.iter().all(|&side| (1..=SIDE_MAX).contains(&side)) {
         true => Ok(()),
@@ -229,7 +229,7 @@ fn padded(picture: RgbView<'_>, colour: [u8; 3]) -> Result<Rgb> {
     })
 }
 
-/// What a byte of one channel becomes.
+/// The normalization of one channel: `(byte · factor − mean) / std`.
 #[derive(Clone, Copy)]
 pub(super) struct Scale {
     mean: f32,
@@ -262,7 +262,7 @@ impl Scale {
     }
 }
 
-/// The byte of an RGB pixel that is channel `c` of the result.
+/// The index in an RGB pixel of the result's channel `c`.
 fn source_channel(spec: &PictureSpec, c: usize) -> usize {
     if spec.flip_channels { 2 - c } else { c }
 }

@@ -1,14 +1,14 @@
-//! A square table of positions, for more places or fewer.
+//! Interpolation of a square table of positions to another size.
 
-/// What a cubic of PyTorch's `interpolate` overshoots by (`UpSample.h`).
+/// The coefficient `a` of PyTorch's bicubic `interpolate` (`UpSample.h`).
 const SHARPNESS: f64 = -0.75;
 
-/// Where the tap of one output lies, and how much it counts.
+/// Input index and weight of one tap.
 type Tap = (usize, f64);
 
-/// table `[from, from, width]` → `[to, to, width]`, by cubics, corners of the outer pixels upon one another and no
-/// smoothing where it shrinks: `interpolate(mode="bicubic", align_corners=False)`, with which transformers brings
-/// DINOv2's positions to its pictures.
+/// table `[from, from, width]` → `[to, to, width]`, bicubic, without antialiasing:
+/// `interpolate(mode="bicubic", align_corners=False)`, with which transformers adapts
+/// DINOv2's positions to a picture's size.
 pub fn stretched(table: &[f32], width: usize, from: usize, to: usize) -> Vec<f32> {
     let taps: Vec<[Tap; 4]> = (0..to).map(|at| taps(at, from, to)).collect();
     let place = |row: usize, column: usize| &table[(row * from + column) * width..][..width];
@@ -26,7 +26,7 @@ pub fn stretched(table: &[f32], width: usize, from: usize, to: usize) -> Vec<f32
     out
 }
 
-/// The four places that the `at`-th of `to` is made of; those beyond the edge are those at it.
+/// The four taps of output `at` of `to`; indices beyond the edge are clamped.
 fn taps(at: usize, from: usize, to: usize) -> [Tap; 4] {
     let middle = (at as f64 + 0.5) * from as f64 / to as f64 - 0.5;
     let first = middle.floor();
@@ -36,7 +36,7 @@ fn taps(at: usize, from: usize, to: usize) -> [Tap; 4] {
     })
 }
 
-/// The cubic of Keys (1981) at a distance of up to two places.
+/// The cubic convolution kernel of Keys (1981), for distances up to 2.
 fn cubic(t: f64) -> f64 {
     let a = SHARPNESS;
     match t {
@@ -50,7 +50,7 @@ mod tests {
     use super::stretched;
 
     #[test]
-    fn as_many_places_are_the_same_and_what_is_mirrored_stays_so() {
+    fn the_same_size_is_a_copy_and_symmetry_is_kept() {
         let table: Vec<f32> = (0..50).map(|i| (i * i % 17) as f32).collect();
         assert_eq!(stretched(&table, 2, 5, 5), table);
         for to in [3, 8, 11] {

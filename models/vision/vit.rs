@@ -1,5 +1,5 @@
-//! A vision transformer: a square picture becomes a sequence of patches, each of them a
-//! token that sees all others (Dosovitskiy et al., arXiv 2010.11929).
+//! A vision transformer (ViT): a square picture becomes a sequence of patch
+//! tokens with full attention (Dosovitskiy et al., arXiv 2010.11929).
 
 use crate::{
     attention::{
@@ -74,7 +74,7 @@ impl Vit {
         })
     }
 
-    /// The same for pictures of another side, whose patches stand closer or farther apart in its table of positions
+    /// Adapts the encoder to pictures of another side by interpolating its table of positions
     /// ([`stretched`]).
     ///
     /// # Errors
@@ -94,7 +94,7 @@ impl Vit {
         Ok(self)
     }
 
-    /// What it is made of.
+    /// The encoder's specification.
     pub fn spec(&self) -> &VitSpec {
         &self.spec
     }
@@ -102,7 +102,7 @@ impl Vit {
     /// pixels `[n, 3, side, side]` → tokens `[n, tokens, hidden]` before the first block.
     ///
     /// # Errors
-    /// `Internal` when the pixels are not those of whole pictures.
+    /// `Internal` when the pixels are not whole pictures.
     pub fn embed(&self, pixels: &[f32]) -> Result<Vec<f32>> {
         let side = self.spec.image_size;
         let of_picture = CHANNELS * side * side;
@@ -130,7 +130,7 @@ impl Vit {
         })
     }
 
-    /// pixels `[n, 3, side, side]` → tokens `[n, tokens, hidden]` behind the first `layers` blocks, no norm behind them.
+    /// pixels `[n, 3, side, side]` → tokens `[n, tokens, hidden]` after the first `layers` blocks, without the final norm.
     ///
     /// # Errors
     /// `Compute` when a weight or a pixel is NaN or infinite.
@@ -140,7 +140,7 @@ impl Vit {
         self.encoder.forward(tokens, per_picture, false, layers)
     }
 
-    /// Channels of a picture's one vector.
+    /// Channels of a pooled vector.
     pub fn pooled_size(&self) -> usize {
         let hidden = self.spec.encoder.hidden_size;
         match self.spec.pool {
@@ -154,7 +154,7 @@ impl Vit {
         self.encoder.layers()
     }
 
-    /// tokens `[n, tokens, hidden]` behind the last block → `[n, tokens, hidden]` behind the last norm.
+    /// tokens `[n, tokens, hidden]` after the last block → `[n, tokens, hidden]` after the final norm.
     pub fn normed(&self, tokens: &[f32]) -> Vec<f32> {
         match &self.post_norm {
             Some(norm) => norm.forward(tokens),
@@ -162,7 +162,7 @@ impl Vit {
         }
     }
 
-    /// pixels `[n, 3, side, side]` → one vector a picture, `[n, hidden]` (twice as wide for class and mean).
+    /// pixels `[n, 3, side, side]` → one vector per picture, `[n, hidden]` (twice as wide for class and mean).
     ///
     /// # Errors
     /// `Usage` when the encoder has no pool, and as [`Vit::hidden`].
@@ -171,7 +171,7 @@ impl Vit {
         self.pool(&tokens)
     }
 
-    /// pixels `[n, 3, side, side]` → the class tokens behind the last norm, `[n, hidden]`.
+    /// pixels `[n, 3, side, side]` → the class tokens after the final norm, `[n, hidden]`.
     ///
     /// # Errors
     /// `Usage` when the encoder has no class token, and as [`Vit::hidden`].
@@ -186,7 +186,7 @@ impl Vit {
         Ok(pictures.flat_map(|p| &p[..hidden]).copied().collect())
     }
 
-    /// tokens `[n, tokens, hidden]` behind the last norm → one vector a picture.
+    /// tokens `[n, tokens, hidden]` after the final norm → one vector per picture.
     fn pool(&self, tokens: &[f32]) -> Result<Vec<f32>> {
         let hidden = self.spec.encoder.hidden_size;
         let pictures = tokens.chunks_exact(self.spec.tokens() * hidden);
@@ -200,14 +200,14 @@ impl Vit {
             (Some(VisionPool::Attention), Some(head)) => head.forward(tokens, self.spec.tokens()),
             _ => {
                 let message =
-                    "this encoder gives tokens only, expected one that gives a vector a picture";
+                    "this encoder has no pooled output, expected one with a vector per picture";
                 Err(Error::new(Kind::Usage, message))
             }
         }
     }
 }
 
-/// tokens `[tokens, hidden]` → `[2 hidden]`: the first, and the mean of the others.
+/// tokens `[tokens, hidden]` → `[2 hidden]`: the class token, and the mean of the patch tokens.
 fn class_and_mean(tokens: &[f32], hidden: usize) -> Vec<f32> {
     let (class, patches) = tokens.split_at(hidden);
     let n = (patches.len() / hidden) as f32;
@@ -219,7 +219,7 @@ fn class_and_mean(tokens: &[f32], hidden: usize) -> Vec<f32> {
     class.iter().copied().chain(mean).collect()
 }
 
-/// pixels `[n, 3, side, side]` → patches `[n, grid, grid, 3, patch, patch]`; what is left over on the far sides is dropped.
+/// pixels `[n, 3, side, side]` → patches `[n, grid, grid, 3, patch, patch]`; a remainder at the right and bottom is dropped.
 fn cut(pixels: &[f32], side: usize, patch: usize) -> Vec<f32> {
     let grid = side / patch;
     let mut patches = Vec::with_capacity(pixels.len());
@@ -236,12 +236,12 @@ fn cut(pixels: &[f32], side: usize, patch: usize) -> Vec<f32> {
     patches
 }
 
-/// SigLIP's head: one learned query attends to all tokens, then a feed-forward layer.
+/// SigLIP's attention pooling: one learned query attends to all tokens, then a feed-forward layer.
 struct AttentionPool {
     spec: EncoderSpec,
     /// `[hidden]`.
     query: Vec<f32>,
-    /// Query, key and value in one: the rows of PyTorch's `in_proj_weight`.
+    /// Query, key and value matrices in one: PyTorch's `in_proj_weight`.
     inputs: Linear,
     output: Linear,
     norm: LayerNorm,
@@ -276,6 +276,7 @@ impl AttentionPool {
             key_value: self.spec.num_attention_heads,
             d: hidden / self.spec.num_attention_heads,
         };
+        // Only the query third of the result is used; the probe's key and value are not.
         let query = self.inputs.forward(&self.query);
         let (keys, values) = keys_and_values(&self.inputs.forward(tokens), hidden);
         let mut mixed = Vec::new();
@@ -323,7 +324,7 @@ mod tests {
     use super::cut;
 
     #[test]
-    fn a_patch_holds_its_square_channel_by_channel_and_the_rest_is_dropped() {
+    fn patches_are_channel_major_and_the_remainder_is_dropped() {
         // 3 channels of 5x5: value = 100 channel + 10 row + column.
         let pixels: Vec<f32> = (0..75)
             .map(|i| (100 * (i / 25) + 10 * (i % 25 / 5) + i % 5) as f32)

@@ -436,7 +436,7 @@ impl LayerOutput {
     }
 }
 
-/// Memory of activations that are no longer needed; fresh pages cost more than a GroupNorm.
+/// Reused memory of activations: mapping fresh pages costs more time than a GroupNorm.
 #[derive(Default)]
 struct Buffers(Vec<Vec<f32>>);
 

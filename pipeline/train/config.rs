@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use longreel_models::training::{
     data::{
-        batch::{Dealing, PadRule},
+        batch::{BatchLayout, PadRule},
         example::FieldsOf,
     },
     trainer::TrainingRecipe,
@@ -95,7 +95,7 @@ pub struct DataConfig {
     #[serde(default = "fields_key")]
     pub fields_key: String,
     /// How examples become rows.
-    pub dealing: Dealing,
+    pub dealing: BatchLayout,
     /// Of rows that are filled up or cut off.
     #[serde(default)]
     pub pad_rule: PadRule,

@@ -179,7 +179,7 @@ pub fn tokenizer_of(config: &TrainConfig) -> Option<&PathBuf> {
 /// On Ctrl-C a checkpoint is written first.
 ///
 /// # Errors
-/// `Compute` for a loss that is no number, `Interrupted` when told to stop; the last checkpoint stays.
+/// `Compute` for a loss that is NaN or infinite, `Interrupted` when told to stop; the last checkpoint stays.
 pub fn train(
     job: Job,
     run: &RunDirectory,

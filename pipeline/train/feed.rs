@@ -1,7 +1,7 @@
 //! The batches of a step, out of the endless row of examples.
 
 use longreel_models::training::data::{
-    batch::{Batch, BatchRules, Dealing, TokenStream, fitting, packed, padded},
+    batch::{Batch, BatchLayout, BatchRules, TokenStream, fitting, packed, padded},
     example::{Example, ExampleRules},
 };
 
@@ -27,20 +27,20 @@ impl Feed<'_> {
     ///
     /// # Errors
     /// `BadInput` where no line of a whole pass is an example that a row holds.
-    pub fn batch(&mut self, dealing: Dealing, rules: &BatchRules) -> Result<Batch> {
+    pub fn batch(&mut self, dealing: BatchLayout, rules: &BatchRules) -> Result<Batch> {
         match dealing {
-            Dealing::NoPad => loop {
+            BatchLayout::NoPad => loop {
                 if let Some(batch) = self.stream.next_batch(rules) {
                     return Ok(batch);
                 }
                 let example = self.example()?;
                 self.stream.push(&example);
             },
-            Dealing::Pad => {
+            BatchLayout::Pad => {
                 let rows = (0..rules.rows).map(|_| self.example());
                 Ok(padded(&rows.collect::<Result<Vec<_>>>()?, rules))
             }
-            Dealing::Packed => self.packed(rules),
+            BatchLayout::Packed => self.packed(rules),
         }
     }
 

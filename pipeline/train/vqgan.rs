@@ -132,7 +132,7 @@ pub struct LastFigures {
 /// On Ctrl-C a checkpoint is written first.
 ///
 /// # Errors
-/// `Compute` for a loss that is no number, `Interrupted` when told to stop; the last checkpoint stays.
+/// `Compute` for a loss that is NaN or infinite, `Interrupted` when told to stop; the last checkpoint stays.
 pub fn train_vqgan(
     job: VqganJob,
     run: &RunDirectory,

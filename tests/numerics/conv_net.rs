@@ -302,7 +302,7 @@ fn pictures_that_a_net_cannot_see_are_refused() {
     assert_eq!(small.kind(), Kind::BadInput);
     assert!(small.to_string().contains("it is too small"), "{small}");
     let other = refused(64 * 64, [64, 64]);
-    let expected = "a picture has become 2704 numbers, a matrix takes 400";
+    let expected = "the flattened feature map has 2704 numbers, the linear layer takes 400";
     assert!(other.to_string().contains(expected), "{other}");
     assert_eq!(refused(33, [32, 32]).kind(), Kind::Internal);
     let unknown = lenet.grids(&[0.5; 1024], [32, 32], "stage7").unwrap_err();

@@ -607,7 +607,7 @@ fn a_weight_that_is_no_number_is_named_by_the_layer_it_spoils() {
     assert_eq!(error.kind(), Kind::Compute);
     let said = error.to_string();
     assert!(
-        said.starts_with("attention of layer 1, head 0 gave no number"),
+        said.starts_with("attention of layer 1, head 0 gave NaN or infinity"),
         "{said}"
     );
     assert!(cache.is_empty(), "a failed call leaves no mark");

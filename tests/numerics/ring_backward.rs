@@ -20,7 +20,7 @@ use longreel_models::{
     error::{Kind, Result},
     training::{
         attention::attention, batch_mask::BatchMask, ring_attention::ring_attention,
-        ring_gradients::Dealt,
+        ring_gradients::TokenShards,
     },
 };
 use proptest::prelude::*;
@@ -154,21 +154,25 @@ impl Batch {
     }
 
     /// out, dq, dk, dv of this rank's tokens.
-    fn share(&self, ring: &Arc<Mutex<Ring>>, dealt: &[Runs]) -> std::result::Result<Parts, String> {
-        let runs = &dealt[ring.lock().unwrap().rank()];
-        let dealt = Arc::new(Dealt::new(dealt.to_vec(), self.mask.clone()).unwrap());
-        self.differentiate(runs, |q, k, v| ring_attention(q, k, v, ring, &dealt))
+    fn share(
+        &self,
+        ring: &Arc<Mutex<Ring>>,
+        shards: &[Runs],
+    ) -> std::result::Result<Parts, String> {
+        let runs = &shards[ring.lock().unwrap().rank()];
+        let shards = Arc::new(TokenShards::new(shards.to_vec(), self.mask.clone()).unwrap());
+        self.differentiate(runs, |q, k, v| ring_attention(q, k, v, ring, &shards))
     }
 
     /// out, dq, dk, dv of all tokens by a ring.
-    fn ring(&self, dealt: &[Runs]) -> Parts {
+    fn ring(&self, shards: &[Runs]) -> Parts {
         let (of_q, of_k) = self.widths();
-        let shares = each_rank(dealt.len(), |link| {
-            self.share(&shared(link), dealt).unwrap()
+        let shares = each_rank(shards.len(), |link| {
+            self.share(&shared(link), shards).unwrap()
         });
         let (q, k) = (vec![0.0; self.q.len()], vec![0.0; self.k.len()]);
         let mut whole = [q.clone(), q, k.clone(), k];
-        for (share, runs) in shares.iter().zip(dealt) {
+        for (share, runs) in shares.iter().zip(shards) {
             for ((whole, x), width) in whole.iter_mut().zip(share).zip([of_q, of_q, of_k, of_k]) {
                 self.put(whole, x, width, runs);
             }
@@ -311,11 +315,11 @@ fn check_share(link: Box<dyn Link>) {
         let (batch, expected) = golden(case);
         let (of_q, of_k) = batch.widths();
         for layout in LAYOUTS {
-            let dealt = batch.layout(layout, ranks);
-            let got = batch.share(&ring, &dealt).unwrap();
+            let shards = batch.layout(layout, ranks);
+            let got = batch.share(&ring, &shards).unwrap();
             for (parts, tolerances) in &expected {
                 for (i, width) in [of_q, of_q, of_k, of_k].into_iter().enumerate() {
-                    let part = batch.cut(&parts[i], width, &dealt[rank]);
+                    let part = batch.cut(&parts[i], width, &shards[rank]);
                     let what = format!("{case} {layout:?}, rank {rank} of {ranks}, {}", NAMES[i]);
                     assert_close(&what, &got[i], &part, tolerances[i]);
                 }
@@ -385,10 +389,10 @@ fn a_ring_of_one_rank_is_the_operation_of_one_rank_to_the_bit() {
 fn gradients_are_the_same_bits_in_every_run() {
     let [_, mask, _] = masks(2, 600);
     let batch = Batch::random(HEADS, mask);
-    let dealt = batch.layout(ShardLayout::Zigzag, 3);
-    let first = batch.ring(&dealt);
+    let shards = batch.layout(ShardLayout::Zigzag, 3);
+    let first = batch.ring(&shards);
     for _ in 0..3 {
-        assert!(batch.ring(&dealt) == first);
+        assert!(batch.ring(&shards) == first);
     }
 }
 
@@ -404,8 +408,8 @@ fn unequal_shards_and_shards_of_one_token_or_none_have_the_gradients_of_one_rank
     for mask in masks(2, 400) {
         let batch = Batch::random(HEADS, mask);
         let alone = batch.alone();
-        for dealt in &deals {
-            assert_all_close(&format!("{dealt:?}"), &batch.ring(dealt), &alone, 2e-5);
+        for shards in &deals {
+            assert_all_close(&format!("{shards:?}"), &batch.ring(shards), &alone, 2e-5);
         }
     }
 }
@@ -420,13 +424,13 @@ fn gradients_are_the_slopes_of_the_loss() {
     let segments = vec![0, 0, 0, 0, 1, 1, 1, 1, 1];
     let mask = BatchMask::causal(1, 9).with_segments(segments).unwrap();
     let batch = Batch::random(heads, mask);
-    let dealt: Vec<Runs> = vec![vec![0..2, 7..9], vec![2..6], vec![6..7]];
+    let shards: Vec<Runs> = vec![vec![0..2, 7..9], vec![2..6], vec![6..7]];
     let loss = |batch: &Batch| -> f64 {
-        let out = &batch.ring(&dealt)[0];
+        let out = &batch.ring(&shards)[0];
         let products = out.iter().zip(&batch.d_out);
         products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     };
-    let [_, dq, dk, dv] = batch.ring(&dealt);
+    let [_, dq, dk, dv] = batch.ring(&shards);
     let inputs: [(Input, Vec<f32>); 3] = [
         (|batch| &mut batch.q, dq),
         (|batch| &mut batch.k, dk),
@@ -449,10 +453,10 @@ fn keys_are_sent_to_all_other_ranks_and_gradients_all_the_way_home() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 1024));
     let (_, of_k) = batch.widths();
     for ranks in [1, 2, 4] {
-        let dealt = batch.layout(ShardLayout::Contiguous, ranks);
+        let shards = batch.layout(ShardLayout::Contiguous, ranks);
         let traffic = each_rank(ranks, |link| {
             let ring = shared(link);
-            batch.share(&ring, &dealt).unwrap();
+            batch.share(&ring, &shards).unwrap();
             let ring = ring.lock().unwrap();
             ring.traffic()
         });
@@ -499,11 +503,11 @@ impl Link for Mortal {
 #[test]
 fn a_rank_that_dies_on_the_way_is_named_by_whoever_waits_for_a_gradient() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 512));
-    let dealt = batch.layout(ShardLayout::Zigzag, 4);
-    let whole = each_rank(4, |link| batch.share(&shared(link), &dealt).unwrap());
+    let shards = batch.layout(ShardLayout::Zigzag, 4);
+    let whole = each_rank(4, |link| batch.share(&shared(link), &shards).unwrap());
     // Three messages come in forward, seven in backward.
     for taken in 0..10 {
-        let share = &|ring: Arc<Mutex<Ring>>| batch.share(&ring, &dealt);
+        let share = &|ring: Arc<Mutex<Ring>>| batch.share(&ring, &shards);
         let ends: Vec<_> = thread::scope(|scope| {
             let start = |link: InProcess| {
                 let left = if link.rank() == 1 { taken } else { usize::MAX };
@@ -532,17 +536,17 @@ fn a_rank_that_dies_on_the_way_is_named_by_whoever_waits_for_a_gradient() {
 #[test]
 fn a_rank_that_does_not_come_to_backward_is_named() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 300));
-    let dealt = batch.layout(ShardLayout::Contiguous, 3);
+    let shards = batch.layout(ShardLayout::Contiguous, 3);
     let ends = each_rank(3, |link| {
         let (rank, ring) = (link.rank(), shared(link));
         if rank != 2 {
-            return batch.share(&ring, &dealt).err();
+            return batch.share(&ring, &shards).err();
         }
-        let dealt = Arc::new(Dealt::new(dealt.clone(), batch.mask.clone()).unwrap());
-        let runs = &dealt.runs()[2];
+        let shards = Arc::new(TokenShards::new(shards.clone(), batch.mask.clone()).unwrap());
+        let runs = &shards.runs()[2];
         let q = batch.var(&batch.q, HEADS.query, runs);
         let k = batch.var(&batch.k, HEADS.key_value, runs);
-        ring_attention(&q, &k, &k, &ring, &dealt).unwrap();
+        ring_attention(&q, &k, &k, &ring, &shards).unwrap();
         None
     });
     for end in &ends[..2] {
@@ -558,13 +562,13 @@ fn a_rank_that_does_not_come_to_backward_is_named() {
 #[test]
 fn what_one_rank_is_given_wrong_all_of_them_refuse() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 300));
-    let dealt = batch.layout(ShardLayout::Contiguous, 3);
+    let shards = batch.layout(ShardLayout::Contiguous, 3);
     let refused = each_rank(3, |link| {
         let (rank, ring) = (link.rank(), shared(link));
-        let deal = Arc::new(Dealt::new(dealt.clone(), batch.mask.clone()).unwrap());
+        let deal = Arc::new(TokenShards::new(shards.clone(), batch.mask.clone()).unwrap());
         let runs: Runs = match rank {
             1 => vec![0..3, 3..7],
-            _ => dealt[rank].clone(),
+            _ => shards[rank].clone(),
         };
         let q = batch.var(&batch.q, HEADS.query, &runs);
         let k = batch.var(&batch.k, HEADS.key_value, &runs);
@@ -576,14 +580,14 @@ fn what_one_rank_is_given_wrong_all_of_them_refuse() {
         assert!(error.to_string().contains(why), "{error}");
     }
     let outside: Vec<Runs> = vec![vec![0..301]];
-    let error = Dealt::new(outside, batch.mask.clone()).unwrap_err();
+    let error = TokenShards::new(outside, batch.mask.clone()).unwrap_err();
     assert!(
         error
             .to_string()
             .contains("tokens 0..301 of a sequence of 300"),
         "{error}"
     );
-    let few = each_rank(2, |link| batch.share(&shared(link), &dealt).unwrap_err());
+    let few = each_rank(2, |link| batch.share(&shared(link), &shards).unwrap_err());
     for error in few {
         assert!(error.contains("tokens dealt to 3 of 2 ranks"), "{error}");
     }
@@ -594,15 +598,15 @@ fn deal(s: usize, ranks: usize, cuts: &[(usize, usize)]) -> Vec<Runs> {
     let mut ends: Vec<(usize, usize)> = cuts.iter().map(|(at, to)| (at % s, to % ranks)).collect();
     ends.sort_unstable();
     ends.push((s, 0));
-    let mut dealt = vec![Vec::new(); ranks];
+    let mut shards = vec![Vec::new(); ranks];
     let mut start = 0;
     for (end, to) in ends {
         if start < end {
-            dealt[to].push(start..end);
+            shards[to].push(start..end);
         }
         start = end;
     }
-    dealt
+    shards
 }
 
 proptest! {
@@ -625,7 +629,7 @@ proptest! {
         let keys = (0..rows * s).map(|i| i % hidden != 0).collect();
         let mask = mask.with_segments(segments).unwrap().with_keys(keys).unwrap();
         let batch = Batch::random(heads, mask);
-        let dealt = deal(s, ranks, &cuts);
-        assert_all_close(&format!("{dealt:?}"), &batch.ring(&dealt), &batch.alone(), 2e-5);
+        let shards = deal(s, ranks, &cuts);
+        assert_all_close(&format!("{shards:?}"), &batch.ring(&shards), &batch.alone(), 2e-5);
     }
 }

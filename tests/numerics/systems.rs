@@ -1027,7 +1027,7 @@ fn features_that_do_not_fill_their_places_are_refused() {
     let refused = prefill(&model.decoder, &mut cache, short, 64, &|| true, &mut |_| {});
     let message = refused.unwrap_err().to_string();
     assert!(
-        message.contains("992 numbers for 32 places of features"),
+        message.contains("992 numbers for 32 feature tokens"),
         "{message}"
     );
 }

@@ -28,7 +28,7 @@ use longreel_models::{
         network::{Activations, Attending, HeadLosses, Network, Sequences, add},
         optimizer::{AdamW, Moments, length},
         parameters::{ByName, Parameters},
-        ring_gradients::Dealt,
+        ring_gradients::TokenShards,
     },
 };
 
@@ -349,7 +349,7 @@ fn gradients_are_those_of_finite_differences() {
 
 /// Losses summed over ranks, and gradients likewise.
 fn on_ring(tiny: &Tiny, batch: &Batch, ranks: usize) -> (HeadLosses, ByName) {
-    let dealt: Vec<_> = (0..ranks)
+    let shards: Vec<_> = (0..ranks)
         .map(|rank| ShardLayout::Zigzag.runs(batch.seq_length, rank, ranks))
         .collect();
     let weights = weights(batch, Reduction::Examples);
@@ -358,12 +358,12 @@ fn on_ring(tiny: &Tiny, batch: &Batch, ranks: usize) -> (HeadLosses, ByName) {
     let shares: Vec<(HeadLosses, ByName)> = thread::scope(|scope| {
         let started: Vec<_> = links
             .map(|link| {
-                let (dealt, weights) = (&dealt, &weights);
+                let (shards, weights) = (&shards, &weights);
                 scope.spawn(move || {
                     let ring = Ring::new(Box::new(link));
                     let places: Vec<usize> = (0..batch.rows())
                         .flat_map(|row| {
-                            dealt[ring.rank()]
+                            shards[ring.rank()]
                                 .iter()
                                 .cloned()
                                 .map(move |run| (row, run))
@@ -382,7 +382,9 @@ fn on_ring(tiny: &Tiny, batch: &Batch, ranks: usize) -> (HeadLosses, ByName) {
                         positions: &positions,
                         attending: Attending::Ring {
                             ring: Arc::new(Mutex::new(ring)),
-                            dealt: Arc::new(Dealt::new(dealt.clone(), mask(batch)).unwrap()),
+                            shards: Arc::new(
+                                TokenShards::new(shards.clone(), mask(batch)).unwrap(),
+                            ),
                         },
                     };
                     network(tiny)

@@ -1,5 +1,5 @@
-//! Examples to batches: as LWM's `JsonVisionDataset` and `JsonDataset` (`lwm/data.py`) deal them, in one
-//! stream (`no_pad`) or one a row (`pad`), and packed with segments, as the paper has it (arXiv 2402.08268).
+//! Examples to batches: as LWM's `JsonVisionDataset` and `JsonDataset` (`lwm/data.py`) do it, in one
+//! stream (`no_pad`) or one per row (`pad`), and packed with segments, as in the paper (arXiv 2402.08268).
 
 use serde::{Deserialize, Serialize};
 
@@ -9,58 +9,58 @@ use crate::{
     training::data::example::Example,
 };
 
-/// Rows of one length: what is read, what should follow each token, and what that counts.
+/// Rows of equal length: inputs, targets and the loss weight of each target.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// Tokens of a row.
+    /// Tokens per row.
     pub seq_length: usize,
-    /// `rows × seq_length`.
+    /// `[rows · seq_length]`.
     pub input: Vec<Token>,
-    /// What follows each token.
+    /// The next token of each input.
     pub target: Vec<Token>,
-    /// How much of the loss each target is.
+    /// The loss weight of each target.
     pub loss: Vec<f32>,
-    /// The example that each token belongs to, counted in its row; what is left over belongs to none of them.
-    /// Absent where upstream's attention crosses from one example into the next.
+    /// Segment id: the number of the token's example in its row; padding has an id of its own.
+    /// Absent where, as upstream, attention crosses from one example into the next.
     pub segments: Option<Vec<u32>>,
-    /// Where each token stands in its example.
+    /// Position of each token in its example.
     pub positions: Vec<u32>,
 }
 
 /// How examples become rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Dealing {
+pub enum BatchLayout {
     /// One stream of all examples, cut into rows: upstream's `no_pad`.
     NoPad,
-    /// One example a row, filled up or cut off: upstream's `pad`.
+    /// One example per row, padded or truncated: upstream's `pad`.
     Pad,
-    /// Whole examples side by side, each a segment of its own.
+    /// Packed: whole examples side by side, each a segment of its own.
     Packed,
 }
 
-/// How an example stands in a row of its own.
+/// How losses are aligned in a padded row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PadRule {
     /// Each target has its own loss (upstream's `JsonDataset`, for text).
     #[default]
     Aligned,
-    /// Upstream's `JsonVisionDataset`: the last token of a short example is not read, and where one is cut off
-    /// each target has the loss of the one behind it, the last has none (`lwm/data.py:714`).
+    /// Upstream's `JsonVisionDataset`: the last token of a short example is not read, and in a truncated one
+    /// each target has the loss of the next, the last has none (`lwm/data.py:714`).
     Vision,
 }
 
-/// The shape of a batch, and what fills it.
+/// The shape of a batch, and its padding.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchRules {
     /// Rows.
     pub rows: usize,
-    /// Tokens of a row.
+    /// Tokens per row.
     pub seq_length: usize,
-    /// Stands behind what is shorter than its row: upstream's is the token that begins a text.
+    /// The padding token; upstream's is the beginning-of-text token.
     pub fill: Token,
-    /// Of [`padded`] rows.
+    /// The alignment of [`padded`] rows.
     pub pad_rule: PadRule,
 }
 
@@ -90,7 +90,7 @@ impl Batch {
     }
 }
 
-/// Upstream's `no_pad`: a stream of tokens, which is emitted when it holds more than a batch and one token.
+/// Upstream's `no_pad`: a stream of tokens, which gives a batch once it holds more than a batch and one token.
 #[derive(Debug, Default)]
 pub struct TokenStream {
     tokens: Vec<Token>,
@@ -98,15 +98,16 @@ pub struct TokenStream {
 }
 
 impl TokenStream {
-    /// Puts `example` behind what is there.
+    /// Appends `example`.
     pub fn push(&mut self, example: &Example) {
         self.tokens.extend_from_slice(&example.tokens);
         self.loss.extend_from_slice(&example.loss);
     }
 
-    /// The next batch, if there is enough for one.
+    /// The next batch, if the stream holds enough.
     pub fn next_batch(&mut self, rules: &BatchRules) -> Option<Batch> {
         let chunk = rules.rows * rules.seq_length;
+        // Upstream's condition, one token stricter than needed: kept so that batches are equal.
         if self.tokens.len() <= chunk + 1 {
             return None;
         }
@@ -125,23 +126,23 @@ impl TokenStream {
         Some(batch)
     }
 
-    /// Tokens that wait, and how much of the loss each is.
+    /// Buffered tokens, and the loss weight of each.
     pub fn waiting(&self) -> (&[Token], &[f32]) {
         (&self.tokens, &self.loss)
     }
 
-    /// How many tokens wait.
+    /// Number of buffered tokens.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether no token waits.
+    /// Whether nothing is buffered.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 }
 
-/// Upstream's `pad`: `examples`, one a row, cut off or filled up with a token that is not predicted.
+/// Upstream's `pad`: `examples`, one per row, truncated or padded with a token that is not predicted.
 pub fn padded(examples: &[Example], rules: &BatchRules) -> Batch {
     let n = rules.seq_length;
     let mut batch = Batch::of_length(n);
@@ -161,7 +162,7 @@ pub fn padded(examples: &[Example], rules: &BatchRules) -> Batch {
 }
 
 /// Whole examples side by side in rows of `seq_length` (best-fit decreasing), each a segment whose
-/// positions begin at 0; returned are as many rows as that takes.
+/// positions begin at 0; the batch has as many rows as that takes.
 ///
 /// # Errors
 /// `TooLarge` for an example that no row holds, `BadInput` for one of fewer than two tokens.
@@ -196,8 +197,8 @@ pub fn packed(examples: &[Example], rules: &BatchRules) -> Result<Batch> {
     Ok(batch)
 }
 
-/// How many of `lengths`, from the first on, stand together in `rows` rows of `seq_length` read tokens (best fit,
-/// in their order): the next one would open another row.
+/// How many of `lengths`, from the first on, fit together in `rows` rows of `seq_length` input tokens (best fit,
+/// in their order): the next one would need another row.
 pub fn fitting(lengths: impl IntoIterator<Item = usize>, rules: &BatchRules) -> usize {
     let mut room = vec![rules.seq_length; rules.rows];
     let mut n = 0;

@@ -18,19 +18,19 @@ use crate::{
     },
 };
 
-/// Stand around a vision field, as ordinary text.
+/// Tags around a vision field, encoded as ordinary text.
 pub const VISION_TAGS: [&str; 2] = ["<vision>", "</vision>"];
 
-/// Tokens in order, and how much of the loss each is as a target: 0 or 1.
+/// Tokens, and the loss weight of each as a target: 0 or 1.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Example {
-    /// What stands where.
+    /// The tokens.
     pub tokens: Vec<Token>,
-    /// As many numbers.
+    /// The loss weight of each token.
     pub loss: Vec<f32>,
 }
 
-/// Where the fields of a line are named.
+/// Where the fields of a line are listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FieldsOf {
     /// Under this key of the line: a string, or a list of alternatives.
@@ -42,36 +42,36 @@ pub enum FieldsOf {
 /// How vision fields become tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct VisionRules {
-    /// Codes of a frame.
+    /// Codes per frame.
     pub codes_per_frame: usize,
-    /// What follows the codes of a frame.
+    /// The terminators after the codes of a frame.
     pub terminators: FrameTerminators,
-    /// Rows of the codebook; every code is below it.
+    /// Rows of the codebook; every code is below this.
     pub codebook: usize,
-    /// Most frames of a field, spread evenly; all when absent.
+    /// Maximum frames of a field, spread evenly; all when absent.
     pub n_frames_max: Option<usize>,
 }
 
-/// Gives the codes of a vision field that names a file instead of listing them.
+/// Reads the codes of a vision field that names a file instead of listing them.
 pub type OpenCodes<'a> = dyn Fn(&Path) -> Result<Vec<u32>> + Sync + 'a;
 
 /// How lines become examples.
 pub struct ExampleRules<'a> {
-    /// Text to ids.
+    /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// Where the fields are named.
+    /// Where the fields are listed.
     pub fields: FieldsOf,
-    /// Codes to tokens; absent for text alone, which is tokenized without what the tokenizer puts around texts.
+    /// Codes to tokens; absent for text alone, which is tokenized without special tokens.
     pub vision: Option<VisionRules>,
-    /// Codes of files that vision fields name.
+    /// Reads files that vision fields name.
     pub open_codes: &'a OpenCodes<'a>,
 }
 
 impl ExampleRules<'_> {
-    /// The example of the line of number `index`, from 0, of a file.
+    /// The example of line `index`, from 0, of a file.
     ///
     /// # Errors
-    /// `BadInput` for a line that is no JSON object, or lacks what its fields name.
+    /// `BadInput` for a line that is not a JSON object, or lacks a key that its fields name.
     pub fn example(&self, line: &str, index: u64) -> Result<Example> {
         let value: Value =
             serde_json::from_str(line).map_err(|e| bad(format!("it is no JSON: {e}")))?;
@@ -142,7 +142,7 @@ impl ExampleRules<'_> {
         Ok(ids.into_iter().map(Token::Text).collect())
     }
 
-    /// Tag, frames, tag.
+    /// Opening tag, frames, closing tag.
     fn vision(&self, key: &str, value: &Value) -> Result<Vec<Token>> {
         let rules = self.vision.as_ref().ok_or_else(|| {
             bad(format!(
@@ -198,7 +198,7 @@ impl Example {
     }
 }
 
-/// The values of `keys` with blanks between.
+/// The values of `keys`, joined with spaces.
 fn joined(keys: &[String], line: &Value) -> Result<String> {
     let value = |key: &String| {
         let value = &line[key.as_str()];

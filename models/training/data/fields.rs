@@ -1,33 +1,33 @@
-//! Which parts of a line an example is made of, as LWM writes them: `[question],[vision],answer`.
+//! The fields of an example, in LWM's notation: `[question],[vision],answer`.
 
 use crate::error::{Error, Kind, Result};
 
-/// One part of an example.
+/// One field of an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
-    /// What it is.
+    /// The content.
     pub content: FieldContent,
     /// Whether its tokens are predicted; in `[brackets]` they are not.
     pub is_predicted: bool,
 }
 
-/// What a part of an example is.
+/// The content of a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FieldContent {
     /// The token that begins a text: `<|bos|>`.
     Begin,
     /// The token that ends a text: `<|eos|>`.
     End,
-    /// Codes of frames: any key that has `vision` in its name.
+    /// Codes of frames: any key whose name contains `vision`.
     Vision(String),
-    /// Values of these keys with blanks between: `prompt+caption`.
+    /// Values of these keys, joined with spaces: `prompt+caption`.
     Text(Vec<String>),
 }
 
-/// Parts with commas between them.
+/// Parses comma-separated fields.
 ///
 /// # Errors
-/// `BadInput` for a part without a name, or an unknown `<|mark|>`.
+/// `BadInput` for a field without a name, or an unknown `<|mark|>`.
 pub fn parse(fields: &str) -> Result<Vec<Field>> {
     fields.split(',').map(field).collect()
 }
@@ -65,7 +65,7 @@ mod tests {
     use super::{FieldContent, parse};
 
     #[test]
-    fn brackets_say_what_is_not_predicted_and_plus_joins_keys() {
+    fn brackets_mark_unpredicted_fields_and_plus_joins_keys() {
         let fields = parse("<|bos|>,[prompt+caption],vision,<|eos|>").unwrap();
         let predicted: Vec<bool> = fields.iter().map(|f| f.is_predicted).collect();
         assert_eq!(predicted, [true, false, true, true]);

@@ -3,7 +3,7 @@
 
 use rand_mt::Mt;
 
-/// The place that Python chooses out of `n`, seeded with `seed`; `None` where there is nothing to choose from.
+/// The index that Python chooses among `n`, seeded with `seed`; `None` for `n = 0`.
 ///
 /// CPython seeds the Mersenne Twister with the 32-bit words of the seed, the lowest first, and draws as many
 /// bits as `n` has until the number is below `n` (`Lib/random.py`, `_randbelow_with_getrandbits`).

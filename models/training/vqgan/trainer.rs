@@ -283,7 +283,7 @@ impl VqganTrainer {
     /// pixels `[n, side, side, 3]` in [-1, 1], f32 → one step.
     ///
     /// # Errors
-    /// `BadInput` for another shape, `Compute` for a pixel, a loss or a gradient that is no number; nothing is
+    /// `BadInput` for another shape, `Compute` for a pixel, a loss or a gradient that is NaN or infinite; nothing is
     /// changed then.
     pub fn step(&mut self, pixels: &Tensor) -> Result<Metrics> {
         let number = self.steps();
@@ -346,7 +346,7 @@ impl VqganTrainer {
     }
 
     /// # Errors
-    /// `BadInput` for pixels that do not fit, `Compute` for one that is no number.
+    /// `BadInput` for pixels that do not fit, `Compute` for one that is NaN or infinite.
     fn frames(&self, pixels: &Tensor) -> Result<Vec<Picture>> {
         let side = self.spec.resolution;
         let fits = matches!(*pixels.dims(), [n, h, w, RGB] if n > 0 && (h, w) == (side, side));
@@ -392,7 +392,7 @@ impl VqganTrainer {
         }
         let discriminator_loss = metrics.adversarial.map_or(0.0, |a| a.discriminator_loss);
         if !(metrics.loss.is_finite() && discriminator_loss.is_finite()) {
-            let message = format!("the loss is {}: it is no number", metrics.loss);
+            let message = format!("the loss is {}, expected a finite number", metrics.loss);
             return Err(Error::new(Kind::Compute, message));
         }
         let row = self.gathered(&network, &passed, back)?;
