@@ -1,4 +1,4 @@
-//! What was trained, as the tensors of a model directory.
+//! Trained parameters as the tensors of a model directory.
 
 use std::path::Path;
 
@@ -31,10 +31,10 @@ pub fn planned(parameters: &Parameters) -> Result<Vec<Planned>> {
     parameters.iter().map(tensor).collect()
 }
 
-/// The VQGAN of the model directory `dir` as tensors to write, as they are stored there.
+/// The VQGAN of the model directory `dir` as tensors to write, in their stored type.
 ///
 /// # Errors
-/// `BadInput` for a directory without one of shape `spec`.
+/// `BadInput` for a directory without a VQGAN of `spec`.
 pub fn planned_vqgan(dir: &Path, spec: &VqganSpec) -> Result<Vec<Planned>> {
     let doing = || format!("take the VQGAN of {}", dir.display());
     let weights = weights_of_directory(dir).doing(doing)?;

@@ -11,16 +11,16 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// Gradients, or numbers of the same shapes, by the names of their parameters.
+/// Gradients, or other tensors shaped like parameters, by parameter name.
 pub type ByName = BTreeMap<String, Tensor>;
 
-/// Named tensors that candle differentiates by.
+/// The trainable tensors, by name.
 #[derive(Clone)]
 pub struct Parameters(BTreeMap<String, Var>);
 
 impl Parameters {
-    /// Tensors of these names and shapes: matrices from a normal distribution of standard deviation `spread`
-    /// (`initializer_range` of `lwm/llama.py`), vectors ones, as those of norms are.
+    /// Random tensors of these names and shapes: matrices from a normal distribution of standard deviation `spread`
+    /// (`initializer_range` of `lwm/llama.py`), vectors, which belong to norms, all ones.
     ///
     /// # Errors
     /// When candle has no memory for them.
@@ -75,19 +75,19 @@ impl Parameters {
         self.0.iter()
     }
 
-    /// Those whose names `wanted` takes: the same numbers, not copies.
+    /// The parameters whose names pass `wanted`: shared, not copied.
     pub fn select(&self, wanted: impl Fn(&str) -> bool) -> Self {
         let taken = self.0.iter().filter(|(name, _)| wanted(name));
         Self(taken.map(|(n, var)| (n.clone(), var.clone())).collect())
     }
 
-    /// Numbers of all together.
+    /// Number of trainable numbers.
     pub fn count(&self) -> usize {
         self.0.values().map(|var| var.elem_count()).sum()
     }
 }
 
-/// One number of the standard normal distribution (Box and Muller, 1958).
+/// One draw from the standard normal distribution (Box and Muller, 1958).
 pub(super) fn normal(numbers: &mut ChaCha8Rng) -> f32 {
     let above_zero = 1.0 - numbers.random::<f64>();
     let angle = 2.0 * std::f64::consts::PI * numbers.random::<f64>();

@@ -1,4 +1,4 @@
-//! A tokenizer for a model that is trained from nothing: byte pairs, learned from its texts.
+//! Byte-pair tokenizers learned from texts, for models trained from scratch.
 
 use serde_json::json;
 use tokenizers::{
@@ -13,10 +13,10 @@ use tokenizers::{
 
 use crate::error::{Error, Kind, Result};
 
-/// Tokens that are not learned, LLaMA's: begin, end, unknown.
+/// LLaMA's special tokens: begin, end, unknown.
 const SPECIAL: [&str; 3] = ["<s>", "</s>", "<unk>"];
 
-/// Fewest tokens: all bytes, and those that are not learned.
+/// The smallest vocabulary: all bytes and the special tokens.
 pub const VOCAB_MIN: usize = 256 + SPECIAL.len();
 
 /// The two files of a tokenizer.
@@ -25,15 +25,15 @@ pub struct TokenizerFiles {
     pub tokenizer: String,
     /// Text of `tokenizer_config.json`.
     pub config: String,
-    /// Its tokens.
+    /// The size of the vocabulary.
     pub vocab_size: usize,
 }
 
-/// Byte pairs of `texts` (arXiv 1508.07909), at most `vocab_size` tokens; any text can be written in them. Every
-/// digit is a token of its own, as LLaMA has it.
+/// Learns byte pairs of `texts` (arXiv 1508.07909), at most `vocab_size` tokens, which can encode any text. Every
+/// digit is a token of its own, as in LLaMA.
 ///
 /// # Errors
-/// `Usage` for a vocabulary that has no room for all bytes, `BadInput` where the pairs cannot be learned.
+/// `Usage` for a vocabulary too small for all bytes, `BadInput` where the pairs cannot be learned.
 pub fn learn<S: AsRef<str> + Send>(
     texts: impl Iterator<Item = S> + Send,
     vocab_size: usize,

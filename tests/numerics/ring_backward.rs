@@ -576,7 +576,7 @@ fn what_one_rank_is_given_wrong_all_of_them_refuse() {
     });
     for error in refused {
         assert_eq!(error.kind(), Kind::BadInput);
-        let why = "1 rows of 7 queries and 7 keys on rank 1, to which 1 rows of 100 tokens";
+        let why = "1 rows of 7 queries and 7 keys on rank 1, which holds 1 rows of 100 tokens";
         assert!(error.to_string().contains(why), "{error}");
     }
     let outside: Vec<Runs> = vec![vec![0..301]];
@@ -589,7 +589,10 @@ fn what_one_rank_is_given_wrong_all_of_them_refuse() {
     );
     let few = each_rank(2, |link| batch.share(&shared(link), &shards).unwrap_err());
     for error in few {
-        assert!(error.contains("tokens dealt to 3 of 2 ranks"), "{error}");
+        assert!(
+            error.contains("tokens are distributed over 3 ranks, expected 2"),
+            "{error}"
+        );
     }
 }
 

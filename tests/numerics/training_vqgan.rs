@@ -750,7 +750,7 @@ fn options_that_cannot_be_are_named() {
                 }),
                 ..options()
             },
-            "train a VQGAN: a discriminator of 4 layers leaves nothing of 16 pixels, expected fewer layers",
+            "train a VQGAN: a discriminator of 4 layers has no output for 16 pixels, expected fewer layers",
         ),
     ] {
         let parameters = formula_parameters(&tiny_spec());

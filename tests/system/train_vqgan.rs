@@ -359,7 +359,7 @@ fn a_perceptual_loss_is_in_the_figures_and_goes_on_to_the_same_bits() {
     std::fs::write(stage.path("vgg16.safetensors"), weights).unwrap();
     stage
         .train("killed")
-        .refused(2, "another network than it was begun with");
+        .refused(2, "another network than the run was started with");
 
     stage.write(&text.replace("vgg16.safetensors", "vgg.pth"));
     stage.train("other").refused(

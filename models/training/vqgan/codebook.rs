@@ -1,14 +1,14 @@
-//! The codebook while it is trained: which rows are used, averages instead of a loss, and dead rows that come back.
+//! Training of the codebook: usage, moving averages in place of a loss, and restarts of dead rows.
 
 use std::collections::BTreeSet;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Below this share of a vector an average has nothing left to say.
+/// A row whose average size is below this is not updated.
 const LEAST_SIZE: f32 = 1e-12;
 
-/// The vectors of a batch and the rows they became.
+/// The vectors of a batch and the rows they were quantized to.
 pub struct Assigned<'a> {
     /// `[n, width]`.
     pub z: &'a [f32],
@@ -19,14 +19,14 @@ pub struct Assigned<'a> {
 }
 
 impl Assigned<'_> {
-    /// How many vectors each of `rows` rows stands for.
+    /// The number of vectors assigned to each of `rows` rows.
     pub fn counts(&self, rows: usize) -> Vec<u32> {
         let mut counts = vec![0; rows];
         self.codes.iter().for_each(|&c| counts[c as usize] += 1);
         counts
     }
 
-    /// The sum of the vectors that each of `rows` rows stands for, `[rows, width]`.
+    /// The sums of the vectors assigned to each of `rows` rows, `[rows, width]`.
     fn sums(&self, rows: usize) -> Vec<f32> {
         let mut sums = vec![0.0; rows * self.width];
         for (z, &code) in self.z.chunks_exact(self.width).zip(self.codes) {
@@ -37,7 +37,7 @@ impl Assigned<'_> {
     }
 }
 
-/// Distinct codes, and `e` to the entropy of how often each is used: as many codes, used equally, would say as much.
+/// The number of distinct codes, and the perplexity: `e` to the entropy of their frequencies.
 pub fn usage(counts: &[u32]) -> (usize, f64) {
     let total: f64 = counts.iter().map(|&n| f64::from(n)).sum();
     let used = counts.iter().filter(|&&n| n > 0);
@@ -46,17 +46,17 @@ pub fn usage(counts: &[u32]) -> (usize, f64) {
     (used.count(), entropy.exp())
 }
 
-/// Moving averages whose quotient is a codebook.
+/// Moving averages of assigned vectors: `sums / sizes` is the codebook.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Averages {
-    /// Vectors that each row stood for, `[rows]`.
+    /// Average number of vectors assigned to each row, `[rows]`.
     pub sizes: Vec<f32>,
-    /// Their sums, `[rows, width]`.
+    /// Averages of their sums, `[rows, width]`.
     pub sums: Vec<f32>,
 }
 
 impl Averages {
-    /// Each row as if it stood for one vector so far, its own.
+    /// Starts each row as the average of one vector, the row itself.
     pub fn of(rows: &[f32], width: usize) -> Self {
         Self {
             sizes: vec![1.0; rows.len() / width],
@@ -64,7 +64,7 @@ impl Averages {
         }
     }
 
-    /// One batch more: `average ← decay · average + (1 − decay) · batch`, and rows `[rows, width]` are their quotient.
+    /// Adds a batch: `average ← decay · average + (1 − decay) · batch`, then rows `[rows, width]` are the quotients.
     pub fn follow(&mut self, assigned: &Assigned, decay: f64, rows: &mut [f32]) {
         let (keep, take) = (decay as f32, (1.0 - decay) as f32);
         let counts = assigned.counts(self.sizes.len());
@@ -84,22 +84,22 @@ impl Averages {
         }
     }
 
-    /// The row begins anew.
+    /// Restarts a row at the vector `z`.
     pub fn begin(&mut self, row: usize, z: &[f32]) {
         self.sizes[row] = 1.0;
         self.sums[row * z.len()..][..z.len()].copy_from_slice(z);
     }
 }
 
-/// Steps since each row was last used, once the batch of `counts` is over.
+/// Updates the number of steps since each row was last used, after a batch with `counts`.
 pub fn wait(unused: &mut [u32], counts: &[u32]) {
     for (unused, &n) in unused.iter_mut().zip(counts) {
         *unused = if n > 0 { 0 } else { unused.saturating_add(1) };
     }
 }
 
-/// Rows unused for `after` steps, each with the vector of the batch that it becomes, no vector twice as long as there
-/// are others; their waiting begins anew.
+/// Rows unused for `after` steps, each with the vector of the batch at which it restarts, no vector twice while there
+/// are others; their counters are reset.
 pub fn restarts(
     unused: &mut [u32],
     after: u32,
@@ -132,7 +132,7 @@ mod tests {
     use super::{Assigned, Averages, restarts, usage, wait};
 
     #[test]
-    fn perplexity_is_the_number_of_codes_that_are_used_alike() {
+    fn perplexity_of_equally_used_codes_is_their_number() {
         let (distinct, perplexity) = usage(&[4, 4, 0, 4]);
         assert!(distinct == 3 && (perplexity - 3.0).abs() < 1e-12);
         let (distinct, perplexity) = usage(&[100, 1]);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_restart_when_their_time_is_over_and_take_different_vectors() {
+    fn rows_restart_after_the_given_steps_at_different_vectors() {
         let mut unused = [0, 2, 2, 2];
         wait(&mut unused, &[1, 0, 0, 1]);
         assert_eq!(unused, [0, 3, 3, 0]);

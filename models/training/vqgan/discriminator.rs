@@ -1,5 +1,5 @@
-//! A discriminator of patches (Isola et al., "Image-to-Image Translation", arXiv 1611.07004): convolutions and leaky
-//! ReLUs, without norms, so that no picture's judgement depends on its batch.
+//! A PatchGAN discriminator (Isola et al., "Image-to-Image Translation", arXiv 1611.07004): convolutions and leaky
+//! ReLUs, without norms, so that a picture's logits do not depend on its batch.
 
 use longreel_kernels::conv::Resampling;
 
@@ -13,16 +13,16 @@ use crate::{
     vision::vqgan::RGB,
 };
 
-/// How much of a negative number its rectifiers let through.
+/// Slope of the leaky ReLUs for negative numbers.
 const LEAK: f32 = 0.2;
 
 /// Rows and columns of every kernel.
 const TAPS: usize = 4;
 
-/// Most times the first convolution's channels.
+/// The most channels, as a multiple of the first convolution's.
 const WIDEST: usize = 8;
 
-/// Its convolutions: steps, input channels, output channels.
+/// Its convolutions: stride, input channels, output channels.
 fn plan(adversarial: &Adversarial) -> Vec<[usize; 3]> {
     let width = |layer: usize| adversarial.channels * WIDEST.min(1 << layer);
     let n = adversarial.layers;
@@ -50,7 +50,7 @@ pub fn tensors(adversarial: &Adversarial) -> Vec<NamedShape> {
     tensors.collect()
 }
 
-/// Logits of one picture of `side` pixels.
+/// Number of logits for a picture of `side` pixels.
 ///
 /// # Errors
 /// `BadInput` when the picture is too small for the layers.
@@ -63,13 +63,13 @@ pub fn logits_of(adversarial: &Adversarial, side: usize) -> Result<usize> {
         return Ok(left * left);
     }
     let message = format!(
-        "a discriminator of {} layers leaves nothing of {side} pixels, expected fewer layers",
+        "a discriminator of {} layers has no output for {side} pixels, expected fewer layers",
         adversarial.layers
     );
     Err(Error::new(Kind::BadInput, message))
 }
 
-/// The discriminator of one step.
+/// The discriminator with the weights of one step.
 pub struct Discriminator(Chain);
 
 impl Discriminator {
@@ -89,17 +89,17 @@ impl Discriminator {
         Ok(Self(Chain(layers)))
     }
 
-    /// pixels `[side, side, 3]` → a logit for each patch, and what the layers kept.
+    /// pixels `[side, side, 3]` → a logit per patch, and the saved activations.
     pub fn run(&self, pixels: Picture) -> (Picture, Vec<SavedForBackward>) {
         self.0.run(pixels)
     }
 
-    /// Gradients of logits → of the pixels.
+    /// Gradients of the logits → gradients of the pixels.
     pub fn pixels_back(&self, kept: &[SavedForBackward], logits: Picture) -> Vec<f32> {
         self.0.back(kept, logits, None, Wanted::Input).data
     }
 
-    /// Gradients of logits → of the weights, which are added to `row`.
+    /// Gradients of the logits → adds the gradients of the weights to `row`.
     pub fn weights_back(&self, kept: &[SavedForBackward], logits: Picture, row: &mut [f32]) {
         self.0.back(kept, logits, Some(row), Wanted::Weights);
     }

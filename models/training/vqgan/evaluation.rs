@@ -1,4 +1,4 @@
-//! What pictures came to, summed over as many batches as there are.
+//! Evaluation metrics, accumulated over batches.
 
 use rayon::prelude::*;
 
@@ -10,23 +10,23 @@ use crate::training::vqgan::{
     options::{CodebookRule, VqganOptions},
 };
 
-/// Sums over pictures that went through a VQGAN, from which their means follow.
+/// Sums over reconstructed pictures, from which the means follow.
 #[derive(Debug, Clone, Default)]
 pub struct Evaluation {
     pictures: u64,
     sums: Differences,
-    /// Σ perceptual distances, where somebody looked.
+    /// Σ perceptual distances, where they were computed.
     perceptual: Option<f64>,
-    /// Σ squared distances of vectors from their rows.
+    /// Σ squared distances of vectors from their codebook rows.
     distance: f64,
     pixel_numbers: f64,
     latent_numbers: f64,
-    /// How often each code was used.
+    /// Uses of each code.
     counts: Vec<u32>,
 }
 
 impl Evaluation {
-    /// Adds pictures and what the network made of them; the codebook has `rows` rows.
+    /// Adds pictures and their reconstructions; the codebook has `rows` rows.
     pub(super) fn add(
         &mut self,
         network: &VqganNetwork,
@@ -52,12 +52,12 @@ impl Evaluation {
         codes.for_each(|&code| self.counts[code as usize] += 1);
     }
 
-    /// Adds perceptual distances of pictures that [`Evaluation::add`] was given.
+    /// Adds the perceptual distances of pictures passed to [`Evaluation::add`].
     pub(super) fn add_perceptual(&mut self, distances: impl Iterator<Item = f64>) {
         *self.perceptual.get_or_insert(0.0) += distances.sum::<f64>();
     }
 
-    /// Pictures so far.
+    /// Number of pictures so far.
     pub fn pictures(&self) -> u64 {
         self.pictures
     }
@@ -77,22 +77,22 @@ impl Evaluation {
         Some(self.perceptual? / self.pictures as f64)
     }
 
-    /// Of the pictures as they are shown, in decibels; infinite for pictures that equal their pixels.
+    /// PSNR of the clipped reconstructions, in decibels; infinite for exact ones.
     pub fn psnr_db(&self) -> f64 {
         psnr_db(self.sums.shown / self.pixel_numbers)
     }
 
-    /// Mean squared distance of vectors from their rows.
+    /// Mean squared distance of vectors from their codebook rows.
     pub fn quantization(&self) -> f64 {
         self.distance / self.latent_numbers
     }
 
-    /// Distinct codes, and `e` to the entropy of all codes.
+    /// The number of distinct codes, and the perplexity.
     pub fn usage(&self) -> (usize, f64) {
         usage(&self.counts)
     }
 
-    /// What `options` make small, without the discriminator's part.
+    /// The loss that `options` define, without the adversarial part.
     pub fn loss(&self, options: &VqganOptions) -> f64 {
         let of_codebook = match options.codebook {
             CodebookRule::Loss => 1.0 + options.commitment,

@@ -1,4 +1,4 @@
-//! Weights to begin with, as flax begins: what goes through a layer keeps its size.
+//! Initial weights as in flax, which keep the variance of activations.
 
 use candle_core::{Device, Tensor};
 use rand::{RngExt, SeedableRng};
@@ -15,7 +15,7 @@ use crate::{
 /// A VQGAN of `spec` with random weights.
 ///
 /// # Errors
-/// `BadInput` for a shape that cannot be.
+/// `BadInput` for an invalid specification.
 pub fn first_parameters(spec: &VqganSpec, seed: u64) -> Result<Parameters> {
     spec.validate()?;
     drawn(&vqgan_tensors(spec), seed)

@@ -1,5 +1,5 @@
-//! Layers over one picture, there and back: what `vision::vqgan`, a discriminator and VGG16 run, with the kernels' own
-//! gradients.
+//! Layers over one picture, forward and backward: those of `vision::vqgan`, a discriminator and VGG16, with the kernels'
+//! own gradients.
 
 use std::ops::Range;
 
@@ -35,7 +35,7 @@ impl Picture {
     }
 }
 
-/// Where weights come from and gradients go.
+/// The parameters, and where their gradients lie in a gradient row.
 #[derive(Clone, Copy)]
 pub struct ParameterSource<'a> {
     pub parameters: &'a Parameters,
@@ -49,7 +49,7 @@ impl ParameterSource<'_> {
     }
 }
 
-/// The row that gradients of weights are added to, where they are wanted.
+/// The row that gradients of weights are added to, where they are needed.
 pub type GradientRow<'a> = Option<&'a mut [f32]>;
 
 /// A convolution.
@@ -62,7 +62,7 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// `NAME.kernel` with `shape`, and `NAME.bias`.
+    /// Takes `NAME.kernel` of `shape`, and `NAME.bias`.
     pub fn load(
         source: ParameterSource<'_>,
         name: &str,
@@ -118,17 +118,17 @@ impl Conv {
         weight_gradient(&x.data, size, dy, shape, self.sampling, gradients);
     }
 
-    /// x, dy → the gradients of kernel and bias are added to `row`, where there is one.
+    /// x, dy → adds the gradients of kernel and bias to `row`, where there is one.
     fn weights_back(&self, x: &Picture, dy: &Picture, row: GradientRow<'_>) {
         if let Some(row) = row {
-            // Names are in order: a bias stands before its kernel.
+            // Parameters are sorted by name: a bias lies before its kernel.
             let (before, from) = row.split_at_mut(self.kernel.start);
             let dw = &mut from[..self.kernel.len()];
             self.add_weights(x, &dy.data, [dw, &mut before[self.bias.clone()]]);
         }
     }
 
-    /// dy → dx, of which `dx` has the side and what it is added to, if it is.
+    /// dy → dx, which is added to or replaced as `start` says; `dx` has the input's side.
     fn input_back(&self, dy: &Picture, start: Start, dx: &mut Picture) {
         let size = [dx.side; 2];
         input_gradient(&dy.data, size, &self.back, start, &mut dx.data);
@@ -162,7 +162,7 @@ impl GroupNorm {
         y
     }
 
-    /// x, dy → dx is added to.
+    /// x, dy → adds to dx.
     fn back(&self, x: &Picture, dy: &Picture, dx: &mut Picture, row: GradientRow<'_>) {
         let n = self.scale.len();
         let (mut d_scale, mut d_bias) = (vec![0.0; n], vec![0.0; n]);
@@ -183,7 +183,7 @@ pub struct Resnet {
     shortcut: Option<Conv>,
 }
 
-/// What a residual block keeps: its input, and what goes into its first convolution, second norm and second
+/// Saved activations of a residual block: its input, and the inputs of its first convolution, second norm and second
 /// convolution.
 type Inside = [Picture; 4];
 
@@ -242,13 +242,13 @@ pub enum Layer {
     Conv(Box<Conv>),
     Norm(GroupNorm),
     Resnet(Box<Resnet>),
-    /// x where it is positive, this share of it elsewhere.
+    /// Leaky ReLU: x where it is positive, this factor times x elsewhere.
     Rectifier(f32),
-    /// The largest of each four neighbours; a last odd row or column is left out.
+    /// 2×2 max pooling; a last odd row or column is dropped.
     MaxPool,
 }
 
-/// What a layer keeps of the way there.
+/// What a layer saves for its backward pass.
 pub enum SavedForBackward {
     Input(Picture),
     Inside(Box<Inside>),
@@ -292,7 +292,7 @@ impl Layer {
         (y, SavedForBackward::Input(x))
     }
 
-    /// dy → dx; the gradients of weights are added to `row`.
+    /// dy → dx; adds the gradients of weights to `row`.
     fn back(
         &self,
         kept: &SavedForBackward,
@@ -323,7 +323,7 @@ impl Layer {
     }
 }
 
-/// y where x is positive, `leak` times it elsewhere.
+/// y where x is positive, `leak` times y elsewhere.
 fn rectified(x: &Picture, y: &Picture, leak: f32) -> Picture {
     let pairs = x.data.iter().zip(&y.data);
     let through = |(&x, &y)| if x > 0.0 { y } else { leak * y };
@@ -333,7 +333,7 @@ fn rectified(x: &Picture, y: &Picture, leak: f32) -> Picture {
     }
 }
 
-/// x `[side, side, channels]` → where each number of the pooled picture stands in it; of equal ones the first.
+/// x `[side, side, channels]` → for each number of the pooled picture its index in x, the first on ties.
 fn largest(x: &Picture) -> impl Iterator<Item = usize> {
     let channels = x.data.len() / (x.side * x.side).max(1);
     let (side, pooled) = (x.side, x.side / 2);
@@ -366,20 +366,20 @@ fn max_pool_back(x: &Picture, dy: &Picture) -> Picture {
     dx
 }
 
-/// Which gradients the first layer gives.
+/// Which gradients the first layer computes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// Those of its weights.
+    /// Those of its weights only.
     Weights,
-    /// Those of its input as well.
+    /// Those of its input too.
     Input,
 }
 
-/// Layers one after another.
+/// A sequence of layers.
 pub struct Chain(pub Vec<Layer>);
 
 impl Chain {
-    /// x → y, and what every layer kept.
+    /// x → y, and the saved activations of every layer.
     pub fn run(&self, x: Picture) -> (Picture, Vec<SavedForBackward>) {
         let mut kept = Vec::with_capacity(self.0.len());
         let y = self.0.iter().fold(x, |x, layer| {
@@ -390,12 +390,12 @@ impl Chain {
         (y, kept)
     }
 
-    /// x → y alone.
+    /// x → y, saving nothing.
     pub fn through(&self, x: Picture) -> Picture {
         self.0.iter().fold(x, |x, layer| layer.run(x).0)
     }
 
-    /// dy → dx if it is wanted; the gradients of weights are added to `row`.
+    /// dy → dx if it is wanted; adds the gradients of weights to `row`.
     pub fn back(
         &self,
         kept: &[SavedForBackward],
@@ -410,7 +410,7 @@ impl Chain {
         })
     }
 
-    /// What went into the last layer and the layer, where that is a convolution.
+    /// The last layer and its input, where it is a convolution.
     pub fn last<'a>(&'a self, kept: &'a [SavedForBackward]) -> Option<(&'a Picture, &'a Conv)> {
         match (kept.last()?, self.0.last()?) {
             (SavedForBackward::Input(x), Layer::Conv(conv)) => Some((x, conv)),
@@ -419,7 +419,7 @@ impl Chain {
     }
 }
 
-/// Layers of `plans`, packed side by side.
+/// The layers of `plans`, loaded in parallel.
 ///
 /// # Errors
 /// `Internal` when a parameter is missing.

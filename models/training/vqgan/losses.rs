@@ -1,24 +1,24 @@
-//! Losses over a batch of pictures, as sums of their pictures' parts, and what they are measured by.
+//! Losses of a batch as sums over its pictures, their gradients, and metrics.
 
-/// What the adaptive weight divides by at least (arXiv 2012.09841, equation 7).
+/// Added to the divisor of the adaptive weight (arXiv 2012.09841, equation 7).
 const LEAST_LENGTH: f64 = 1e-6;
 
 /// Largest adaptive weight (`vqperceptual.py`).
 const LARGEST_WEIGHT: f64 = 1e4;
 
-/// Sums over numbers of pictures.
+/// Sums over the numbers of pictures.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Differences {
     /// Σ |picture − pixels|.
     pub absolute: f64,
     /// Σ (picture − pixels)².
     pub squared: f64,
-    /// Σ (picture − pixels)² of the picture as it is shown, clipped to [-1, 1].
+    /// Σ (picture − pixels)² of the picture clipped to [-1, 1].
     pub shown: f64,
 }
 
 impl Differences {
-    /// picture and pixels of one length → their differences.
+    /// picture, pixels of equal length → their differences.
     pub fn of(picture: &[f32], pixels: &[f32]) -> Self {
         let mut sums = Self::default();
         for (&y, &x) in picture.iter().zip(pixels) {
@@ -30,7 +30,7 @@ impl Differences {
         sums
     }
 
-    /// Both.
+    /// The sums of both.
     pub fn plus(self, other: Self) -> Self {
         Self {
             absolute: self.absolute + other.absolute,
@@ -55,19 +55,19 @@ pub fn differences_back(picture: &[f32], pixels: &[f32], [l1, l2]: [f64; 2]) -> 
     picture.iter().zip(pixels).map(back).collect()
 }
 
-/// Decibels of the peak signal, 2 from black to white, over a mean of squared differences.
+/// PSNR in decibels for a mean squared difference; the peak, from black to white, is 2.
 pub fn psnr_db(mean_squared: f64) -> f64 {
     10.0 * (4.0 / mean_squared).log10()
 }
 
-/// Whom the discriminator is to recognize.
+/// Whether a picture is real or reconstructed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     Real,
     Made,
 }
 
-/// logits → `Σ max(0, 1 − logit)` for real pictures, `Σ max(0, 1 + logit)` for made ones.
+/// logits → hinge loss: `Σ max(0, 1 − logit)` for real pictures, `Σ max(0, 1 + logit)` for reconstructed ones.
 pub fn hinge(logits: &[f32], origin: Origin) -> f64 {
     let part = |&logit: &f32| match origin {
         Origin::Real => (1.0 - f64::from(logit)).max(0.0),
@@ -86,8 +86,8 @@ pub fn hinge_back(logits: &[f32], origin: Origin, share: f32) -> Vec<f32> {
     logits.iter().map(back).collect()
 }
 
-/// Gradients of the reconstruction and of the adversarial loss by the last layer's kernel → how much the latter
-/// counts, so that both pull alike.
+/// Gradients of the reconstruction and of the adversarial loss with respect to the last layer's kernel → the weight
+/// of the latter that makes both gradients equally long.
 pub fn adaptive_weight(reconstruction: &[f32], adversarial: &[f32]) -> f64 {
     let ratio = length(reconstruction) / (length(adversarial) + LEAST_LENGTH);
     ratio.clamp(0.0, LARGEST_WEIGHT)
@@ -103,7 +103,7 @@ mod tests {
     use super::{Origin, adaptive_weight, differences_back, hinge, hinge_back, psnr_db};
 
     #[test]
-    fn hinge_leaves_alone_what_is_told_apart_with_a_margin_of_one() {
+    fn hinge_has_no_gradient_beyond_a_margin_of_one() {
         let logits = [-2.0, -0.5, 0.5, 2.0];
         assert_eq!(hinge(&logits, Origin::Real), 3.0 + 1.5 + 0.5);
         assert_eq!(hinge(&logits, Origin::Made), 0.5 + 1.5 + 3.0);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_pixels_pull_nowhere_and_half_the_range_is_six_decibels_from_all_of_it() {
+    fn equal_pixels_have_no_gradient_and_half_the_range_is_six_decibels() {
         let back = differences_back(&[1.0, 0.0, 0.5], &[0.5, 0.5, 0.5], [2.0, 3.0]);
         assert_eq!(back, [5.0, -5.0, 0.0]);
         assert!(psnr_db(4.0).abs() < 1e-12 && (psnr_db(1.0) - 6.020_6).abs() < 1e-4);

@@ -1,10 +1,10 @@
-//! The VQGAN as it is trained (Esser et al., "Taming Transformers", arXiv 2012.09841): the layers of
-//! `vision::vqgan` there and back, its codebook, its losses, and a discriminator.
+//! Training of the VQGAN (Esser et al., "Taming Transformers", arXiv 2012.09841): the layers of
+//! `vision::vqgan` forward and backward, its codebook, its losses, and a discriminator.
 //!
-//! The network is small and its pictures are large, so that nothing is recorded by candle, which would add every
-//! gradient to zeros on one thread: each picture keeps the inputs of its layers and goes back through them on its
-//! own. Pictures are summed in at most eight groups, by their number alone, so that the number of threads changes no
-//! bit. The perceptual loss goes through another trained network, whose files the user names.
+//! The network is small and its pictures are large, so that candle's graph is not used: it would add every
+//! gradient to zeros on one thread. Each picture saves the inputs of its layers and has a backward pass of its
+//! own. Gradients are summed in at most eight groups, chosen by the number of pictures alone, so that the number of threads does not change a
+//! bit. The perceptual loss uses another trained network, whose files the user names.
 //!
 //! ```text
 //! pixels ─► encoder ─► z ─► nearest rows ─► decoder ─► picture ─► L1, L2, LPIPS

@@ -1,4 +1,4 @@
-//! Encoder, codebook and decoder of one step, over one picture, there and back.
+//! Encoder, codebook and decoder with the weights of one step, over one picture, forward and backward.
 
 use longreel_kernels::codebook::Codebook;
 
@@ -19,7 +19,7 @@ pub struct VqganNetwork {
     width: usize,
 }
 
-/// One picture on its way.
+/// One picture's forward pass.
 pub struct Passed {
     encoded: Vec<SavedForBackward>,
     decoded: Vec<SavedForBackward>,
@@ -27,14 +27,14 @@ pub struct Passed {
     pub z: Picture,
     /// `[g · g]`.
     pub codes: Vec<u32>,
-    /// `[side, side, 3]`, as the last layer gives it.
+    /// The reconstruction `[side, side, 3]`, unclipped.
     pub picture: Picture,
 }
 
-/// What the two losses of the codebook count, for every number of a batch.
+/// The weights of the codebook's two losses, per number of a batch.
 #[derive(Clone, Copy)]
 pub struct CodebookShares {
-    /// `(e − sg(z))²`: 0 where averages move the codebook.
+    /// Of `(e − sg(z))²`; 0 where averages move the codebook.
     pub codebook: f32,
     /// `(z − sg(e))²`.
     pub commitment: f32,
@@ -54,7 +54,7 @@ impl VqganNetwork {
         })
     }
 
-    /// pixels `[side, side, 3]` → the picture that is left of them.
+    /// pixels `[side, side, 3]` → its forward pass.
     pub fn run(&self, pixels: Picture) -> Passed {
         let (z, encoded) = self.encoder.run(pixels);
         let codes = self.codebook.nearest(&z.data);
@@ -85,15 +85,15 @@ impl VqganNetwork {
             .sum()
     }
 
-    /// The gradient of the picture → that of the decoder's last kernel, in a row of its own.
+    /// The gradient of the reconstruction → that of the decoder's last kernel, in a row of its own.
     pub fn last_kernel_gradient(&self, passed: &Passed, d_picture: &[f32]) -> Vec<f32> {
         let last = self.decoder.last(&passed.decoded);
         last.map_or_else(Vec::new, |(x, conv)| conv.kernel_gradient(x, d_picture))
     }
 
-    /// The gradient of the picture → those of all weights, added to `row`; the codebook's stand at `codebook` in it.
+    /// The gradient of the reconstruction → adds those of all weights to `row`; the codebook's begin at `codebook`.
     ///
-    /// What comes back to the decoder's input goes on to z as it is (straight through).
+    /// The gradient of the decoder's input is passed to z unchanged (straight-through estimator).
     pub fn back(
         &self,
         passed: &Passed,

@@ -1,4 +1,4 @@
-//! How a VQGAN is trained; the defaults are those of the paper's code (`taming-transformers`, `vqperceptual.py`)
+//! Training options of a VQGAN; the defaults are those of the paper's code (`taming-transformers`, `vqperceptual.py`)
 //! where it has them.
 
 use serde::{Deserialize, Serialize};
@@ -12,16 +12,16 @@ use crate::{
     },
 };
 
-/// How the codebook follows the encoder.
+/// How the codebook is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum CodebookRule {
-    /// The codebook loss `mean (e − sg(z))²` moves it, as any parameter.
+    /// By the codebook loss `mean (e − sg(z))²`, like any parameter.
     #[default]
     Loss,
-    /// Each row is the moving average of the vectors it stood for (arXiv 1711.00937, appendix A.1).
+    /// Each row is the moving average of the vectors assigned to it (arXiv 1711.00937, appendix A.1).
     Average {
-        /// How slowly the average forgets.
+        /// Decay of the average.
         decay: f64,
     },
 }
@@ -30,13 +30,13 @@ pub enum CodebookRule {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Adversarial {
-    /// First step with it, from 0.
+    /// The first step with it, from 0.
     pub start: u64,
-    /// What the adversarial loss counts, times the adaptive weight.
+    /// Weight of the adversarial loss, times the adaptive weight.
     pub weight: f64,
     /// Channels of the discriminator's first convolution.
     pub channels: usize,
-    /// Its convolutions with steps of two pixels.
+    /// Number of its convolutions with stride 2.
     pub layers: usize,
 }
 
@@ -51,32 +51,32 @@ impl Default for Adversarial {
     }
 }
 
-/// What a trainer is told.
+/// The options of a trainer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VqganOptions {
-    /// The learning rate, of the discriminator as well.
+    /// The learning rate, also of the discriminator.
     pub schedule: Schedule,
-    /// Constants of the optimizer; what a file leaves out of this table is [`AdamW`]'s own default.
+    /// Constants of the optimizer; keys absent from this table have [`AdamW`]'s defaults.
     pub adam: AdamW,
-    /// What the mean of absolute differences counts.
+    /// Weight of the mean absolute difference (L1).
     pub l1_weight: f64,
-    /// What the mean of squared differences counts.
+    /// Weight of the mean squared difference (L2).
     pub l2_weight: f64,
     /// The perceptual loss, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub perceptual: Option<Perceptual>,
-    /// What the codebook's two losses count.
+    /// Weight of the codebook's two losses.
     pub codebook_weight: f64,
-    /// What the commitment loss counts among them, β in the paper.
+    /// Relative weight of the commitment loss, β in the paper.
     pub commitment: f64,
-    /// How the codebook follows.
+    /// How the codebook is trained.
     pub codebook: CodebookRule,
-    /// Steps after which a code that nobody used becomes one of the batch's vectors; 0: never.
+    /// Steps after which an unused code is restarted at one of the batch's vectors; 0: never.
     pub restart_after: u32,
     /// The adversarial loss, if there is one.
     pub adversarial: Option<Adversarial>,
-    /// Of the first weights and of the vectors that dead codes become.
+    /// Seed of the initial weights and of restarts.
     pub seed: u64,
 }
 
@@ -112,7 +112,7 @@ impl Default for VqganOptions {
 
 impl VqganOptions {
     /// # Errors
-    /// `BadInput` naming the option that cannot be.
+    /// `BadInput` naming the invalid option.
     pub fn validate(&self) -> Result<()> {
         self.schedule.validate()?;
         let mut weights = vec![

@@ -1,4 +1,4 @@
-//! Where the gradient of each parameter stands in one row of numbers.
+//! Where the gradient of each parameter lies in one row of numbers.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -10,20 +10,20 @@ use crate::{
     training::parameters::{ByName, Parameters},
 };
 
-/// Most groups whose gradients are summed apart.
+/// The most groups whose gradients are summed separately.
 const GROUPS: usize = 8;
 
 /// Numbers of one task.
 const TASK: usize = 1 << 14;
 
-/// A place for every number of some parameters, by their names.
+/// The ranges of parameters in one row, by name.
 pub struct ParameterRanges {
     ranges: BTreeMap<String, Range<usize>>,
     len: usize,
 }
 
 impl ParameterRanges {
-    /// One after the other, in order of their names.
+    /// The parameters one after another, in order of name.
     pub fn of(parameters: &Parameters) -> Self {
         let mut len = 0;
         let ranges = parameters.iter().map(|(name, var)| {
@@ -38,13 +38,13 @@ impl ParameterRanges {
     /// # Errors
     /// `Internal` when there is no such parameter.
     pub fn get(&self, name: &str) -> Result<Range<usize>> {
-        let missing = || Error::new(Kind::Internal, format!("{name} has no place"));
+        let missing = || Error::new(Kind::Internal, format!("there is no parameter {name}"));
         self.ranges.get(name).cloned().ok_or_else(missing)
     }
 
-    /// `work(item, row)` adds to a row of zeros, item after item; → the sum of the rows.
+    /// Calls `work(item, row)` for every item, which adds to a row of zeros → the sum of the rows.
     ///
-    /// Neighbours share a row, which ones depends on the number of items alone.
+    /// Adjacent items share a row; the grouping depends on the number of items alone.
     pub fn gather<T: Sync>(&self, items: &[T], work: impl Fn(&T, &mut [f32]) + Sync) -> Vec<f32> {
         let of_group = items.len().div_ceil(GROUPS).max(1);
         let groups = items.par_chunks(of_group).map(|group| {

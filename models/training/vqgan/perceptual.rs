@@ -1,9 +1,9 @@
-//! The perceptual loss: how far apart two pictures are to someone who looks (LPIPS; Zhang et al., "The Unreasonable
-//! Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924), with the layers of VGG16.
+//! The perceptual loss LPIPS over VGG16 (Zhang et al., "The Unreasonable
+//! Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924).
 //!
-//! Both pictures go through a network that was trained to name what pictures show. Behind each of its five groups of
-//! convolutions the features of a place become a vector of length 1; the squared differences of both pictures' vectors
-//! are weighted by channel and summed, and their means over the places are added up. Nothing of it is trained here.
+//! Both pictures pass through a network trained for classification. After each of its five groups of
+//! convolutions the features of each pixel are scaled to length 1; the squared differences of both pictures' vectors
+//! are weighted by channel and summed, and their means over the pixels are added up. Its weights are not trained.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
     vision::{conv_net::taps_first, vqgan::RGB},
 };
 
-/// Output channels of VGG16's convolutions, in groups with a pool between them (arXiv 1409.1556, configuration D).
+/// Output channels of VGG16's convolutions, in groups separated by max pooling (arXiv 1409.1556, configuration D).
 const GROUPS: [&[usize]; 5] = [
     &[64, 64],
     &[128, 128],
@@ -33,25 +33,25 @@ const GROUPS: [&[usize]; 5] = [
 /// Rows and columns of every kernel.
 const TAPS: usize = 3;
 
-/// What is taken from red, green and blue, from -1 to 1, and what they are divided by then (`ScalingLayer`).
+/// Shift and scale of red, green and blue, which are from -1 to 1 (`ScalingLayer`).
 const SHIFT: [f32; RGB] = [-0.030, -0.088, -0.188];
 const SCALE: [f32; RGB] = [0.458, 0.448, 0.450];
 
-/// What lengths are more by, where they divide (`normalize_tensor`).
+/// ε, added to lengths before dividing (`normalize_tensor`).
 const LEAST_LENGTH: f32 = 1e-10;
 
-/// Smallest side of a picture of which the last group has a place.
+/// Smallest side of a picture for which the last group has a pixel.
 const LEAST_SIDE: usize = 1 << (GROUPS.len() - 1);
 
-/// The perceptual loss and its network, which comes with neither program nor model.
+/// The perceptual loss and the files of its network, which the user provides.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Perceptual {
     /// VGG16 by torchvision's names (`features.0.weight`), as safetensors or from `torch.save`.
     pub vgg: PathBuf,
-    /// LPIPS's weights of channels by its own names (`lin0.model.1.weight`), alike.
+    /// LPIPS's channel weights by its own names (`lin0.model.1.weight`), in either format.
     pub lpips: PathBuf,
-    /// What the mean distance of the pictures counts.
+    /// Weight of the mean distance.
     #[serde(default = "one")]
     pub weight: f64,
 }
@@ -63,11 +63,11 @@ fn one() -> f64 {
 /// The network of the perceptual loss.
 pub struct Lpips {
     groups: Vec<Group>,
-    /// Of all its weights: a run goes on with those that it was begun with.
+    /// Digest of all its weights: a resumed run must use the same.
     pub(super) digest: u64,
 }
 
-/// Convolutions, and how much each channel of what comes out counts.
+/// A group of convolutions, and the weight of each output channel.
 struct Group {
     chain: Chain,
     weights: Vec<f32>,
@@ -77,7 +77,7 @@ impl Lpips {
     /// Reads both files for pictures of `side` pixels.
     ///
     /// # Errors
-    /// `BadInput` for too few pixels, and naming the file and the tensor that is missing, of another shape or no number.
+    /// `BadInput` for too few pixels, and for a tensor that is missing, of another shape, or not finite, naming it and the file.
     pub fn open(perceptual: &Perceptual, side: usize) -> Result<Self> {
         if side < LEAST_SIDE {
             let message = format!("pictures of {side} pixels, expected {LEAST_SIDE} or more");
@@ -96,7 +96,7 @@ impl Lpips {
             for &out in *outs {
                 let conv = vgg.conv(number, [channels, out])?;
                 layers.extend([Layer::Conv(Box::new(conv)), Layer::Rectifier(0.0)]);
-                // A number for the convolution, one for its rectifier.
+                // torchvision numbers the convolution and its ReLU.
                 (number, channels) = (number + 2, out);
             }
             let name = format!("lin{i}.model.1.weight");
@@ -120,7 +120,7 @@ impl Lpips {
         distance
     }
 
-    /// real, made `[side, side, 3]` → their distance, and `share` times its gradient by `made`.
+    /// real, made `[side, side, 3]` → their distance, and `share` times its gradient with respect to `made`.
     pub(super) fn distance_back(
         &self,
         real: &Picture,
@@ -149,7 +149,7 @@ impl Lpips {
 }
 
 impl Group {
-    /// Features of two pictures, `[side, side, channels]` → the mean over the places of `Σ w · (u − v)²`, of vectors of
+    /// Features of two pictures, `[side, side, channels]` → the mean over pixels of `Σ w · (u − v)²`, for vectors scaled to
     /// length 1.
     fn distance(&self, real: &Picture, made: &Picture) -> f64 {
         let channels = self.weights.len();
@@ -168,7 +168,7 @@ impl Group {
         parts.iter().sum::<f64>() / (made.side * made.side) as f64
     }
 
-    /// The same → `share` times the distance's gradient by what was made, `[side, side, channels]`.
+    /// As `distance` → `share` times its gradient with respect to the made picture's features, `[side, side, channels]`.
     ///
     /// With `v = g / n`: `dg = (dv − v · (v · dv)) / n`.
     fn distance_back(&self, real: &Picture, made: &Picture, share: f64) -> Picture {
@@ -193,12 +193,12 @@ impl Group {
     }
 }
 
-/// vector → its length, and a little more.
+/// vector → its length plus ε.
 fn padded_length(vector: &[f32]) -> f32 {
     vector.iter().map(|x| x * x).sum::<f32>().sqrt() + LEAST_LENGTH
 }
 
-/// pixels `[side, side, 3]` in [-1, 1] → as the network was trained on them.
+/// pixels `[side, side, 3]` in [-1, 1] → normalized for the network.
 fn scaled(pixels: &Picture) -> Picture {
     let constants = SHIFT.iter().zip(SCALE).cycle();
     let pairs = pixels.data.iter().zip(constants);
@@ -210,11 +210,11 @@ fn scaled(pixels: &Picture) -> Picture {
     }
 }
 
-/// Tensors of one file.
+/// The tensors of one file.
 struct Tensors<'a> {
     path: &'a Path,
     views: BTreeMap<String, View>,
-    /// Of the numbers taken.
+    /// Digest of the numbers taken.
     digest: Digest,
 }
 
@@ -248,7 +248,7 @@ impl<'a> Tensors<'a> {
         Ok(numbers)
     }
 
-    /// `features.NUMBER`, a convolution that keeps the size.
+    /// Takes `features.NUMBER`, a convolution that keeps the size.
     fn conv(&mut self, number: usize, [channels, out]: [usize; 2]) -> Result<Conv> {
         let name = format!("features.{number}");
         let shape = [out, channels, TAPS, TAPS];

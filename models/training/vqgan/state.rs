@@ -1,4 +1,4 @@
-//! Everything that a trainer goes on from, as tensors by name and a few numbers; the caller keeps them.
+//! The state of a trainer, as tensors by name and a few numbers; the caller saves them.
 
 use std::collections::BTreeMap;
 
@@ -18,29 +18,29 @@ use crate::{
 /// Steps since each code was last used.
 pub(super) const UNUSED: &str = "codebook.unused";
 
-/// Of the averages that move the codebook.
+/// Moving averages of the codebook.
 pub(super) const SIZES: &str = "codebook.sizes";
 pub(super) const SUMS: &str = "codebook.sums";
 
 /// Prefixes of the optimizer's means of gradients and of their squares.
 const MEANS: [&str; 2] = ["adam.mean", "adam.square"];
 
-/// A trainer between two steps. What is random follows from the seed and the step.
+/// The state between two steps. Random draws follow from the seed and the step.
 #[derive(Debug, Clone)]
 pub struct State {
     /// Parameters by the names of a model directory, those of the discriminator, `adam.*` and `codebook.*`.
     pub tensors: ByName,
-    /// What is not a tensor.
+    /// Numbers that are not tensors.
     pub counters: Counters,
 }
 
-/// Steps taken, and with whom.
+/// Steps taken, and the digest of the perceptual network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counters {
-    /// Of the VQGAN.
+    /// Steps of the VQGAN.
     pub steps: u64,
-    /// Of the discriminator.
+    /// Steps of the discriminator.
     pub discriminator_steps: u64,
     /// A digest of the perceptual loss's network, which is not among the tensors: it does not change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,7 +63,7 @@ pub(super) fn export(parameters: &Parameters, moments: &Moments, to: &mut ByName
     Ok(())
 }
 
-/// Tensors that are taken one by one until none is left.
+/// Tensors not yet taken.
 pub(super) struct Remaining(pub ByName);
 
 impl Remaining {
@@ -84,7 +84,7 @@ impl Remaining {
         Ok(tensor)
     }
 
-    /// Its numbers.
+    /// The numbers of an f32 tensor.
     pub fn f32(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         Ok(self
             .take(name, shape, DType::F32)?
@@ -92,7 +92,7 @@ impl Remaining {
             .to_vec1()?)
     }
 
-    /// What [`export`] gave of tensors of these names and shapes, after so many steps.
+    /// Takes what [`export`] wrote for tensors of these names and shapes, after `steps` steps.
     pub fn parameters(
         &mut self,
         shapes: &[NamedShape],
@@ -108,7 +108,7 @@ impl Remaining {
     }
 
     /// # Errors
-    /// `BadInput` naming a tensor that nobody took.
+    /// `BadInput` naming a tensor that was not taken.
     pub fn finish(self) -> Result<()> {
         match self.0.keys().next() {
             None => Ok(()),

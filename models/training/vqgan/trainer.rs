@@ -1,4 +1,4 @@
-//! One step after another: losses, gradients, the optimizer, and what happens to the codebook.
+//! The training step of a VQGAN: losses, gradients, the optimizer, and the codebook.
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -28,14 +28,14 @@ use crate::{
     vision::vqgan::{EMBEDDINGS, RGB},
 };
 
-/// What one step was made of.
+/// The metrics of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Number of the step, from 0.
     pub step: u64,
     /// Its learning rate.
     pub rate: f64,
-    /// What is made small.
+    /// The minimized loss.
     pub loss: f64,
     /// Mean of absolute differences from the pixels.
     pub l1: f64,
@@ -43,26 +43,26 @@ pub struct Metrics {
     pub l2: f64,
     /// Mean perceptual distance (LPIPS), where there is a perceptual loss.
     pub perceptual: Option<f64>,
-    /// Mean squared distance of vectors from their rows: codebook loss and commitment loss before their weights.
+    /// Mean squared distance of vectors from their rows: codebook and commitment loss before weighting.
     pub quantization: f64,
-    /// Of the pictures as they are shown, in decibels; infinite for pictures that equal their pixels.
+    /// PSNR of the clipped reconstructions, in decibels; infinite for exact ones.
     pub psnr_db: f64,
     /// Distinct codes of the batch.
     pub codes_used: usize,
-    /// `e` to the entropy of the batch's codes.
+    /// Perplexity of the batch's codes.
     pub perplexity: f64,
-    /// Dead codes that became vectors of the batch.
+    /// Dead codes that were restarted.
     pub codes_restarted: usize,
-    /// Length of the gradient before it was shortened.
+    /// Norm of the gradient before clipping.
     pub gradient_length: f64,
-    /// Where the discriminator takes part.
+    /// Where there is an adversarial loss.
     pub adversarial: Option<AdversarialMetrics>,
 }
 
-/// What the discriminator adds.
+/// The adversarial metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AdversarialMetrics {
-    /// `−mean(logits of made pictures)`.
+    /// `−mean(logits of reconstructions)`.
     pub generator_loss: f64,
     /// `½ mean(max(0, 1 − real)) + ½ mean(max(0, 1 + made))`.
     pub discriminator_loss: f64,
@@ -70,17 +70,17 @@ pub struct AdversarialMetrics {
     pub adaptive_weight: f64,
 }
 
-/// Losses of a batch with the gradients of all that is trained.
+/// Losses of a batch, with the gradients of all parameters.
 pub struct Losses {
-    /// Of the step that would follow; nothing is restarted, and the gradient's length is 0.
+    /// Metrics of the step that would follow; nothing is restarted, and the gradient's norm is 0.
     pub metrics: Metrics,
-    /// Of the VQGAN.
+    /// Gradients of the VQGAN.
     pub gradients: ByName,
-    /// Of the discriminator, where it takes part.
+    /// Gradients of the discriminator, where there is one.
     pub discriminator: Option<ByName>,
 }
 
-/// Parameters with all that the optimizer knows of them.
+/// Parameters with their optimizer state.
 struct TrainedParameters {
     parameters: Parameters,
     ranges: ParameterRanges,
@@ -108,7 +108,7 @@ impl TrainedParameters {
 pub struct VqganTrainer {
     spec: VqganSpec,
     options: VqganOptions,
-    /// What its distances count, and the network.
+    /// Weight and network of the perceptual loss.
     perceptual: Option<(f64, Lpips)>,
     generator: TrainedParameters,
     discriminator: Option<(Adversarial, TrainedParameters)>,
@@ -117,7 +117,7 @@ pub struct VqganTrainer {
     averages: Option<Averages>,
 }
 
-/// Losses and gradients of a batch, before anything is changed.
+/// Losses and gradients of a batch, before the update.
 struct Pass {
     metrics: Metrics,
     row: Vec<f32>,
@@ -127,9 +127,9 @@ struct Pass {
     codes: Vec<u32>,
 }
 
-/// What the discriminator says to a batch.
+/// The discriminator's part of a batch.
 struct Judged {
-    /// Gradients of the adversarial loss by each made picture.
+    /// Gradients of the adversarial loss with respect to each reconstruction.
     back: Vec<Vec<f32>>,
     generator_loss: f64,
     discriminator_loss: f64,
@@ -137,16 +137,16 @@ struct Judged {
 }
 
 impl VqganTrainer {
-    /// A trainer of `parameters`, which are named as in a model directory; see `initial` for some to begin with.
+    /// A trainer of `parameters`, which are named as in a model directory; [`super::initial`] draws random ones.
     ///
     /// # Errors
-    /// `BadInput` for a shape, parameters or options that cannot be.
+    /// `BadInput` for an invalid specification, parameters or options.
     pub fn new(spec: VqganSpec, parameters: Parameters, options: VqganOptions) -> Result<Self> {
         check(&spec, &options)?;
         check_shapes(&parameters, &vqgan_tensors(&spec))?;
         let perceptual = perceptual(&spec, &options)?;
         let discriminator = options.adversarial.map(|adversarial| {
-            // Another seed than the VQGAN's, whose kernels would begin alike.
+            // Another seed than the VQGAN's: with the same one, kernels of equal shape would be equal.
             let seed = options.seed ^ u64::MAX;
             let parameters = drawn(&discriminator::tensors(&adversarial), seed)?;
             Ok::<_, Error>((
@@ -173,10 +173,10 @@ impl VqganTrainer {
         })
     }
 
-    /// A trainer that goes on from `state`, as if it had never stopped.
+    /// A trainer that resumes from `state`, with the bits of an uninterrupted run.
     ///
     /// # Errors
-    /// `BadInput` naming a tensor that does not fit shape and options.
+    /// `BadInput` naming a tensor that does not fit specification and options.
     pub fn resume(spec: VqganSpec, options: VqganOptions, state: State) -> Result<Self> {
         check(&spec, &options)?;
         let perceptual = perceptual(&spec, &options)?;
@@ -208,7 +208,7 @@ impl VqganTrainer {
         };
         let doing = || "resume the training of a VQGAN";
         if digest(&perceptual) != counters.perceptual {
-            let message = "the perceptual loss has another network than it was begun with";
+            let message = "the perceptual loss has another network than the run was started with";
             return Err(Error::new(Kind::BadInput, message)).doing(doing);
         }
         let taken: Result<_> = take();
@@ -225,7 +225,7 @@ impl VqganTrainer {
         })
     }
 
-    /// All that [`VqganTrainer::resume`] needs beside shape and options, as copies.
+    /// The state for [`VqganTrainer::resume`], as copies.
     ///
     /// # Errors
     /// When candle has no memory for them.
@@ -258,17 +258,17 @@ impl VqganTrainer {
         Ok(State { tensors, counters })
     }
 
-    /// The shape.
+    /// The specification.
     pub fn spec(&self) -> &VqganSpec {
         &self.spec
     }
 
-    /// The VQGAN's parameters, by the names that they have in a model directory.
+    /// The VQGAN's parameters, by their names in a model directory.
     pub fn parameters(&self) -> &Parameters {
         &self.generator.parameters
     }
 
-    /// The discriminator's, where there is one.
+    /// The discriminator's parameters, where there is one.
     pub fn discriminator(&self) -> Option<&Parameters> {
         self.discriminator
             .as_ref()
@@ -291,7 +291,7 @@ impl VqganTrainer {
         pass.doing(|| format!("step {number} of a VQGAN's training"))
     }
 
-    /// pixels `[n, side, side, 3]` → losses and gradients; nothing is changed.
+    /// pixels `[n, side, side, 3]` → losses and gradients, without an update.
     ///
     /// # Errors
     /// As [`VqganTrainer::step`].
@@ -309,7 +309,7 @@ impl VqganTrainer {
         })
     }
 
-    /// pixels `[n, side, side, 3]` → codes `[n, g · g]` and pictures `[n, side, side, 3]`, as the last layer gives them.
+    /// pixels `[n, side, side, 3]` → codes `[n, g · g]` and unclipped reconstructions `[n, side, side, 3]`.
     ///
     /// # Errors
     /// As [`VqganTrainer::step`].
@@ -326,7 +326,7 @@ impl VqganTrainer {
         Ok((passed.into_iter().map(|p| p.codes).collect(), pictures))
     }
 
-    /// pixels `[n, side, side, 3]` → added to `evaluation`; nothing is changed.
+    /// Adds pixels `[n, side, side, 3]` to `evaluation`, without an update.
     ///
     /// # Errors
     /// As [`VqganTrainer::step`].
@@ -360,7 +360,7 @@ impl VqganTrainer {
         }
         let numbers = pixels.flatten_all()?.to_vec1::<f32>()?;
         if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
-            let message = format!("pixel {at} is {}, expected a number", numbers[at]);
+            let message = format!("pixel {at} is {}, expected a finite number", numbers[at]);
             return Err(Error::new(Kind::Compute, message));
         }
         let frames = numbers.chunks_exact(side * side * RGB);
@@ -405,12 +405,12 @@ impl VqganTrainer {
         })
     }
 
-    /// Numbers of all z of `n` pictures.
+    /// Count of numbers in the z of `n` pictures.
     fn latent_numbers(&self, n: usize) -> f64 {
         (n * self.spec.codes_per_frame() * self.spec.quantized_embed_dim) as f64
     }
 
-    /// All but what the discriminator adds.
+    /// The metrics without the adversarial part.
     fn measured(
         &self,
         network: &VqganNetwork,
@@ -441,7 +441,7 @@ impl VqganTrainer {
         }
     }
 
-    /// The reconstruction loss: perceptual distances of the pictures, and the gradients of all of it by each picture.
+    /// The reconstruction loss: perceptual distances, and the gradients of all its parts with respect to each picture.
     fn reconstruction_back(
         &self,
         frames: &[Picture],
@@ -465,7 +465,7 @@ impl VqganTrainer {
         (distances, back)
     }
 
-    /// The discriminator's part, once its first step has come.
+    /// The discriminator's part, from its first step on.
     fn judged(
         &self,
         frames: &[Picture],
@@ -483,7 +483,7 @@ impl VqganTrainer {
         }
     }
 
-    /// Gradients by each picture → of all weights, in one row.
+    /// Gradients of the pictures → gradients of all weights, in one row.
     fn gathered(
         &self,
         network: &VqganNetwork,
@@ -508,7 +508,7 @@ impl VqganTrainer {
         }))
     }
 
-    /// Changes parameters and codebook.
+    /// Updates parameters and codebook.
     fn apply(&mut self, pass: Pass) -> Result<Metrics> {
         let mut metrics = pass.metrics;
         let (adam, rate) = (self.options.adam, metrics.rate);
@@ -531,7 +531,7 @@ impl VqganTrainer {
         Ok(metrics)
     }
 
-    /// The codebook after a batch → how many dead codes came back.
+    /// Updates the codebook after a batch → the number of restarted codes.
     fn follow(&mut self, z: &[f32], codes: &[u32], step: u64) -> Result<usize> {
         let width = self.spec.quantized_embed_dim;
         let assigned = Assigned { z, codes, width };
@@ -557,7 +557,7 @@ impl VqganTrainer {
         Ok(restarts.len())
     }
 
-    /// Forgets what was known of a row of the codebook, which is z now.
+    /// Restarts a codebook row at z: its averages and optimizer state are reset.
     fn begin(&mut self, row: usize, z: &[f32]) {
         if let Some(averages) = &mut self.averages {
             averages.begin(row, z);
@@ -581,7 +581,7 @@ fn check(spec: &VqganSpec, options: &VqganOptions) -> Result<()> {
     checks().doing(|| "train a VQGAN")
 }
 
-/// What perceptual distances count, and their network, where there is one.
+/// Weight and network of the perceptual loss, where there is one.
 fn perceptual(spec: &VqganSpec, options: &VqganOptions) -> Result<Option<(f64, Lpips)>> {
     let Some(perceptual) = &options.perceptual else {
         return Ok(None);
@@ -606,13 +606,13 @@ fn check_shapes(parameters: &Parameters, shapes: &[NamedShape]) -> Result<()> {
     Ok(())
 }
 
-/// One picture that was judged: its logits and what the layers kept.
+/// The discriminator's logits of one picture, and its saved activations.
 type JudgedPicture = (Picture, Vec<SavedForBackward>);
 
-/// A real picture and the one made of it.
+/// A real picture and its reconstruction.
 type JudgedPair = [(Origin, JudgedPicture); 2];
 
-/// Losses over `logits` logits of a batch and their gradients.
+/// The adversarial losses over all logits of a batch, and their gradients.
 fn judged(
     judge: &Discriminator,
     ranges: &ParameterRanges,
@@ -652,7 +652,7 @@ fn judged(
     }
 }
 
-/// The adaptive weight, from both losses' gradients by each picture.
+/// The adaptive weight, from both losses' gradients with respect to each picture.
 fn last_kernel_weight(
     network: &VqganNetwork,
     passed: &[Passed],
@@ -672,7 +672,7 @@ fn last_kernel_weight(
     adaptive_weight(&gradient(reconstruction), &gradient(adversarial))
 }
 
-/// back += share · more, picture by picture.
+/// Adds `share · more` to `back`, picture by picture.
 fn add_shares(back: &mut [Vec<f32>], more: &[Vec<f32>], share: f32) {
     back.par_iter_mut().zip(more).for_each(|(back, more)| {
         back.iter_mut().zip(more).for_each(|(x, y)| *x += share * y);
