@@ -1,4 +1,4 @@
-//! One token that every stage polls: Ctrl-C and the first failing stage set it.
+//! The cancellation token that every stage polls: Ctrl-C and the first failing stage set it.
 
 use std::sync::{
     Arc,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::error::{Error, Kind, Result};
 
-/// A shared flag, set once, that also hears its parent.
+/// A shared flag that is set once; a child is also set by its parent.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel {
     own: Arc<AtomicBool>,
@@ -15,12 +15,12 @@ pub struct Cancel {
 }
 
 impl Cancel {
-    /// A token that nobody has set.
+    /// A token that is not set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A token for one run: it stops when this one does, and may stop alone.
+    /// A child token: cancelled with this one, or alone.
     pub fn child(&self) -> Self {
         Self {
             own: Arc::default(),
@@ -28,7 +28,7 @@ impl Cancel {
         }
     }
 
-    /// Asks everyone who holds this token to stop.
+    /// Cancels this token and its children.
     pub fn cancel(&self) {
         self.own.store(true, Ordering::Release);
     }
@@ -38,13 +38,13 @@ impl Cancel {
         self.own.clone()
     }
 
-    /// Whether someone asked to stop.
+    /// Whether it was cancelled.
     pub fn is_cancelled(&self) -> bool {
         let is_set = |flag: &Arc<AtomicBool>| flag.load(Ordering::Acquire);
         is_set(&self.own) || self.parent.as_ref().is_some_and(is_set)
     }
 
-    /// `Interrupted` when someone asked to stop.
+    /// `Interrupted` when it was cancelled.
     pub fn check(&self) -> Result<()> {
         if self.is_cancelled() {
             Err(Error::new(Kind::Interrupted, "stopped on request"))

@@ -1,8 +1,8 @@
-//! Frames chosen by what they show, in a pass of its own before the one that uses them.
+//! Frames chosen by their content, in a pass of its own before the one that uses them.
 //!
-//! The pass reads the candidates once, in order, and keeps of each one no more than its number and
-//! a rating (16 bytes). What it gives are frame numbers: from there on a chosen frame is reached
-//! like any other, and whatever counts frames beforehand counts exactly.
+//! The pass reads the candidates once, in order, and keeps of each only its number and
+//! a rating (16 bytes). Its result is frame numbers: from then on a chosen frame is decoded
+//! like any other, and the number of frames is known in advance.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -24,74 +24,74 @@ use crate::{
     vectors::VectorModel,
 };
 
-/// How frames are chosen out of candidates.
+/// How frames are chosen among candidates.
 pub enum Chooser {
-    /// Those that show something new.
+    /// Frames that show something new.
     Change(Changes),
-    /// Those that are most like a text.
+    /// Frames that match a text best.
     Query(Query),
 }
 
-/// Frames that differ from the one kept before them (`sources::change`).
+/// Frames that differ from the last one kept (`sources::change`).
 #[derive(Debug, Clone, Copy)]
 pub struct Changes {
-    /// A frame is kept when it differs by more, 0 to 1.
+    /// A frame is kept when it differs by more than this, 0 to 1.
     pub threshold: f64,
-    /// The longest hole between frames that are kept.
+    /// Maximum gap between frames that are kept.
     pub max_gap: Option<Pts>,
-    /// At most so many: the first, and those that differ most from the one kept before them.
+    /// Maximum number: the first, and those that differ most from the one kept before.
     pub most: Option<usize>,
 }
 
-/// Frames whose vectors are nearest to that of a text.
+/// Frames whose vectors are nearest to a text's.
 pub struct Query {
     /// The text.
     pub text: String,
-    /// Its vector, `[width]`, of length one.
+    /// Its unit vector, `[width]`.
     pub vector: Vec<f32>,
     /// Where the vectors of frames come from.
     pub vectors: Vectors,
-    /// So many frames; all where there are no more.
+    /// Number of frames; all where there are fewer.
     pub n: usize,
-    /// Chosen frames lie no nearer to one another.
+    /// Minimum distance between chosen frames.
     pub min_gap: Option<Pts>,
 }
 
 /// Where the vectors of frames come from.
 pub enum Vectors {
-    /// Every candidate is encoded.
+    /// Encode every candidate.
     Model(Box<VectorModel>),
-    /// They were kept before: the frames of this reel are the candidates.
+    /// Read them from a reel, whose frames are the candidates.
     Reel(PathBuf),
 }
 
-/// The frames that a chooser may take, of one video.
+/// The candidate frames of one video.
 pub struct Candidates<'a> {
-    /// What gives them.
+    /// The reader of the candidates.
     pub reader: FrameReader,
-    /// The part of the video that they are in.
+    /// Their time range.
     pub range: &'a TimeRange,
     /// How they were sampled, in words.
     pub sampling: &'a str,
 }
 
-/// What is left of them.
+/// The chosen frames.
 pub struct Choice {
-    /// Gives the chosen frames.
+    /// The reader of the chosen frames.
     pub reader: FrameReader,
-    /// Candidates there were.
+    /// Number of candidates.
     pub candidates: usize,
     /// How the frames were chosen, in words.
     pub sampling: String,
 }
 
-/// A frame that may be taken, and what speaks for it.
+/// A candidate and its rating.
 struct Rated {
     number: usize,
     rating: f64,
 }
 
-/// What a pass has found.
+/// The rated candidates of a pass.
 struct CandidatePool {
     rated: Vec<Rated>,
     candidates: usize,
@@ -99,7 +99,7 @@ struct CandidatePool {
 }
 
 impl Chooser {
-    /// Looks at the candidates, and begins again with those that are chosen.
+    /// Rates the candidates, and returns a reader of the chosen ones.
     ///
     /// # Errors
     /// Those of decoding and encoding, with the frame's time; `BadInput` where no candidate decodes, for
@@ -115,7 +115,7 @@ impl Chooser {
             Self::Query(query) => query.look(&mut candidates, progress, cancel)?,
         };
         if pool.rated.is_empty() {
-            let message = format!("none of the candidates is there ({})", pool.sampling);
+            let message = format!("none of the candidates decodes ({})", pool.sampling);
             return Err(Error::new(Kind::BadInput, message));
         }
         let reader = candidates.reader;
@@ -127,7 +127,7 @@ impl Chooser {
         })
     }
 
-    /// The numbers of the frames that are taken.
+    /// The numbers of the chosen frames.
     fn best(&self, rated: Vec<Rated>, timeline: &Timeline) -> Vec<usize> {
         let time = |number: usize| Pts::new(timeline.frames[number].ticks, timeline.time_base);
         match self {
@@ -201,7 +201,7 @@ impl Query {
         Ok(pool)
     }
 
-    /// Takes the vectors of the reel's frames of this video.
+    /// Rates the reel's frames of this video.
     fn recall(
         &self,
         mut reel: ReelReader,
@@ -232,7 +232,7 @@ impl Query {
         Ok(pool)
     }
 
-    /// What speaks for the frame of `kept`; `None` for one that is not in `range`.
+    /// The rating of the frame of `kept`; `None` outside `range`.
     fn rated(
         &self,
         kept: &ReelStep,
@@ -280,7 +280,7 @@ impl CandidatePool {
         self.rated.push(rated);
     }
 
-    /// Reads every candidate and takes up those that `rate` gives a rating, which is told the next one's time as well.
+    /// Reads every candidate and adds those that `rate` rates; `rate` also receives the next candidate's time.
     fn fill(
         &mut self,
         reader: &mut FrameReader,
@@ -294,7 +294,7 @@ impl CandidatePool {
             self.candidates += 1;
             progress.frames_encoded.add(1);
             let number = usize::try_from(frame.time.index).unwrap_or(usize::MAX);
-            // A damaged file may give more frames than it has packets: nothing reaches those again.
+            // A damaged file may decode to more frames than it has packets: such frames cannot be reached again.
             let is_known = number < reader.timeline().frames.len();
             if let Some(rating) = rate(&frame, reader.next_time())?.filter(|_| is_known) {
                 self.rated.push(Rated { number, rating });
@@ -304,9 +304,9 @@ impl CandidatePool {
     }
 }
 
-/// The numbers of the `n` best, rising: of equal ratings the earlier, and none that `is_near` to a better one.
+/// The numbers of the `n` best, rising: the earlier one on ties, and none that `is_near` to a better one.
 ///
-/// Nearness must grow with distance: a frame is compared with its neighbours among those taken.
+/// `is_near` must be monotone in distance: a frame is compared only with its neighbours among those taken.
 fn best(mut rated: Vec<Rated>, n: usize, is_near: impl Fn(usize, usize) -> bool) -> Vec<usize> {
     rated.sort_unstable_by(|a, b| {
         let earlier = a.number.cmp(&b.number);
@@ -327,10 +327,10 @@ fn best(mut rated: Vec<Rated>, n: usize, is_near: impl Fn(usize, usize) -> bool)
     taken.into_iter().collect()
 }
 
-/// Which video of `reel` is the file of `info`.
+/// The index of `info`'s file among the videos of `reel`.
 ///
 /// # Errors
-/// `BadInput` where none is, or the file was written since.
+/// `BadInput` where it is not one of them, or was changed since.
 fn video_of(reel: &ReelReader, info: &VideoInfo) -> Result<usize> {
     let own = ReelVideo::of(info, "");
     let videos = &reel.header().videos;

@@ -2,7 +2,7 @@
 
 use crate::time::Pts;
 
-/// When and where a frame stands in its video.
+/// Number and time of a frame in its video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameTime {
     /// Decoded frame number in presentation order, from 0.
@@ -25,9 +25,9 @@ pub struct RgbImage {
 /// One decoded frame.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    /// When it is shown.
+    /// Number and presentation time.
     pub time: FrameTime,
-    /// Whether decoding could start here.
+    /// Whether it is a key frame, where decoding can start.
     pub key: bool,
     /// Whether the decoder reported damage in it.
     pub corrupt: bool,
@@ -38,9 +38,9 @@ pub struct Frame {
 /// A frame without its picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameMark {
-    /// When it is shown.
+    /// Number and presentation time.
     pub time: FrameTime,
-    /// Whether decoding could have started here.
+    /// Whether it is a key frame.
     pub key: bool,
     /// Whether the decoder reported damage in it.
     pub corrupt: bool,
@@ -56,21 +56,21 @@ impl From<&Frame> for FrameMark {
     }
 }
 
-/// The frames that the vision encoder looked at together, one for most, and what it made of them.
+/// The frames that the vision encoder reads together, one for most encoders, and their encoding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedStep {
     /// The frames, at least one.
     pub frames: Vec<FrameMark>,
-    /// What they are in a context.
+    /// Their encoding.
     pub content: StepContent,
 }
 
-/// What frames are in a context.
+/// The encoding of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepContent {
     /// Codebook ids, row-major over the grid; no terminator.
     Codes(Vec<u32>),
-    /// Rows in place of embeddings.
+    /// Features: rows in place of embeddings.
     Features(FeatureRows),
 }
 
@@ -79,8 +79,8 @@ pub enum StepContent {
 pub struct FeatureRows {
     /// `rows × width` numbers.
     pub rows: Vec<f32>,
-    /// Numbers of a row.
+    /// Numbers per row.
     pub width: usize,
-    /// Lines and columns that the rows are, where positions count them.
+    /// Rows and columns of the grid, where positions depend on it.
     pub grid: Option<[usize; 2]>,
 }

@@ -1,10 +1,10 @@
-//! Model names: a path is used as it is, `org/name[@revision]` is found in the
-//! Hugging Face cache or fetched into it from the hub.
+//! Model names: a path is used as it is, `org/name[@revision]` is looked up in the
+//! Hugging Face cache or downloaded into it from the hub.
 //!
 //! The cache is shared with Python's `huggingface_hub`, whose layout, locks and
-//! environment variables are used. A download that was cut goes on where it
-//! stopped, in the same call or the next. hf-hub, the official crate, starts
-//! such a file afresh, so the little HTTP needed is in `hub/client.rs`.
+//! environment variables are used. An interrupted download is resumed where it
+//! stopped, in the same call or the next. hf-hub, the official crate, restarts
+//! such a file from the beginning, so the little HTTP needed is in `hub/client.rs`.
 
 mod cache;
 mod client;
@@ -27,20 +27,20 @@ use crate::{
 use cache::RepoCache;
 use client::{Client, Metadata};
 
-/// Where models come from and go to.
+/// Settings of the hub and its cache.
 #[derive(Clone)]
 pub struct Settings {
     /// Address of the hub, without a final slash.
     pub endpoint: String,
     /// The hub cache; unknown where neither `HF_HOME` nor `HOME` is set.
     pub cache_dir: Option<PathBuf>,
-    /// Access token, sent to the hub and nobody else.
+    /// Access token, sent to the hub only.
     pub token: Option<String>,
-    /// Certificates (PEM) to trust instead of Mozilla's, for a network with an authority of its own.
+    /// Certificates (PEM) to trust instead of Mozilla's, for networks with their own authority.
     pub certificates: Option<PathBuf>,
     /// Whether the network must not be used.
     pub offline: bool,
-    /// Failed attempts in a row, none of them with a byte received, before a download is given up.
+    /// Consecutive failed attempts without a byte received before a download is given up.
     pub attempts_max: u32,
     /// Pause before another attempt.
     pub retry_wait: Duration,
@@ -64,7 +64,7 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// Where the user's programs keep what they can fetch or write again, by the variables that `var` knows; unknown where
+/// The user's cache directory, by the environment variables in `var`; unknown where
 /// neither `XDG_CACHE_HOME` nor `HOME` is set.
 pub fn user_cache(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let set = |key: &str| var(key).filter(|value| !value.is_empty());
@@ -73,13 +73,13 @@ pub fn user_cache(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 }
 
 impl Settings {
-    /// Settings of the environment: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`,
-    /// `HF_HUB_OFFLINE`, and `REQUESTS_CA_BUNDLE` or `SSL_CERT_FILE`; `ureq` itself knows `HTTPS_PROXY` and `NO_PROXY`.
+    /// Settings from the environment: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`,
+    /// `HF_HUB_OFFLINE`, and `REQUESTS_CA_BUNDLE` or `SSL_CERT_FILE`; `ureq` itself reads `HTTPS_PROXY` and `NO_PROXY`.
     pub fn from_env() -> Result<Self> {
         Self::from_vars(|key| std::env::var_os(key))
     }
 
-    /// Settings of the variables that `var` knows, by the rules of `huggingface_hub`.
+    /// Settings from the variables in `var`, by the rules of `huggingface_hub`.
     pub fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let set = |key: &str| var(key).filter(|value| !value.is_empty());
         let text = |key: &str| match set(key).map(OsString::into_string) {
@@ -116,7 +116,7 @@ impl Settings {
         let missing = || {
             Error::new(
                 Kind::Usage,
-                "there is no place for the model cache: set HF_HOME or HF_HUB_CACHE",
+                "the model cache has no directory: set HF_HOME or HF_HUB_CACHE",
             )
         };
         self.cache_dir.as_deref().ok_or_else(missing)
@@ -146,12 +146,12 @@ fn checked_token(token: &str) -> Result<String> {
     ))
 }
 
-/// The values that `huggingface_hub` takes for true.
+/// The values that `huggingface_hub` treats as true.
 fn is_true(value: &str) -> bool {
     ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str())
 }
 
-/// `org/name[@revision]`, its parts safe to put into paths and addresses.
+/// `org/name[@revision]`, with parts that are safe in paths and URLs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Repo {
     /// `org/name`.
@@ -181,13 +181,13 @@ impl Repo {
         })
     }
 
-    /// The commit, where the revision is one.
+    /// The commit, where the revision is a commit hash.
     fn commit(&self) -> Option<&str> {
         is_commit(&self.revision).then_some(self.revision.as_str())
     }
 }
 
-/// A full commit hash, which never changes its meaning.
+/// Whether it is a full commit hash, which never changes its meaning.
 fn is_commit(revision: &str) -> bool {
     revision.len() == 40
         && revision
@@ -195,14 +195,14 @@ fn is_commit(revision: &str) -> bool {
             .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Told of a download: the file, then bytes done and to do of all files of the model.
+/// Callback of a download: the file, then bytes done and total bytes of all files of the model.
 pub type DownloadProgress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 
-/// The directory (or file) that `name` means.
+/// The directory (or file) for a model name.
 ///
 /// A path that exists is returned as it is. A hub name is looked up in the
-/// cache and fetched where something is missing; a hub that cannot be reached
-/// is no obstacle when the cached snapshot is whole.
+/// cache and downloaded where something is missing; an unreachable hub
+/// does not matter when the cached snapshot is complete.
 ///
 /// # Errors
 /// `NotFound` for a name that is neither, `Network` when the hub fails, `Interrupted` on request.
@@ -286,7 +286,7 @@ fn fetch(
     Ok(cache.snapshot(&listing.commit))
 }
 
-/// Every file into the snapshot. Sizes are asked first, so that progress knows the whole.
+/// Downloads every file into the snapshot. Sizes are requested first, so that progress has a total.
 fn fetch_files(
     names: &[String],
     commit: &str,
@@ -312,7 +312,7 @@ fn fetch_files(
         let blob = cache.blob(&meta.etag);
         if !cache::has_size(&blob, meta.size) {
             let _lock = cache.lock(&meta.etag, cancel)?;
-            // Another process may have fetched it while this one waited.
+            // Another process may have downloaded it while this one waited.
             if !cache::has_size(&blob, meta.size) {
                 let mut tell =
                     |file_done: u64| progress(name, done.saturating_add(file_done), total);

@@ -1,7 +1,7 @@
 //! longreel: a video becomes frames, frames become tokens, tokens become a
 //! context, a context becomes an answer.
 //!
-//! Modules stand in the order in which they may import one another: a module
+//! Modules are declared in the order in which they may import one another: a module
 //! may import those above it, never those below.
 
 pub use longreel_models::error;

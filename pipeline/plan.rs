@@ -1,4 +1,4 @@
-//! What a job would take, before anything runs: tokens, bytes, operations.
+//! Plans: tokens, bytes and operations of a job, before anything runs.
 
 use std::time::Instant;
 
@@ -15,49 +15,49 @@ use serde::Serialize;
 
 use crate::error::{Error, Kind, Result};
 
-/// What a job asks for, in counts.
+/// The inputs of a plan.
 #[derive(Debug, Clone, Copy)]
 pub struct Demand {
-    /// Frames that will be seen.
+    /// Number of frames.
     pub frames: u64,
-    /// Positions of one frame, words around it included; rounded up where a step has several frames.
+    /// Tokens of one frame, text around it included; rounded up where a step has several frames.
     pub tokens_per_frame: u64,
-    /// Positions of all frames.
+    /// Tokens of all frames.
     pub vision_tokens: u64,
     /// Tokens of the prompt around the frames.
     pub text_tokens: u64,
-    /// Tokens that the answer may take.
+    /// Maximum tokens of the answer.
     pub max_new_tokens: u64,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,
-    /// Contexts that are kept side by side: two where generation is guided.
+    /// Contexts held at the same time: two for guided generation.
     pub contexts: u64,
-    /// Processes that share every context: each holds the weights and its part of the keys and values.
+    /// Processes that share every context: each holds all weights and its part of the keys and values.
     pub processes: u64,
-    /// Bytes that the weights take in memory.
+    /// Bytes of the weights in memory.
     pub weight_bytes: u64,
     /// Ranks of all processes.
     pub ranks: u64,
-    /// Tokens that go through the decoder of a rank together.
+    /// Tokens of a prefill chunk per rank.
     pub prefill_chunk: u64,
 }
 
 /// Tokens, bytes and operations of a job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// Frames that will be seen.
+    /// Number of frames.
     pub frames: u64,
-    /// Positions of one frame: its codes and its terminator, or its features and the words around them.
+    /// Tokens of one frame: codes and terminator, or features and the text around them.
     pub tokens_per_frame: u64,
-    /// Positions that frames take.
+    /// Tokens of all frames.
     pub vision_tokens: u64,
-    /// Positions of the prompt, frames included.
+    /// Tokens of the prompt, frames included.
     pub prompt_tokens: u64,
-    /// Positions of prompt and answer.
+    /// Tokens of prompt and answer.
     pub context_tokens: u64,
-    /// Positions the model was made for.
+    /// Maximum context of the model.
     pub context_limit: u64,
-    /// Most frames that fit beside this question and answer.
+    /// Maximum frames that fit with this question and answer.
     pub frames_that_fit: u64,
     /// Bytes of the weights as stored.
     pub weight_bytes: u64,
@@ -65,11 +65,11 @@ pub struct Plan {
     pub kv_bytes_per_token: u64,
     /// Bytes of keys and values for the whole context.
     pub kv_bytes: u64,
-    /// Bytes of them in one process.
+    /// Bytes of keys and values in one process.
     pub kv_bytes_per_process: u64,
     /// Bytes of weights, keys, values and working memory in one process.
     pub total_bytes: u64,
-    /// Bytes that this machine can give, where known.
+    /// Available bytes of this machine, where known.
     pub available_bytes: Option<u64>,
     /// Operations of the linear layers over the prompt (2 per multiply-add).
     pub prefill_linear_flops: f64,
@@ -81,15 +81,15 @@ pub struct Plan {
     pub encode_flops: f64,
 }
 
-/// What is asked where nobody has asked yet.
+/// The question assumed where none is given.
 pub const SHORT_QUESTION: &str = "What is the video about?";
 
-/// Working memory beside weights, cache and prefill: decoded pictures in the
+/// Working memory besides weights, cache and prefill: decoded pictures in the
 /// queues, the tokenizer's activations for one frame.
 const WORKING_BYTES: u64 = 512 << 20;
 
 impl Plan {
-    /// Counts what `demand` takes on a model of `spec`.
+    /// The plan of `demand` on a model of `spec`.
     pub fn new(spec: &ModelSpec, demand: Demand, available_bytes: Option<u64>) -> Self {
         let decoder = &spec.decoder;
         let tokens_per_frame = demand.tokens_per_frame;
@@ -136,21 +136,21 @@ impl Plan {
         }
     }
 
-    /// Positions that text and answer leave to frames.
+    /// Tokens that text and answer leave to frames.
     pub fn room(&self) -> u64 {
         let text = self.context_tokens - self.vision_tokens;
         self.context_limit.saturating_sub(text)
     }
 
-    /// Bytes that keys and values of this process may take before the memory ends; `None` where that is not known.
+    /// Bytes available to keys and values of this process; `None` where unknown.
     pub fn kv_room(&self) -> Option<u64> {
         let others = self.total_bytes.saturating_sub(self.kv_bytes_per_process);
         Some(self.available_bytes?.saturating_sub(others))
     }
 
-    /// Refuses, with the numbers, a job that does not fit the context or the memory.
+    /// `TooLarge`, with the numbers, for a job that does not fit the context or the memory.
     ///
-    /// `option` sets the frames of each of `n_videos`; it goes into the advice.
+    /// `option` is the option that sets the frames of each of `n_videos`, for the advice.
     pub fn check(&self, option: &str, n_videos: usize) -> Result<()> {
         if self.context_tokens > self.context_limit {
             return Err(Error::new(
@@ -196,7 +196,7 @@ impl Plan {
     }
 }
 
-/// What this machine did in a short measurement.
+/// This machine's speed in a short measurement.
 #[derive(Debug, Clone, Copy)]
 pub struct MachineSpeed {
     /// f32 operations per second of a matrix product on all threads.
@@ -206,10 +206,10 @@ pub struct MachineSpeed {
 }
 
 impl MachineSpeed {
-    /// Multiplies and reads for about a second.
+    /// Measures for about a second.
     ///
     /// # Errors
-    /// `Compute` when the product fails, for lack of memory.
+    /// `Compute` when the product fails for lack of memory.
     pub fn measure() -> Result<Self> {
         Ok(Self {
             flops: measure_flops()?,
@@ -264,7 +264,7 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// What the ranks of one process work with in a step: activations, and in a ring one partial result for the keys of each rank.
+/// Working memory of one process in a prefill chunk: activations, and in a ring one partial result per rank.
 fn prefill_bytes(d: &DecoderSpec, demand: &Demand, prompt_tokens: u64) -> u64 {
     let ranks = demand.ranks.max(1);
     let here = ranks / demand.processes.max(1);
@@ -279,7 +279,7 @@ fn prefill_bytes(d: &DecoderSpec, demand: &Demand, prompt_tokens: u64) -> u64 {
     chunk.saturating_mul(of_token).saturating_mul(here.max(1))
 }
 
-/// Bytes that this process may still take without swapping (Linux): what the
+/// Bytes that this process can allocate without swapping (Linux): what the
 /// machine has, or less where the control group allows less.
 pub fn available_memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -292,7 +292,7 @@ pub fn total_memory_bytes() -> Option<u64> {
     kib_of(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
 }
 
-/// What the control group leaves, with the file pages that it can drop; `None` without a limit.
+/// Bytes left by the control group, counting file pages that it can drop; `None` without a limit.
 fn control_group_bytes() -> Option<u64> {
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
     let number = |text: String| text.trim().parse::<u64>().ok();
@@ -305,14 +305,14 @@ fn control_group_bytes() -> Option<u64> {
     Some(limit.saturating_sub(used.saturating_sub(files)))
 }
 
-/// The value of `key` in a table of the kernel's in KiB, as bytes.
+/// The value of `key` in a `/proc` table in KiB, as bytes.
 fn kib_of(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find(|l| l.starts_with(key))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// Weights that every token passes through, heads excluded.
+/// Weights used for every token, without the heads.
 fn linear_weights(d: &DecoderSpec) -> f64 {
     let (hidden, head) = (d.hidden_size as f64, d.head_dim() as f64);
     let queries = d.num_attention_heads as f64 * head;
@@ -331,19 +331,19 @@ fn head_weights(d: &DecoderSpec) -> f64 {
     d.hidden_size as f64 * d.vocab_size as f64
 }
 
-/// Keys that the last of `tokens` queries sees.
+/// Keys visible to the last of `tokens` queries.
 fn seen(d: &DecoderSpec, tokens: u64) -> u64 {
     d.sliding_window
         .map_or(tokens, |window| tokens.min(window as u64))
 }
 
-/// Pairs of a query and a key that it sees, among `tokens` tokens, half of those of a block on the diagonal counted.
+/// Visible query-key pairs of `tokens` tokens, counting half of the diagonal blocks.
 pub(crate) fn pairs(d: &DecoderSpec, tokens: u64) -> f64 {
     let (all, seen) = (tokens as f64, seen(d, tokens) as f64);
     seen * all - seen * seen / 2.0
 }
 
-/// Operations of so many pairs of a query and a key: scores and weighted values.
+/// Operations of `pairs` query-key pairs: scores and weighted values.
 pub(crate) fn attention_flops(d: &DecoderSpec, pairs: f64) -> f64 {
     4.0 * d.num_hidden_layers as f64 * d.num_attention_heads as f64 * d.head_dim() as f64 * pairs
 }
@@ -361,7 +361,7 @@ fn encode_flops(spec: &ModelSpec, demand: &Demand) -> f64 {
     }
 }
 
-/// Operations of a tower that takes frames of any size, on all frames: four patches a feature, words around them counted as such.
+/// Operations of a native-resolution encoder on all frames: four patches per feature; text tokens around them are\n/// counted as features.
 fn native_flops(spec: &NativeSpec, demand: &Demand) -> f64 {
     let (vision, encoder) = (&spec.vision, &spec.vision.encoder);
     let [hidden, inner, blocks] = [
@@ -389,7 +389,7 @@ fn native_flops(spec: &NativeSpec, demand: &Demand) -> f64 {
     2.0 * rows * (4.0 * (blocks * matrices + attention) + connector)
 }
 
-/// Multiplications of a connector's matrices on one row of `width` channels.
+/// Multiply-adds of a connector's linear layers on one row of `width` channels.
 fn connector_flops(steps: &[ConnectorStep], mut width: f64) -> f64 {
     let mut all = 0.0;
     for step in steps {
@@ -453,7 +453,7 @@ fn vqgan_encode_flops(v: &VqganSpec) -> f64 {
     flops + 2.0 * (side * side * v.num_embeddings * v.quantized_embed_dim) as f64
 }
 
-/// Most memory this process has held so far (Linux).
+/// Peak memory of this process (Linux).
 pub fn peak_memory_bytes() -> Option<u64> {
     kib_of(
         &std::fs::read_to_string("/proc/self/status").ok()?,

@@ -1,7 +1,7 @@
-//! Who computes: one rank, several threads, or several processes that a launcher started.
+//! The ranks that compute: one, several threads, or several processes that a launcher started.
 //!
-//! One rank leads: it decodes, encodes, draws and prints. The others hold the weights and
-//! their part of every context, and do what it says.
+//! One rank leads: it decodes, encodes, samples and prints. The others hold the weights and
+//! their part of every context, and obey its commands.
 
 use std::{thread, time::Duration};
 
@@ -19,13 +19,13 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Kind, Result};
 
-/// Who computes.
+/// The ranks that compute.
 pub enum Ranks {
-    /// This process, on one rank.
+    /// One rank, this process.
     One,
-    /// This process, on so many ranks.
+    /// This many ranks, threads of this process.
     Threads(usize),
-    /// This process is one of several.
+    /// Several processes, of which this is one.
     Processes(Process),
 }
 
@@ -38,11 +38,11 @@ pub struct Process {
 impl Ranks {
     /// The processes that were started together, or `ring` threads of this one.
     ///
-    /// A process that says nothing for `deadline` counts as lost. Threads of one process end
+    /// A process that is silent for `deadline` counts as lost. Threads of one process end
     /// together, however long they are silent.
     ///
     /// # Errors
-    /// `Usage` when `ring` is not the number of processes, `Network` when they do not meet.
+    /// `Usage` when `ring` is not the number of processes, `Network` when they cannot connect.
     pub fn join(ring: Option<usize>, deadline: Duration) -> Result<Self> {
         let launched = mpi::launched().unwrap_or(1);
         if launched == 1 {
@@ -56,7 +56,7 @@ impl Ranks {
         Ok(Self::Processes(Process { session, link }))
     }
 
-    /// What the ranks are, in a word: `threads` or `mpi`; `None` for one rank.
+    /// The transport: `threads` or `mpi`; `None` for one rank.
     pub fn link(&self) -> Option<&'static str> {
         match self {
             Self::One => None,
@@ -65,7 +65,7 @@ impl Ranks {
         }
     }
 
-    /// Ranks in all.
+    /// Total number of ranks.
     pub fn count(&self) -> usize {
         self.here() * self.place().1
     }
@@ -86,7 +86,7 @@ impl Ranks {
         }
     }
 
-    /// Which process this is, and how many there are, each with memory of its own.
+    /// This process's rank, and the number of processes.
     pub fn place(&self) -> (usize, usize) {
         match self {
             Self::Processes(process) => (process.link.rank(), process.link.ranks()),
@@ -99,10 +99,10 @@ impl Ranks {
         self.place().0 > 0
     }
 
-    /// Does what the leading process says, until it says that the work is done.
+    /// Serves the leading process until it stops.
     ///
     /// # Errors
-    /// `Network` when another rank is lost, and whatever the decoder says.
+    /// `Network` when another rank is lost, and the decoder's errors.
     pub fn serve(self, decoder: &Decoder) -> Result<()> {
         let Self::Processes(process) = self else {
             return Err(Error::new(Kind::Internal, "no other process leads"));
@@ -114,7 +114,7 @@ impl Ranks {
         Ok(())
     }
 
-    /// Tells the other processes that this one cannot begin, because of `error`, which is given back.
+    /// Tells the other processes that this one cannot start because of `error`, which is returned.
     pub fn give_up(self, error: Error) -> Error {
         if let Self::Processes(Process { link, .. }) = self {
             Ring::new(link).fail(&error);
@@ -122,7 +122,7 @@ impl Ranks {
         error
     }
 
-    /// Does `work` with a decoder that all ranks run.
+    /// Runs `work` with a decoder on all ranks.
     ///
     /// # Errors
     /// Those of `work`, and `Network` when another rank is lost.
@@ -164,7 +164,7 @@ fn lead_threads<T>(
             return Err(Error::new(Kind::Internal, "a ring of no ranks"));
         };
         for (link, pool) in links.zip(pools) {
-            // What one cannot do the leader is told, with the reason.
+            // A failing rank tells the leader why, so that its own result can be dropped.
             scope.spawn(move || pool.install(|| serve(decoder, Box::new(link))).err());
         }
         work(&Leader::new(decoder, Box::new(link), own))

@@ -1,5 +1,5 @@
-//! Moments of videos by a vector: every vector of every reel is compared, and the best
-//! are given, exactly. Memory is a bounded buffer a thread and the best so far.
+//! Search for moments by a vector: every vector of every reel is compared, and the best
+//! are returned, exactly. Memory is a bounded buffer per thread and the best so far.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -19,13 +19,13 @@ use crate::{
     time::Pts,
 };
 
-/// Bytes that a thread reads at once: they stay in its cache.
+/// Bytes that a thread reads at once, so that they stay in its cache.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Candidates of the first pass, a wanted moment: more are taken where they lie too near one another.
+/// Candidates of the first pass per wanted moment; more are taken where they lie too near one another.
 const CANDIDATES: usize = 16;
 
-/// One frame that was found.
+/// A frame found.
 #[derive(Debug, Clone)]
 pub struct Hit {
     /// Index of the reel.
@@ -36,12 +36,12 @@ pub struct Hit {
     pub score: f32,
     /// Index of its video in the reel's header.
     pub video: usize,
-    /// When it is shown.
+    /// Its number and time.
     pub time: FrameTime,
 }
 
-/// A frame's place, and how like the query it is. The greatest is the best: of equal scores
-/// the one of an earlier reel, then of an earlier frame.
+/// A frame and its score, ordered by score: the greatest is the best. On ties it is
+/// the one of the earlier reel, then the earlier frame.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     score: f32,
@@ -104,7 +104,7 @@ impl Best {
     }
 }
 
-/// Vectors on disk, checked to be comparable with one another.
+/// Reels of vectors that are comparable with one another.
 pub struct Library {
     reels: Vec<ReelReader>,
 }
@@ -113,7 +113,7 @@ impl Library {
     /// Opens reels, which must hold vectors of one model.
     ///
     /// # Errors
-    /// `BadInput` for a reel of another content or another model, or one without a frame.
+    /// `BadInput` for a reel of other content or another model, or one without frames.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let reels = paths.iter().map(|path| ReelReader::open(path));
         let reels = reels.collect::<Result<Vec<_>>>()?;
@@ -124,7 +124,7 @@ impl Library {
         Ok(Self { reels })
     }
 
-    /// The model that made the vectors, as the first reel says.
+    /// The model that made the vectors, according to the first reel.
     pub fn model(&self) -> &str {
         self.reels.first().map_or("", |r| r.header().model.as_str())
     }
@@ -134,7 +134,7 @@ impl Library {
         &self.reels
     }
 
-    /// Frames of all reels.
+    /// Total number of frames.
     pub fn n_frames(&self) -> u64 {
         self.reels.iter().map(ReelReader::n_frames).sum()
     }
@@ -144,14 +144,14 @@ impl Library {
         self.reels.iter().map(ReelReader::record_bytes).sum()
     }
 
-    /// The `k` best moments for `query` `[width]` of length one, the best first.
+    /// The `k` best moments for the unit vector `query` `[width]`, best first.
     ///
-    /// Frames are taken by falling score; one that lies nearer than `gap` to a better one
+    /// Frames are taken by descending score; one that is nearer than `gap` to a better one
     /// that was taken, in the same video of the same reel, belongs to that one's moment.
     ///
     /// # Errors
     /// `BadInput` for a query of another width and for damaged vectors, `Io` when reading
-    /// fails, `Interrupted` when told to stop.
+    /// fails, `Interrupted` on request.
     pub fn moments(&self, query: &[f32], k: usize, gap: Pts, cancel: &Cancel) -> Result<Vec<Hit>> {
         let total = usize::try_from(self.n_frames()).unwrap_or(usize::MAX);
         let apart = gap.ticks > 0;
@@ -184,7 +184,7 @@ impl Library {
         Ok(taken)
     }
 
-    /// The frame of a candidate, looked at as a whole: a number that is none is found here.
+    /// The frame of a candidate, read in full, so that NaN in its vector is detected.
     fn hit(&self, candidate: Candidate) -> Result<Hit> {
         let Candidate { reel, record, .. } = candidate;
         let reader = &self.reels[reel];
@@ -279,7 +279,7 @@ fn best_of(
         cancel.check()?;
         let first = chunk * per_chunk;
         let n = per_chunk.min(reader.n_frames() - first) as usize;
-        // Whole words: elements of every type lie at their places.
+        // In words of 4 bytes, so that elements of every type are aligned.
         buffer.resize((n * record_bytes).div_ceil(4), 0);
         let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..n * record_bytes];
         reader.read_records(first, bytes)?;
@@ -299,7 +299,7 @@ fn best_of(
     found.try_reduce(|| Best::new(limit), |a, b| Ok(a.merge(b)))
 }
 
-/// Cosine of `query` and `vector`, `[width]` each, as if `vector` came from a reel: in f16, summed in the same order.
+/// Cosine of `query` and `vector`, `[width]` each, with the rounding of a reel: `vector` in f16, the same order of sums.
 pub fn cosine_as_kept(query: &[f32], vector: &[f32]) -> f32 {
     let kept: Vec<f16> = vector.iter().map(|&x| f16::from_f32(x)).collect();
     let mut score = [0.0];

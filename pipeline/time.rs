@@ -1,4 +1,4 @@
-//! Times as the container states them: integer ticks of a rational time base.
+//! Exact times: integer ticks of a rational time base, as in the container.
 
 use std::{cmp::Ordering, fmt};
 
@@ -41,7 +41,7 @@ impl Pts {
         Self { ticks, time_base }
     }
 
-    /// How far `other` lies away, before or behind; both are on the clock of one video.
+    /// The absolute difference to `other`; both are on the clock of one video.
     pub fn distance(self, other: Self) -> Self {
         let ticks = i64::try_from(self.ticks.abs_diff(other.ticks)).unwrap_or(i64::MAX);
         Self::new(ticks, self.time_base)
@@ -49,7 +49,7 @@ impl Pts {
 
     /// Seconds, for output only.
     pub fn seconds(self) -> f64 {
-        // Exact to f64: one multiplication and one division of integers.
+        // Rounded once by the multiplication and once by the division.
         (self.ticks as f64 * f64::from(self.time_base.num)) / f64::from(self.time_base.den)
     }
 }

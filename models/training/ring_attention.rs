@@ -113,7 +113,7 @@ fn check_shards(ring: &Ring, shards: &TokenShards, sizes: Sizes) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "{} rows of {} queries and {} keys on rank {rank}, to which {rows} rows of {n} tokens were shards",
+        "{} rows of {} queries and {} keys on rank {rank}, which holds {rows} rows of {n} tokens",
         sizes.rows, sizes.t, sizes.s
     );
     Err(Error::new(Kind::BadInput, message))

@@ -1,4 +1,4 @@
-//! How often a model answers questions about clips exactly, against someone who sees nothing.
+//! Accuracy of a model's answers to questions about clips, beside the blind baseline.
 
 use std::{
     collections::BTreeMap,
@@ -39,38 +39,38 @@ use crate::{
     },
 };
 
-/// Pixels of a side of a video of noise.
+/// Side of a noise video, in pixels.
 const NOISE_SIDE: usize = 64;
 
-/// A question that was asked, and what came of it.
+/// A question that was asked, with the model's answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AskedQuestion {
     /// The clip.
     pub video: String,
     /// Its length.
     pub seconds: u32,
-    /// What the question is about.
+    /// The kind of question.
     pub kind: &'static str,
-    /// As it was asked.
+    /// The question's text.
     pub question: String,
-    /// What is true.
+    /// The right answer.
     pub answer: String,
-    /// What was said.
+    /// The model's answer.
     pub said: String,
-    /// Whether that is the same ([`is_exact`]).
+    /// Whether it is exact ([`is_exact`]).
     pub exact: bool,
-    /// Whether it was longer than what may be said.
+    /// Whether the answer was cut off at the maximum length.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub cut: bool,
-    /// Where its object appears, as a share of the clip; of needles.
+    /// Depth of the object, as a share of the clip; for needles.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<f64>,
-    /// The question without what it names ([`Question::form`]).
+    /// The form of the question ([`Question::form`]).
     #[serde(skip)]
     form: String,
 }
 
-/// One kind of question.
+/// The results of one kind of question.
 #[derive(Debug, Clone, Serialize)]
 pub struct OfKind {
     /// `shape`, `when`, ...; `all` of them.
@@ -80,9 +80,9 @@ pub struct OfKind {
     pub score: Score,
     /// Share of exact answers.
     pub accuracy: f64,
-    /// Share that the kind's most frequent answer gets.
+    /// Accuracy of always giving the kind's most frequent answer.
     pub prior: f64,
-    /// Share that the most frequent answer to each form of question gets: the best without looking.
+    /// Accuracy of giving the most frequent answer to each form of question: the blind baseline.
     pub prior_by_form: f64,
 }
 
@@ -98,45 +98,45 @@ pub struct Cell {
     pub score: Score,
 }
 
-/// Who is asked, and how.
+/// The model that is asked, and its options.
 pub struct Answering {
-    /// What the model is made of.
+    /// The model's files.
     pub files: ModelFiles,
     /// The model.
     pub model: Model,
-    /// Which frames are looked at.
+    /// The frames to take.
     pub sampling: Sampling,
-    /// In words.
+    /// The sampling in words.
     pub sampling_words: String,
-    /// How answers are made.
+    /// Generation options.
     pub options: AnswerOptions,
 }
 
 /// The answer to one question.
 pub struct ModelAnswer {
-    /// Without space around it.
+    /// The trimmed text.
     pub text: String,
-    /// Whether it reached its longest length.
+    /// Whether it reached the maximum length.
     pub is_cut: bool,
-    /// What was seen for it.
+    /// The frames that were shown.
     pub video: Vec<SourceSeen>,
 }
 
-/// What is asked.
+/// All questions of a benchmark.
 pub struct Exam<'a> {
-    /// Who is asked.
+    /// The model that is asked.
     pub answering: &'a Answering,
-    /// Where the clips lie.
+    /// The directory of the clips.
     pub dir: &'a Path,
     /// Clips and questions.
     pub clips: &'a [ClipLine],
-    /// Show noise of each clip's length in its place.
+    /// Show noise of the same length in place of each clip.
     pub noise: bool,
-    /// Clips that are asked about at a time.
+    /// Clips processed at a time.
     pub workers: usize,
 }
 
-/// Short answers of the most likely ids.
+/// Greedy decoding of short answers.
 fn greedy(max_new_tokens: usize) -> AnswerOptions {
     AnswerOptions {
         max_new_tokens,
@@ -149,10 +149,10 @@ fn greedy(max_new_tokens: usize) -> AnswerOptions {
 }
 
 impl Answering {
-    /// The model in `dir`, which is to answer in at most `max_new_tokens` of the most likely ids.
+    /// Opens the model in `dir`, for greedy answers of at most `max_new_tokens`.
     ///
     /// # Errors
-    /// Of a directory without a model that sees.
+    /// For a directory without a vision-language model.
     pub fn open(
         dir: &Path,
         sampling: Sampling,
@@ -173,7 +173,7 @@ impl Answering {
     /// The answer to one question.
     ///
     /// # Errors
-    /// Of the video, of a prompt that does not fit, `Interrupted` when told to stop.
+    /// Errors of the video, a prompt that does not fit, `Interrupted` on request.
     pub fn answer(&self, path: &Path, question: &str, cancel: &Cancel) -> Result<ModelAnswer> {
         let reader = FrameReader::open(path, &self.sampling, &TimeRange::ALL, cancel.clone())?;
         let (files, model) = (&self.files, &self.model);
@@ -208,10 +208,10 @@ impl Answering {
 }
 
 impl Exam<'_> {
-    /// Asks every question in a context of its own, as `ask` does; `asked` has them in the order of clips and questions.
+    /// Asks every question in a context of its own, as `ask` does; `asked` receives them in the order of clips and questions.
     ///
     /// # Errors
-    /// Of the first clip that cannot be read, `Interrupted` when told to stop; `asked` has what was answered until then.
+    /// Errors of the first clip that cannot be read, `Interrupted` on request; `asked` keeps the answers until then.
     pub fn take(
         &self,
         asked: &mut Vec<AskedQuestion>,
@@ -221,7 +221,7 @@ impl Exam<'_> {
         let noise = self.noise.then(NoiseClips::new).transpose()?;
         let (next, stop) = (AtomicUsize::new(0), cancel.child());
         let results = Mutex::new(BTreeMap::new());
-        // Threads of their own: those of rayon may not wait for one another.
+        // Not rayon's threads: these block on channels, and rayon's must not wait for one another.
         thread::scope(|scope| {
             for _ in 0..self.workers.max(1) {
                 scope.spawn(|| {
@@ -243,7 +243,7 @@ impl Exam<'_> {
             }
         });
         let results = results.into_inner().map_err(|_| {
-            let message = "a thread that asked ended without a word";
+            let message = "a worker thread panicked";
             Error::new(Kind::Internal, message)
         })?;
         let mut stopped = Ok(());
@@ -251,7 +251,7 @@ impl Exam<'_> {
             asked.extend(of_clip);
             stopped = match (stopped, ended) {
                 (Ok(()), ended) => ended,
-                // That thread only heard of the other's failure.
+                // Interrupted only because the other worker failed.
                 (Err(error), Err(other)) if error.kind() == Kind::Interrupted => Err(other),
                 (stopped, _) => stopped,
             };
@@ -295,14 +295,14 @@ impl Exam<'_> {
     }
 }
 
-/// Where what is asked for begins, of clips with one object in one second.
+/// The depth of the questioned second, for needle clips.
 fn depth(clip: &ClipLine, question: &Question) -> Option<f64> {
     let last = clip.seconds.saturating_sub(1).max(1);
     let is_needle = !clip.script.blobs.is_empty();
     is_needle.then(|| f64::from(question.time[0]) / f64::from(last))
 }
 
-/// Videos of noise, one for each length.
+/// Noise videos, one for each length.
 struct NoiseClips {
     folder: tempfile::TempDir,
     made: Mutex<BTreeMap<u32, PathBuf>>,
@@ -316,14 +316,9 @@ impl NoiseClips {
         })
     }
 
-    /// `seconds` frames, one a second, of random bytes.
+    /// A video of `seconds` frames of random bytes, one per second.
     fn video(&self, seconds: u32) -> Result<PathBuf> {
-        let fell = |_| {
-            Error::new(
-                Kind::Internal,
-                "a thread that made noise ended without a word",
-            )
-        };
+        let fell = |_| Error::new(Kind::Internal, "a thread that wrote a noise video panicked");
         let mut made = self.made.lock().map_err(fell)?;
         if let Some(path) = made.get(&seconds) {
             return Ok(path.clone());
@@ -345,7 +340,7 @@ impl NoiseClips {
     }
 }
 
-/// Every kind, and all together at the end.
+/// Results of every kind, and of all together at the end.
 pub fn by_kind(asked: &[AskedQuestion]) -> Vec<OfKind> {
     let found = scores(
         asked
@@ -392,7 +387,7 @@ fn of_kind(kind: String, score: Score, prior: u64, by_form: u64) -> OfKind {
     }
 }
 
-/// Needles by length and depth; empty where nothing is one.
+/// Needles by length and depth; empty where there are none.
 pub fn by_depth(asked: &[AskedQuestion]) -> Vec<Cell> {
     let mut cells: BTreeMap<(u32, u32), Score> = BTreeMap::new();
     for asked in asked {

@@ -1,4 +1,4 @@
-//! What is measured: operations, element types and shapes.
+//! Benchmark cases: operations, element types and shapes.
 
 use longreel_kernels::{attend::KvDtype, cpu::Level, peak::Multiply};
 use serde::Serialize;
@@ -56,7 +56,7 @@ impl Op {
         }
     }
 
-    /// Element types that it can be asked for: of keys and values, of weights, or f32 alone.
+    /// Element types that it supports: of keys and values, of weights, or f32 only.
     fn dtypes(self) -> &'static [KvDtype] {
         match self {
             Self::Attend | Self::Decode => &KvDtype::ALL,
@@ -71,7 +71,7 @@ impl Op {
 pub struct Case {
     /// The operation.
     pub op: Op,
-    /// How keys and values, or weights, are stored.
+    /// Element type of keys and values, or of weights.
     #[serde(serialize_with = "name_of")]
     pub dtype: KvDtype,
     /// Its extents.
@@ -98,27 +98,27 @@ pub enum Shape {
         /// Key and value heads.
         kv_heads: usize,
     },
-    /// Of a weight matrix and what goes through it.
+    /// Of a weight matrix and its input.
     Matrix {
         /// Tokens.
         rows: usize,
-        /// Channels of one.
+        /// Channels per token.
         inputs: usize,
-        /// Channels of one behind it.
+        /// Output channels per token.
         outputs: usize,
     },
     /// Of a picture.
     Picture {
         /// Rows and columns.
         side: usize,
-        /// Channels, before and behind.
+        /// Input and output channels.
         channels: usize,
     },
-    /// Of tokens that are worked on one by one.
+    /// Of token-wise operations.
     Tokens {
         /// Tokens.
         rows: usize,
-        /// Channels of one.
+        /// Channels per token.
         channels: usize,
     },
 }
@@ -154,7 +154,7 @@ impl std::fmt::Display for Shape {
 }
 
 impl Case {
-    /// Operations, two per multiply-add; causal attention counts the pairs that are seen.
+    /// Floating-point operations, two per multiply-add; causal attention counts visible pairs.
     pub fn flops(&self) -> Option<f64> {
         match (self.op, self.shape) {
             (Op::Attend, Shape::Attention { s, d, heads, .. }) => {
@@ -178,7 +178,7 @@ impl Case {
         }
     }
 
-    /// Bytes of its inputs and results in memory, about.
+    /// Approximate bytes of its inputs and results.
     pub fn bytes(&self) -> u64 {
         let numbers = match self.shape {
             Shape::Attention {
@@ -201,7 +201,7 @@ impl Case {
         (4.0 * numbers) as u64
     }
 
-    /// The ceiling of its multiply-adds at `level`: that of the instruction that does them.
+    /// The multiply-add instruction that it uses at `level`, whose peak is its ceiling.
     pub fn multiply(&self, level: Level) -> Option<Multiply> {
         self.flops()?;
         let is_attention = matches!(self.op, Op::Attend | Op::Decode);
@@ -218,7 +218,7 @@ pub fn product(extents: &[usize]) -> f64 {
     extents.iter().map(|&n| n as f64).product()
 }
 
-/// Which cases there are.
+/// Selects the cases.
 #[derive(Debug, Clone)]
 pub struct CaseFilter {
     /// Operations.
@@ -240,7 +240,7 @@ pub struct CaseFilter {
 }
 
 impl CaseFilter {
-    /// The table: every operation with every element type and shape that it is asked for.
+    /// The cases: every selected operation with every element type and shape.
     pub fn cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         for &op in &self.ops {

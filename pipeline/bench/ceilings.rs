@@ -1,4 +1,4 @@
-//! The machine's ceilings: multiply-adds and memory reads per second, in short windows.
+//! The machine's peak rates: multiply-adds and memory reads per second, in short windows.
 
 use std::time::Instant;
 
@@ -26,14 +26,14 @@ pub fn name(kind: Multiply) -> &'static str {
     }
 }
 
-/// What the ceilings are measured with.
+/// Measures the ceilings.
 pub struct Ceilings {
     buffer: ReadBuffer,
     rounds: u64,
 }
 
 impl Ceilings {
-    /// Reads are of `read_bytes`, multiply-adds last about `window_s` seconds.
+    /// Reads a buffer of `read_bytes`; a window of multiply-adds lasts about `window_s` seconds.
     ///
     /// # Errors
     /// `TooLarge` when there is no memory for the buffer that is read.
@@ -68,17 +68,17 @@ impl Ceilings {
     }
 }
 
-/// One ceiling, before the rows.
+/// One ceiling, measured before the rows.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ceiling {
-    /// What is counted.
+    /// The name of the operation.
     pub name: &'static str,
     /// Instructions that were used.
     pub level: &'static str,
-    /// Threads that worked.
+    /// Number of threads.
     pub threads: usize,
     /// `GFLOP/s`, `GOP/s` or `GB/s`.
     pub unit: &'static str,
-    /// Some windows before the first row.
+    /// The rate in several windows before the first row.
     pub value: SampleSummary,
 }

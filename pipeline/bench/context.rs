@@ -1,4 +1,4 @@
-//! A long context: how long its prefill takes, what a question on it costs, what memory it holds.
+//! Benchmark of a long context: time of its prefill and of a question about it, and memory.
 
 use std::time::Instant;
 
@@ -27,16 +27,16 @@ use crate::{
     stages::progress::Progress,
 };
 
-/// What is done for each length.
+/// Options of a measurement.
 #[derive(Debug, Clone)]
 pub struct ContextOptions {
     /// Tokens of the context.
     pub tokens: usize,
-    /// Tokens of a question on it.
+    /// Tokens of a question about it.
     pub question: usize,
     /// Tokens of an answer.
     pub answer: usize,
-    /// Tokens per prefill step and rank.
+    /// Tokens per prefill chunk and rank.
     pub prefill_chunk: usize,
     /// Ranks of this process.
     pub ranks_here: usize,
@@ -46,15 +46,15 @@ pub struct ContextOptions {
     pub weight_bytes: u64,
 }
 
-/// How often a question is asked.
+/// Number of questions asked.
 const QUESTIONS: usize = 5;
 
-/// What was measured of one length.
+/// The results for one length.
 #[derive(Debug, Clone, Serialize)]
 pub struct ContextRow {
     /// Tokens of the context.
     pub tokens: usize,
-    /// Ranks that held it.
+    /// Number of ranks.
     pub ranks: usize,
     /// Element type of keys and values.
     pub kv_dtype: &'static str,
@@ -64,9 +64,9 @@ pub struct ContextRow {
     pub tokens_per_s: f64,
     /// 10⁹ operations of causal attention, 2 S² d heads layers, per second of the whole prefill.
     pub attention_gflops: f64,
-    /// Seconds from the context to the last token of an answer, on a fork of it.
+    /// Seconds from the prefilled context to the last token of an answer, on a fork of it.
     pub question_s: SampleSummary,
-    /// That, as a share of the prefill and the first question.
+    /// The former as a share of prefill plus first question.
     pub question_share: f64,
     /// Tokens per second of an answer.
     pub decode_tokens_per_s: SampleSummary,
@@ -74,14 +74,14 @@ pub struct ContextRow {
     pub kv_bytes: usize,
     /// Bytes of the weights.
     pub weight_bytes: u64,
-    /// Most memory that this process has had.
+    /// Peak memory of this process.
     pub peak_memory_bytes: Option<u64>,
     /// Weights, keys and values of this rank, two blocks of each layer, and [`WORKING_BYTES`].
     pub expected_bytes: u64,
-    /// What the leading rank moved, all told.
+    /// Total traffic of the leading rank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
-    /// Of the last logits, bit for bit: equal where ranks agree exactly.
+    /// Digest of the last logits: equal exactly where the logits are equal to the bit.
     pub logits_sha256: String,
 }
 
@@ -91,7 +91,7 @@ pub const WORKING_BYTES: u64 = 64 << 20;
 /// Measures one length.
 ///
 /// # Errors
-/// `Interrupted` on Ctrl-C, and whatever the decoder says.
+/// `Interrupted` on Ctrl-C, and the decoder's errors.
 pub fn measure(
     decoder: &dyn Forward,
     options: &ContextOptions,
@@ -122,7 +122,7 @@ pub fn measure(
     for _ in 0..QUESTIONS {
         let (question_s, answer_s) = ask(decoder, &cache, options, cancel)?;
         asked.push(question_s + answer_s);
-        // The first token of an answer follows from the question's last.
+        // The first token of an answer needs no decode step: it follows from the prefill of the question.
         rates.push(options.answer.saturating_sub(1) as f64 / answer_s);
     }
     let spec = decoder.spec();
@@ -153,7 +153,7 @@ pub fn measure(
     })
 }
 
-/// Seconds until a question on a fork of the context is understood, and of its answer.
+/// Seconds of a question's prefill on a fork of the context, and of its answer.
 fn ask(
     decoder: &dyn Forward,
     cache: &KvCache,
@@ -191,7 +191,7 @@ fn ask(
     Ok((understood, start.elapsed().as_secs_f64() - understood))
 }
 
-/// Text tokens, the same at every call.
+/// Text tokens, equal in every call.
 fn tokens(n: usize, vocab_size: usize) -> Vec<Token> {
     let id = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 7) % vocab_size.max(1);
     (0..n).map(|i| Token::Text(id(i) as u32)).collect()

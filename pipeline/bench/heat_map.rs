@@ -1,4 +1,4 @@
-//! Needles found, by length of the clip and depth in it, as a picture (SVG).
+//! Heat map (SVG) of needles found, by length of the clip and depth in it.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::{
     sources::temporary::write_whole,
 };
 
-/// Pixels of a cell, across and down.
+/// Width and height of a cell in pixels.
 const CELL: (i32, i32) = (64, 44);
 /// Left of the cells, above them, and below.
 const MARGIN: (i32, i32, i32) = (110, 60, 50);
@@ -30,7 +30,7 @@ pub fn write_heat_map(path: &Path, title: &str, cells: &[Cell]) -> Result<()> {
     write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.display()))
 }
 
-/// What is wrong with clips of which no map can be drawn.
+/// The error for clips without needles.
 pub fn no_needles() -> Error {
     let message = "the clips have no needles, expected some for a heat map";
     Error::new(Kind::BadInput, message)
@@ -84,7 +84,7 @@ fn drawn(title: &str, cells: &[Cell]) -> std::result::Result<String, Box<dyn std
     Ok(svg)
 }
 
-/// Red for none, yellow for half, green for all.
+/// Red for 0, yellow for a half, green for 1.
 fn colour(share: f64) -> RGBColor {
     let mix = |from: f64, to: f64, at: f64| (from + (to - from) * at).round() as u8;
     match share < 0.5 {

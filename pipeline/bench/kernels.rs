@@ -1,6 +1,6 @@
 //! Every case at every level on every number of threads, with the machine's
-//! ceilings measured between its repeats: on a machine that others use too, both
-//! suffer alike.
+//! ceilings measured between its repeats: on a machine with other load, both
+//! are slowed alike.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::{
     error::{Context, Error, Kind, Result},
 };
 
-/// What to measure, and how long.
+/// Options of the benchmark.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Operations, element types and shapes.
@@ -29,15 +29,15 @@ pub struct Options {
     pub levels: Vec<Level>,
     /// Numbers of threads.
     pub threads: Vec<usize>,
-    /// Timed repeats of each row; by the time that they take when absent.
+    /// Timed repeats of each row; chosen by time when absent.
     pub repeats: Option<usize>,
-    /// Bytes whose reading is the ceiling of decoding.
+    /// Bytes of the buffer that the read ceiling is measured with.
     pub read_bytes: usize,
-    /// Seconds of one window of multiply-adds, and least of one repeat.
+    /// Seconds of one window of multiply-adds, and the minimum of one repeat.
     pub window_s: f64,
 }
 
-/// Repeats of a row that is not told how many: at least so many, and so many seconds.
+/// Repeats of a row without a given number: at least this many, and for at least this many seconds.
 const LEAST_REPEATS: usize = 5;
 const LEAST_S: f64 = 1.0;
 
@@ -53,25 +53,25 @@ pub struct KernelRow {
     pub threads: usize,
     /// Seconds of one run.
     pub seconds: SampleSummary,
-    /// 10⁹ operations a second, where it multiplies matrices.
+    /// 10⁹ operations per second, where it multiplies matrices.
     pub gflops: Option<SampleSummary>,
     /// The ceiling of its multiply-adds.
     pub peak: Option<&'static str>,
     /// That ceiling, measured between the repeats.
     pub peak_gflops: Option<SampleSummary>,
-    /// Median over median.
+    /// Ratio of the medians.
     pub fraction_of_peak: Option<f64>,
-    /// 10⁹ bytes a second, of arguments and results counted once.
+    /// 10⁹ bytes per second, with arguments and results counted once.
     pub gb_per_s: SampleSummary,
-    /// Reading from memory, measured between the repeats.
+    /// The read ceiling, measured between the repeats.
     pub read_gb_per_s: SampleSummary,
-    /// Median over median; above 1 where caches hold what is read.
+    /// Ratio of the medians; above 1 where caches hold the data.
     pub fraction_of_read: f64,
-    /// The other program, asked between the repeats.
+    /// The peer program's result, measured between the repeats.
     pub peer: Option<PeerRow>,
 }
 
-/// Samples of one row, taken in turn.
+/// Samples of one row, interleaved.
 #[derive(Default)]
 struct Samples {
     seconds: Vec<f64>,
@@ -81,7 +81,7 @@ struct Samples {
     peer_name: Option<String>,
 }
 
-/// Measures; every row is handed out as soon as it is there.
+/// Runs the benchmark; `each` receives every row as soon as it is measured.
 ///
 /// # Errors
 /// `Interrupted` on request, between two repeats; `TooLarge` when there is no memory.
@@ -193,7 +193,7 @@ impl Bench<'_> {
             samples.seconds.push(self.time(work, runs));
             self.look_up(&mut samples);
             let asked = peer.as_deref_mut().map(|p| p.ask(case, threads, runs));
-            // Ctrl-C ends the peer too, which is then no failure of its own.
+            // Ctrl-C also ends the peer, whose error must not hide the interruption.
             cancel.check()?;
             if let Some((name, seconds)) = asked.transpose()?.flatten() {
                 samples.peer.push(seconds);
@@ -203,7 +203,7 @@ impl Bench<'_> {
         Ok(samples)
     }
 
-    /// Seconds of one of `runs` runs.
+    /// Mean seconds of `runs` runs.
     fn time(&self, work: &mut Work, runs: usize) -> f64 {
         self.pool.install(|| {
             let start = Instant::now();

@@ -1,20 +1,20 @@
-//! Where and with what a figure was measured.
+//! Machine and build that a figure was measured with.
 
 use longreel_kernels::cpu::Level;
 use serde::Serialize;
 
 use crate::plan::total_memory_bytes;
 
-/// The machine.
+/// A description of the machine.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
-    /// The processor's own name.
+    /// The processor's name.
     pub cpu: String,
     /// Cores that this process may use.
     pub cores: usize,
-    /// All of its memory, where known.
+    /// Total memory, where known.
     pub memory_bytes: Option<u64>,
-    /// The widest instructions that the kernels know and it has.
+    /// The highest kernel level that it supports.
     pub cpu_level: &'static str,
     /// Operating system and architecture.
     pub system: String,
@@ -33,12 +33,12 @@ impl Machine {
     }
 }
 
-/// The program.
+/// A description of the program.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Build {
     /// Its version.
     pub longreel: &'static str,
-    /// The commit it was built from; changes since then do not show.
+    /// The commit it was built from, without uncommitted changes.
     pub commit: &'static str,
 }
 
@@ -58,7 +58,7 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The processor's name and stepping, as Linux tells it.
+/// The processor's name and stepping, from Linux.
 fn cpu_name() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {

@@ -1,4 +1,4 @@
-//! What this machine can do and what the program makes of it, measured in the same run.
+//! Benchmarks: the machine's peak rates and the program's speed, measured in the same run.
 
 pub mod sample_summary;
 

@@ -1,4 +1,4 @@
-//! Another program that does the same operations, asked in turn with ours.
+//! A peer: another program that runs the same operations, in turn with ours.
 //!
 //! It is started once. It reads one request a line on stdin, an object with the
 //! fields of [`Request`], and answers each with one line on stdout:
@@ -17,13 +17,13 @@ use crate::{
     error::{Context, Error, Kind, Result},
 };
 
-/// What the peer is asked for.
+/// A request to the peer.
 #[derive(Serialize)]
 struct Request {
     #[serde(flatten)]
     case: Case,
     threads: usize,
-    /// Runs in one answer, whose seconds are those of one.
+    /// Runs to time; the answer is the mean of one run.
     runs: usize,
 }
 
@@ -34,14 +34,14 @@ struct PeerResponse {
     skip: Option<String>,
 }
 
-/// What a peer took.
+/// A peer's result.
 #[derive(Debug, Clone, Serialize)]
 pub struct PeerRow {
-    /// Its name and version, as it says.
+    /// Its name and version.
     pub name: String,
     /// Seconds of one run.
     pub seconds: SampleSummary,
-    /// How many times as fast as the peer ours is: its median time over ours.
+    /// Speedup over the peer: its median time over ours.
     pub ratio: f64,
 }
 
@@ -53,7 +53,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts `command`, a program and its arguments with spaces between.
+    /// Starts `command`, a program and its arguments separated by spaces.
     ///
     /// # Errors
     /// `Usage` when it is empty, `NotFound` when it does not start.
@@ -81,7 +81,7 @@ impl Peer {
     /// The peer's name and seconds of one run; `None` when it skips the case.
     ///
     /// # Errors
-    /// When it ended, or answers otherwise than agreed.
+    /// When it has ended, or its answer does not follow the protocol.
     pub fn ask(
         &mut self,
         case: &Case,
@@ -127,7 +127,7 @@ impl Peer {
 }
 
 impl Drop for Peer {
-    /// A peer that is asked no more is ended.
+    /// Ends the peer.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

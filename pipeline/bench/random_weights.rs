@@ -1,5 +1,5 @@
-//! A decoder of a given shape with random weights: what fits and how fast it is does not
-//! depend on what the weights say.
+//! A decoder of a given shape with random weights: memory and speed do not
+//! depend on the values of the weights.
 
 use std::{
     fs::File,
@@ -17,10 +17,10 @@ use serde_json::{Map, json};
 
 use crate::error::{Context, Error, Kind, Result};
 
-/// The decoder of `spec`, the same at every call, and the bytes of its weights: matrices uniform with the deviation of
+/// The decoder of `spec`, equal in every call, and the bytes of its weights: matrices uniform with standard deviation
 /// `1/sqrt(inputs)`, norms ones, in bf16.
 ///
-/// The weights are in a file without a name beside the temporary files of this machine.
+/// The weights are in an unlinked temporary file.
 ///
 /// # Errors
 /// `Io` when there is no room for them.
@@ -51,7 +51,7 @@ fn write(spec: &DecoderSpec, path: &Path) -> Result<()> {
     }
     let mut header = serde_json::to_vec(&header)
         .map_err(|e| Error::with_source(Kind::Internal, "write a header", e))?;
-    // What follows is aligned, and can be used where it is mapped.
+    // Aligns the tensors, so that they can be used where they are mapped.
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut out = BufWriter::new(File::create(path)?);
     out.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -77,7 +77,7 @@ fn write_tensor(out: &mut impl Write, shape: &[usize], state: &mut u64) -> Resul
     Ok(())
 }
 
-/// Uniform in −1..1 (xorshift64*).
+/// A uniform number in −1..1 (xorshift64*).
 fn next(state: &mut u64) -> f32 {
     *state ^= *state >> 12;
     *state ^= *state << 25;

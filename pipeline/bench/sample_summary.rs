@@ -1,17 +1,17 @@
-//! Samples of one quantity: the middle one, and how far they lie apart.
+//! Summary of samples of one quantity: median and range.
 
 use serde::Serialize;
 
-/// Median, least and largest of some samples.
+/// Median, minimum and maximum of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct SampleSummary {
-    /// The middle sample; the mean of the middle two of an even number.
+    /// The median; the mean of the middle two of an even number.
     pub median: f64,
-    /// The least.
+    /// The minimum.
     pub min: f64,
-    /// The largest.
+    /// The maximum.
     pub max: f64,
-    /// How many there are.
+    /// Number of samples.
     pub samples: usize,
 }
 
@@ -24,7 +24,7 @@ impl SampleSummary {
         samples: 0,
     };
 
-    /// The spread of `samples`; `None` of no samples.
+    /// The summary of `samples`; `None` without samples.
     pub fn of(samples: &[f64]) -> Option<Self> {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -41,7 +41,7 @@ impl SampleSummary {
         })
     }
 
-    /// The spread of `amount` per sample, as of operations per second from seconds.
+    /// The summary of `amount` per sample: operations per second from seconds, say.
     pub fn rate(amount: f64, seconds: &[f64]) -> Option<Self> {
         let rates: Vec<f64> = seconds.iter().map(|s| amount / s).collect();
         Self::of(&rates)

@@ -1,4 +1,4 @@
-//! A case made ready to run: its inputs, and a closure that does it once.
+//! A case ready to run: its inputs, and a closure that runs it once.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -27,13 +27,13 @@ use crate::{
 
 /// A case ready to run.
 pub struct Work {
-    /// Does it once.
+    /// Runs the case once.
     pub run: Box<dyn FnMut() + Send>,
-    /// Bytes that it has to read and write: arguments and results, each once.
+    /// Bytes of arguments and results, each counted once.
     pub bytes: f64,
 }
 
-/// Makes the inputs of `case`.
+/// Prepares the inputs of `case`.
 ///
 /// # Errors
 /// `TooLarge` when there is no memory for the cache.
@@ -80,14 +80,14 @@ pub fn prepare(case: &Case) -> Result<Work> {
     }
 }
 
-/// `n` numbers about as a normal distribution has them, which follow from `seed`.
+/// `n` numbers of an approximately normal distribution, determined by `seed`.
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        // Four bytes add up to 510 in the mean, with a deviation of 147.8.
+        // The sum of four uniform bytes has mean 510 and standard deviation 147.8.
         let [a, b, c, d, ..] = state.to_le_bytes().map(f32::from);
         (a + b + c + d - 510.0) / 147.8
     };
@@ -98,7 +98,7 @@ fn narrow(numbers: Vec<f32>) -> Vec<bf16> {
     numbers.into_iter().map(bf16::from_f32).collect()
 }
 
-/// The last `n` of `s` places attend to all before them.
+/// Attention of the last `n` of `s` tokens to themselves and all before them.
 fn attention(heads: Heads, dtype: KvDtype, n: usize, s: usize) -> Result<Work> {
     let shape = KvShape {
         kv_heads: heads.key_value,
@@ -129,7 +129,7 @@ fn attention(heads: Heads, dtype: KvDtype, n: usize, s: usize) -> Result<Work> {
     })
 }
 
-/// Keys and values of the places from `start` on, up to `end`.
+/// Keys and values of the tokens `start..end`.
 fn block(shape: KvShape, start: usize, end: usize) -> Option<PositionedBlock> {
     let mut block = PackedBlock::try_new(shape)?;
     let len = (end - start).min(BLOCK_TOKENS);
@@ -179,7 +179,7 @@ fn normalization(side: usize, channels: usize) -> Work {
     }
 }
 
-/// Operations that look at one token at a time.
+/// Token-wise operations.
 fn tokens(op: Op, rows: usize, channels: usize) -> Work {
     const HALF: usize = 64;
     let (mut x, other) = (numbers(rows * channels, 1), numbers(rows * channels, 2));
@@ -202,7 +202,7 @@ fn tokens(op: Op, rows: usize, channels: usize) -> Work {
             }
         }
         _ => {
-            // The gate is made anew each time, or it would shrink to nothing.
+            // The gate is restored before each run: applied repeatedly, it would underflow to denormals, which are slow.
             let gate = x.clone();
             let run = move || {
                 x.copy_from_slice(&gate);

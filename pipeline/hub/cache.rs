@@ -2,7 +2,7 @@
 //! `snapshots/COMMIT/FILE` links to it, `refs/REVISION` names a commit.
 //!
 //! One folder is added, which Python ignores: `.longreel/COMMIT` lists the files
-//! of a snapshot that was fetched whole, so that a commit needs no network.
+//! of a completely downloaded snapshot, so that a commit needs no network.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -19,7 +19,7 @@ use crate::{
     error::{Context, Result},
 };
 
-/// One repository's part of the cache.
+/// The cache of one repository.
 pub(super) struct RepoCache {
     root: PathBuf,
     locks: PathBuf,
@@ -52,7 +52,7 @@ impl RepoCache {
         Some(commit.trim().to_owned()).filter(|commit| super::is_commit(commit))
     }
 
-    /// The snapshot of `commit`, if it was fetched whole and still is.
+    /// The snapshot of `commit`, if it was downloaded completely and is still complete.
     pub(super) fn recorded_snapshot(&self, commit: &str) -> Option<PathBuf> {
         let names = fs::read_to_string(self.root.join(".longreel").join(commit)).ok()?;
         let dir = self.snapshot(commit);
@@ -62,7 +62,7 @@ impl RepoCache {
             .then_some(dir)
     }
 
-    /// The snapshot of `revision`, if it is recorded as whole or, fetched by
+    /// The snapshot of `revision`, if it is recorded as complete or, downloaded by
     /// another program, has a configuration and all of its weights.
     pub(super) fn whole_snapshot(&self, revision: &str) -> Option<PathBuf> {
         let commit = self.commit_of(revision)?;
@@ -70,12 +70,12 @@ impl RepoCache {
             .or_else(|| Some(self.snapshot(&commit)).filter(|dir| looks_whole(dir)))
     }
 
-    /// Notes that every one of `names` is in the snapshot.
+    /// Records that the snapshot consists of `names`.
     pub(super) fn record(&self, commit: &str, names: &[String]) -> Result<()> {
         write(&self.root.join(".longreel").join(commit), &names.join("\n"))
     }
 
-    /// Notes which commit `revision` means today.
+    /// Records the commit that `revision` refers to.
     pub(super) fn set_reference(&self, revision: &str, commit: &str) -> Result<()> {
         if super::is_commit(revision) {
             return Ok(());
@@ -83,7 +83,7 @@ impl RepoCache {
         write(&self.root.join("refs").join(revision), commit)
     }
 
-    /// Makes `name` of the snapshot the content named `etag`, by a relative link.
+    /// Links `name` of the snapshot to the blob `etag`, by a relative link.
     pub(super) fn link(&self, commit: &str, name: &str, etag: &str) -> Result<()> {
         let link = self.snapshot(commit).join(name);
         let doing = || format!("link {}", link.display());
@@ -106,7 +106,7 @@ impl RepoCache {
         }
     }
 
-    /// Waits until no other process fetches the content named `etag`.
+    /// Waits until no other process downloads the blob `etag`, and locks it.
     pub(super) fn lock(&self, etag: &str, cancel: &Cancel) -> Result<File> {
         let path = self.locks.join(format!("{etag}.lock"));
         let doing = || format!("lock {}", path.display());
@@ -128,7 +128,7 @@ pub(super) fn has_size(path: &Path, size: u64) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == size)
 }
 
-/// Writes a small file by renaming, so that no reader sees half of it.
+/// Writes a small file atomically, by renaming.
 fn write(path: &Path, text: &str) -> Result<()> {
     let doing = || format!("write {}", path.display());
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -139,7 +139,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// A configuration, and every shard that the index names or, without an index, some weights.
+/// Whether there is a configuration, and every shard of the index or, without an index, any weights.
 fn looks_whole(dir: &Path) -> bool {
     let names: Vec<String> = entries(dir)
         .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
@@ -162,7 +162,7 @@ fn looks_whole(dir: &Path) -> bool {
     has("config.json") && weights
 }
 
-/// The files that an index names.
+/// The files that an index lists.
 fn shards(index: &Path) -> Option<Vec<String>> {
     let index: serde_json::Value = serde_json::from_slice(&fs::read(index).ok()?).ok()?;
     index
@@ -173,7 +173,7 @@ fn shards(index: &Path) -> Option<Vec<String>> {
         .collect()
 }
 
-/// Paths in `dir`; none where it cannot be read.
+/// Paths in `dir`; empty where it cannot be read.
 fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(dir)
         .into_iter()
@@ -188,13 +188,13 @@ pub struct CachedModel {
     pub name: String,
     /// The commit of this snapshot.
     pub commit: String,
-    /// Branches and tags that mean this commit.
+    /// Branches and tags that refer to this commit.
     pub revisions: Vec<String>,
     /// The model directory.
     pub path: PathBuf,
     /// Bytes of its files.
     pub bytes: u64,
-    /// Whether nothing is known to be missing.
+    /// Whether no file is known to be missing.
     pub whole: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The three requests that the hub is asked: what is in a revision, what is a
-//! file (HEAD), and its bytes (GET, with Range where a part is here already).
+//! The three requests to the hub: the files of a revision, the metadata of a
+//! file (HEAD), and its bytes (GET, with Range to resume).
 
 use std::{
     fs::{File, OpenOptions},
@@ -22,40 +22,40 @@ use crate::{
     error::{Context, Error, Kind, Result},
 };
 
-/// Longest listing that is read; the largest repositories need about a tenth of it.
+/// Maximum bytes of a listing; the largest repositories need about a tenth.
 const LISTING_BYTES_MAX: u64 = 64 << 20;
 
-/// Redirects followed for one request.
+/// Maximum redirects of one request.
 const REDIRECTS_MAX: usize = 5;
 
-/// Bytes read at a time; between two reads a request to stop is seen.
+/// Bytes read at a time; cancellation is checked between reads.
 const CHUNK_BYTES: usize = 1 << 18;
 
-/// A connection that says nothing for so long is taken for cut.
+/// A connection without data for this long counts as cut.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
-/// The hub, as far as one repository goes.
+/// A client for one repository of the hub.
 pub(super) struct Client<'a> {
     agent: Agent,
     settings: &'a Settings,
     repo: &'a Repo,
 }
 
-/// What a revision holds.
+/// The files of a revision.
 pub(super) struct Listing {
-    /// The commit that the revision means.
+    /// The commit that the revision refers to.
     pub commit: String,
     /// Paths of its files.
     pub files: Vec<String>,
 }
 
-/// What the hub says of a file.
+/// A file's metadata.
 pub(super) struct Metadata {
-    /// Names the content; for large files its SHA-256.
+    /// Identifies the content; for large files its SHA-256.
     pub etag: String,
     /// Bytes.
     pub size: u64,
-    /// On the hub: where it redirects to is valid for an hour only.
+    /// Its URL on the hub: the target of its redirect is valid for an hour only.
     url: String,
 }
 
@@ -72,11 +72,11 @@ struct Sibling {
     rfilename: String,
 }
 
-/// How one attempt at a download went wrong.
+/// The error of one attempt at a download.
 enum Attempt {
     /// Another attempt may help.
     Again(Error),
-    /// It will not.
+    /// Another attempt will not help.
     Never(Error),
 }
 
@@ -143,7 +143,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Name, size and place of a file's content.
+    /// ETag, size and URL of a file's content.
     pub(super) fn metadata(&self, commit: &str, name: &str, cancel: &Cancel) -> Result<Metadata> {
         let url = format!(
             "{}/{}/resolve/{commit}/{}",
@@ -169,7 +169,7 @@ impl<'a> Client<'a> {
         Ok(Metadata { etag, size, url })
     }
 
-    /// Fetches a file into `blob`, going on from `blob.incomplete`; `tell` hears the bytes there are.
+    /// Downloads a file into `blob`, resuming `blob.incomplete`; `tell` receives the bytes so far.
     pub(super) fn download(
         &self,
         meta: &Metadata,
@@ -213,7 +213,7 @@ impl<'a> Client<'a> {
         std::fs::rename(&part, blob).doing(|| format!("rename {}", part.display()))
     }
 
-    /// One request for what is missing.
+    /// One request for the missing bytes.
     fn attempt(
         &self,
         meta: &Metadata,
@@ -239,7 +239,7 @@ impl<'a> Client<'a> {
         if response.status() != StatusCode::PARTIAL_CONTENT
             || range_start(response.headers()) != Some(have)
         {
-            // The whole file comes, or another part of it.
+            // The server ignored the range: the whole file comes, or another part of it.
             file.set_len(0).map_err(written)?;
             if response.status() == StatusCode::PARTIAL_CONTENT {
                 return Err(Attempt::Again(network(
@@ -262,7 +262,7 @@ impl<'a> Client<'a> {
         receive(response.into_body(), meta.size, have, file, tell, cancel)
     }
 
-    /// Runs a small request until it succeeds, or fails for a reason that will stay.
+    /// Repeats a small request until it succeeds, or fails permanently.
     fn patiently<T>(
         &self,
         cancel: &Cancel,
@@ -276,7 +276,7 @@ impl<'a> Client<'a> {
                 Err(Attempt::Never(error)) => return Err(error),
                 Err(Attempt::Again(error)) => {
                     failures += 1;
-                    // A hub that cannot be reached at all is not asked for long.
+                    // An unreachable hub is given up sooner: the cache may suffice.
                     if failures >= self.settings.attempts_max.min(2) {
                         return Err(error);
                     }
@@ -286,7 +286,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Waits before another attempt, unless asked to stop.
+    /// Waits before another attempt, unless cancelled.
     fn pause(&self, cancel: &Cancel) -> Result<()> {
         let step = Duration::from_millis(20);
         let mut left = self.settings.retry_wait;
@@ -298,7 +298,7 @@ impl<'a> Client<'a> {
         cancel.check()
     }
 
-    /// Sends a request, through redirects; gives the last response and the
+    /// Sends a request, following redirects → the last response and the
     /// headers of those before it. The token goes to the hub's own address only.
     fn send(
         &self,
@@ -359,7 +359,7 @@ impl<'a> Client<'a> {
             .map_err(|e| Attempt::Again(unreachable(e)))
     }
 
-    /// The response if it can be worked with, else what to do about it.
+    /// The response if it is a success, else how to proceed.
     fn judged(&self, response: Response<Body>) -> std::result::Result<Response<Body>, Attempt> {
         let status = response.status();
         if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
@@ -376,7 +376,7 @@ impl<'a> Client<'a> {
         )))
     }
 
-    /// What a person can do about a refusal.
+    /// The error for a refused request, with advice.
     fn refusal(&self, status: StatusCode, code: &str) -> Error {
         let Repo { id, revision } = self.repo;
         let endpoint = &self.settings.endpoint;
@@ -492,14 +492,14 @@ fn network(message: String) -> Error {
     Error::new(Kind::Network, message)
 }
 
-/// Message of an error that is about reaching the hub, not about its answer.
+/// Message of an error in reaching the hub, as opposed to its answer.
 const UNREACHABLE: &str = "the hub cannot be reached (HF_HUB_OFFLINE=1 uses the cache alone)";
 
 fn unreachable(error: ureq::Error) -> Error {
     Error::with_source(Kind::Network, UNREACHABLE, error)
 }
 
-/// Whether `error` is about reaching the hub, not about its answer.
+/// Whether `error` is one in reaching the hub, as opposed to its answer.
 pub(super) fn is_unreachable(error: &Error) -> bool {
     error.message() == UNREACHABLE
 }
@@ -518,12 +518,12 @@ fn range_start(headers: &HeaderMap) -> Option<u64> {
         .ok()
 }
 
-/// `W/"abc"` and `"abc"` name the same content: `abc`.
+/// Normalizes an ETag: `W/"abc"` and `"abc"` both become `abc`.
 fn plain_etag(etag: &str) -> String {
     etag.trim_start_matches("W/").trim_matches('"').to_owned()
 }
 
-/// An ETag becomes a file name.
+/// Whether an ETag is safe as a file name.
 fn is_safe_etag(etag: &str) -> bool {
     (1..=128).contains(&etag.len())
         && etag
@@ -531,7 +531,7 @@ fn is_safe_etag(etag: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
-/// A file name of the hub becomes a path below the snapshot.
+/// Whether a file name of the hub is safe as a path below the snapshot.
 fn is_safe_path(name: &str) -> bool {
     let safe = |part: &str| {
         !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0', '\n'])
@@ -539,7 +539,7 @@ fn is_safe_path(name: &str) -> bool {
     name.len() <= 1024 && name.split('/').all(safe)
 }
 
-/// Percent-encodes all of a path but letters, digits, `-._~` and `/`.
+/// Percent-encodes a path, except letters, digits, `-._~` and `/`.
 fn escape(path: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
     path.bytes()
@@ -559,7 +559,7 @@ fn origin(url: &str) -> Option<String> {
     Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?))
 }
 
-/// The address that `location` means on a page at `base` (RFC 3986, section 5.2).
+/// Resolves `location` against the URL `base` (RFC 3986, section 5.2).
 fn join(base: &str, location: &str) -> Option<String> {
     if location.starts_with("https://") || location.starts_with("http://") {
         return Some(location.to_owned());
@@ -605,7 +605,7 @@ fn certificates(path: &Path) -> Result<RootCerts> {
     Ok(RootCerts::new_with_certs(&certificates))
 }
 
-/// A hub on this machine is not asked through a proxy.
+/// Whether the hub is on this machine, and so is not reached through a proxy.
 fn is_loopback(endpoint: &str) -> bool {
     let host = endpoint
         .parse::<Uri>()

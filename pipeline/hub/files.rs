@@ -14,14 +14,14 @@ const EXACT: [&str; 10] = [
     "video_preprocessor_config.json",
 ];
 
-/// Folders in which VILA has the parts of a model.
+/// Folders with the parts of a VILA model.
 const PARTS: [&str; 3] = ["llm/", "vision_tower/", "mm_projector/"];
 
 /// The files of a model directory among `files`, descriptions first, weights last.
 ///
-/// Only the top folder counts, and those of VILA's parts where it has no weights. The weights are the `*.safetensors` files, or
+/// Only the top folder counts, or VILA's part folders where it has no weights. Weights are the `*.safetensors` files, or
 /// the `*.bin` files where there is none; copies of the same weights in another
-/// form (`consolidated.*`, `model.fp16.safetensors`) and what only training
+/// form (`consolidated.*`, `model.fp16.safetensors`) and files that only training
 /// needs are left out.
 pub fn wanted(files: &[String]) -> Vec<String> {
     let mut all = wanted_of(files, "");
@@ -31,7 +31,7 @@ pub fn wanted(files: &[String]) -> Vec<String> {
     all
 }
 
-/// Those of one folder.
+/// The wanted files of one folder.
 fn wanted_of(files: &[String], folder: &str) -> Vec<String> {
     let own = files.iter().filter_map(|name| name.strip_prefix(folder));
     let own: Vec<String> = own
@@ -71,7 +71,7 @@ fn is_description(name: &str) -> bool {
     EXACT.contains(&name) || name.starts_with("tokenizer") || name.starts_with("chat_template")
 }
 
-/// Whether `name` repeats other weights, or is none of the model's.
+/// Whether `name` repeats other weights, or does not belong to the model.
 fn is_copy(name: &str, files: &[String]) -> bool {
     let training = ["training_args.bin", "optimizer.bin", "scheduler.bin"];
     if training.contains(&name) || name.starts_with("consolidated") {

@@ -1,7 +1,7 @@
-//! A directory of clips: mp4 files, their questions, and what they were made by.
+//! A directory of clips: mp4 files, their questions, and the recipe.
 //!
-//! Files appear whole, under names that follow from clip numbers, so that making goes
-//! on where it was stopped: what is there stays.
+//! Files are written whole, under names that follow from clip numbers, so that an interrupted
+//! run is resumed: existing files are kept.
 
 use std::{
     fs,
@@ -30,63 +30,63 @@ use crate::{
     time::{Pts, TimeBase},
 };
 
-/// Most clips of a directory.
+/// Maximum clips of a directory.
 const CLIPS_MAX: u64 = 10_000_000;
-/// Sides that are drawn, pixels.
+/// Allowed picture sides, in pixels.
 const SIDES: std::ops::RangeInclusive<usize> = 16..=4096;
-/// Frames in a second.
+/// Frames per second.
 const RATES: std::ops::RangeInclusive<u32> = 1..=60;
-/// Longest line of questions, bytes: a clip of ten hours has less.
+/// Maximum bytes of a line of questions; a clip of ten hours has less.
 const LINE_BYTES_MAX: u64 = 1 << 26;
 
-/// What a directory holds, as `synth.json` says it.
+/// The content of a directory, as in `synth.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Collection {
-    /// How many clips.
+    /// Number of clips.
     pub clips: u64,
-    /// Pixels of a side.
+    /// Side of the picture, in pixels.
     pub side: usize,
-    /// Frames in a second, a whole number: every whole second has its frame.
+    /// Frames per second, a whole number, so that every whole second has a frame.
     pub fps: u32,
-    /// What they are made by.
+    /// The recipe.
     pub recipe: Recipe,
 }
 
-/// A line of `questions.jsonl`: a clip and what is asked of it.
+/// A line of `questions.jsonl`: a clip and its questions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClipLine {
-    /// The file, from the directory of the list.
+    /// The file, relative to the directory of the list.
     pub video: String,
-    /// Its length.
+    /// Length in seconds.
     pub seconds: u32,
-    /// Frames in a second.
+    /// Frames per second.
     pub fps: u32,
-    /// What its draws began with.
+    /// Seed of its draws.
     pub seed: u64,
-    /// What it is for.
+    /// Its split.
     pub split: Split,
-    /// What happens when.
+    /// Its script.
     pub script: Script,
-    /// What is asked.
+    /// Its questions.
     pub questions: Vec<Question>,
 }
 
-/// What became of a directory.
+/// The result of writing a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClipCounts {
     /// Clips that were written.
     pub written: u64,
-    /// Clips that were there.
+    /// Clips that already existed.
     pub kept: u64,
 }
 
 impl Collection {
-    /// Whether it can be made.
+    /// Checks the options.
     ///
     /// # Errors
-    /// `Usage`, naming the option, its value and what it may be.
+    /// `Usage`, naming the option, its value and the allowed ones.
     pub fn check(&self) -> Result<()> {
         let usage = |message| Err(Error::new(Kind::Usage, message));
         let Self {
@@ -130,11 +130,11 @@ impl Collection {
         }
     }
 
-    /// Prepares `dir` for this collection; `force` removes what was made there by another recipe.
+    /// Prepares `dir` for this collection; `force` removes files of another recipe.
     ///
     /// # Errors
-    /// `Usage` where `dir` holds clips of another recipe, more clips than this, or a list that
-    /// nobody knows the recipe of.
+    /// `Usage` where `dir` holds clips of another recipe, more clips than this, or a list of
+    /// unknown origin.
     pub fn open(&self, dir: &Path, force: bool) -> Result<()> {
         self.check()?;
         let doing = || format!("make the directory {}", dir.display());
@@ -176,10 +176,10 @@ impl Collection {
         }
     }
 
-    /// Writes every clip that `dir` lacks, then the questions of all; `frames` counts.
+    /// Writes the clips missing in `dir`, then the questions of all; `frames` counts written frames.
     ///
     /// # Errors
-    /// `Io` when the disk does not take it, `Interrupted` when `cancel` is set; finished clips stay.
+    /// `Io` when writing fails, `Interrupted` when `cancel` is set; finished clips stay.
     pub fn write(&self, dir: &Path, frames: &Counter, cancel: &Cancel) -> Result<ClipCounts> {
         let written = (0..self.clips)
             .into_par_iter()
@@ -192,7 +192,7 @@ impl Collection {
         })
     }
 
-    /// How many clips were written: 1, or 0 for one that is there.
+    /// Returns the number of clips written: 1, or 0 for an existing one.
     fn write_clip(&self, index: u64, dir: &Path, frames: &Counter, cancel: &Cancel) -> Result<u64> {
         cancel.check()?;
         let path = dir.join(video_name(index));
@@ -242,7 +242,7 @@ impl Collection {
 /// Calls `each` for every line of `dir/questions.jsonl`.
 ///
 /// # Errors
-/// `NotFound` where there is none, `BadInput` for a line that is none of these, naming it.
+/// `NotFound` where there is no such file, `BadInput` for an invalid line, naming it.
 pub fn read_questions(dir: &Path, each: &mut dyn FnMut(ClipLine) -> Result<()>) -> Result<()> {
     let path = dir.join("questions.jsonl");
     let doing = || format!("read {}", path.display());
@@ -259,14 +259,14 @@ pub fn read_questions(dir: &Path, each: &mut dyn FnMut(ClipLine) -> Result<()>) 
     Ok(())
 }
 
-/// Whether `dir` has clips, or a list of some.
+/// Whether `dir` has clips, or a list of clips.
 pub fn holds_clips(dir: &Path) -> bool {
     let lists = ["questions.jsonl", "synth.json"];
     let is_listed = lists.iter().any(|name| dir.join(name).exists());
     is_listed || ours(dir).is_ok_and(|ours| !ours.is_empty())
 }
 
-/// What is wrong with a collection of which nothing is asked.
+/// The error for a collection without questions.
 pub fn no_questions(dir: &Path) -> Error {
     let message = format!("{} has no questions, expected some", dir.display());
     Error::new(Kind::BadInput, message)
@@ -274,29 +274,29 @@ pub fn no_questions(dir: &Path) -> Error {
 
 fn parsed(text: &str) -> Result<ClipLine> {
     let line: ClipLine = serde_json::from_str(text)
-        .map_err(|e| Error::new(Kind::BadInput, format!("no clip with its questions: {e}")))?;
+        .map_err(|e| Error::new(Kind::BadInput, format!("not a clip with questions: {e}")))?;
     line.script.check()?;
     Ok(line)
 }
 
-/// Where clip `index` lies in its directory.
+/// Path of clip `index` in its directory.
 pub fn video_name(index: u64) -> String {
     format!("clips/{index:06}.mp4")
 }
 
-/// Files appear whole; one without a byte is what a power cut leaves.
+/// Files are written whole, but a power cut may leave an empty one.
 fn is_there(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() > 0)
 }
 
-/// Removes what this program makes, and nothing else.
+/// Removes the files that this program writes, and nothing else.
 fn clear(dir: &Path) -> Result<()> {
     ours(dir)?
         .iter()
         .try_for_each(|path| fs::remove_file(path).doing(|| format!("remove {}", path.display())))
 }
 
-/// What `dir` holds under names that this program gives; clips first.
+/// The files of `dir` whose names this program gives, clips first.
 fn ours(dir: &Path) -> Result<Vec<PathBuf>> {
     let clips = dir.join("clips");
     let clips = fs::read_dir(&clips).doing(|| format!("list {}", clips.display()))?;

@@ -1,6 +1,6 @@
-//! A script at one moment as a picture, with smooth edges.
+//! Rendering: a script at one moment as an antialiased picture.
 //!
-//! Only additions, products and comparisons of doubles go into it, so that the same
+//! Only additions, products and comparisons of doubles are used, so that the same
 //! script gives the same bytes on every machine.
 
 use super::{
@@ -12,10 +12,10 @@ use crate::{
     time::{Pts, TimeBase},
 };
 
-/// Points along a side of a pixel at which an outline is looked up.
+/// Samples per axis of a pixel for antialiasing.
 const SAMPLES: usize = 4;
 
-/// The lines of a five-pointed star: their outward normals. All lie [`STAR_LINE`] from its centre.
+/// Outward normals of the lines of a five-pointed star, each at distance [`STAR_LINE`] from its centre.
 const STAR_NORMALS: [[f64; 2]; 5] = [
     [0.0, -1.0],
     [0.951_056_516_295_153_5, -0.309_016_994_374_947_45],
@@ -25,7 +25,7 @@ const STAR_NORMALS: [[f64; 2]; 5] = [
 ];
 /// cos 72° of a star with its points at 1, times [`STAR_SCALE`].
 const STAR_LINE: f64 = 0.309_016_994_374_947_45 * STAR_SCALE;
-/// The star fills its square: five points at 1 leave room at the sides and below.
+/// Scale and shift that make the star fill its square: five points at radius 1 leave room at the sides and below.
 const STAR_SCALE: f64 = 1.05;
 const STAR_DOWN: f64 = 0.09;
 
@@ -49,7 +49,7 @@ pub fn draw(script: &Script, at: Pts, side: usize) -> RgbImage {
     }
 }
 
-/// The pictures at 0 s, 1 s, … of `script`: what `--fps 1` takes of its video, without the codec's losses.
+/// The pictures at 0 s, 1 s, … of `script`: the frames of its video at `--fps 1`, without losses of the codec.
 pub fn whole_seconds(script: &Script, side: usize) -> Vec<RgbImage> {
     const SECOND: TimeBase = TimeBase { num: 1, den: 1 };
     let seconds = 0..i64::from(script.seconds);
@@ -58,7 +58,7 @@ pub fn whole_seconds(script: &Script, side: usize) -> Vec<RgbImage> {
         .collect()
 }
 
-/// Whether a point is in an outline; x and y go from -1 to 1, y downwards.
+/// Whether a point is inside a shape; x and y are from -1 to 1, y downwards.
 fn is_inside(shape: Shape, x: f64, y: f64) -> bool {
     let square = x * x + y * y;
     match shape {
@@ -71,13 +71,13 @@ fn is_inside(shape: Shape, x: f64, y: f64) -> bool {
     }
 }
 
-/// A point beyond one line is in a tip, beyond two it is outside.
+/// A point beyond one line is in a tip; beyond two it is outside.
 fn is_in_star(x: f64, y: f64) -> bool {
     let is_beyond = |[a, b]: &[f64; 2]| a * x + b * y > STAR_LINE;
     STAR_NORMALS.iter().filter(|n| is_beyond(n)).count() <= 1
 }
 
-/// A square picture in the making.
+/// A square picture being drawn.
 struct Canvas {
     side: usize,
     data: Vec<u8>,
@@ -122,7 +122,7 @@ impl Canvas {
         }
     }
 
-    /// Lightest in the middle, nothing at the radius.
+    /// Brightest at the centre, fading to nothing at the radius.
     fn blob(&mut self, blob: &Blob, [cx, cy]: [f64; 2]) {
         let radius = f64::from(blob.radius) / f64::from(SIDE);
         for y in self.touched(cy, radius) {
@@ -137,7 +137,7 @@ impl Canvas {
         }
     }
 
-    /// The same time has the same noise at every frame rate.
+    /// Noise depends on the time, not on the frame number: it is equal at every frame rate.
     fn noise(&mut self, noise: Noise, at: Pts) {
         let micros = i128::from(at.ticks) * i128::from(at.time_base.num) * 1_000_000;
         let micros = micros / i128::from(at.time_base.den);
@@ -154,7 +154,7 @@ impl Canvas {
     }
 }
 
-/// A shape where it stands, in the frame's side.
+/// A shape with its place and size, in units of the frame's side.
 struct Outline {
     shape: Shape,
     centre: [f64; 2],
@@ -162,7 +162,7 @@ struct Outline {
 }
 
 impl Outline {
-    /// How many of a pixel's samples it covers.
+    /// The number of a pixel's samples inside the shape.
     fn samples_inside(&self, x: usize, y: usize, side: usize) -> u32 {
         let place = |pixel: usize, sample: usize, centre: f64| {
             let sample = (sample as f64 + 0.5) / SAMPLES as f64;

@@ -1,11 +1,11 @@
-//! Seeded draws, the same on every machine and in every version.
+//! Seeded random draws, equal on every machine and in every version.
 
 /// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 #[derive(Debug, Clone)]
 pub struct Draws(u64);
 
 impl Draws {
-    /// The stream of `parts`: streams of different parts have nothing to do with one another.
+    /// The stream of `parts`; streams of different parts are independent.
     pub fn new(parts: &[u64]) -> Self {
         let mut draws = Self(0);
         for part in parts {
@@ -25,17 +25,17 @@ impl Draws {
 
     /// A number below `n`; 0 where `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
-        // The quotient of two numbers of 64 bits is below `n`, which is a usize.
+        // The high 64 bits of the product are below `n`, so that they fit a usize.
         ((u128::from(self.bits()) * n as u128) >> 64) as usize
     }
 
-    /// A number from `from` to `to`, both possible.
+    /// A number from `from` to `to`, inclusive.
     pub fn between(&mut self, from: i32, to: i32) -> i32 {
         let span = to.abs_diff(from) as usize;
         from + self.below(span + 1) as i32
     }
 
-    /// One of `choices`, which are at least one.
+    /// One of `choices`, which must not be empty.
     pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }

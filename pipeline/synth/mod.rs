@@ -1,7 +1,7 @@
-//! A synthetic world: short clips of moving shapes, with questions and exact answers.
+//! Synthetic videos: short clips of moving shapes, with questions and exact answers.
 //!
 //! A clip is a pure function of a recipe and its number: the script says what happens
-//! when, everything else (pictures, questions, files) is derived from it.
+//! when, and everything else (pictures, questions, files) is derived from it.
 
 pub mod draws;
 

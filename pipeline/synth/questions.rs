@@ -1,8 +1,8 @@
-//! What can be asked of a script, and the exact answers.
+//! Questions about a script, with exact answers.
 //!
-//! Every answer of a kind but a story comes about equally often, so that a question alone does not
-//! give its answer away: looks, motions and numbers of objects are drawn evenly, and
-//! what would come too often (that something begins with the video) is asked less.
+//! Answers are balanced: within every kind but stories they are about equally frequent, so that a question
+//! does not give its answer away. Appearances, motions and numbers of objects are drawn evenly, and
+//! a too frequent answer (that something begins with the video) is asked for less often.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,25 +11,25 @@ use super::{
     world::{Appearance, Colour, Object, Script, Shape, Shot, words},
 };
 
-/// How often a question of a kind is sought before the clip counts as having none.
+/// Attempts at drawing a question of a kind before the clip counts as having none.
 const TRIES: usize = 64;
 
 words! {
     /// What a question is about.
     QuestionKind {
-        /// The outline of an object.
+        /// The shape of an object.
         Shape = "shape",
-        /// The paint of an object.
+        /// The colour of an object.
         Colour = "colour",
-        /// Where an object goes.
+        /// The direction in which an object moves.
         Motion = "motion",
-        /// How many objects are shown at a time.
+        /// The number of objects at a second.
         Count = "count",
-        /// Which of two comes first, or what follows on something.
+        /// Which of two objects comes first, or what follows an object.
         Order = "order",
-        /// At what second something appears.
+        /// The second at which an object appears.
         When = "when",
-        /// What is shown at a time.
+        /// What is shown at a second.
         WhatAt = "what_at",
         /// One object in one second of a long clip.
         Needle = "needle",
@@ -39,31 +39,31 @@ words! {
 }
 
 impl QuestionKind {
-    /// Whether it is asked where no kinds are named: a story is there to learn from, as much of it is told in one answer.
+    /// Whether it is asked by default. Stories are for training: one answer tells much.
     pub fn is_usual(self) -> bool {
         self != Self::Story
     }
 }
 
-/// A question of a clip, with its answer.
+/// A question about a clip, with its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
-    /// What it is about.
+    /// Its kind.
     pub kind: QuestionKind,
-    /// As a person would ask it.
+    /// The question's text.
     pub question: String,
-    /// Lower case, from a closed set; a story is told in such words.
+    /// The answer: lower case, from a closed set of words.
     pub answer: String,
-    /// Where it is to be seen: the first second, and the first one behind.
+    /// The seconds that show the answer: the first, and the first one after.
     pub time: [u32; 2],
 }
 
 impl Question {
-    /// The question without what is named in it: `What colour is the SHAPE at second N?`
+    /// The question with placeholders for names and numbers: `What colour is the SHAPE at second N?`
     ///
-    /// Answers to one form are of one sort, so its most frequent answer is the best that
-    /// someone can say who sees no video.
+    /// Answers to one form are of one sort, so that its most frequent answer is the best guess
+    /// without the video: the blind baseline.
     pub fn form(&self) -> String {
         let words = self
             .question
@@ -84,7 +84,7 @@ fn form_of(word: &str) -> String {
     format!("{placeholder}{end}")
 }
 
-/// Up to `n` different questions of `kind` about `script`; fewer where it gives no more.
+/// Up to `n` different questions of `kind` about `script`.
 pub fn questions(
     script: &Script,
     kind: QuestionKind,
@@ -104,14 +104,14 @@ pub fn questions(
     asked
 }
 
-/// One object and the shot that it is in.
+/// An object and its shot.
 #[derive(Clone, Copy)]
 struct SeenObject<'s> {
     shot: &'s Shot,
     object: &'s Object,
 }
 
-/// A script, and all that is in it.
+/// A script and the list of its objects.
 struct IndexedScript<'s> {
     script: &'s Script,
     seen: Vec<SeenObject<'s>>,
@@ -128,7 +128,7 @@ impl<'s> IndexedScript<'s> {
         Self { script, seen }
     }
 
-    /// A random question, or none where what was drawn cannot be asked.
+    /// A random question; `None` where the draw has no unambiguous question.
     fn ask(&self, kind: QuestionKind, draws: &mut Draws) -> Option<Question> {
         let is_needle = kind == QuestionKind::Needle;
         if self.seen.is_empty() || is_needle == self.script.blobs.is_empty() {
@@ -191,7 +191,7 @@ impl<'s> IndexedScript<'s> {
         Some((question, answer, seen.time()))
     }
 
-    /// Only of shots in which something could move.
+    /// Motion, only in shots long enough to move.
     fn motion(&self, draws: &mut Draws) -> Option<AnsweredQuestion> {
         let seen = self.unique(draws)?;
         let question = format!("Which way does the {} move?", seen.name());
@@ -220,7 +220,7 @@ impl<'s> IndexedScript<'s> {
         }
     }
 
-    /// What follows on `seen`, where both are alone.
+    /// What follows `seen`, where both are alone in their shots.
     fn after(&self, seen: SeenObject<'_>) -> Option<AnsweredQuestion> {
         let end = seen.alone()?.shot.to;
         let next = self.seen.iter().find(|next| next.shot.from == end)?;
@@ -231,7 +231,7 @@ impl<'s> IndexedScript<'s> {
 
     fn when(&self, draws: &mut Draws) -> Option<AnsweredQuestion> {
         let seen = self.unique(draws)?;
-        // A shot surely begins at 0; at any other second one begins in two clips of five.
+        // Every clip has a shot that begins at 0, but only two of five have one at any other given second.
         if seen.shot.from == 0 && draws.below(5) > 1 {
             return None;
         }
@@ -277,30 +277,30 @@ impl<'s> IndexedScript<'s> {
         ("What happens?".to_owned(), shots.join("; "), time)
     }
 
-    /// An object whose look is seen once in the clip.
+    /// An object whose appearance occurs once in the clip.
     fn unique(&self, draws: &mut Draws) -> Option<SeenObject<'s>> {
         let seen = draws.one_of(&self.seen);
         self.once(|object| object.look == seen.object.look)?;
         Some(seen)
     }
 
-    /// `None` unless one object of the clip is so.
+    /// `None` unless exactly one object of the clip satisfies `is_alike`.
     fn once(&self, is_alike: impl Fn(&Object) -> bool) -> Option<()> {
         let n = self.seen.iter().filter(|s| is_alike(s.object)).count();
         (n == 1).then_some(())
     }
 }
 
-/// Question, answer, and where it is to be seen.
+/// Question, answer, and the seconds that show it.
 type AnsweredQuestion = (String, String, [u32; 2]);
 
 impl SeenObject<'_> {
-    /// `None` where more is shown.
+    /// `None` where the shot has other objects.
     fn alone(self) -> Option<Self> {
         (self.shot.objects.len() == 1).then_some(self)
     }
 
-    /// `None` where nothing else is shown, or another object is so too.
+    /// `None` where the object is alone, or another object of the shot satisfies `is_alike`.
     fn unlike_others(self, is_alike: impl Fn(&Object) -> bool) -> Option<Self> {
         let n = self.shot.objects.iter().filter(|o| is_alike(o)).count();
         (n == 1 && self.shot.objects.len() > 1).then_some(self)
@@ -324,7 +324,7 @@ fn second_of(shot: &Shot, draws: &mut Draws) -> u32 {
     shot.from + draws.below(shot.seconds() as usize) as u32
 }
 
-/// They are named in the order in which they were drawn, which says nothing of time.
+/// Names them in the order in which they were drawn, which is independent of time.
 fn first_of(one: SeenObject<'_>, other: SeenObject<'_>) -> AnsweredQuestion {
     let question = format!(
         "What is shown first, the {} or the {}?",

@@ -1,4 +1,4 @@
-//! How clips are made: a recipe and a number give a clip, always the same one.
+//! Recipes: a recipe and a number determine a clip.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -10,25 +10,25 @@ use super::{
 };
 use crate::error::{Error, Kind, Result};
 
-/// Longest clip, seconds.
+/// Maximum length of a clip, in seconds.
 const SECONDS_MAX: u32 = 36_000;
-/// Strongest noise, levels.
+/// Maximum noise, in levels.
 const NOISE_MAX: u8 = 64;
-/// Most questions of a kind.
+/// Maximum questions of a kind.
 const PER_KIND_MAX: usize = 100;
-/// Most lengths, and most depths.
+/// Maximum lengths, and depths.
 const CHOICES_MAX: usize = 1000;
-/// Scripts that are drawn before none of the split is to be had.
+/// Scripts drawn before giving up on the split.
 const ATTEMPTS: u64 = 10_000;
-/// One of so many stories is for testing.
+/// One in this many stories belongs to the test split.
 const TEST_ONE_OF: u8 = 8;
 
 words! {
-    /// What clips are for.
+    /// The split that a clip belongs to.
     Split {
-        /// To learn from.
+        /// For training.
         Train = "train",
-        /// To measure with.
+        /// For testing.
         Test = "test",
     }
 }
@@ -45,35 +45,35 @@ impl Split {
     }
 }
 
-/// What clips are made by.
+/// The recipe of clips.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Other seeds give other clips.
+    /// The seed.
     pub seed: u64,
-    /// What they are for.
+    /// The split.
     pub split: Split,
-    /// Seconds of a clip; clips take them in turn.
+    /// Lengths in seconds; clips cycle through them.
     pub lengths: Vec<u32>,
-    /// Most objects of a shot, 1 to 3.
+    /// Maximum objects of a shot, 1 to 3.
     pub difficulty: u8,
-    /// One object in one second instead.
+    /// A needle clip: one object, for one second.
     pub needle: bool,
-    /// Where a needle lies, percent of the clip; each for all lengths in turn, anywhere when empty.
+    /// Depths of a needle, percent of the clip; each with all lengths in turn, random when empty.
     pub depths: Vec<u32>,
-    /// Levels of noise, 0 for none.
+    /// Maximum noise, in levels; 0 for none.
     pub noise: u8,
-    /// All backgrounds black.
+    /// Whether all backgrounds are black.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain: bool,
-    /// What is asked; all that is usual and the clips are fit for when empty.
+    /// Kinds of questions; when empty, all default ones that the clips allow.
     pub kinds: Vec<QuestionKind>,
-    /// Questions of each kind for a clip.
+    /// Questions of each kind per clip.
     pub per_kind: usize,
 }
 
 impl Default for Recipe {
-    /// Clips of 16 s to learn from, one object at a time, one question of each kind.
+    /// Training clips of 16 s, one object at a time, one question of each kind.
     fn default() -> Self {
         Self {
             seed: 0,
@@ -90,22 +90,22 @@ impl Default for Recipe {
     }
 }
 
-/// What is shown and asked.
+/// A clip's script and questions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clip {
-    /// What its draws began with.
+    /// Seed of its draws.
     pub seed: u64,
-    /// What happens when.
+    /// The script.
     pub script: Script,
-    /// By kind.
+    /// The questions, by kind.
     pub questions: Vec<Question>,
 }
 
 impl Recipe {
-    /// Whether clips can be made by it.
+    /// Checks the recipe.
     ///
     /// # Errors
-    /// `Usage`, naming the option, its value and what it may be.
+    /// `Usage`, naming the option, its value and the allowed ones.
     pub fn check(&self) -> Result<()> {
         let (seconds, percents) = (u64::from(SECONDS_MAX), 100);
         within_list("--length", &self.lengths, 1, seconds)?;
@@ -117,7 +117,7 @@ impl Recipe {
             return Err(usage("--length is empty, expected seconds".to_owned()));
         }
         if !self.needle && !self.depths.is_empty() {
-            let message = "--depth says where a needle lies, expected --needle with it";
+            let message = "--depth is the depth of a needle, expected --needle with it";
             return Err(usage(message.to_owned()));
         }
         match self.kinds.iter().find(|kind| !self.fits(**kind)) {
@@ -136,7 +136,7 @@ impl Recipe {
         )
     }
 
-    /// Whether its clips can be asked for `kind`: a count that is always one is none.
+    /// Whether its clips allow questions of `kind`: with one object at a time there is nothing to count.
     fn fits(&self, kind: QuestionKind) -> bool {
         match kind {
             QuestionKind::Needle => self.needle,
@@ -167,10 +167,10 @@ impl Recipe {
         }
     }
 
-    /// Clip `index`: scripts are drawn until one is of the split.
+    /// Clip `index`: scripts are drawn until one belongs to the split.
     ///
     /// # Errors
-    /// `Usage` for a recipe that [`Recipe::check`] refuses, and where no script of the split was found.
+    /// `Usage` for a recipe that [`Recipe::check`] refuses, and when no script of the split was found.
     pub fn clip(&self, index: u64) -> Result<Clip> {
         self.check()?;
         let (seconds, world) = (self.seconds(index), self.world(index));
@@ -205,7 +205,7 @@ impl Recipe {
     }
 }
 
-/// Number `index` of `choices` repeated for ever.
+/// Element `index` of the endless repetition of `choices`.
 fn in_turn(choices: &[u32], index: u64) -> Option<u32> {
     let at = index.checked_rem(choices.len() as u64)?;
     choices.get(at as usize).copied()

@@ -1,22 +1,22 @@
-//! How good answers are: exact matches, and what someone reaches who saw no video.
+//! Scoring of answers: exact matches, and the blind baseline.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// An answer as it is compared: without blanks around it, in lower case, without a final full stop.
+/// The normal form for comparison: trimmed, lower case, without a final full stop.
 pub fn normalized(answer: &str) -> String {
     let answer = answer.trim();
     let answer = answer.strip_suffix('.').unwrap_or(answer);
     answer.trim_end().to_lowercase()
 }
 
-/// Whether two answers are the same once both are [`normalized`].
+/// Whether two answers are equal after [`normalized`].
 pub fn is_exact(said: &str, expected: &str) -> bool {
     normalized(said) == normalized(expected)
 }
 
-/// Questions asked, and how many were answered exactly.
+/// Numbers of questions and of exact answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Score {
     /// Questions.
@@ -26,7 +26,7 @@ pub struct Score {
 }
 
 impl Score {
-    /// Exact answers of one question; 0 where nothing was asked.
+    /// Share of exact answers; 0 where nothing was asked.
     pub fn share(self) -> f64 {
         self.right as f64 / self.asked.max(1) as f64
     }
@@ -45,17 +45,17 @@ pub fn scores<'a>(
     scores
 }
 
-/// The most frequent answer: the best that can be said without looking.
+/// The blind baseline: always giving the most frequent answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Prior {
-    /// What is said; of equally frequent answers the first by letters.
+    /// The answer; on ties the alphabetically first.
     pub answer: String,
-    /// What saying it always is worth.
+    /// Its score.
     #[serde(flatten)]
     pub score: Score,
 }
 
-/// The priors of `(kind, answer)`, by kind. Whatever stands for the kind (say, a question's form) is told apart.
+/// The baselines of `(kind, answer)`, by kind, which may be any grouping (such as a question's form).
 pub fn priors<'a>(
     answers: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> BTreeMap<String, Prior> {
@@ -73,7 +73,7 @@ pub fn priors<'a>(
 /// `None` where nothing was asked.
 fn prior(counts: BTreeMap<String, u64>) -> Option<Prior> {
     let asked = counts.values().sum();
-    // The last of the largest counts wins, so letters go backwards.
+    // max_by_key takes the last maximum: reversed, that is the alphabetically first answer.
     let (answer, right) = counts.into_iter().rev().max_by_key(|(_, n)| *n)?;
     Some(Prior {
         answer,

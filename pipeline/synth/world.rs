@@ -1,8 +1,8 @@
-//! What happens when: the script of a clip, drawn from seeded rules.
+//! Scripts of clips (what happens when), drawn from seeded rules.
 //!
-//! A script is a run of shots of whole seconds. In a shot one to three objects stand
-//! or move, each in a lane of its own, so that none ever covers another. A needle's
-//! script has one object in one second, and grey blobs that drift all the time.
+//! A script is a sequence of shots of whole seconds. In a shot one to three objects stand
+//! or move, each in a lane of its own, so that they never overlap. A needle's
+//! script has one object for one second, and grey blobs that drift throughout.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,18 +12,18 @@ use crate::{
     time::Pts,
 };
 
-/// Per mille of the frame's side: places and sizes are whole numbers of these.
+/// The frame's side in units of positions and sizes, which are integers: per mille.
 pub const SIDE: i32 = 1000;
-/// Longest shot, seconds.
+/// Maximum length of a shot, in seconds.
 const SHOT_SECONDS_MAX: u32 = 4;
-/// Free space between an object and the end of its lane, per mille of the side.
+/// Space between an object and the end of its lane, per mille of the side.
 const MARGIN: i32 = 10;
-/// Sizes of an object where one, two or three are shown, per mille of the side.
+/// Range of sizes of an object where one, two or three are shown, per mille of the side.
 const SIZES: [(i32, i32); 3] = [(500, 560), (400, 440), (250, 280)];
-/// Blobs of a needle's clip.
+/// Number of blobs in a needle clip.
 const N_BLOBS: usize = 6;
 
-/// Declares a closed set with the word of each member, which is also what it is written as.
+/// Declares an enum with a word for each variant, which is also its serialized form.
 macro_rules! words {
     ($(#[$about:meta])* $name:ident { $($(#[$of:meta])* $member:ident = $word:literal,)+ }) => {
         $(#[$about])*
@@ -36,7 +36,7 @@ macro_rules! words {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$member),+];
 
-            /// The word for it.
+            /// The variant's word.
             pub fn word(self) -> &'static str {
                 match self {
                     $(Self::$member => $word,)+
@@ -48,17 +48,17 @@ macro_rules! words {
 pub(super) use words;
 
 words! {
-    /// Outline of an object.
+    /// Shape of an object.
     Shape {
-        /// A full disc.
+        /// A filled disc.
         Circle = "circle",
-        /// Upright.
+        /// Axis-aligned.
         Square = "square",
         /// Point up.
         Triangle = "triangle",
         /// Five points.
         Star = "star",
-        /// Four equal arms, upright.
+        /// Four equal arms, axis-aligned.
         Cross = "cross",
         /// A disc with a hole.
         Ring = "ring",
@@ -66,7 +66,7 @@ words! {
 }
 
 words! {
-    /// Paint of an object.
+    /// Colour of an object.
     Colour {
         /// 225, 40, 40.
         Red = "red",
@@ -88,23 +88,23 @@ words! {
 }
 
 words! {
-    /// Where an object goes during its shot; the words are those of answers.
+    /// Motion of an object during its shot; the words are those of answers.
     Motion {
-        /// Nowhere.
+        /// No motion.
         Still = "it stands still",
-        /// To smaller x.
+        /// Towards smaller x.
         Left = "left",
-        /// To larger x.
+        /// Towards larger x.
         Right = "right",
-        /// To smaller y.
+        /// Towards smaller y.
         Up = "up",
-        /// To larger y.
+        /// Towards larger y.
         Down = "down",
     }
 }
 
 words! {
-    /// What is behind the objects of a shot: one dark colour.
+    /// Background of a shot: one dark colour.
     Background {
         /// 16, 16, 16.
         Black = "black",
@@ -148,12 +148,12 @@ impl Background {
     }
 }
 
-/// What an object is called: "red circle".
+/// Colour and shape of an object, which name it: "red circle".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Appearance {
-    /// Its paint.
+    /// Its colour.
     pub colour: Colour,
-    /// Its outline.
+    /// Its shape.
     pub shape: Shape,
 }
 
@@ -182,10 +182,10 @@ impl Appearance {
 /// One object during one shot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
-    /// What it is called.
+    /// Its appearance.
     #[serde(flatten)]
     pub look: Appearance,
-    /// Where it goes.
+    /// Its motion.
     pub motion: Motion,
     /// Its width and height, per mille of the frame's side.
     pub size: i32,
@@ -195,52 +195,52 @@ pub struct Object {
     pub to: [i32; 2],
 }
 
-/// What is shown from one whole second to another.
+/// What is shown between two whole seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shot {
     /// The first second.
     pub from: u32,
-    /// The first second behind it.
+    /// The first second after it.
     pub to: u32,
-    /// Behind the objects.
+    /// The background.
     pub background: Background,
-    /// None to three.
+    /// No to three objects.
     pub objects: Vec<Object>,
 }
 
-/// A grey thing without an edge that drifts and is turned back at the frame's borders.
+/// A soft grey disc that drifts and is reflected at the frame's borders.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blob {
     /// Its radius, per mille of the side.
     pub radius: i32,
-    /// How light its middle is, of 255.
+    /// Brightness of its centre, of 255.
     pub level: u8,
     /// Its centre at 0 s, per mille of the side.
     pub from: [i32; 2],
-    /// Per mille of the side in a second.
+    /// Velocity, per mille of the side per second.
     pub velocity: [i32; 2],
 }
 
-/// Levels of noise that are added to every channel of every pixel.
+/// Noise that is added to every channel of every pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Noise {
-    /// At most so many levels up or down.
+    /// Maximum deviation, in levels.
     pub level: u8,
-    /// Which noise.
+    /// Seed of the noise.
     pub seed: u64,
 }
 
-/// What happens when in a clip.
+/// The script of a clip.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Script {
     /// Its length.
     pub seconds: u32,
-    /// One behind the other, from 0 to the end.
+    /// The shots, consecutive from 0 to the end.
     pub shots: Vec<Shot>,
-    /// What distracts from a needle.
+    /// Distractors of a needle clip.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blobs: Vec<Blob>,
-    /// Absent in clean pictures.
+    /// The noise, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub noise: Option<Noise>,
 }
@@ -251,14 +251,14 @@ impl Shot {
         self.to - self.from
     }
 
-    /// The share of it that has passed at a time.
+    /// The fraction of the shot that has passed at a time.
     fn passed(&self, at: Pts) -> f64 {
         let (num, den) = (i128::from(at.time_base.num), i128::from(at.time_base.den));
         let passed = i128::from(at.ticks) * num - i128::from(self.from) * den;
         passed as f64 / (i128::from(self.seconds()) * den) as f64
     }
 
-    /// The centre `[x, y]` of `object` at a time within the shot, in the frame's side.
+    /// The centre `[x, y]` of `object` at a time within the shot, in units of the frame's side.
     pub fn centre(&self, object: &Object, at: Pts) -> [f64; 2] {
         let share = self.passed(at);
         [0, 1].map(|axis| {
@@ -276,7 +276,7 @@ impl Blob {
             && self.velocity.iter().all(|v| speeds.contains(v))
     }
 
-    /// Its centre `[x, y]`, in the frame's side.
+    /// Its centre `[x, y]`, in units of the frame's side.
     pub fn centre(&self, at: Pts) -> [f64; 2] {
         let seconds = at.seconds();
         [0, 1].map(|axis| {
@@ -291,7 +291,7 @@ fn are_in_frame(places: &[[i32; 2]]) -> bool {
     coordinates.all(|at| (0..=SIDE).contains(at))
 }
 
-/// A way along a line, turned back at 0 and 1.
+/// A coordinate reflected at 0 and 1.
 fn folded(way: f64) -> f64 {
     let there_and_back = way.rem_euclid(2.0);
     if there_and_back > 1.0 {
@@ -302,7 +302,7 @@ fn folded(way: f64) -> f64 {
 }
 
 impl Script {
-    /// The shot that is on at a time; the last one behind the end, the first before the beginning.
+    /// The shot at a time; the last one after the end, the first before the beginning.
     pub fn shot_at(&self, at: Pts) -> &Shot {
         let second = i128::from(at.ticks) * i128::from(at.time_base.num);
         let second = second.div_euclid(i128::from(at.time_base.den));
@@ -311,7 +311,7 @@ impl Script {
         &self.shots[n.max(1) - 1]
     }
 
-    /// Whether it can be drawn: shots follow one another from 0 to the end, everything has a size and lies in the frame.
+    /// Checks that it can be drawn: shots are consecutive from 0 to the end, everything has a size and lies in the frame.
     ///
     /// # Errors
     /// `BadInput`, naming the shot.
@@ -344,10 +344,10 @@ impl Script {
         }
     }
 
-    /// What is told in it, without where things stand and what is behind them.
+    /// The story: what happens, without positions and backgrounds.
     ///
-    /// Clips of one story can be asked the same, with the same answers. A needle's story has its blobs:
-    /// there are few needles otherwise, and a benchmark wants each at every depth.
+    /// Clips with one story have the same questions and answers. A needle's story includes its blobs:
+    /// there are few needles otherwise, and a benchmark needs each at every depth.
     pub fn story(&self) -> String {
         let mut story = format!("{} s", self.seconds);
         for shot in &self.shots {
@@ -373,17 +373,17 @@ impl Object {
     }
 }
 
-/// What the world is like.
+/// The kind of script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum World {
-    /// Shots with one up to so many objects, 1 to 3.
+    /// Shots with one up to `n_objects_max` objects.
     Shots {
-        /// Most objects of a shot.
+        /// Maximum objects of a shot, 1 to 3.
         n_objects_max: usize,
     },
-    /// One object in one second.
+    /// One object for one second.
     Needle {
-        /// Where the second lies, percent of the clip from its beginning; anywhere when absent.
+        /// Depth of that second, percent of the clip; random when absent.
         depth: Option<u32>,
     },
 }
@@ -421,7 +421,7 @@ fn shots(seconds: u32, n_objects_max: usize, draws: &mut Draws) -> Script {
     }
 }
 
-/// The object is on for one second; what is behind it stays the same.
+/// One object for one second on a constant background.
 fn needle(seconds: u32, depth: Option<u32>, draws: &mut Draws) -> Script {
     let last = seconds - 1;
     let anywhere = draws.below(seconds as usize) as u32;
@@ -457,11 +457,11 @@ fn blob(draws: &mut Draws) -> Blob {
     }
 }
 
-/// Looks in random order, none twice before all had their turn, and none in two shots that follow one another.
+/// Appearances in random order: none repeats before all have occurred, and none occurs in two consecutive shots.
 #[derive(Default)]
 struct Deck {
     left: Vec<Appearance>,
-    /// Of this shot and the one before.
+    /// Appearances of this shot and the one before.
     recent: Vec<Appearance>,
 }
 
@@ -490,7 +490,7 @@ impl Deck {
     }
 }
 
-/// Lanes lie side by side, or one above the other; objects move along their lane.
+/// Lanes are columns or rows of the frame; objects move along their lane.
 fn shot(seconds: std::ops::Range<u32>, looks: &[Appearance], draws: &mut Draws) -> Shot {
     let along = draws.below(2);
     let background = draws.one_of(Background::ALL);
@@ -519,21 +519,21 @@ fn shot(seconds: std::ops::Range<u32>, looks: &[Appearance], draws: &mut Draws) 
 struct Lane {
     /// 0: along x, 1: along y.
     along: usize,
-    /// Where it begins across the axis.
+    /// Where it begins across its axis.
     from: i32,
     to: i32,
-    /// Of what is in it.
+    /// Size of its object.
     size: i32,
 }
 
 impl Lane {
-    /// Five motions come equally often, whichever way lanes lie: still, and two along each axis.
+    /// The five motions are equally frequent, whichever way lanes run: still, and two along each axis.
     fn object(&self, look: Appearance, can_move: bool, draws: &mut Draws) -> Object {
         let half = self.size / 2 + MARGIN;
         let across = draws.between(self.from + half, self.to - half);
         let chance = draws.below(5);
         let place = draws.between(half, SIDE - half);
-        // Nearly the whole way: a step is seen from one second to the next in the longest shot.
+        // Nearly the full length of the lane: even in the longest shot the motion shows from one second to the next.
         let slack = draws.between(0, 20);
         let (low, high) = (half + slack, SIDE - half - slack);
         let (motion, from, to) = match chance {

@@ -1,4 +1,4 @@
-//! A stage of training as written: `configs/train/*.toml`.
+//! Configuration of a training stage: `configs/train/*.toml`.
 
 use std::path::PathBuf;
 
@@ -16,62 +16,62 @@ use crate::{
     train::config_file::{ConfigFile, MOST, a_hundred, bad, check_counts},
 };
 
-/// Most tokens of a row.
+/// Maximum tokens of a row.
 const ROW_MOST: u64 = 1 << 24;
 
-/// Most tokens of a batch, which is in memory as a whole.
+/// Maximum tokens of a batch, which is in memory as a whole.
 const BATCH_MOST: u64 = 1 << 28;
 
-/// One stage.
+/// One training stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// One line for people.
+    /// A description for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Where the network comes from.
     pub model: ModelConfig,
-    /// What it learns from.
+    /// The training data.
     pub data: DataConfig,
-    /// Steps in all.
+    /// Total steps.
     pub steps: u64,
-    /// Of the first weights, and of the order of lines.
+    /// Seed of the initial weights and of the order of lines.
     #[serde(default)]
     pub seed: u64,
-    /// A checkpoint every so many steps.
+    /// Steps between checkpoints.
     #[serde(default = "a_hundred")]
     pub checkpoint_every: u64,
-    /// The held-out lines are looked at every so many steps.
+    /// Steps between evaluations of the held-out lines.
     #[serde(default = "a_hundred")]
     pub evaluate_every: u64,
     /// Loss, optimizer, learning rate.
     pub recipe: TrainingRecipe,
 }
 
-/// Where a network comes from.
+/// The network to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A model file: random weights, or those of `init` and random ones for the codes that it does not read.
+    /// A model file: random weights, or those of `init`, with random ones for codes that `init` does not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<PathBuf>,
-    /// A model directory, whose weights are trained on.
+    /// A model directory whose weights are trained further.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// A directory that has tokenizer.json or tokenizer.model; that of `init` when absent.
+    /// A directory with tokenizer.json or tokenizer.model; that of `init` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
     /// A model directory whose VQGAN the trained model keeps; that of `init` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vqgan: Option<PathBuf>,
-    /// Random weights: the embedding of each code is a projection of its row of the codebook, so that codes that look
-    /// alike begin alike.
+    /// With random weights: the embedding of each code is a projection of its codebook row, so that codes that look
+    /// alike have similar initial embeddings.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub codes_from_codebook: bool,
-    /// Another base of the positions' frequencies than the model has: longer contexts take larger ones.
+    /// RoPE theta in place of the model's; longer contexts take larger ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
-    /// Another longest context.
+    /// Maximum context in place of the model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_position_embeddings: Option<usize>,
     /// Standard deviation of random weights (`initializer_range`).
@@ -79,7 +79,7 @@ pub struct ModelConfig {
     pub initializer_range: f32,
 }
 
-/// What a network learns from.
+/// The training data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
@@ -91,25 +91,25 @@ pub struct DataConfig {
     /// The same fields for all lines, e.g. `[question],[vision],answer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fields: Option<String>,
-    /// Where each line names its own.
+    /// The key under which each line lists its fields.
     #[serde(default = "fields_key")]
     pub fields_key: String,
     /// How examples become rows.
     pub dealing: BatchLayout,
-    /// Of rows that are filled up or cut off.
+    /// Loss alignment of padded rows.
     #[serde(default)]
     pub pad_rule: PadRule,
-    /// Tokens of a row.
+    /// Tokens per row.
     pub seq_length: usize,
-    /// Rows of a batch.
+    /// Rows per batch.
     pub rows: usize,
-    /// Batches whose gradients make one step.
+    /// Batches per step (gradient accumulation).
     #[serde(default = "one")]
     pub batches_per_step: usize,
-    /// Most frames of a vision field, spread evenly.
+    /// Maximum frames of a vision field, spread evenly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_frames_max: Option<usize>,
-    /// Lines in another order in every pass; in their own when false, as upstream.
+    /// Shuffles lines in every pass; when false they keep their order, as upstream.
     #[serde(default)]
     pub shuffle: bool,
 }
@@ -185,7 +185,7 @@ impl ConfigFile for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Where the fields of lines are named.
+    /// Where the fields of lines are listed.
     pub fn fields(&self) -> FieldsOf {
         match &self.data.fields {
             Some(fields) => FieldsOf::All(fields.clone()),

@@ -1,4 +1,4 @@
-//! What the configurations of runs have in common: they are TOML, name files beside them, and are checked before
+//! Configuration files of training runs: TOML with paths relative to the file, checked before
 //! anything runs.
 
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Context, Error, Kind, Result};
 
-/// Most of anything that is counted.
+/// Upper limit of any count.
 pub const MOST: u64 = 1 << 40;
 
-/// A configuration as written.
+/// A configuration file.
 pub trait ConfigFile: DeserializeOwned {
     /// # Errors
-    /// `BadInput` naming the key, its value and what it may be.
+    /// `BadInput` naming the key, its value and the allowed ones.
     fn validate(&self) -> Result<()>;
 
     /// The files and folders that it names.
@@ -47,10 +47,10 @@ pub trait ConfigFile: DeserializeOwned {
     }
 }
 
-/// `(key, value, most)`: each from 1 on.
+/// Checks `(key, value, most)`: each value must be from 1 to `most`.
 ///
 /// # Errors
-/// `BadInput` naming the first that is not.
+/// `BadInput` naming the first invalid one.
 pub fn check_counts(counts: &[(&str, u64, u64)]) -> Result<()> {
     let wrong = counts.iter().find(|(_, n, most)| !(1..=*most).contains(n));
     wrong.map_or(Ok(()), |(key, n, most)| {
@@ -58,12 +58,12 @@ pub fn check_counts(counts: &[(&str, u64, u64)]) -> Result<()> {
     })
 }
 
-/// The interval of checkpoints and evaluations, where nothing is written.
+/// The default interval of checkpoints and evaluations.
 pub fn a_hundred() -> u64 {
     100
 }
 
-/// What cannot be, in a configuration.
+/// The error for an invalid configuration.
 pub fn bad(message: String) -> Error {
     Error::new(Kind::BadInput, message)
 }

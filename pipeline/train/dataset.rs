@@ -1,5 +1,5 @@
-//! Files of JSON lines as an endless row of examples: any of them can be gone back to, and what is no example is
-//! counted and named.
+//! Files of JSON lines as an endless sequence of examples with random access; invalid lines are
+//! counted and reported.
 
 use std::{
     collections::HashSet,
@@ -19,34 +19,34 @@ use crate::{
     reel::ReelReader,
 };
 
-/// Longest line, in bytes: a million codes.
+/// Maximum bytes of a line: a million codes.
 const LINE_BYTES_MAX: u64 = 64 << 20;
 
-/// How many lines that are no examples are named.
+/// Invalid lines that are reported by name.
 const NAMED: usize = 5;
 
 /// One line of a file.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     file: usize,
-    /// From 0; upstream chooses among alternatives by it.
+    /// Line number from 0; upstream chooses among alternatives by it.
     line: u64,
     start: u64,
     bytes: u64,
 }
 
-/// Lines of files, in their order or another one in every pass.
+/// The lines of files, in order or shuffled in every pass.
 pub struct Dataset {
     files: Vec<(PathBuf, File)>,
     places: Vec<Place>,
     order: Order,
-    /// Numbers of the lines that were no examples.
+    /// Numbers of the invalid lines.
     skipped: HashSet<usize>,
     named: Vec<String>,
 }
 
 impl Dataset {
-    /// Finds the lines of `paths`: 32 bytes of memory each.
+    /// Indexes the lines of `paths`, with 32 bytes of memory each.
     ///
     /// # Errors
     /// `NotFound` or `Io` for a file that cannot be read, `BadInput` where there is no line.
@@ -81,20 +81,20 @@ impl Dataset {
         })
     }
 
-    /// Lines of one pass.
+    /// Number of lines of one pass.
     pub fn n_lines(&self) -> usize {
         self.places.len()
     }
 
-    /// How many lines were no examples so far, and the first few of them with the reason.
+    /// The number of invalid lines so far, and the first few of them with the reason.
     pub fn skipped(&self) -> (usize, &[String]) {
         (self.skipped.len(), &self.named)
     }
 
-    /// The first example at or behind the place `number` of the endless row, and the place behind it.
+    /// The first valid example at or after index `number` of the endless sequence, and the index after it.
     ///
     /// # Errors
-    /// `BadInput` when a whole pass has no example, with the reason of the first line.
+    /// `BadInput` when a whole pass has no valid example, with the reason for the first line.
     pub fn example(&mut self, mut number: u64, rules: &ExampleRules) -> Result<(Example, u64)> {
         for _ in 0..self.places.len() {
             let at = self.order.at(number, self.places.len());
@@ -116,7 +116,7 @@ impl Dataset {
         Err(Error::new(Kind::BadInput, message))
     }
 
-    /// What a line says; the reels that it names lie beside its file.
+    /// The example of a line; reels that it names are relative to its file.
     fn example_of(&self, line: &[u8], at: usize, rules: &ExampleRules) -> Result<Example> {
         let place = self.places[at];
         let folder = self.files[place.file].0.parent().unwrap_or(Path::new(""));
@@ -127,11 +127,11 @@ impl Dataset {
             ..*rules
         };
         let line = std::str::from_utf8(line)
-            .map_err(|e| Error::with_source(Kind::BadInput, "it is no text", e))?;
+            .map_err(|e| Error::with_source(Kind::BadInput, "it is not valid UTF-8", e))?;
         rules.example(line, place.line)
     }
 
-    /// Counts the example at place `number` as none: it has `tokens` tokens, a row holds `seq_length` and one.
+    /// Marks the example at index `number` as too long: it has `tokens` tokens, a row holds `seq_length` and one.
     pub fn skip_long(&mut self, number: u64, tokens: usize, seq_length: usize) {
         let message = format!(
             "it has {tokens} tokens, expected at most {}",
@@ -141,7 +141,7 @@ impl Dataset {
         self.skip(at, &Error::new(Kind::TooLarge, message));
     }
 
-    /// Counts the line of number `at` as none; it comes again in every pass, and is counted and named once.
+    /// Marks line `at` as invalid; it recurs in every pass, and is counted and reported once.
     fn skip(&mut self, at: usize, error: &Error) {
         let place = self.places[at];
         if self.skipped.insert(at) && self.named.len() < NAMED {
@@ -187,7 +187,7 @@ fn lines_of(file: usize, opened: &File) -> Result<Vec<Place>> {
     }
 }
 
-/// Bytes of the next line with its end; 0 at the end of the file.
+/// Bytes of the next line with its line end; 0 at the end of the file.
 fn skip_line(reader: &mut impl BufRead) -> Result<u64> {
     let mut bytes = 0;
     loop {
@@ -205,17 +205,17 @@ fn skip_line(reader: &mut impl BufRead) -> Result<u64> {
     }
 }
 
-/// An endless row of the numbers below one, pass after pass: any place of it can be gone back to.
+/// An endless sequence of permutations of the numbers below `n`, with random access.
 #[derive(Debug)]
 pub struct Order {
     seed: Option<u64>,
-    /// The pass whose order `numbers` is.
+    /// The pass that `numbers` belongs to.
     pass: Option<u64>,
     numbers: Vec<u32>,
 }
 
 impl Order {
-    /// In another order in every pass, by a seed; rising where there is none.
+    /// Shuffled in every pass with a seed; in order without one.
     pub fn new(seed: Option<u64>) -> Self {
         Self {
             seed,
@@ -224,7 +224,7 @@ impl Order {
         }
     }
 
-    /// Which of `n` things stands at `place`; `n` is the same at every call.
+    /// The number at index `place` of the sequence; `n` must be equal in all calls.
     pub fn at(&mut self, place: u64, n: usize) -> usize {
         let (pass, at) = (place / n as u64, (place % n as u64) as usize);
         let Some(seed) = self.seed else {
@@ -238,7 +238,7 @@ impl Order {
     }
 }
 
-/// The numbers below `n` in the order of pass `pass` (Fisher and Yates, 1938).
+/// The numbers below `n`, shuffled for pass `pass` (Fisher and Yates, 1938).
 fn shuffled(n: u32, seed: u64, pass: u64) -> Vec<u32> {
     let mut numbers = ChaCha8Rng::seed_from_u64(seed);
     numbers.set_stream(pass);
@@ -252,7 +252,7 @@ fn shuffled(n: u32, seed: u64, pass: u64) -> Vec<u32> {
 /// The codes of all frames of the reel at `path`.
 ///
 /// # Errors
-/// `BadInput` for a reel without codes, or with those of another codebook.
+/// `BadInput` for a reel without codes, or with codes of another codebook.
 pub fn codes_of_reel(path: &Path, grid: usize, codebook: usize) -> Result<Vec<u32>> {
     let doing = || format!("read the reel {}", path.display());
     let mut reel = ReelReader::open(path)?;

@@ -39,15 +39,15 @@ use crate::{
     },
 };
 
-/// Files of a checkpoint: parameters, what the optimizer remembered, and the tokens of the stream that waited, with
-/// their loss (`ids`, `vision`, `loss`).
+/// Files of a checkpoint: parameters, the optimizer's state, and the buffered tokens of the stream with
+/// their loss weights (`ids`, `vision`, `loss`).
 const FILES: [&str; 3] = [
     "parameters.safetensors",
     "moments.safetensors",
     "stream.safetensors",
 ];
 
-/// What is drawn.
+/// The curves of the plot.
 const CURVES: [Curve<Figures>; 3] = [
     ("text, trained on", |f| (!f.held_out).then_some(f.text_loss)),
     ("text, held out", |f| f.held_out.then_some(f.text_loss)),
@@ -56,38 +56,38 @@ const CURVES: [Curve<Figures>; 3] = [
     }),
 ];
 
-/// Where a run stands, beside its numbers.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Standing {
     /// Steps done.
     pub step: u64,
-    /// Place of the next example in the endless row of lines.
+    /// Index of the next example in the endless sequence of lines.
     pub next_example: u64,
     /// Tokens read.
     pub tokens: u64,
 }
 
-/// What a run needs beside its configuration.
+/// The inputs of a run.
 pub struct Job {
-    /// The stage.
+    /// Its configuration.
     pub config: TrainConfig,
-    /// What the network is made of; weights come by `config.model`.
+    /// The specification of the network; weights come from `config.model`.
     pub spec: ModelSpec,
-    /// Text to ids.
+    /// The tokenizer.
     pub tokenizer: Tokenizer,
     /// The threads of each rank.
     pub pools: Vec<ThreadPool>,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// Where it stands.
+    /// Its progress.
     pub standing: Standing,
     /// Figures of the last step.
     pub last: Option<Figures>,
-    /// Lines that were no examples, trained on or held out.
+    /// Invalid lines, of training or held-out files.
     pub skipped_lines: usize,
     /// The first few of them, with the reason.
     pub skipped: Vec<String>,
@@ -96,7 +96,7 @@ pub struct Outcome {
 /// The specification of the network that `config` trains.
 ///
 /// # Errors
-/// `BadInput` for a specification or a directory that cannot be read, for two that do not go together, and for rows
+/// `BadInput` for a specification or a directory that cannot be read, for two that do not match, and for rows
 /// longer than the context.
 pub fn spec_of(config: &TrainConfig) -> Result<ModelSpec> {
     let of_init = config.model.init.as_ref();
@@ -134,7 +134,7 @@ pub fn spec_of(config: &TrainConfig) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-/// Whether weights of the model `of_init` are some of those of `spec`, which may read codes beside and reach further.
+/// Checks that the weights of `of_init` fit `spec`, which may additionally read codes and have a longer context.
 fn check_alike(spec: &ModelSpec, of_init: &ModelSpec) -> Result<()> {
     let decoder = DecoderSpec {
         vision_vocab_size: of_init
@@ -165,7 +165,7 @@ fn check_alike(spec: &ModelSpec, of_init: &ModelSpec) -> Result<()> {
         })
 }
 
-/// Where the tokenizer of `config` lies.
+/// The directory of the tokenizer.
 pub fn tokenizer_of(config: &TrainConfig) -> Option<&PathBuf> {
     config
         .model
@@ -174,12 +174,12 @@ pub fn tokenizer_of(config: &TrainConfig) -> Option<&PathBuf> {
         .or(config.model.init.as_ref())
 }
 
-/// Trains, or goes on where an earlier run stopped; `tell` hears of every step.
+/// Trains, or resumes an earlier run; `tell` receives the figures of every step.
 ///
 /// On Ctrl-C a checkpoint is written first.
 ///
 /// # Errors
-/// `Compute` for a loss that is NaN or infinite, `Interrupted` when told to stop; the last checkpoint stays.
+/// `Compute` for a loss that is NaN or infinite, `Interrupted` on request; the last checkpoint stays.
 pub fn train(
     job: Job,
     run: &RunDirectory,
@@ -250,7 +250,7 @@ impl Training {
             stream,
             standing,
         };
-        // Before the first step, not behind it.
+        // Checked before the first step, so that bad held-out files do not end a run later.
         training.held_out_batches()?;
         Ok(training)
     }
@@ -312,7 +312,7 @@ impl Training {
         Ok(())
     }
 
-    /// All held-out lines; none where there are no such files.
+    /// All held-out lines; empty where there are none.
     fn held_out_batches(&mut self) -> Result<Vec<Batch>> {
         let Some(lines) = &mut self.held_out else {
             return Ok(Vec::new());
@@ -358,7 +358,7 @@ impl Training {
     }
 }
 
-/// The weights that a run begins with: those of `init`, and random ones of what it does not have.
+/// The initial weights: those of `init`, and random ones for what it lacks.
 fn first_parameters(config: &TrainConfig, spec: &ModelSpec) -> Result<Parameters> {
     let model = &config.model;
     let mut shapes = decoder_tensors(&spec.decoder);
@@ -386,8 +386,8 @@ fn first_parameters(config: &TrainConfig, spec: &ModelSpec) -> Result<Parameters
     Parameters::of(taken)
 }
 
-/// The first rows of the table of codes become projections of `codebook` `[rows, width]`, whose columns are brought to
-/// mean 0 and deviation 1; what projects are the table's own first rows, which are random.
+/// Replaces the first rows of the vision embedding by projections of `codebook` `[rows, width]`, whose columns are first
+/// normalized to mean 0 and deviation 1; the projection matrix is the table's own random first rows.
 fn embed_codes(parameters: &Parameters, codebook: &Tensor) -> Result<()> {
     let (rows, width) = codebook.dims2()?;
     let table = parameters.get("model.vision_embed_tokens.weight")?;
@@ -404,7 +404,7 @@ fn embed_codes(parameters: &Parameters, codebook: &Tensor) -> Result<()> {
     Ok(table.set(&Tensor::cat(&[&of_codes, &rest], 0)?)?)
 }
 
-/// The shape of batches, and what fills them.
+/// Shape and padding of batches.
 fn batch_rules(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<BatchRules> {
     let fill = tokenizer.bos_id().ok_or_else(|| {
         let message = "the tokenizer has no token that begins a text";
@@ -418,7 +418,7 @@ fn batch_rules(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<BatchRules
     })
 }
 
-/// Gives the codes of reels.
+/// A reader of the codes of reels.
 fn open_codes(spec: &ModelSpec) -> impl Fn(&Path) -> Result<Vec<u32>> + Sync + use<> {
     let shape = spec
         .vqgan
@@ -458,7 +458,7 @@ fn example_rules<'a>(
     }
 }
 
-/// Tokens of a stream as tensors: `ids`, `vision` (1 for codes and terminators), `loss`.
+/// The buffered tokens of a stream as tensors: `ids`, `vision` (1 for codes and terminators), `loss`.
 fn kept(stream: &TokenStream) -> Result<ByName> {
     let (tokens, loss) = stream.waiting();
     let n = tokens.len();
@@ -477,7 +477,7 @@ fn kept(stream: &TokenStream) -> Result<ByName> {
         .into())
 }
 
-/// [`kept`], the other way round.
+/// The inverse of [`kept`].
 fn waiting(tensors: &ByName) -> Result<TokenStream> {
     let of = |name: &str| {
         let missing = || Error::new(Kind::BadInput, format!("the stream has no {name}"));
@@ -522,7 +522,7 @@ mod tests {
         let after = rows();
         assert_eq!(after[0], after[2]);
         assert_ne!(after[0], after[1]);
-        // What ends a frame is no code.
+        // Terminators are not codes.
         assert_eq!(after[4..], before[4..]);
         let squares = |rows: &[Vec<f32>]| rows.iter().flatten().map(|x| x * x).sum::<f32>();
         let ratio = squares(&after[..4]) / squares(&before[..4]);

@@ -1,4 +1,4 @@
-//! The batches of a step, out of the endless row of examples.
+//! The batches of a step, from the endless sequence of examples.
 
 use longreel_models::training::data::{
     batch::{Batch, BatchLayout, BatchRules, TokenStream, fitting, packed, padded},
@@ -10,15 +10,15 @@ use crate::{
     train::dataset::Dataset,
 };
 
-/// Takes examples from one place of the row on.
+/// Takes examples from an index of the sequence on.
 pub struct Feed<'a> {
-    /// The row.
+    /// The sequence.
     pub lines: &'a mut Dataset,
     /// Lines to examples.
     pub examples: &'a ExampleRules<'a>,
-    /// The place of the next one.
+    /// Index of the next example.
     pub next: &'a mut u64,
-    /// Tokens that wait, where examples are one stream.
+    /// Buffered tokens, where examples are one stream.
     pub stream: &'a mut TokenStream,
 }
 
@@ -26,7 +26,7 @@ impl Feed<'_> {
     /// One batch of `rules`.
     ///
     /// # Errors
-    /// `BadInput` where no line of a whole pass is an example that a row holds.
+    /// `BadInput` where no line of a whole pass is an example that fits a row.
     pub fn batch(&mut self, dealing: BatchLayout, rules: &BatchRules) -> Result<Batch> {
         match dealing {
             BatchLayout::NoPad => loop {
@@ -50,7 +50,7 @@ impl Feed<'_> {
         Ok(example)
     }
 
-    /// As many examples as stand in the rows, in their order; the one that does not begins the next batch.
+    /// As many examples as fit the rows, in order; the first that does not fit begins the next batch.
     fn packed(&mut self, rules: &BatchRules) -> Result<Batch> {
         let (mut taken, mut lengths) = (Vec::new(), Vec::new());
         let mut too_long = 0;
@@ -58,7 +58,7 @@ impl Feed<'_> {
             let before = *self.next;
             let example = self.example()?;
             if example.tokens.len() > rules.seq_length + 1 {
-                // The example stands last among the places that were gone over.
+                // `next` is one past the example; invalid lines before it were skipped.
                 let (at, tokens) = (*self.next - 1, example.tokens.len());
                 self.lines.skip_long(at, tokens, rules.seq_length);
                 too_long += 1;
@@ -78,10 +78,10 @@ impl Feed<'_> {
     }
 }
 
-/// The examples of one pass in their order, packed: what is looked at, not trained on.
+/// The examples of one pass in order, packed, for evaluation.
 ///
 /// # Errors
-/// `BadInput` where no line is an example that a row holds.
+/// `BadInput` where no line is an example that fits a row.
 pub fn one_pass(
     lines: &mut Dataset,
     examples: &ExampleRules,
@@ -92,7 +92,7 @@ pub fn one_pass(
     while next < n {
         let (example, behind) = lines.example(next, examples)?;
         next = behind;
-        // The row of lines has no end: what comes of the next pass is left out.
+        // The sequence is endless: examples of the next pass are left out.
         if behind > n {
             break;
         }

@@ -1,7 +1,7 @@
-//! The frames of videos as one file of pixels, decoded once: a step reads the few that it needs.
+//! The frames of videos in one file of pixels, decoded once; a step reads the few that it needs.
 //!
-//! `NAME.rgb` has `side × side × 3` bytes a frame, `NAME.json` beside it says whose they are, and is there only when
-//! all of them are.
+//! `NAME.rgb` has `side × side × 3` bytes per frame; `NAME.json` beside it lists their videos, and exists only once
+//! all frames are written.
 
 use std::{
     fs::{self, File},
@@ -28,32 +28,32 @@ use crate::{
     stages::progress::Counter,
 };
 
-/// What ends the name of a video, in a folder of them.
+/// File extensions of videos in a folder.
 const VIDEO_ENDINGS: [&str; 15] = [
     "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts",
     "webm", "wmv",
 ];
 
-/// Frames of one video that wait while those of the videos before it are written.
+/// Frames of one video that are buffered while earlier videos are written.
 const WAITING: usize = 64;
 
-/// Colours of a pixel.
+/// Channels of a pixel.
 pub(super) const RGB: usize = 3;
 
-/// Which frames a file has.
+/// The frames of a file.
 #[derive(Debug, Clone)]
 pub struct FrameOrder<'a> {
-    /// Videos, and folders whose videos are taken by their names.
+    /// Videos, and folders whose videos are taken in order of name.
     pub paths: &'a [PathBuf],
     /// Side of a frame, in pixels.
     pub side: usize,
-    /// Frames in a second of a video.
+    /// Frames per second of video.
     pub rate: Rate,
-    /// Most frames in all.
+    /// Maximum frames in total.
     pub frames_max: Option<u64>,
 }
 
-/// What `NAME.json` says.
+/// The content of `NAME.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FrameFileIndex {
@@ -63,7 +63,7 @@ struct FrameFileIndex {
     skipped: Vec<Skipped>,
 }
 
-/// A video whose frames the file has.
+/// A video whose frames are in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Listed {
@@ -71,17 +71,17 @@ struct Listed {
     frames: u64,
 }
 
-/// A video that could not be read to its end; the file has no frame of it.
+/// A video that could not be read to its end; none of its frames are in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Skipped {
     /// The video.
     pub path: PathBuf,
-    /// What was wrong with it.
+    /// The error.
     pub reason: String,
 }
 
-/// Frames, any of which can be read.
+/// A file of frames with random access.
 #[derive(Debug)]
 pub struct FrameFile {
     path: PathBuf,
@@ -90,10 +90,10 @@ pub struct FrameFile {
 }
 
 impl FrameFile {
-    /// The file `name` of the folder `dir`, decoded if it is not there yet; `done` counts the frames that are decoded.
+    /// Opens the file `name` of folder `dir`, and decodes it first if it does not exist; `done` counts decoded frames.
     ///
     /// # Errors
-    /// `NotFound` for a path that is not there, `BadInput` where no video has a frame, `Interrupted` when told to stop.
+    /// `NotFound` for a missing path, `BadInput` where no video has a frame, `Interrupted` on request.
     pub fn open(
         dir: &Path,
         name: &str,
@@ -106,7 +106,7 @@ impl FrameFile {
         let doing = || format!("read {}", listed.display());
         let listing = match fs::read(&listed) {
             Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| Error::with_source(Kind::BadInput, "it is no list of frames", e))
+                .map_err(|e| Error::with_source(Kind::BadInput, "it is not a list of frames", e))
                 .doing(doing)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let listing = decode_into(&path, order, done, cancel)?;
@@ -141,17 +141,17 @@ impl FrameFile {
         Err(Error::new(Kind::BadInput, message).doing(doing()))
     }
 
-    /// Frames in it, at least one.
+    /// Number of frames, at least one.
     pub fn n_frames(&self) -> usize {
         self.listing.frames as usize
     }
 
-    /// Videos that were left out, each with the reason.
+    /// Skipped videos, each with the reason.
     pub fn skipped(&self) -> &[Skipped] {
         &self.listing.skipped
     }
 
-    /// The frames of these numbers → pixels `[n, side, side, 3]` in [-1, 1], as the VQGAN gets them.
+    /// The frames `numbers` → pixels `[n, side, side, 3]` in [-1, 1], the input of the VQGAN.
     ///
     /// # Errors
     /// `Io` where reading fails.
@@ -178,10 +178,10 @@ fn frame_bytes(side: usize) -> usize {
     side * side * RGB
 }
 
-/// The videos of `paths`: files as they are, folders by their files' names.
+/// The videos of `paths`: files as given, folders in order of file name.
 ///
 /// # Errors
-/// `NotFound` for a path that is not there, `BadInput` for a folder without a video.
+/// `NotFound` for a missing path, `BadInput` for a folder without a video.
 fn videos_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut videos = Vec::new();
     for path in paths {
@@ -210,7 +210,7 @@ fn videos_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(videos)
 }
 
-/// Whether a name is that of a video; hidden files are what somebody has not finished.
+/// Whether a name is that of a video; hidden files may be unfinished ones.
 fn is_video(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     if name.as_encoded_bytes().starts_with(b".") {
@@ -221,7 +221,7 @@ fn is_video(path: &Path) -> bool {
     ending.is_some_and(|e| VIDEO_ENDINGS.contains(&e))
 }
 
-/// Frames of one video as they are decoded; nothing more comes behind an error.
+/// The decoded frames of one video; nothing follows an error.
 type Frames = Receiver<Result<Vec<u8>>>;
 
 fn decode_into(
@@ -260,7 +260,7 @@ fn decode_into(
     writer.finish(&partial, path)
 }
 
-/// Decodes one video after another, as long as somebody listens.
+/// Decodes one video after another until the receiver is dropped.
 fn decode_in_turn<'v>(
     next: &Mutex<impl Iterator<Item = &'v PathBuf>>,
     in_order: &Sender<(&'v Path, Frames)>,
@@ -270,7 +270,7 @@ fn decode_in_turn<'v>(
     loop {
         let (out, frames) = bounded(WAITING);
         let path = {
-            // Held while the queue is full: videos enter it in their order.
+            // Held while the queue is full, so that videos are queued in order.
             let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(path) = next.next() else {
                 return;
@@ -281,7 +281,7 @@ fn decode_in_turn<'v>(
             path
         };
         if let Err(error) = decode(path, order, &out, cancel) {
-            // Whoever no longer listens does not miss it.
+            // A dropped receiver needs no error.
             let _ = out.send(Err(error));
         }
     }
@@ -306,7 +306,7 @@ fn decode(
     Ok(())
 }
 
-/// Puts the frames of videos one behind another.
+/// Writes the frames of videos one after another.
 struct FrameFileWriter<'a> {
     out: BufWriter<File>,
     most: u64,
@@ -333,7 +333,7 @@ impl FrameFileWriter<'_> {
         Ok(())
     }
 
-    /// The inner error is the video's, the outer one that of writing.
+    /// The inner error is the video's, the outer one is a write error.
     fn video(&mut self, frames: &Frames) -> Result<Result<()>> {
         for frame in frames {
             if self.listing.frames >= self.most {
@@ -349,7 +349,7 @@ impl FrameFileWriter<'_> {
         Ok(Ok(()))
     }
 
-    /// Takes the frames behind the first `start` back.
+    /// Removes the frames after the first `start`, and records the video as skipped.
     fn skip(&mut self, path: &Path, start: u64, error: &Error) -> Result<()> {
         let end = start * frame_bytes(self.listing.side) as u64;
         self.out.seek(SeekFrom::Start(end))?;
@@ -367,7 +367,7 @@ impl FrameFileWriter<'_> {
         if listing.frames == 0 {
             let why = match listing.skipped.first() {
                 Some(skipped) => skipped.reason.clone(),
-                None => "they have no frame".to_owned(),
+                None => "they have no frames".to_owned(),
             };
             let n = listing.videos.len() + listing.skipped.len();
             fs::remove_file(partial).doing(|| format!("remove {}", partial.display()))?;

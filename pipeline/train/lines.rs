@@ -1,4 +1,4 @@
-//! Clips with questions to the lines that a decoder is trained on: what `ask` would put into the context, with the
+//! Clips with questions to training lines for a decoder: the context that `ask` would build, with the
 //! answers.
 
 use std::{
@@ -31,28 +31,28 @@ use crate::{
     train::unfinished_file::{OtherJob, UnfinishedFile},
 };
 
-/// Clips that are encoded before their lines are written.
+/// Clips encoded between two writes.
 const TOGETHER: usize = 64;
 
-/// How a clip becomes lines.
+/// How clips become lines.
 #[derive(Debug, Clone)]
 pub struct LineRules {
-    /// Which frames are taken.
+    /// The frames to take.
     pub sampling: Sampling,
-    /// Most questions of a line; what a clip has more goes to further lines.
+    /// Maximum questions per line; further questions of a clip go to further lines.
     pub questions: usize,
-    /// Of the order of questions.
+    /// Seed of the order of questions.
     pub seed: u64,
-    /// Whether codes are predicted as well, or only answers.
+    /// Whether codes are predicted too, or answers only.
     pub predicts_codes: bool,
 }
 
-/// What was written.
+/// Counts of what was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LineCounts {
     /// Clips.
     pub clips: u64,
-    /// Of them, those that an earlier run wrote.
+    /// Clips of these that an earlier run wrote.
     pub kept: u64,
     /// Lines.
     pub lines: u64,
@@ -60,24 +60,24 @@ pub struct LineCounts {
     pub questions: u64,
 }
 
-/// What questions are asked about.
+/// The subject of questions.
 #[derive(Debug, Clone, Copy)]
 pub enum Subject<'a> {
     /// A video.
     Codes {
-        /// Those of its frames.
+        /// The codes of its frames.
         codes: &'a [u32],
-        /// Whether they are predicted as well.
+        /// Whether they are predicted too.
         are_predicted: bool,
     },
     /// A text.
     Document(&'a str),
 }
 
-/// The line of questions and answers about what is `shown`.
+/// The line of questions and answers about the subject.
 ///
-/// The first question stands before frames and behind a text, the others behind the answers, as `ask` and its follow-up
-/// questions have them.
+/// The first question comes before frames and after a text, the others after the previous answer, as in `ask` and its follow-up
+/// questions.
 pub fn line<'q>(shown: Subject, pairs: impl IntoIterator<Item = (&'q str, &'q str)>) -> Value {
     let mut line = Map::new();
     let mut fields = Vec::new();
@@ -113,10 +113,10 @@ pub fn line<'q>(shown: Subject, pairs: impl IntoIterator<Item = (&'q str, &'q st
     line.into()
 }
 
-/// Encodes the clips of `dir` and writes their lines to `out`; goes on behind what an earlier run wrote.
+/// Encodes the clips of `dir` and writes their lines to `out`; resumes an earlier run.
 ///
 /// # Errors
-/// `NotFound` where `dir` has no questions, `Interrupted` when told to stop: what was written stays beside `out`.
+/// `NotFound` where `dir` has no questions, `Interrupted` on request: finished lines stay beside `out`.
 pub fn write_lines(
     dir: &Path,
     model: &EncoderModel,
@@ -163,7 +163,7 @@ pub fn write_lines(
         Ok(())
     };
     read_questions(dir, &mut |clip| {
-        // It has no line, by which a later run would know that it was done.
+        // Without a line, a later run could not tell that it was done.
         if clip.questions.is_empty() {
             return Ok(());
         }
@@ -182,7 +182,7 @@ pub fn write_lines(
     Ok(written)
 }
 
-/// Of the list of what is asked, whose clips follow from it.
+/// Digest of the list of questions, which determines the clips.
 fn digest_of_questions(dir: &Path) -> Result<String> {
     let path = dir.join("questions.jsonl");
     let doing = || format!("read {}", path.display());

@@ -1,4 +1,4 @@
-//! Questions and answers about a long document or video, written by a model chunk by chunk and put behind all of it:
+//! Questions and answers about a long document or video, written by a model chunk by chunk and placed after all of it:
 //! the chat data of LWM's long contexts (arXiv 2402.08268, its model-generated question-answering).
 
 use std::{
@@ -36,30 +36,30 @@ use crate::{
     },
 };
 
-/// Most characters of what a model said that are shown.
+/// Maximum characters of a reply that are shown.
 const SAID_MAX: usize = 200;
 
-/// What a model is asked about a chunk of text, where nobody says otherwise; `{pairs}` is how many.
+/// The default instruction for a chunk of text; `{pairs}` is the number of pairs.
 pub const ABOUT_TEXT: &str = "Write {pairs} questions that the text above answers, each with its answer, in this form:\nQuestion: ...\nAnswer: ...";
 
-/// The same about frames.
+/// The default instruction for frames.
 pub const ABOUT_FRAMES: &str = "Write {pairs} questions that this video answers, each with its answer, in this form:\nQuestion: ...\nAnswer: ...";
 
-/// A part of what questions are asked about.
+/// A chunk of the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// Where it stands, for people.
+    /// Where it lies in the input, for people.
     pub place: String,
-    /// The video that it is of; a line never crosses from one into the next.
+    /// Its video; a line never spans two videos.
     pub video: usize,
-    /// What it shows.
+    /// Its content.
     pub content: ChunkContent,
 }
 
-/// What a chunk shows.
+/// The content of a chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChunkContent {
-    /// Text, with all blanks and line ends.
+    /// Text, with all spaces and line ends.
     Words(String),
     /// The codes of whole frames.
     Codes(Vec<u32>),
@@ -68,52 +68,52 @@ pub enum ChunkContent {
 /// How pairs become lines.
 #[derive(Debug, Clone)]
 pub struct QaRules {
-    /// What the model is asked, `{pairs}` in its place.
+    /// The instruction, with the number of pairs filled in.
     pub instruction: String,
-    /// Most pairs of a chunk.
+    /// Maximum pairs per chunk.
     pub pairs: usize,
-    /// Tokens of a chunk of text, or frames.
+    /// Length of a chunk, in tokens of text or in frames.
     pub chunk: usize,
-    /// Most tokens of a line.
+    /// Maximum tokens of a line.
     pub context: usize,
-    /// How the model answers; every chunk is drawn with a seed of its own.
+    /// Generation options; every chunk has a seed of its own.
     pub options: AnswerOptions,
 }
 
-/// What was written.
+/// Counts of what was written.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct QaCounts {
     /// Chunks.
     pub chunks: usize,
-    /// Of them, those that an earlier run asked about.
+    /// Chunks of these that an earlier run asked about.
     pub kept: usize,
     /// Pairs in the lines.
     pub pairs: usize,
     /// Lines.
     pub lines: usize,
-    /// Tokens of the longest.
+    /// Tokens of the longest line.
     pub longest_line_tokens: usize,
     /// Chunks about which the model wrote no pair.
     pub chunks_without_pairs: Vec<Silence>,
-    /// Chunks in no line, as it would have had no pair.
+    /// Chunks left out because their line would have no pair.
     pub chunks_left_out: usize,
-    /// Pairs in no line, as it had no room.
+    /// Pairs left out for want of room.
     pub pairs_left_out: usize,
 }
 
 /// A chunk without a pair.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Silence {
-    /// Where it stands.
+    /// Where it lies in the input.
     pub chunk: String,
-    /// What the model said, or its beginning.
+    /// The beginning of the model's reply.
     pub said: String,
 }
 
 /// The chunks of the document at `path`: about `tokens` tokens each, cut at ends of sentences or lines.
 ///
 /// # Errors
-/// `BadInput` for a file that is no text, or has none.
+/// `BadInput` for a file that is not UTF-8 text, or has no words.
 pub fn chunks_of_document(tokenizer: &Tokenizer, path: &Path, tokens: usize) -> Result<Vec<Chunk>> {
     let doing = || format!("read the document {}", path.display());
     let bytes = fs::read(path).doing(doing)?;
@@ -129,7 +129,7 @@ pub fn chunks_of_document(tokenizer: &Tokenizer, path: &Path, tokens: usize) -> 
     chunks_of_text(tokenizer, &text, tokens).doing(doing)
 }
 
-/// The chunks of `text`, which is what they are together.
+/// The chunks of `text`; concatenated, they are the text.
 ///
 /// # Errors
 /// `BadInput` for text that cannot be tokenized.
@@ -160,7 +160,7 @@ fn words(text: &str, bytes: Range<usize>) -> Chunk {
     }
 }
 
-/// Bytes and tokens of `text`, or of its words or parts of words where it has more than `most` tokens.
+/// Byte range and tokens of `text`, split into words or parts of words where it has more than `most` tokens.
 fn cut(
     tokenizer: &Tokenizer,
     text: &str,
@@ -185,15 +185,15 @@ fn cut(
     cut(tokenizer, behind, most, pieces)
 }
 
-/// Bytes of the first character.
+/// Length of the first character, in bytes.
 fn first_char(text: &str) -> usize {
     text.chars().next().map_or(0, char::len_utf8)
 }
 
-/// `text` in parts that end behind sentences and lines, blanks included.
+/// `text` split after sentences and lines, spaces included.
 fn sentences(text: &str) -> Vec<&str> {
     let (mut parts, mut start) = (Vec::new(), 0);
-    // Whether a stop or a line end has come, and whether what follows may stand behind it without a blank.
+    // Whether a sentence has ended, and whether the next character may follow without a space.
     let (mut has_ended, mut may_follow) = (false, false);
     for (at, c) in text.char_indices() {
         match c {
@@ -256,31 +256,31 @@ pub fn chunks_of_reel(path: &Path, model: &ModelFiles, frames: usize) -> Result<
     }
 }
 
-/// What the model is asked about `words`.
+/// The question about `words`.
 pub fn question_about(words: &str, instruction: &str) -> String {
     format!("{}\n\n{instruction}", words.trim())
 }
 
-/// A model that is asked about chunks.
+/// A job that asks a model about chunks.
 pub struct QaJob<'a> {
-    /// Its headers.
+    /// The model's files.
     pub files: &'a ModelFiles,
-    /// Its weights.
+    /// The loaded model.
     pub model: &'a Model,
-    /// What is asked how.
+    /// The rules.
     pub rules: &'a QaRules,
-    /// The file that the chunks are of.
+    /// The input file.
     pub input: &'a Path,
-    /// What it is asked about.
+    /// Its chunks.
     pub chunks: &'a [Chunk],
 }
 
 impl QaJob<'_> {
-    /// Asks about every chunk and writes the lines to `out`; goes on behind what an earlier run was told.
+    /// Asks about every chunk and writes the lines to `out`; resumes an earlier run.
     ///
     /// # Errors
-    /// `BadInput` where no chunk gave a pair, `TooLarge` for a chunk that a context or a line has no room for,
-    /// `Interrupted` when told to stop: what the model said stays beside `out`.
+    /// `BadInput` where no chunk gave a pair, `TooLarge` for a chunk that does not fit the context or a line,
+    /// `Interrupted` on request: replies so far stay beside `out`.
     pub fn write(
         &self,
         out: &Path,
@@ -314,7 +314,7 @@ impl QaJob<'_> {
         Ok(written)
     }
 
-    /// What the answers follow from; how long lines are is decided behind them.
+    /// Everything that determines the replies; the length of lines is not part of it.
     fn head(&self) -> Value {
         let rules = self.rules;
         let bytes = fs::metadata(self.input).map_or(0, |data| data.len());
@@ -331,7 +331,7 @@ impl QaJob<'_> {
         })
     }
 
-    /// Refuses before the first question what would not fit behind the last.
+    /// `TooLarge` before the first question, if any chunk would not fit.
     fn check_lengths(&self) -> Result<()> {
         let longest = self.model.spec.decoder.max_position_embeddings;
         let room = longest.saturating_sub(self.rules.options.max_new_tokens);
@@ -402,7 +402,7 @@ impl QaJob<'_> {
         })
     }
 
-    /// Lines of as many chunks as fit the context with all their pairs behind them.
+    /// Lines of as many chunks as fit the context together with all their pairs.
     fn packed(&self, said: &[ChunkReply]) -> Result<(Vec<Value>, QaCounts)> {
         let mut written = QaCounts {
             chunks: self.chunks.len(),
@@ -455,7 +455,7 @@ impl QaJob<'_> {
         }
     }
 
-    /// How many chunks from `first` on fit a line with their pairs, at least one, by the lengths of the parts.
+    /// Estimates from the parts' lengths how many chunks from `first` on fit a line with their pairs, at least one.
     fn estimate(&self, first: usize, said: &[ChunkReply]) -> Result<usize> {
         let mut tokens = self.around()?;
         let video = self.chunks[first].video;
@@ -472,7 +472,7 @@ impl QaJob<'_> {
         Ok(self.chunks.len() - first)
     }
 
-    /// Tokens of a line beside chunks and pairs: its ends, and the tags of a video.
+    /// Tokens of a line besides chunks and pairs: begin, end, and the tags of a video.
     fn around(&self) -> Result<usize> {
         match self.chunks.first().map(|chunk| &chunk.content) {
             Some(ChunkContent::Codes(_)) => {
@@ -498,7 +498,7 @@ impl QaJob<'_> {
         vqgan.map_or(1, |vqgan| vqgan.codes_per_frame())
     }
 
-    /// The line of `chunks`, one behind another, with `pairs` behind them all.
+    /// The line of `chunks`, one after another, followed by `pairs`.
     fn line(&self, chunks: &[Chunk], pairs: &[&Pair]) -> Value {
         let (mut text, mut codes) = (String::new(), Vec::new());
         for chunk in chunks {
@@ -521,7 +521,7 @@ impl QaJob<'_> {
         )
     }
 
-    /// Tokens of `line` as it is trained on.
+    /// Tokens of `line` in training.
     fn length(&self, line: &Value) -> Result<usize> {
         let spec = &self.model.spec;
         let vision = spec.vqgan.as_ref().map(|vqgan| VisionRules {
@@ -545,17 +545,17 @@ impl QaJob<'_> {
     }
 }
 
-/// What a model said about a chunk.
+/// A model's reply about a chunk.
 #[derive(Debug, Clone)]
 struct ChunkReply {
     chunk: String,
-    /// The beginning of it.
+    /// The beginning of the reply.
     text: String,
     pairs: Vec<Pair>,
 }
 
 impl ChunkReply {
-    /// As [`ChunkReply::line`] wrote it.
+    /// Parses what [`ChunkReply::line`] wrote.
     fn of(line: &Value) -> Self {
         let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
         Self {
@@ -589,7 +589,7 @@ fn no_pairs(said: &[ChunkReply]) -> Error {
     Error::new(Kind::BadInput, message)
 }
 
-/// The instruction in the file at `path`, or the one for texts or frames, with the number of pairs in its place.
+/// The instruction in the file at `path`, or the default, with the number of pairs filled in.
 ///
 /// # Errors
 /// `BadInput` for a file without words.

@@ -1,4 +1,4 @@
-//! Figures of a run, one JSON object a line, in step with its checkpoints.
+//! Metrics of a run, one JSON object per line, consistent with its checkpoints.
 
 use std::{
     fs::{self, OpenOptions},
@@ -15,36 +15,36 @@ use crate::{
     sources::temporary::write_whole,
 };
 
-/// Figures of one line.
+/// One line of metrics.
 pub trait MetricsLine: Serialize + DeserializeOwned {
     /// Steps done.
     fn step(&self) -> u64;
 }
 
-/// One line of a decoder's run.
+/// Metrics of a decoder's run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Steps done.
     pub step: u64,
-    /// Of the batches that were trained on, or of held-out lines.
+    /// Whether these are of held-out lines, or of the batches that were trained on.
     pub held_out: bool,
-    /// What is made small.
+    /// The minimized loss.
     pub loss: f64,
-    /// Mean over text targets.
+    /// Mean loss of text targets.
     pub text_loss: f64,
     /// Share of text targets that were the most likely ids.
     pub text_accuracy: f64,
-    /// Mean over codes and terminators.
+    /// Mean loss of codes and terminators.
     pub vision_loss: f64,
-    /// Likewise.
+    /// Share of these that were the most likely ids.
     pub vision_accuracy: f64,
-    /// Length of the gradient before it was shortened; 0 for held-out lines.
+    /// Norm of the gradient before clipping; 0 for held-out lines.
     pub gradient: f64,
     /// Learning rate.
     pub lr: f64,
     /// Tokens read so far.
     pub tokens: u64,
-    /// Tokens a second of this step; 0 for held-out lines.
+    /// Tokens per second of this step; 0 for held-out lines.
     pub tokens_per_s: f64,
 }
 
@@ -55,7 +55,7 @@ impl MetricsLine for Figures {
 }
 
 impl Figures {
-    /// Of a step that took `seconds`, behind which `tokens` had been read.
+    /// Metrics of a step that took `seconds`; `tokens` were read so far.
     pub fn of_step(report: &StepReport, tokens: u64, seconds: f64) -> Self {
         Self {
             tokens_per_s: report.tokens as f64 / seconds,
@@ -63,7 +63,7 @@ impl Figures {
         }
     }
 
-    /// Of held-out lines behind `step`.
+    /// Metrics of held-out lines after `step`.
     pub fn held_out(report: &StepReport, step: u64, tokens: u64) -> Self {
         Self::of(report, step, tokens, true)
     }
@@ -85,17 +85,17 @@ impl Figures {
     }
 }
 
-/// The file of a run.
+/// The metrics file of a run.
 pub struct MetricsFile<L> {
     path: PathBuf,
     lines: PhantomData<L>,
 }
 
 impl<L: MetricsLine> MetricsFile<L> {
-    /// The file at `path`, without what was written behind `step`: that will be done again.
+    /// Opens the file at `path` and drops lines after `step`, which will be computed again.
     ///
     /// # Errors
-    /// `BadInput` for a line that is no figures.
+    /// `BadInput` for an invalid line.
     pub fn open(path: PathBuf, step: u64) -> Result<Self> {
         let lines = PhantomData;
         let file = Self { path, lines };
@@ -109,7 +109,7 @@ impl<L: MetricsLine> MetricsFile<L> {
     /// All lines; none where there is no file.
     ///
     /// # Errors
-    /// `BadInput` for a line that is no figures; a last one that was cut off is left out.
+    /// `BadInput` for an invalid line; an incomplete last line is left out.
     pub fn read(&self) -> Result<Vec<L>> {
         let doing = || format!("read {}", self.path.display());
         let text = match fs::read_to_string(&self.path) {
@@ -119,12 +119,12 @@ impl<L: MetricsLine> MetricsFile<L> {
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let parsed = whole.lines().map(|line| {
             serde_json::from_str(line)
-                .map_err(|e| Error::with_source(Kind::BadInput, "a line is no figures", e))
+                .map_err(|e| Error::with_source(Kind::BadInput, "a line is not one of metrics", e))
         });
         parsed.collect::<Result<_>>().doing(doing)
     }
 
-    /// Puts one line behind the others.
+    /// Appends a line.
     ///
     /// # Errors
     /// `Io` where writing fails.
@@ -151,7 +151,7 @@ mod tests {
     use super::{Figures, MetricsFile};
 
     #[test]
-    fn figures_of_before_stay_as_they_were_written_to_the_bit() {
+    fn earlier_lines_are_kept_to_the_bit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         let line = |step: u64, loss: &str| {
@@ -159,7 +159,7 @@ mod tests {
                 r#"{{"step":{step},"held_out":false,"loss":{loss},"text_loss":0.1,"text_accuracy":0.0,"vision_loss":0.0,"vision_accuracy":0.0,"gradient":0.0,"lr":0.0,"tokens":5,"tokens_per_s":0.0}}"#
             ) + "\n"
         };
-        // Numbers that a reader of less than full precision takes for their neighbours.
+        // Numbers that a parser of less than full precision would round to their neighbours.
         let kept = [
             line(1, "1.1770459120124355"),
             line(2, "0.09579876899623667"),

@@ -1,4 +1,4 @@
-//! Training of decoders and VQGANs: what is trained on what, kept where, and shown how.
+//! Training runs of decoders and VQGANs: configuration, data, checkpoints, metrics and plots.
 
 pub mod config_file;
 

@@ -1,4 +1,4 @@
-//! What a model wrote to questions and answers.
+//! Parses a model's reply into questions and answers.
 
 use std::mem;
 
@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 /// A question and its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair {
-    /// What is asked.
+    /// The question.
     pub question: String,
-    /// What is true.
+    /// The answer.
     pub answer: String,
 }
 
-/// How a text came to its end.
+/// How a reply ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// Its writer was done.
+    /// It is complete.
     Whole,
-    /// It was cut off: its last line may be half of one.
+    /// It was cut off: its last line may be incomplete.
     Cut,
 }
 
-/// What a line begins with.
+/// The mark at the beginning of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
     Question,
@@ -36,7 +36,7 @@ const MARKS: [(&str, Mark); 4] = [
     ("a", Mark::Answer),
 ];
 
-/// What has been read of a pair.
+/// The pair being read.
 #[derive(Default)]
 enum Open {
     #[default]
@@ -48,7 +48,7 @@ enum Open {
 /// The pairs of a text whose lines are `Question: ...` and `Answer: ...`, or `Q:` and `A:`, with or without numbers,
 /// list marks and emphasis.
 ///
-/// Lines without a mark go on with what stands before them; an empty line ends an answer. A question without an answer
+/// Lines without a mark continue the previous one; an empty line ends an answer. A question without an answer
 /// is left out, as is a last answer that was cut off.
 pub fn pairs_of(text: &str, end: End) -> Vec<Pair> {
     let (mut pairs, mut open) = (Vec::new(), Open::Nothing);
@@ -81,7 +81,7 @@ pub fn pairs_of(text: &str, end: End) -> Vec<Pair> {
 
 /// A question, and its answer where both stand on one line.
 fn begun(rest: &str) -> Open {
-    // Bytes keep their places.
+    // ASCII lowercasing keeps byte offsets.
     let lower = rest.to_ascii_lowercase();
     let answer = lower
         .find(" answer:")
@@ -115,12 +115,12 @@ fn close(open: Open, pairs: &mut Vec<Pair>) {
     }
 }
 
-/// Not so for the dots of a form that was only repeated.
+/// `false` for the dots of a form that was merely repeated.
 fn has_words(text: &str) -> bool {
     text.contains(char::is_alphanumeric)
 }
 
-/// The mark of a line, and what stands behind it.
+/// The mark of a line, and the text after it.
 fn marked(line: &str) -> Option<(Mark, &str)> {
     let line = without_number(line.trim_start_matches(is_decoration));
     let line = line.trim_start_matches(is_decoration);
@@ -131,7 +131,7 @@ fn marked(line: &str) -> Option<(Mark, &str)> {
     })
 }
 
-/// What stands behind the colon of `: ...`, ` 1: ...`, `1. ...` or `:** ...**`.
+/// The text after the colon of `: ...`, ` 1: ...`, `1. ...` or `:** ...**`.
 fn behind_mark(rest: &str) -> Option<&str> {
     let rest = rest.trim_start_matches(is_decoration);
     let behind_number = rest.trim_start_matches(|c: char| c.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! Figures of a run as a picture (SVG): losses by step.
+//! Plots of a run's losses by step (SVG).
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use crate::{
     train::metrics::MetricsLine,
 };
 
-/// Pixels across and down.
+/// Width and height in pixels.
 const SIZE: (u32, u32) = (960, 540);
 
-/// Colours of curves, in their order.
+/// Colours of the curves, in order.
 const COLOURS: [RGBColor; 5] = [
     BLUE,
     RED,
@@ -28,11 +28,11 @@ const COLOURS: [RGBColor; 5] = [
 /// A curve: its name, and its value at a line that has one.
 pub type Curve<L> = (&'static str, fn(&L) -> Option<f64>);
 
-/// What is drawn of a run.
+/// A plot of a run.
 pub struct Plot<'a, L> {
-    /// What stands above.
+    /// The title.
     pub title: &'a str,
-    /// What the values are.
+    /// The unit of the values.
     pub unit: &'static str,
     /// At most five; those without a value are left out.
     pub curves: &'a [Curve<L>],

@@ -1,4 +1,4 @@
-//! The folder of a run: its configuration, its figures, and the last checkpoint, which is there whole or not at all.
+//! The folder of a run: configuration, metrics, and the last checkpoint, which is complete or absent.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -15,7 +15,7 @@ use crate::{
     sources::temporary::write_whole,
 };
 
-/// The folder of a run, which no other process trains in meanwhile.
+/// The folder of a run, locked against other processes.
 pub struct RunDirectory {
     path: PathBuf,
     /// Unlocked when it is closed, however the process ends.
@@ -23,15 +23,15 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes the folder, or finds what an earlier run left there. A configuration that nothing came of is replaced.
+    /// Creates the folder, or opens that of an earlier run. A configuration without results is replaced.
     ///
     /// # Errors
-    /// `Usage` where it holds what came of another configuration than `config`, or another process trains in it.
+    /// `Usage` where it holds results of another configuration than `config`, or another process trains in it.
     pub fn open(path: &Path, config: &str) -> Result<Self> {
         let doing = || format!("open the run {}", path.display());
         fs::create_dir_all(path).doing(doing)?;
         let lock = File::open(path).doing(doing)?;
-        // A file system without locks keeps nobody from training.
+        // A file system without locks must not prevent training.
         if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
             let message = "another process trains in it, expected none";
             return Err(Error::new(Kind::Usage, message).doing(doing()));
@@ -56,7 +56,7 @@ impl RunDirectory {
         Ok(run)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -66,12 +66,12 @@ impl RunDirectory {
         self.path.join(name)
     }
 
-    /// Where the trained model is written.
+    /// The directory of the trained model.
     pub fn model(&self) -> PathBuf {
         self.path.join("model")
     }
 
-    /// The last checkpoint, if there is one: where the run stood, and the tensors of `files`.
+    /// The last checkpoint, if there is one: the run's progress, and the tensors of `files`.
     ///
     /// # Errors
     /// `BadInput` for one that cannot be read.
@@ -99,7 +99,7 @@ impl RunDirectory {
         Ok(Some((standing, tensors)))
     }
 
-    /// Writes a checkpoint behind step `step` beside the last one, then removes that.
+    /// Writes the checkpoint of step `step` beside the last one, then removes the last one.
     ///
     /// # Errors
     /// `Io` where writing fails: the last checkpoint stays.
@@ -128,7 +128,7 @@ impl RunDirectory {
         };
         let written = write().doing(doing);
         if written.is_err() {
-            // What is left of it only takes place; the last checkpoint is whole.
+            // The rest only takes space; the last checkpoint is complete.
             let _ = fs::remove_dir_all(&partial);
         }
         written?;
@@ -155,7 +155,7 @@ impl RunDirectory {
     }
 }
 
-/// Whether nothing else stands in the folder of `file`.
+/// Whether `file` is alone in its folder.
 fn is_alone(file: &Path) -> Result<bool> {
     for entry in fs::read_dir(file.parent().unwrap_or(Path::new("")))? {
         if entry?.path() != file {
@@ -176,7 +176,7 @@ fn save(tensors: &ByName, path: &Path) -> Result<()> {
     }
 }
 
-/// Has the files of `folder` on the disk before they get their name.
+/// Flushes the files of `folder` to the disk before they are renamed.
 fn sync(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         File::open(entry?.path())?.sync_all()?;

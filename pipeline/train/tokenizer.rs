@@ -1,4 +1,4 @@
-//! The texts of files, from which a tokenizer is learned.
+//! Learning a tokenizer from the texts of files.
 
 use std::{
     fs::File,
@@ -17,21 +17,21 @@ use crate::{
     sources::temporary::write_whole,
 };
 
-/// Bytes of text that are read; more teach a small vocabulary nothing.
+/// Maximum bytes of text read; more do not improve a small vocabulary.
 const BYTES_MAX: u64 = 256 << 20;
 
-/// The file of a tokenizer.
+/// File name of the tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
 
-/// A tokenizer, and how many lines of `.jsonl` files taught it nothing: they are no JSON objects.
+/// A learned tokenizer, and the number of `.jsonl` lines left out because they are not JSON objects.
 pub struct Learned {
-    /// What is written.
+    /// The tokenizer's files.
     pub files: TokenizerFiles,
-    /// Lines.
+    /// Lines left out.
     pub left_out: u64,
 }
 
-/// Learns a tokenizer from `files`, whose `.jsonl` files give the texts of their lines and whose others are texts.
+/// Learns a tokenizer from `files`: the texts in lines of `.jsonl` files, and other files as text.
 ///
 /// # Errors
 /// `NotFound` or `Io` for a file that cannot be read, `BadInput` for files without text.
@@ -66,7 +66,7 @@ pub fn write(files: &TokenizerFiles, dir: &Path) -> Result<()> {
     named.try_for_each(|(name, text)| write_whole(&dir.join(name), text.as_bytes()).doing(doing))
 }
 
-/// What was read.
+/// The texts read.
 #[derive(Default)]
 struct Texts {
     texts: Vec<String>,
@@ -74,7 +74,7 @@ struct Texts {
 }
 
 impl Texts {
-    /// Adds the texts of the file at `path`, at most `room` bytes of it; what is left of `room` is returned.
+    /// Adds the texts of the file at `path`, at most `room` bytes of it → the remaining room.
     fn add_file(&mut self, path: &Path, room: u64) -> Result<u64> {
         let is_json = path.extension().is_some_and(|e| e == "jsonl");
         let mut reader = std::io::Read::take(BufReader::new(File::open(path)?), room);
@@ -86,7 +86,7 @@ impl Texts {
             }
             let line = match std::str::from_utf8(&bytes) {
                 Ok(line) => line,
-                // The last letter is cut where there is no more room.
+                // The limit may cut the last character.
                 Err(error) if reader.limit() == 0 && error.error_len().is_none() => {
                     std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default()
                 }
@@ -97,7 +97,7 @@ impl Texts {
             };
             match serde_json::from_str::<Value>(line) {
                 Ok(Value::Object(values)) if is_json => {
-                    // They stand around its frames, and a small vocabulary would spell them out.
+                    // The tags around frames, which a small vocabulary would otherwise spell out.
                     if values.keys().any(|key| key.contains("vision")) {
                         self.texts.extend(VISION_TAGS.map(str::to_owned));
                     }
@@ -105,7 +105,7 @@ impl Texts {
                     self.texts
                         .extend(values.filter_map(|(_, value)| value.as_str().map(str::to_owned)));
                 }
-                // The last line that there is room for may be cut off.
+                // The limit may cut the last line.
                 _ if is_json && (reader.limit() == 0 || line.trim().is_empty()) => {}
                 _ if is_json => self.left_out += 1,
                 _ => self.texts.push(line.to_owned()),
@@ -114,7 +114,7 @@ impl Texts {
     }
 }
 
-/// What stands under these keys is no text of an example.
+/// Whether a key lists fields, whose value is not text of an example.
 fn is_of_fields(key: &str) -> bool {
     key == "fields" || key == "clip" || key.contains("vision")
 }
@@ -125,7 +125,7 @@ mod tests {
     use crate::error::Kind;
 
     #[test]
-    fn a_letter_that_is_cut_by_the_limit_is_left_out_and_one_that_is_none_is_an_error() {
+    fn a_character_cut_by_the_limit_is_left_out_and_invalid_utf8_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("text.txt");
         std::fs::write(&path, "a\u{4e2d}b").unwrap();

@@ -1,4 +1,4 @@
-//! Lines that wait for the last one: what they are made by, then the lines themselves.
+//! An unfinished file of lines: a head that identifies the job, then the lines so far.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,17 +14,17 @@ use crate::{
     sources::temporary::{persist, temporary_beside},
 };
 
-/// What becomes of lines that another job left.
+/// What to do with lines of another job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OtherJob {
-    /// They go.
+    /// Replace them.
     IsReplaced,
-    /// They stay, and the run ends.
+    /// Keep them and refuse to run.
     IsRefused,
 }
 
 impl OtherJob {
-    /// They go where the user says so.
+    /// Replaced with `--force`.
     pub fn of(force: bool) -> Self {
         match force {
             true => Self::IsReplaced,
@@ -33,29 +33,29 @@ impl OtherJob {
     }
 }
 
-/// Lines beside the file that they will be.
+/// The lines so far, beside the file that they will become.
 pub struct UnfinishedFile {
     path: PathBuf,
     file: File,
 }
 
-/// What stands whole in a file.
+/// The intact part of a file.
 #[derive(Default)]
 struct IntactPart {
-    /// Where it ends; 0 where the file was made by another head.
+    /// Its end in bytes; 0 where the file has another head.
     end: u64,
-    /// Whether lines of another head stand in it.
+    /// Whether the file has lines of another job.
     is_of_another: bool,
 }
 
 impl UnfinishedFile {
-    /// The lines beside `out` that an earlier run wrote by the same `head`.
+    /// Opens the lines beside `out` that an earlier run wrote with the same `head`.
     ///
-    /// Lines stand in groups, of which `is_last` knows the last one; `keep` gets every whole group, and what stands
-    /// behind them is cut off.
+    /// Lines come in groups, whose last line `is_last` recognizes; `keep` receives every complete group, and the rest
+    /// is truncated.
     ///
     /// # Errors
-    /// `Io` where the place cannot be written, `Usage` for lines of a job that is not to be replaced.
+    /// `Io` where writing fails, `Usage` for lines of another job that must not be replaced.
     pub fn open(
         out: &Path,
         head: &Value,
@@ -82,7 +82,7 @@ impl UnfinishedFile {
         Ok(partial)
     }
 
-    /// Adds lines behind those that are there.
+    /// Appends lines.
     ///
     /// # Errors
     /// `Io` where that fails.
@@ -91,10 +91,10 @@ impl UnfinishedFile {
         written.doing(|| format!("write {}", self.path.display()))
     }
 
-    /// Gives the lines the name `out`.
+    /// Renames the file to `out`.
     ///
     /// # Errors
-    /// `Io` where that fails; the lines stay.
+    /// `Io` where that fails; the unfinished file stays.
     pub fn finish(mut self, out: &Path) -> Result<()> {
         let doing = || format!("write {}", out.display());
         self.file.rewind().doing(doing)?;
@@ -106,10 +106,10 @@ impl UnfinishedFile {
         self.remove()
     }
 
-    /// Writes `lines`, which were made of those that waited, to `out`.
+    /// Writes `lines`, which were made of the unfinished ones, to `out`.
     ///
     /// # Errors
-    /// `Io` where that fails; what waited stays.
+    /// `Io` where that fails; the unfinished file stays.
     pub fn finish_as(self, lines: &[Value], out: &Path) -> Result<()> {
         let doing = || format!("write {}", out.display());
         let mut whole = temporary_beside(out, "").doing(doing)?;
@@ -122,7 +122,7 @@ impl UnfinishedFile {
         self.remove()
     }
 
-    /// Takes the waiting lines away.
+    /// Removes the unfinished file.
     ///
     /// # Errors
     /// `Io` where that fails.
@@ -142,7 +142,7 @@ fn found(
     keep: &mut dyn FnMut(&[Value]),
 ) -> Result<IntactPart> {
     let mut reader = BufReader::new(file);
-    // Bytes: a line may be cut off inside a letter.
+    // Bytes, not text: a line may be cut off inside a character.
     let mut text = Vec::new();
     let mut next = || -> Result<Option<(Value, u64)>> {
         text.clear();

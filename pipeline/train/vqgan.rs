@@ -1,4 +1,4 @@
-//! The training of a VQGAN, from its configuration to its numbers.
+//! A training run of a VQGAN, from its configuration to a model directory.
 
 use std::time::Instant;
 
@@ -33,13 +33,13 @@ use crate::{
     },
 };
 
-/// Streams of draws from here on are those of mosaics; the others are those of orders.
+/// Random streams from this number on are for mosaics, those below for the order of frames.
 const MOSAICS: u64 = 1 << 48;
 
-/// The file of a checkpoint.
+/// File name of a checkpoint.
 const STATE: &str = "state.safetensors";
 
-/// What is drawn.
+/// The curves of the plot.
 const CURVES: [Curve<VqganFigures>; 5] = [
     ("L1, trained on", |f| (!f.held_out).then_some(f.l1)),
     ("L1, held out", |f| f.held_out.then_some(f.l1)),
@@ -52,14 +52,14 @@ const CURVES: [Curve<VqganFigures>; 5] = [
     ("LPIPS, held out", |f| f.perceptual.filter(|_| f.held_out)),
 ];
 
-/// One line of a run's figures.
+/// Metrics of a VQGAN's run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct VqganFigures {
     /// Steps done.
     pub step: u64,
-    /// Of the batch that was trained on, or of all held-out frames.
+    /// Whether these are of all held-out frames, or of the batch that was trained on.
     pub held_out: bool,
-    /// What is made small; of held-out frames without the discriminator's part.
+    /// The minimized loss; for held-out frames without the adversarial part.
     pub loss: f64,
     /// Mean of absolute differences from the pixels, which are from -1 to 1.
     pub l1: f64,
@@ -68,30 +68,30 @@ pub struct VqganFigures {
     /// Mean perceptual distance (LPIPS), where there is a perceptual loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perceptual: Option<f64>,
-    /// Of the pictures as they are shown, in decibels; absent for pictures that equal their pixels.
+    /// PSNR of the clipped reconstructions, in decibels; absent for exact ones.
     pub psnr_db: Option<f64>,
     /// Mean squared distance of vectors from their rows of the codebook.
-    // Runs that began before the name was spelled like this go on with the lines they have.
+    // The name in metrics of runs that were started before it was spelled like this.
     #[serde(alias = "quantisation")]
     pub quantization: f64,
     /// Distinct codes.
     pub codes_used: usize,
-    /// Share of the codebook that they are.
+    /// Distinct codes as a share of the codebook.
     pub codes_share: f64,
-    /// `e` to the entropy of the codes.
+    /// Perplexity of the codes.
     pub perplexity: f64,
-    /// Dead codes that began anew; 0 for held-out frames.
+    /// Dead codes that were restarted; 0 for held-out frames.
     pub codes_restarted: usize,
-    /// Length of the gradient before it was shortened; 0 for held-out frames.
+    /// Norm of the gradient before clipping; 0 for held-out frames.
     pub gradient: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Where the discriminator takes part.
+    /// Where there is an adversarial loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adversarial: Option<AdversarialMetrics>,
     /// Frames read so far.
     pub frames: u64,
-    /// Frames a second of this step; 0 for held-out frames.
+    /// Frames per second of this step; 0 for held-out frames.
     pub frames_per_s: f64,
 }
 
@@ -101,38 +101,38 @@ impl MetricsLine for VqganFigures {
     }
 }
 
-/// A number that JSON has.
+/// `None` for NaN and infinity, which JSON cannot represent.
 fn finite(x: f64) -> Option<f64> {
     x.is_finite().then_some(x)
 }
 
-/// What a run needs beside its configuration.
+/// The inputs of a run.
 pub struct VqganJob {
-    /// The run as written.
+    /// The configuration.
     pub config: VqganConfig,
-    /// The shape of the network.
+    /// The specification of the network.
     pub spec: VqganSpec,
-    /// What is trained on.
+    /// Frames to train on.
     pub train: FrameFile,
-    /// What is only looked at.
+    /// Held-out frames.
     pub held_out: Option<FrameFile>,
 }
 
-/// Figures of the last step, and the last ones of held-out frames.
+/// The last metrics of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LastFigures {
-    /// Of the last step.
+    /// Metrics of the last step.
     pub trained: Option<VqganFigures>,
-    /// Of held-out frames.
+    /// The last metrics of held-out frames.
     pub held_out: Option<VqganFigures>,
 }
 
-/// Trains, or goes on where an earlier run stopped; `tell` hears of every step.
+/// Trains, or resumes an earlier run; `tell` receives the figures of every step.
 ///
 /// On Ctrl-C a checkpoint is written first.
 ///
 /// # Errors
-/// `Compute` for a loss that is NaN or infinite, `Interrupted` when told to stop; the last checkpoint stays.
+/// `Compute` for a loss that is NaN or infinite, `Interrupted` on request; the last checkpoint stays.
 pub fn train_vqgan(
     job: VqganJob,
     run: &RunDirectory,
@@ -204,7 +204,7 @@ impl VqganTraining {
         Ok(())
     }
 
-    /// [`exchange`], by draws that follow from the seed and the number of the step.
+    /// [`exchange`] with draws that follow from seed and step.
     fn mosaic(&self, pixels: &Tensor) -> Result<Tensor> {
         let spec = self.trainer.spec();
         let mut draws = ChaCha8Rng::seed_from_u64(self.job.config.seed);
@@ -321,7 +321,7 @@ impl VqganTraining {
     }
 }
 
-/// The weights that a run begins with.
+/// The initial weights.
 fn first(job: &VqganJob) -> Result<Parameters> {
     match &job.config.model.init {
         None => first_parameters(&job.spec, job.config.seed),
@@ -333,8 +333,8 @@ fn first(job: &VqganJob) -> Result<Parameters> {
     }
 }
 
-/// frames `[n, side, side, 3]`, of which the first `share` exchange their cells of `cell` pixels: in each place of the
-/// grid they are dealt anew, by `draws`.
+/// Mosaic: of frames `[n, side, side, 3]` the first `share` exchange their cells of `cell` pixels: each cell of the
+/// grid is permuted among these frames, by `draws`.
 fn exchange(frames: &mut [f32], share: f64, [n, side, cell]: [usize; 3], draws: &mut ChaCha8Rng) {
     let (line, frame) = (cell * RGB, side * side * RGB);
     let old = frames.to_vec();
@@ -360,7 +360,7 @@ mod tests {
     use super::{RGB, exchange};
 
     #[test]
-    fn a_mosaic_keeps_every_cell_in_its_place_and_the_other_frames_whole() {
+    fn a_mosaic_permutes_cells_between_frames_only() {
         let (n, mixed, side, cell) = (8, 6, 6, 2);
         let frame = side * side * RGB;
         let old: Vec<f32> = (0..n * frame).map(|i| i as f32).collect();
@@ -377,7 +377,7 @@ mod tests {
             from_others += usize::from(new[place] != old[place]);
         }
         assert!(from_others > frame / 4, "{from_others} of {frame}");
-        // A cell comes whole: its numbers are of one frame.
+        // A cell is moved whole: all its numbers come from one frame.
         let source = |place: usize| new[place] as usize / frame;
         let line = cell * RGB;
         assert!((0..line).all(|i| source(i) == source(0)));

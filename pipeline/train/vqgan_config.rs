@@ -1,4 +1,4 @@
-//! The training of a VQGAN as written.
+//! Configuration of a VQGAN's training.
 
 use std::path::PathBuf;
 
@@ -15,75 +15,75 @@ use crate::{
     train::config_file::{ConfigFile, MOST, a_hundred, bad, check_counts},
 };
 
-/// Most pictures of a batch: all of them are in memory with what their layers keep.
+/// Maximum pictures of a batch: all are in memory with their saved activations.
 const BATCH_MOST: u64 = 1 << 16;
 
-/// One run.
+/// The configuration of one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VqganConfig {
-    /// One line for people.
+    /// A description for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Steps in all.
+    /// Total steps.
     pub steps: u64,
-    /// Of the first weights, of the order of frames, and of what dead codes become.
+    /// Seed of the initial weights, of the order of frames, and of restarts.
     #[serde(default)]
     pub seed: u64,
-    /// A checkpoint every so many steps.
+    /// Steps between checkpoints.
     #[serde(default = "a_hundred")]
     pub checkpoint_every: u64,
-    /// The held-out frames are looked at every so many steps.
+    /// Steps between evaluations of the held-out frames.
     #[serde(default = "a_hundred")]
     pub evaluate_every: u64,
     /// Where the network comes from.
     pub model: VqganModelConfig,
-    /// What it learns from.
+    /// The training data.
     pub data: FramesConfig,
     /// Losses, optimizer, learning rate, codebook.
     #[serde(default)]
     pub recipe: VqganOptions,
 }
 
-/// Where a VQGAN comes from: exactly one of these.
+/// The VQGAN to train: exactly one of these.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VqganModelConfig {
     /// A model file with a `[vqgan]` table: random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<PathBuf>,
-    /// A model directory whose VQGAN is trained on.
+    /// A model directory whose VQGAN is trained further.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// Its shape: random weights.
+    /// Its specification: random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vqgan: Option<VqganSpec>,
 }
 
-/// What a VQGAN learns from.
+/// The training data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FramesConfig {
     /// Videos, or folders of videos.
     pub train: Vec<PathBuf>,
-    /// Held-out ones.
+    /// Held-out videos or folders.
     #[serde(default)]
     pub held_out: Vec<PathBuf>,
-    /// Frames in a second, as a number or a fraction.
+    /// Frames per second, as a number or a fraction.
     #[serde(default = "one_a_second", deserialize_with = "rate_text")]
     pub fps: String,
-    /// Most frames of all videos of a list; those behind them are left out.
+    /// Maximum frames of all videos of a list; further ones are left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frames_max: Option<u64>,
-    /// Frames of a step.
+    /// Frames per step.
     pub batch: usize,
-    /// This share of the frames of a step, 0 to 1, exchange their cells: what a code stands for is then to be seen in
+    /// Share of the frames of a step, 0 to 1, that exchange their cells: a code then depends only on
     /// its own cell, which a decoder learns to read from fewer examples.
     #[serde(default, skip_serializing_if = "is_none")]
     pub mosaic: f64,
 }
 
-/// A run is begun with what its file says, and says nothing of what it does not ask for.
+/// Zero is not serialized, so that configurations of earlier runs stay equal.
 fn is_none(share: &f64) -> bool {
     *share == 0.0
 }
@@ -151,7 +151,7 @@ impl ConfigFile for VqganConfig {
         }
         if self.recipe.seed != 0 {
             let seed = self.recipe.seed;
-            let message = format!("recipe.seed is {seed}, expected none: `seed` stands for all");
+            let message = format!("recipe.seed is {seed}, expected none: `seed` is the only seed");
             return Err(bad(message));
         }
         self.recipe.validate().doing(|| "recipe")
@@ -159,15 +159,15 @@ impl ConfigFile for VqganConfig {
 }
 
 impl VqganConfig {
-    /// Frames in a second.
+    /// Frames per second.
     ///
     /// # Errors
-    /// `BadInput` for a text that is no rate.
+    /// `BadInput` for a text that is not a rate.
     pub fn rate(&self) -> Result<Rate> {
         parse_rate(&self.data.fps).map_err(|e| bad(format!("data.fps: {e}")))
     }
 
-    /// What the trainer is told: the recipe, with the run's seed.
+    /// The trainer's options: the recipe, with the run's seed.
     pub fn options(&self) -> VqganOptions {
         VqganOptions {
             seed: self.seed,
@@ -175,7 +175,7 @@ impl VqganConfig {
         }
     }
 
-    /// The shape of the network.
+    /// The specification of the network.
     ///
     /// # Errors
     /// `BadInput` for a file or a directory without one.

@@ -320,7 +320,7 @@ fn what_does_not_fit_is_refused_with_its_reason() {
             &ones([1, 3, 3, 8]),
             &ones([1, 3, 3, 8]),
             &mask,
-            "4 heads cannot share 3",
+            "4 query heads cannot share 3",
         ),
         (&q, &kv, &ones([1, 4, 2, 8]), &mask, "do not fit together"),
         (

@@ -300,7 +300,10 @@ fn pictures_that_a_net_cannot_see_are_refused() {
     let refused = |pixels: usize, size| lenet.forward(&vec![0.5; pixels], size).unwrap_err();
     let small = refused(5 * 5, [5, 5]);
     assert_eq!(small.kind(), Kind::BadInput);
-    assert!(small.to_string().contains("it is too small"), "{small}");
+    assert!(
+        small.to_string().contains("the picture is too small"),
+        "{small}"
+    );
     let other = refused(64 * 64, [64, 64]);
     let expected = "the flattened feature map has 2704 numbers, the linear layer takes 400";
     assert!(other.to_string().contains(expected), "{other}");

@@ -676,7 +676,7 @@ fn native_towers_give_the_official_features_step_by_step() {
     for system in NATIVE.into_iter().flat_map(System::both) {
         let (spec, encoder, _) = system.load(ModelKind::VisionLanguage, parts);
         let FeatureEncoder::Native(encoder) = encoder else {
-            panic!("{} has no native tower", system.name);
+            panic!("{} has no native encoder", system.name);
         };
         let file = system.expected();
         let hidden = spec.decoder.hidden_size;
@@ -892,13 +892,13 @@ fn patches_that_are_not_of_the_grid_are_refused() {
     let [system, _] = System::both("qwen2_5_vl");
     let (_, encoder, _) = system.load(ModelKind::VisionLanguage, parts);
     let FeatureEncoder::Native(encoder) = encoder else {
-        panic!("no native tower");
+        panic!("no native encoder");
     };
     for (numbers, rows, columns) in [(96 * 12, 3, 4), (96 * 15, 4, 4), (0, 0, 4)] {
         let refused = encoder.step(&vec![0.0; numbers], Grid { rows, columns });
         let message = refused.unwrap_err().to_string();
         assert!(
-            message.contains("expected 96 for each of an even number"),
+            message.contains("expected 96 for each, and even numbers"),
             "{message}"
         );
     }

@@ -651,7 +651,8 @@ fn what_is_no_number_is_refused_and_changes_nothing() {
         let pixels = Tensor::from_vec(numbers, (1, 16, 16, 3), &Device::Cpu).unwrap();
         let error = trainer.step(&pixels).unwrap_err();
         assert_eq!(error.kind(), Kind::Compute);
-        let expected = format!("step 0 of a VQGAN's training: pixel 5 is {bad}, expected a number");
+        let expected =
+            format!("step 0 of a VQGAN's training: pixel 5 is {bad}, expected a finite number");
         assert_eq!(error.to_string(), expected);
     }
     assert_eq!(bits(&trainer.export().unwrap()), before);

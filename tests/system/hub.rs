@@ -1022,6 +1022,6 @@ fn settings_that_cannot_be_used_say_so() {
     let error = quiet("org/tiny", &from(&[]).unwrap()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "there is no place for the model cache: set HF_HOME or HF_HUB_CACHE"
+        "the model cache has no directory: set HF_HOME or HF_HUB_CACHE"
     );
 }

@@ -846,7 +846,7 @@ fn lists_of_questions_from_elsewhere_are_checked() {
         ("{}".to_owned(), "missing field"),
         (
             good[..good.len() / 2].to_owned(),
-            "no clip with its questions",
+            "not a clip with questions",
         ),
     ];
     let dir = tempfile::tempdir().unwrap();
