@@ -213,7 +213,7 @@ fn a_query_without_a_visible_key_is_empty() {
 }
 
 #[test]
-fn a_shared_block_is_copied_by_whoever_writes_and_seen_by_nobody_else() {
+fn a_shared_block_is_copied_on_write() {
     let heads = SHAPES[0];
     let width = heads.key_value * heads.d;
     let mut cache = KvCache::new(&spec(heads), KvDtype::F32);
@@ -318,13 +318,13 @@ proptest! {
 }
 
 #[test]
-fn two_results_over_no_key_merge_to_no_key_and_not_to_nan() {
+fn merging_two_empty_results_is_empty_and_not_nan() {
     let empty = Partial::empty(2, 3);
     assert_eq!(empty.clone().merge(&empty), empty);
 }
 
 #[test]
-fn what_is_no_number_survives_a_merge_with_no_key() {
+fn nan_propagates_through_a_merge_with_an_empty_result() {
     let mut poisoned = Partial::empty(2, 3);
     poisoned.lse[0] = f32::NAN;
     for merged in [

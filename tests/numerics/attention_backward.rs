@@ -164,7 +164,7 @@ fn gradients_are_those_of_the_dense_computation_for_every_mask() {
 }
 
 #[test]
-fn a_query_that_sees_nothing_passes_nothing_on() {
+fn a_query_without_visible_keys_has_no_gradient() {
     let sizes = sizes(1, 300, 300, [2, 2, 8]);
     let mask = BatchMask::causal(1, 300)
         .with_keys(vec![false; 300])
@@ -212,7 +212,7 @@ fn the_number_of_threads_does_not_change_a_bit_of_the_gradients() {
 }
 
 #[test]
-fn gradients_flow_through_what_stands_before_and_behind() {
+fn gradients_flow_through_operations_before_and_after() {
     let sizes = sizes(1, 6, 6, [2, 1, 8]);
     let case = Case::new(sizes);
     let mask = BatchMask::causal(1, 6);
@@ -276,7 +276,7 @@ fn golden_gradients_of_the_official_ring() {
 }
 
 #[test]
-fn golden_outputs_behind_padding_that_nobody_sees() {
+fn golden_outputs_with_padding() {
     for name in ["ring/case0.safetensors", "ring/case1.safetensors"] {
         let file = Golden::open(name);
         let (case, _) = golden_case(&file);
@@ -291,7 +291,7 @@ fn golden_outputs_behind_padding_that_nobody_sees() {
 }
 
 #[test]
-fn no_query_and_no_key_are_no_trouble() {
+fn zero_queries_or_keys_are_allowed() {
     for sizes in [sizes(2, 0, 5, [2, 1, 4]), sizes(0, 3, 3, [2, 1, 4])] {
         let case = Case::new(sizes);
         let [out, dq, dk, dv] = case.ours(&BatchMask::causal(sizes.rows, sizes.s));
@@ -301,7 +301,7 @@ fn no_query_and_no_key_are_no_trouble() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_its_reason() {
+fn operands_that_do_not_fit_are_refused_with_the_reason() {
     let ones = |shape: [usize; 4]| Tensor::ones(&shape, DType::F32, &Device::Cpu).unwrap();
     let (q, kv) = (ones([1, 3, 4, 8]), ones([1, 3, 2, 8]));
     let half = q.to_dtype(DType::BF16).unwrap();
@@ -342,7 +342,7 @@ fn what_does_not_fit_is_refused_with_its_reason() {
             &kv,
             &kv,
             &BatchMask::causal(1, 4),
-            "a mask of 1 rows of 4 places",
+            "a mask of 1 rows of 4 tokens",
         ),
         (&ones([1, 4, 4, 8]), &kv, &kv, &mask, "4 queries"),
         (&q, &nan, &kv, &mask, "output 0 is NaN"),

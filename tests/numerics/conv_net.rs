@@ -295,7 +295,7 @@ fn other_nets_are_other_lists_of_layers() {
 }
 
 #[test]
-fn pictures_that_a_net_cannot_see_are_refused() {
+fn pictures_of_an_unusable_size_are_refused() {
     let lenet = load("systems/x_lenet5", &spec(LENET), &no_counters());
     let refused = |pixels: usize, size| lenet.forward(&vec![0.5; pixels], size).unwrap_err();
     let small = refused(5 * 5, [5, 5]);
@@ -313,7 +313,7 @@ fn pictures_that_a_net_cannot_see_are_refused() {
 }
 
 #[test]
-fn a_pixel_that_is_no_number_is_found_behind_every_layer() {
+fn a_nan_pixel_is_detected_after_every_layer() {
     for (folder, text) in [
         ("systems/x_lenet5", LENET.to_owned()),
         ("systems/x_alexnet", alexnet()),
@@ -331,7 +331,7 @@ fn a_pixel_that_is_no_number_is_found_behind_every_layer() {
 }
 
 #[test]
-fn lists_that_are_no_network_are_refused() {
+fn invalid_lists_of_layers_are_refused() {
     for (from, to, expected) in [
         ("out = 6", "out = 0", "layers.0.out is 0"),
         (

@@ -474,7 +474,7 @@ fn a_larger_base_divides_the_slowest_frequency_by_its_factor_and_keeps_the_faste
 }
 
 #[test]
-fn a_window_as_long_as_the_context_is_none() {
+fn a_window_as_long_as_the_context_has_no_effect() {
     let hidden = |window| {
         let (decoder, tokens) = descendant("mistral", |spec| spec.sliding_window = window);
         whole(&decoder, &tokens)
@@ -542,7 +542,7 @@ fn refused(decoder: &Decoder, tokens: &[Token], positions: &[u32]) -> (Kind, Str
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_the_numbers() {
+fn jobs_that_do_not_fit_are_refused_with_the_numbers() {
     let decoder = Tiny::golden().load(Dtype::BF16);
     let (kind, message) = refused(&decoder, &some_tokens(1025), &(0..1025).collect::<Vec<_>>());
     assert_eq!(kind, Kind::TooLarge);
@@ -589,7 +589,7 @@ fn a_text_model_refuses_vision_with_a_sentence() {
 }
 
 #[test]
-fn a_weight_that_is_no_number_is_named_by_the_layer_it_spoils() {
+fn a_nan_weight_is_reported_with_the_layer_it_spoils() {
     let mut tiny = Tiny::golden();
     tiny.matrix("model.layers.1.self_attn.k_proj.weight")[0] = f32::NAN;
     let decoder = tiny.load(Dtype::F32);

@@ -109,7 +109,7 @@ fn an_image_is_a_video_of_one_frame() {
 }
 
 #[test]
-fn each_row_of_a_batch_is_answered_alone_with_the_same_ids() {
+fn each_row_of_a_batch_has_the_ids_of_the_row_alone() {
     check(
         &ask(
             &clip(),

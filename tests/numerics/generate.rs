@@ -389,7 +389,7 @@ fn the_most_likely_id_is_the_lowest_of_equals() {
 }
 
 #[test]
-fn ids_are_drawn_as_often_as_they_are_likely() {
+fn ids_are_drawn_with_their_probabilities() {
     let draw = Draw {
         temperature: 0.5,
         top_k: None,
@@ -476,7 +476,7 @@ fn a_seed_gives_the_same_ids_and_rows_draw_apart() {
 }
 
 #[test]
-fn logits_that_are_not_numbers_are_an_error() {
+fn nan_logits_are_an_error() {
     for bad in [f32::NAN, f32::INFINITY] {
         let error = Sampler::new(&Draw::GREEDY, 0)
             .next(&[0.0, bad])

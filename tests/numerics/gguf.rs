@@ -102,7 +102,7 @@ fn logits_of_every_file_are_those_of_transformers() {
 const ROUNDED: f32 = 0.15;
 
 #[test]
-fn copies_give_the_logits_as_far_as_x_is_rounded_whatever_the_pieces() {
+fn copies_give_the_logits_up_to_the_rounding_of_x() {
     for case in CASES {
         let expected = Golden::open(&format!("gguf/{case}.safetensors")).f32("logits");
         let most = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
@@ -319,7 +319,7 @@ fn refused(spoil: impl FnOnce(&mut GgufFile)) -> String {
 }
 
 #[test]
-fn what_is_not_computed_here_is_refused_by_name() {
+fn unsupported_features_are_refused_by_name() {
     assert_eq!(refused(|_| {}), "not refused");
     let say = |key: &'static str, value: Said| refused(move |file| file.say(key, value));
     let text = |text: &str| Said::Text(text.to_owned());

@@ -119,7 +119,7 @@ fn a_snapshot_is_read_as_it_is_and_imports_to_the_same_weights() {
 }
 
 #[test]
-fn weights_stored_a_second_time_under_other_names_are_left_alone() {
+fn duplicate_weights_under_other_names_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let tensors = tensors(&config());
     fs::write(dir.path().join("config.json"), config().to_string()).unwrap();
@@ -157,7 +157,7 @@ fn the_configuration_keeps_its_values_and_its_pair_order() {
 }
 
 #[test]
-fn what_would_change_the_computation_is_refused_by_key() {
+fn unsupported_keys_that_change_the_computation_are_refused() {
     let cases = [
         (
             "rope_scaling",

@@ -774,7 +774,7 @@ fn only_a_model_is_replaced_and_only_by_force() {
 }
 
 #[test]
-fn verify_counts_what_is_missing_unknown_misshapen_or_not_a_number() {
+fn verify_counts_missing_unknown_misshapen_and_nan_tensors() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("model");
     import(&golden_params("params_stream_bf16"), &out).unwrap();

@@ -155,7 +155,7 @@ fn forks_and_cuts_of_a_spilled_context_go_on_as_if_it_were_resident() {
 }
 
 #[test]
-fn what_forks_share_is_counted_once_and_given_back_by_the_last() {
+fn shared_blocks_are_charged_once_and_returned_by_the_last_fork() {
     let decoder = Tiny::golden().load(Dtype::BF16);
     let tokens = some_tokens(1000);
     let column = column_bytes(&decoder, KvDtype::F32);
@@ -196,7 +196,7 @@ fn what_forks_share_is_counted_once_and_given_back_by_the_last() {
 }
 
 #[test]
-fn a_disk_that_fails_is_an_error_and_the_context_can_still_be_asked() {
+fn a_failing_disk_is_an_error_and_the_context_stays_usable() {
     let decoder = Tiny::golden().load(Dtype::BF16);
     let tokens = some_tokens(1000);
     let dir = tempfile::tempdir().unwrap();
@@ -257,7 +257,7 @@ fn refused(change: impl FnOnce(&mut Vec<u8>)) -> (Kind, String) {
 }
 
 #[test]
-fn a_file_of_blocks_that_is_none_is_refused_with_a_sentence() {
+fn an_invalid_file_of_blocks_is_refused_with_a_sentence() {
     let bad = |message: &str| (Kind::BadInput, message.to_owned());
     assert_eq!(
         refused(|bytes| bytes.truncate(100)),
@@ -328,7 +328,7 @@ fn key(name: u32, layer: usize) -> [f32; 4] {
 }
 
 #[test]
-fn dropping_the_front_is_a_mask_that_hides_it() {
+fn dropping_the_front_equals_masking_it() {
     for (sinks, blocks, dropped) in [
         (0, 2, 0..512),
         (1, 2, 256..768),
@@ -361,7 +361,7 @@ fn dropping_the_front_is_a_mask_that_hides_it() {
 }
 
 #[test]
-fn a_cut_inside_a_dropped_stretch_ends_the_context_before_it() {
+fn truncation_inside_a_dropped_range_ends_the_context_before_it() {
     for (len, left) in [
         (1000, 1000),
         (769, 769),
@@ -517,7 +517,7 @@ fn write_all(cache: &mut KvCache, places: Range<usize>, x: f32) {
 }
 
 #[test]
-fn what_was_forgotten_leaves_no_trace_even_where_it_was_huge_or_no_number() {
+fn truncated_tokens_leave_no_trace_even_if_they_were_huge_or_nan() {
     for dtype in KvDtype::ALL {
         for forgotten in [1000.0, f32::NAN] {
             let mut fresh = KvCache::new(&spec(), dtype);

@@ -98,7 +98,7 @@ fn the_learned_row_and_the_pool_are_those_that_the_configuration_names() {
 }
 
 #[test]
-fn what_is_not_computed_is_refused_by_name() {
+fn unsupported_keys_are_refused_by_name() {
     for (key, value, expected) in [
         (
             "mm_newline_position",

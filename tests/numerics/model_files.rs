@@ -150,7 +150,7 @@ fn encoders_have_their_public_sizes() {
 }
 
 #[test]
-fn an_encoder_is_not_asked_and_a_misspelt_key_is_named() {
+fn an_encoder_is_refused_for_answers_and_a_misspelt_key_is_named() {
     let files = files();
     let error = ModelFile::from_toml(&files["resnet-50"]).unwrap();
     let error = error.answers().unwrap_err();

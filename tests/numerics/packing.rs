@@ -53,7 +53,7 @@ fn the_longest_prompt_goes_first_and_each_into_the_tightest_room() {
 }
 
 #[test]
-fn padding_is_the_share_of_places_that_no_prompt_takes() {
+fn padding_is_the_share_of_unused_tokens() {
     let padding = |lengths: &[usize]| pack(lengths, 8).unwrap().padding();
     assert_eq!(padding(&[8, 8]), 0.0);
     assert_eq!(padding(&[6, 6]), 0.25);
@@ -85,7 +85,7 @@ fn a_prompt_that_no_row_holds_is_refused_with_the_numbers() {
 
 proptest! {
     #[test]
-    fn packing_loses_nothing_splits_nothing_and_fills_no_row_beyond_its_capacity(
+    fn packing_keeps_every_prompt_whole_and_within_capacity(
         lengths in prop::collection::vec(1..200usize, 0..60),
         spare in 0..300usize,
     ) {
@@ -238,7 +238,7 @@ fn a_packed_prompt_goes_on_alone_with_the_answer_it_would_have_had() {
 }
 
 #[test]
-fn a_part_of_a_context_has_its_keys_and_values_to_the_bit_in_every_type() {
+fn a_part_of_a_context_equals_it_to_the_bit_in_every_type() {
     let decoder = Tiny::golden().load(Dtype::BF16);
     let tokens = some_tokens(700);
     for dtype in KvDtype::ALL {
@@ -285,7 +285,7 @@ fn read(cache: &KvCache, layer: usize) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn what_cannot_be_packed_is_refused_before_anything_is_computed() {
+fn prompts_that_cannot_be_packed_are_refused_before_anything_is_computed() {
     let decoder = Tiny::golden().load(Dtype::BF16);
     let tokens = some_tokens(500);
     let refused = |prompts: &[&[Token]], capacity| {

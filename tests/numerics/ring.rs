@@ -370,7 +370,7 @@ fn unequal_shards_and_shards_of_one_token_or_none_are_dense_attention() {
 }
 
 #[test]
-fn striped_ranks_that_divide_the_lanes_change_no_bit() {
+fn striped_ranks_that_divide_the_lanes_do_not_change_a_bit() {
     let heads = Heads {
         query: 2,
         key_value: 1,
@@ -391,7 +391,7 @@ fn striped_ranks_that_divide_the_lanes_change_no_bit() {
 }
 
 #[test]
-fn keys_travel_while_they_are_few_and_queries_when_the_context_is_long() {
+fn keys_are_passed_in_short_contexts_and_queries_in_long_ones() {
     let heads = Heads {
         query: 32,
         key_value: 32,
@@ -408,7 +408,7 @@ fn keys_travel_while_they_are_few_and_queries_when_the_context_is_long() {
 }
 
 #[test]
-fn in_a_schedule_every_rank_sees_every_shard_and_what_one_sends_another_expects() {
+fn in_a_schedule_every_rank_attends_to_every_shard_and_sends_match_receives() {
     for ranks in 1..9 {
         let all: Vec<_> = (0..ranks).map(|rank| schedule(rank, ranks)).collect();
         for (rank, steps) in all.iter().enumerate() {
@@ -428,7 +428,7 @@ fn in_a_schedule_every_rank_sees_every_shard_and_what_one_sends_another_expects(
 
 proptest! {
     #[test]
-    fn every_place_has_one_owner(len in 0..5000usize, ranks in 1..9usize) {
+    fn every_token_has_one_owner(len in 0..5000usize, ranks in 1..9usize) {
         for layout in LAYOUTS {
             let mut seen = vec![0; len];
             for rank in 0..ranks {
@@ -444,7 +444,7 @@ proptest! {
     }
 
     #[test]
-    fn causal_work_of_zigzag_and_striped_differs_by_no_more_than_blocks(blocks in 1..40usize, ranks in 1..9usize) {
+    fn causal_work_of_zigzag_and_striped_ranks_differs_by_at_most_a_block(blocks in 1..40usize, ranks in 1..9usize) {
         let len = blocks * 2 * ranks * BLOCK_TOKENS;
         for layout in [ShardLayout::Zigzag, ShardLayout::Striped] {
             let work = |rank| -> usize { layout.runs(len, rank, ranks).into_iter().flatten().map(|place| place + 1).sum() };
@@ -457,7 +457,7 @@ proptest! {
     }
 
     #[test]
-    fn striped_places_can_be_dealt_piece_by_piece(cut in 0..3000usize, more in 0..3000usize, ranks in 1..5usize) {
+    fn striped_indices_can_be_split_piece_by_piece(cut in 0..3000usize, more in 0..3000usize, ranks in 1..5usize) {
         for rank in 0..ranks {
             let whole: Vec<usize> = striped(0..cut + more, rank, ranks).into_iter().flatten().collect();
             let pieces = striped(0..cut, rank, ranks).into_iter().chain(striped(cut..cut + more, rank, ranks));
@@ -569,7 +569,7 @@ fn a_rank_keeps_its_own_blocks_only() {
 }
 
 #[test]
-fn what_one_rank_cannot_compute_ends_all_of_them() {
+fn a_failure_of_one_rank_ends_all_ranks() {
     let mut tiny = Tiny::golden();
     tiny.spec.max_position_embeddings = 1 << 16;
     // Only vision tokens of the second block meet the weight: rank 1 computes it.
@@ -597,7 +597,7 @@ fn what_one_rank_cannot_compute_ends_all_of_them() {
 }
 
 #[test]
-fn an_id_outside_the_vocabulary_is_refused_before_any_rank_hears_of_it() {
+fn an_id_outside_the_vocabulary_is_refused_before_any_command_is_sent() {
     let decoder = roomy();
     let (led, served) = group(&decoder, 2, |leader| {
         let mut cache = leader.context(KvDtype::F32);
@@ -643,7 +643,7 @@ fn a_rank_that_ended_or_is_silent_is_named() {
 }
 
 #[test]
-fn a_rank_that_listens_to_nobody_is_named_by_whoever_wants_to_send() {
+fn a_rank_that_does_not_receive_is_named_by_the_sender() {
     let mut ends = InProcess::connect(2, Duration::from_millis(50));
     let full = (0..100).find_map(|_| ends[0].send(1, Message::default()).err());
     assert_eq!(

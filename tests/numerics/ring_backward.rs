@@ -449,7 +449,7 @@ fn gradients_are_the_slopes_of_the_loss() {
 }
 
 #[test]
-fn keys_are_sent_to_all_other_ranks_and_gradients_all_the_way_home() {
+fn keys_reach_all_other_ranks_and_gradients_return_to_their_own() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 1024));
     let (_, of_k) = batch.widths();
     for ranks in [1, 2, 4] {
@@ -501,7 +501,7 @@ impl Link for Mortal {
 }
 
 #[test]
-fn a_rank_that_dies_on_the_way_is_named_by_whoever_waits_for_a_gradient() {
+fn a_rank_that_dies_is_named_by_the_rank_that_waits_for_its_gradient() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 512));
     let shards = batch.layout(ShardLayout::Zigzag, 4);
     let whole = each_rank(4, |link| batch.share(&shared(link), &shards).unwrap());
@@ -560,7 +560,7 @@ fn a_rank_that_does_not_come_to_backward_is_named() {
 }
 
 #[test]
-fn what_one_rank_is_given_wrong_all_of_them_refuse() {
+fn wrong_input_to_one_rank_is_refused_by_all() {
     let batch = Batch::random(HEADS, BatchMask::causal(1, 300));
     let shards = batch.layout(ShardLayout::Contiguous, 3);
     let refused = each_rank(3, |link| {
@@ -616,7 +616,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn gradients_do_not_depend_on_who_holds_what(
+    fn gradients_do_not_depend_on_the_sharding(
         s in 1..420usize,
         rows in 1..3usize,
         ranks in 1..6usize,

@@ -672,7 +672,7 @@ fn vilas_connector_merges_in_both_token_orders() {
 const NATIVE: [&str; 3] = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"];
 
 #[test]
-fn native_towers_give_the_official_features_step_by_step() {
+fn native_encoders_give_the_official_features_step_by_step() {
     for system in NATIVE.into_iter().flat_map(System::both) {
         let (spec, encoder, _) = system.load(ModelKind::VisionLanguage, parts);
         let FeatureEncoder::Native(encoder) = encoder else {
@@ -821,7 +821,7 @@ fn a_flat_configuration_is_the_nested_one() {
 }
 
 #[test]
-fn what_a_native_system_does_not_compute_is_refused() {
+fn unsupported_features_of_native_systems_are_refused() {
     for (name, path, value, expected) in [
         (
             "qwen2_5_vl",
@@ -1016,7 +1016,7 @@ fn a_context_of_fewer_bits_differs_by_its_rounding_only() {
 }
 
 #[test]
-fn features_that_do_not_fill_their_places_are_refused() {
+fn a_wrong_number_of_features_is_refused() {
     let [system, _] = System::both("llava15");
     let model = Answering::open(&system);
     let short = Input {

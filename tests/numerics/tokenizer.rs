@@ -266,7 +266,7 @@ fn a_byte_level_character_is_printed_whole() {
 }
 
 #[test]
-fn a_decoder_that_is_only_certain_of_the_whole_prints_at_the_end() {
+fn a_tokenizer_that_only_decodes_whole_texts_prints_at_the_end() {
     let mut json: Value = serde_json::from_slice(&file("tokenizer_fast_export.json")).unwrap();
     json["decoder"] = serde_json::json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
     let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();

@@ -122,7 +122,7 @@ fn a_single_tensor_of_python_2_is_read() {
 }
 
 #[test]
-fn what_such_a_file_cannot_be_is_said() {
+fn unsupported_files_are_refused_with_the_reason() {
     let again = [1_u64.to_le_bytes().as_slice(), &[0; 4]].concat();
     for (single, expected) in [
         (

@@ -291,7 +291,7 @@ fn the_two_reductions_differ_where_rows_are_crowded() {
 }
 
 #[test]
-fn computing_again_what_was_not_kept_changes_no_bit() {
+fn recomputing_activations_does_not_change_a_bit() {
     let (tiny, examples) = small();
     let network = network(&tiny);
     let batch = packed(&examples, &rules(24)).unwrap();
@@ -433,7 +433,7 @@ fn a_ring_has_the_loss_and_gradients_of_one_rank() {
 }
 
 #[test]
-fn a_step_goes_against_the_gradient_no_longer_than_the_bound_and_decays() {
+fn a_step_descends_the_clipped_gradient_and_decays_weights() {
     let values = Tensor::from_vec(vec![1.0_f32, -2.0], 2, &Device::Cpu).unwrap();
     let parameters = Parameters::of([("w".to_owned(), values)].into()).unwrap();
     let gradient = Tensor::from_vec(vec![3.0_f32, -4.0], 2, &Device::Cpu).unwrap();
@@ -455,7 +455,7 @@ fn a_step_goes_against_the_gradient_no_longer_than_the_bound_and_decays() {
 }
 
 #[test]
-fn what_is_no_number_ends_a_step_and_changes_nothing() {
+fn nan_ends_a_step_without_an_update() {
     let (tiny, examples) = small();
     let mut spoilt = tiny.clone();
     spoilt.tensors.get_mut("model.norm.weight").unwrap().1[3] = f32::NAN;

@@ -208,7 +208,7 @@ fn batches_are_those_of_upstream_s_datasets_in_both_modes() {
 }
 
 #[test]
-fn a_line_that_is_no_example_says_why() {
+fn an_invalid_line_says_why() {
     let tokenizer = tokenizer(false);
     let with_vision = rules(&tokenizer, Some(VISION));
     let of_text = rules(&tokenizer, None);

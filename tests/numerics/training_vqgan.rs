@@ -257,7 +257,7 @@ fn the_perceptual_loss_and_its_gradients_are_those_of_the_lpips_package() {
 }
 
 #[test]
-fn what_the_perceptual_loss_alone_moves_looks_nearer_and_goes_on_to_the_bit() {
+fn training_on_the_perceptual_loss_alone_reduces_it_and_resumes_to_the_bit() {
     let options = || VqganOptions {
         l1_weight: 0.0,
         perceptual: Some(perceptual(1.0)),
@@ -282,7 +282,7 @@ fn what_the_perceptual_loss_alone_moves_looks_nearer_and_goes_on_to_the_bit() {
 }
 
 #[test]
-fn networks_that_cannot_see_are_refused_with_their_file_and_tensor() {
+fn unusable_perceptual_networks_are_refused_with_their_file_and_tensor() {
     let good = perceptual(1.0);
     let dir = tempfile::tempdir().unwrap();
     let broken = |name: &str, change: &dyn Fn(&mut Vec<Named>)| {
@@ -488,7 +488,7 @@ fn assert_one_network(trainer: &VqganTrainer, spec: &VqganSpec, pixels: &Tensor)
 }
 
 #[test]
-fn what_is_trained_is_what_encodes_to_the_bit() {
+fn the_trained_network_is_the_encoding_one_to_the_bit() {
     let golden = VqganSpec {
         resolution: 64,
         hidden_channels: 32,
@@ -593,7 +593,7 @@ fn ten_steps_are_five_and_five_more_from_their_state_to_the_bit() {
 }
 
 #[test]
-fn the_number_of_threads_changes_no_bit() {
+fn the_number_of_threads_does_not_change_a_bit() {
     for threads in [1, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         let state = pool.build().unwrap().install(|| {
@@ -606,7 +606,7 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
-fn one_batch_by_heart_brings_psnr_up_whatever_moves_the_codebook() {
+fn overfitting_one_batch_raises_psnr_with_every_codebook_rule() {
     for codebook in [CodebookRule::Loss, CodebookRule::Average { decay: 0.9 }] {
         let mut trainer = trainer_of(VqganOptions {
             codebook,
@@ -642,7 +642,7 @@ fn dead_codes_become_vectors_of_the_batch_and_are_used() {
 }
 
 #[test]
-fn what_is_no_number_is_refused_and_changes_nothing() {
+fn nan_is_refused_without_an_update() {
     let mut trainer = trainer_of(everything());
     let before = bits(&trainer.export().unwrap());
     for bad in [f32::NAN, f32::INFINITY] {
@@ -669,7 +669,7 @@ fn what_is_no_number_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn pixels_of_another_shape_are_an_error_that_says_what_was_expected() {
+fn pixels_of_another_shape_are_an_error_with_the_expected_shape() {
     let mut trainer = trainer_of(options());
     for shape in [&[0, 16, 16, 3][..], &[1, 3, 16, 16], &[16, 16, 3]] {
         let pixels = Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();

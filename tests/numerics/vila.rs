@@ -97,7 +97,7 @@ fn three_folders_are_one_model() {
 }
 
 #[test]
-fn pictures_go_through_the_towers_own_processor() {
+fn pictures_use_the_vision_towers_own_processor() {
     let spec = PictureSpec::of_directory(&folder(), Medium::Video).unwrap();
     assert_eq!(spec.resize, Resize::Exact([42; 2]));
     assert_eq!((spec.crop, spec.pad_to_square), (None, false));

@@ -97,7 +97,7 @@ fn the_folder_that_is_spoilt_below_answers() {
 }
 
 #[test]
-fn an_architecture_that_nobody_knows_is_answered_with_those_that_are() {
+fn an_unknown_architecture_is_refused_with_the_known_ones() {
     let known = "expected one of clip, dinov2, internvl, llama, llava";
     let spoil = |dir: &Path| set(dir, "model_type", "bloom".into());
     refused(
@@ -108,7 +108,7 @@ fn an_architecture_that_nobody_knows_is_answered_with_those_that_are() {
 }
 
 #[test]
-fn a_decoder_inside_that_is_not_computed_is_named() {
+fn an_unsupported_decoder_is_named() {
     let spoil = |dir: &Path| set(dir, "text_config", json!({"model_type": "mpt"}));
     refused(
         spoil,
@@ -118,7 +118,7 @@ fn a_decoder_inside_that_is_not_computed_is_named() {
 }
 
 #[test]
-fn an_encoder_alone_is_not_asked() {
+fn an_encoder_alone_is_refused_for_answers() {
     let spoil = |dir: &Path| {
         fs::copy(
             golden::path("systems/clip/config.json"),
@@ -130,7 +130,7 @@ fn an_encoder_alone_is_not_asked() {
 }
 
 #[test]
-fn a_shard_that_the_index_names_and_nobody_has_is_named() {
+fn a_shard_missing_from_disk_is_named() {
     let spoil = |dir: &Path| {
         let shards = json!({"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"});
         let index = json!({ "weight_map": shards });
@@ -144,7 +144,7 @@ fn a_shard_that_the_index_names_and_nobody_has_is_named() {
 }
 
 #[test]
-fn a_tensor_that_no_part_takes_is_named() {
+fn an_unused_tensor_is_named() {
     let spoil = |dir: &Path| {
         rewrite(dir, |tensors| {
             tensors.insert("adapter.down.weight".to_owned(), (vec![2], vec![0; 8]));
@@ -186,7 +186,7 @@ fn a_folder_without_a_tokenizer_says_so() {
 }
 
 #[test]
-fn a_chat_template_that_does_not_do_is_named() {
+fn an_unusable_chat_template_is_named() {
     let with = |template: &'static str, expected: &[&str]| {
         let write = |dir: &Path| fs::write(dir.join("chat_template.jinja"), template).unwrap();
         refused(write, 2, expected);
@@ -260,7 +260,7 @@ fn spoil_number(dir: &Path, end: &str) {
 }
 
 #[test]
-fn a_weight_that_is_no_number_ends_the_question_and_is_found_by_verify() {
+fn a_nan_weight_ends_the_question_and_is_found_by_verify() {
     for end in [
         "patch_embedding.weight",
         "layers.0.mlp.fc1.weight",

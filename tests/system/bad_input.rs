@@ -180,7 +180,7 @@ fn a_truncated_checkpoint_leaves_no_model_directory() {
 }
 
 #[test]
-fn a_hostile_pickle_is_refused_by_the_name_it_wants_to_call() {
+fn a_hostile_pickle_is_refused_naming_the_function_it_calls() {
     let dir = tempfile::tempdir().unwrap();
     let evil = dir.path().join("vqgan.pkl");
     fs::write(&evil, b"\x80\x04cos\nsystem\n\x8c\x04true\x85R.").unwrap();
@@ -211,7 +211,7 @@ fn an_existing_output_is_not_replaced_unasked() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_leaves_nothing() {
+fn a_full_disk_is_reported_and_leaves_no_file() {
     // /dev/full behaves like a full disk for whatever is written to it.
     let run = command()
         .args(["models", "show", &text(golden_model())])
@@ -233,7 +233,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named() {
+fn an_unwritable_path_is_named() {
     let model = text(golden_model());
     let clip = text(golden_clip());
     longreel(&["encode", &clip, "--out", "/proc/a.reel", "--model", &model])
@@ -276,7 +276,7 @@ fn interrupt(signal: i32, out: &Path, video: &Path) -> i32 {
 }
 
 #[test]
-fn an_interrupted_encode_goes_on_where_it_stopped_and_gives_the_same_reel() {
+fn an_interrupted_encode_resumes_to_the_same_reel() {
     let dir = tempfile::tempdir().unwrap();
     let video = dir.path().join("long.mp4");
     ffmpeg(

@@ -22,7 +22,7 @@ fn micro() -> String {
 }
 
 #[test]
-fn kernels_are_told_as_shares_of_the_peaks_of_the_same_run() {
+fn kernels_are_reported_as_fractions_of_peaks_of_the_same_run() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("rows.jsonl").display().to_string();
     let run = longreel(&[
@@ -168,7 +168,7 @@ fn a_peer_is_asked_in_turn_and_may_skip() {
 }
 
 #[test]
-fn a_peer_that_ends_or_babbles_is_an_error() {
+fn a_peer_that_ends_or_breaks_the_protocol_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     with_peer(&script(dir.path(), "#!/bin/sh\nexit 3\n"), "f32").refused(2, "peer");
     let babbles = script(dir.path(), "#!/bin/sh\nread -r x; echo hello; read -r x\n");
@@ -185,7 +185,7 @@ echo '{\"peer\": \"mortal\", \"seconds\": 0.5}'
 ";
 
 #[test]
-fn rows_in_the_file_outlive_a_peer_that_dies() {
+fn rows_in_the_file_are_kept_when_the_peer_dies() {
     let dir = tempfile::tempdir().unwrap();
     let [asked, out] = ["asked", "rows.jsonl"].map(|n| dir.path().join(n).display().to_string());
     let peer = format!("{} {asked}", script(dir.path(), ONE_ANSWER));
@@ -222,7 +222,7 @@ fn rows_in_the_file_outlive_a_peer_that_dies() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused_with_a_sentence() {
+fn impossible_measurements_are_refused_with_a_sentence() {
     for (args, expected) in [
         (["--op", "attention"].as_slice(), "attention"),
         (
@@ -261,13 +261,13 @@ fn a_level_that_the_machine_lacks_is_refused_with_those_it_has() {
 }
 
 #[test]
-fn several_numbers_of_threads_are_for_kernels_alone() {
+fn several_thread_counts_are_for_bench_kernels_only() {
     let run = longreel(&["models", "list", "--threads", "1,2"]);
     run.refused(2, "--threads takes one number");
 }
 
 #[test]
-fn the_help_tells_every_option() {
+fn the_help_lists_every_option() {
     let run = longreel(&["bench", "kernels", "--help"]);
     expect![[r#"
         Operations per second of every kernel, as a share of the machine's own ceilings
@@ -344,7 +344,7 @@ fn a_context_has_the_same_bits_on_one_rank_and_on_two() {
 }
 
 #[test]
-fn a_context_that_does_not_fit_is_refused_before_it_is_begun() {
+fn a_context_that_does_not_fit_is_refused_before_it_starts() {
     let model = micro();
     let run = |tokens: &str| longreel(&["bench", "context", "--model", &model, "--tokens", tokens]);
     run("200000000").refused(2, "the machine can give");

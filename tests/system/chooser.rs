@@ -127,7 +127,7 @@ proptest! {
 }
 
 #[test]
-fn the_difference_runs_from_nothing_to_black_against_white() {
+fn the_difference_is_zero_for_equal_frames_and_one_for_black_and_white() {
     let of = |image: &RgbImage| Thumbnail::of(image);
     assert_eq!(of(&grey(0)).difference(&of(&grey(255))), 1.0);
     assert_eq!(of(&grey(100)).difference(&of(&grey(151))), 0.2);
@@ -156,7 +156,7 @@ fn kept(levels: &[u8], ticks: &[i64], threshold: f64, max_gap: Option<i64>) -> V
 
 proptest! {
     #[test]
-    fn what_is_kept_differs_and_what_is_left_out_does_not(
+    fn kept_frames_differ_and_skipped_ones_do_not(
         steps in prop::collection::vec((any::<u8>(), 1i64..30), 1..60),
         level in 0u8..=255,
         max_gap in prop::option::of(1i64..60),
@@ -263,7 +263,7 @@ fn chosen_frames_are_the_same_however_they_are_reached() {
 }
 
 #[test]
-fn at_most_so_many_are_the_first_and_the_most_changed() {
+fn a_limit_keeps_the_first_and_the_most_changed_frames() {
     let path = golden::clip("nasa_13013.mp4");
     let reader = FrameReader::open(&path, &Sampling::Every, &TimeRange::ALL, Cancel::new());
     let mut detector = ChangeDetector::new(0.01, None);
@@ -335,7 +335,7 @@ fn a_damaged_video_gives_what_was_chosen_again() {
 }
 
 #[test]
-fn a_request_to_stop_is_heard_while_choosing() {
+fn cancellation_works_while_choosing() {
     let cancel = Cancel::new();
     let every = Sampling::Every;
     let reader = FrameReader::open(&scenes(), &every, &TimeRange::ALL, cancel.clone()).unwrap();
@@ -397,7 +397,7 @@ fn changes_are_the_beginnings_of_scenes() {
 }
 
 #[test]
-fn where_nothing_happens_one_frame_stands_for_all() {
+fn a_static_video_gives_one_frame() {
     let change = |more: &[&str]| {
         let args = ["--sampler", "change"];
         written(&still(), &[&args, more].concat()).0
@@ -571,7 +571,7 @@ fn equal_frames_are_taken_in_order_of_time() {
 }
 
 #[test]
-fn a_question_is_what_its_frames_are_chosen_by() {
+fn frames_are_chosen_by_the_question() {
     let dir = tempfile::tempdir().unwrap();
     let (clip, reel) = (model("clip", dir.path()), dir.path().join("v.reel"));
     let video = golden::clip("nasa_13013.mp4");

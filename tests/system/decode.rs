@@ -353,7 +353,7 @@ const TURNS: [[i32; 4]; 8] = [
 ];
 
 #[test]
-fn all_eight_orientations_stand_as_ffmpeg_shows_them() {
+fn all_eight_orientations_are_upright_as_in_ffmpeg() {
     let plain = clips::test_pattern(
         "turn.mp4",
         "160x96",
@@ -436,7 +436,7 @@ fn the_information_tells_what_is_applied() {
 }
 
 #[test]
-fn frames_before_the_first_time_are_reckoned_back_from_it() {
+fn frames_before_the_first_timestamp_get_times_extrapolated_from_it() {
     // FFmpeg's matroska reader gives no times below zero: the clip begins half a second there.
     let arguments = [
         "-pix_fmt",
@@ -634,7 +634,7 @@ fn file(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn what_is_no_file_is_refused() {
+fn paths_that_are_not_files_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     assert_refused(
         &directory.path().join("gone.mp4"),
@@ -648,7 +648,7 @@ fn what_is_no_file_is_refused() {
 }
 
 #[test]
-fn what_is_no_video_is_refused() {
+fn files_that_are_not_videos_are_refused() {
     let text = b"This is a letter.\nIt is not a video at all.\n".repeat(50);
     for name in ["letter.mp4", "letter.txt", "letter"] {
         let (_directory, path) = file(name, &text);
@@ -871,7 +871,7 @@ fn a_range_outside_the_video_says_where_the_video_is() {
 }
 
 #[test]
-fn a_request_to_stop_is_heard_before_and_while_reading() {
+fn cancellation_works_before_and_while_reading() {
     let path = golden::clip("nasa_13013.mp4");
     let stopped = Cancel::new();
     stopped.cancel();
@@ -990,7 +990,7 @@ fn a_video_that_is_not_finished_leaves_nothing() {
 }
 
 #[test]
-fn what_cannot_be_written_is_refused_at_once() {
+fn unwritable_outputs_are_refused_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let rate = parse_rate("4").unwrap();
     let create = |path: &Path, width, height| {

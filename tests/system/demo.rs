@@ -352,7 +352,7 @@ proptest! {
 }
 
 #[test]
-fn answers_are_counted_by_kind_against_someone_who_sees_nothing() {
+fn answers_are_counted_by_kind_beside_the_blind_baseline() {
     let dir = clips(6, &["--length", "2", "--difficulty", "2"]);
     let (clips, said) = (
         text(&dir.path().join("clips")),
@@ -392,7 +392,7 @@ fn answers_are_counted_by_kind_against_someone_who_sees_nothing() {
 }
 
 #[test]
-fn a_clip_that_fails_costs_no_answer_to_the_others() {
+fn a_clip_that_fails_loses_no_answer_to_others() {
     let dir = clips(4, &["--length", "1"]);
     let path = |name: &str| text(&dir.path().join(name));
     std::fs::remove_file(path("clips/clips/000003.mp4")).unwrap();
@@ -417,7 +417,7 @@ fn a_clip_that_fails_costs_no_answer_to_the_others() {
 }
 
 #[test]
-fn what_was_answered_before_a_stop_is_kept() {
+fn answers_before_an_interruption_are_kept() {
     let dir = clips(40, &["--length", "1", "--difficulty", "1"]);
     let dir = dir.path().join("clips");
     let mut clips = Vec::new();
@@ -540,7 +540,7 @@ fn with_cache(dir: &Path, args: &[&str]) -> std::process::Output {
 }
 
 #[test]
-fn the_demo_model_answers_where_none_is_named_and_is_said_to() {
+fn the_demo_model_is_the_default_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let (mut asked, mut right) = (0, 0);
     for seed in ["1", "2", "3", "4"] {
@@ -584,7 +584,7 @@ fn the_demo_model_answers_where_none_is_named_and_is_said_to() {
 }
 
 #[test]
-fn what_the_demo_model_cannot_know_is_said_or_refused() {
+fn questions_beyond_the_demo_model_are_refused_or_warned_about() {
     let dir = tempfile::tempdir().unwrap();
     let out = text(&dir.path().join("clip"));
     let told = |more: &[&str]| {

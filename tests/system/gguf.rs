@@ -90,7 +90,7 @@ fn show_verify_plan_and_bench_know_the_file() {
 }
 
 #[test]
-fn a_scale_that_is_no_number_is_found_by_verify() {
+fn a_nan_scale_is_found_by_verify() {
     let mut bytes = fs::read(chat()).unwrap();
     let header = longreel_models::checkpoint::gguf::Header::read(&bytes).unwrap();
     let tensor = header
@@ -111,7 +111,7 @@ fn a_scale_that_is_no_number_is_found_by_verify() {
 }
 
 #[test]
-fn videos_and_frames_are_not_for_text_models() {
+fn text_models_refuse_videos_and_frames() {
     let video = golden_clip().display().to_string();
     let run = longreel(&["ask", &video, "What moves?", "--model", &chat()]);
     run.refused(2, "is a text model");

@@ -791,7 +791,7 @@ fn offline_and_not_cached_names_the_variable() {
 }
 
 #[test]
-fn a_hub_that_cannot_be_reached_is_no_obstacle_to_a_whole_snapshot() {
+fn an_unreachable_hub_does_not_matter_for_a_complete_snapshot() {
     let (hub, cache) = (Hub::start(), TempDir::new().unwrap());
     let dir = quiet("org/tiny", &hub.settings(&cache)).unwrap();
     let gone = TcpListener::bind("127.0.0.1:0")

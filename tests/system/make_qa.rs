@@ -238,7 +238,7 @@ fn lines_of(path: impl AsRef<Path>) -> Vec<Value> {
 }
 
 #[test]
-fn lines_hold_the_whole_document_and_all_pairs_behind_it() {
+fn lines_hold_the_whole_document_followed_by_all_pairs() {
     let taught = taught();
     let json = make_qa(taught, "qa.jsonl", &[]).json();
     assert_eq!(json["chunks"], 12, "{json}");
@@ -333,7 +333,7 @@ fn a_model_that_writes_no_pair_is_quoted() {
 }
 
 #[test]
-fn what_cannot_be_asked_about_is_refused_with_what_was_expected() {
+fn unusable_inputs_are_refused_with_what_was_expected() {
     let taught = taught();
     make_qa(taught, "no.jsonl", &["--pairs", "0"]).refused(2, "--pairs is 0, expected 1 to");
     let mut long = arguments(taught, "no.jsonl");
@@ -549,7 +549,7 @@ fn a_text_is_cut_behind_sentences_and_lines() {
 
 proptest! {
     #[test]
-    fn no_text_is_too_much_for_the_reader_of_pairs(
+    fn the_parser_of_pairs_accepts_any_text(
         parts in proptest::collection::vec(prop_oneof![
             any::<String>(),
             "(Question|question 1|Q|A|Answer|\\*\\*A|answer)(:|\\.|：| :)?",

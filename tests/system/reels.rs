@@ -302,7 +302,7 @@ fn shorter_numbers_are_the_exact_ones_rounded_once() {
 }
 
 #[test]
-fn a_reel_cut_anywhere_goes_on_to_the_same_bytes() {
+fn a_reel_cut_anywhere_resumes_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let reel = dir.path().join("a.reel");
     let (first, second) = (video(), other_video());
@@ -338,7 +338,7 @@ fn a_reel_cut_anywhere_goes_on_to_the_same_bytes() {
 }
 
 #[test]
-fn a_run_that_was_killed_goes_on_to_the_same_bytes() {
+fn a_killed_run_resumes_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let clip = dir.path().join("long.mp4");
     let source = "-f lavfi -i testsrc2=duration=30:size=320x240:rate=25 -pix_fmt yuv420p";
@@ -400,7 +400,7 @@ fn change_a_weight(file: &Path, part: &str) {
 }
 
 #[test]
-fn what_another_model_made_is_refused_with_both_names() {
+fn a_reel_of_another_model_is_refused_with_both_names() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let kept = |name: &str, system: &str| {
@@ -657,7 +657,7 @@ fn check_spoilt(from: &str, to: &str, records: &dyn Fn(&mut Vec<u8>), expected: 
 }
 
 #[test]
-fn a_reel_that_lies_is_refused_before_anything_is_allocated() {
+fn a_reel_with_false_lengths_is_refused_before_anything_is_allocated() {
     let nothing = |_: &mut Vec<u8>| {};
     let header = |from: &str, to: &str, expected: &str| check_spoilt(from, to, &nothing, expected);
     header(
@@ -711,7 +711,7 @@ fn a_reel_that_lies_is_refused_before_anything_is_allocated() {
 }
 
 #[test]
-fn a_feature_that_is_no_number_ends_the_answer_with_its_step() {
+fn a_nan_feature_ends_the_answer_naming_its_step() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.reel");
     let model = model("qwen2_5_vl");

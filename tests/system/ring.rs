@@ -59,7 +59,7 @@ fn threads_answer_as_one_rank_does() {
 }
 
 #[test]
-fn a_ring_of_one_is_no_ring() {
+fn a_ring_of_one_rank_is_refused() {
     let alone = longreel(&question(&["--ring", "1"])).json();
     assert!(alone["ring"].is_null());
 }
@@ -141,7 +141,7 @@ mod processes {
     }
 
     #[test]
-    fn what_the_leader_refuses_ends_all_and_is_said() {
+    fn a_refusal_by_the_leader_ends_all_ranks_with_its_message() {
         let (code, out, err) = run(2, &question(&["--ring", "3"]));
         assert_ne!(code, Some(0));
         assert!(

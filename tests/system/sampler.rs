@@ -161,7 +161,7 @@ fn numbers_are_taken_once_and_in_order_or_refused() {
 }
 
 #[test]
-fn what_can_give_no_frame_is_refused() {
+fn samplings_without_a_frame_are_refused() {
     let reversed = TimeRange {
         from: Some(parse_time("2").unwrap()),
         to: Some(parse_time("1").unwrap()),
@@ -196,7 +196,7 @@ fn rates_are_read_exactly() {
 }
 
 #[test]
-fn rates_that_make_no_sense_are_refused_with_the_allowed_range() {
+fn invalid_rates_are_refused_with_the_allowed_range() {
     for text in [
         "0",
         "0.0",
@@ -242,7 +242,7 @@ fn times_are_read_exactly() {
 }
 
 #[test]
-fn times_that_make_no_sense_are_refused() {
+fn invalid_times_are_refused() {
     for text in [
         "",
         ":",

@@ -192,7 +192,7 @@ fn vectors_come_back_as_they_were_kept() {
 }
 
 #[test]
-fn a_number_that_is_none_is_found() {
+fn nan_in_a_vector_is_detected() {
     for bad in [f32::NAN, f32::INFINITY] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.reel");
@@ -426,7 +426,7 @@ fn an_interrupted_reel_of_vectors_goes_on() {
 }
 
 #[test]
-fn what_cannot_be_searched_is_refused_with_what_was_expected() {
+fn unsearchable_inputs_are_refused_with_what_was_expected() {
     let dir = tempfile::tempdir().unwrap();
     let (clip, siglip) = (model("clip", dir.path()), model("siglip", dir.path()));
     let at = |name: &str| dir.path().join(name);

@@ -182,7 +182,7 @@ fn one_story_of_eight_is_for_testing() {
 }
 
 #[test]
-fn where_things_stand_makes_no_other_story() {
+fn positions_do_not_change_the_story() {
     let script = Recipe::default().clip(0).unwrap().script;
     let mut moved = script.clone();
     moved.shots[0].objects[0].from[0] += 1;
@@ -194,7 +194,7 @@ fn where_things_stand_makes_no_other_story() {
 }
 
 #[test]
-fn objects_are_whole_and_cover_nothing() {
+fn objects_are_whole_and_do_not_overlap() {
     for clip in clips(&hardest(), 300) {
         clip.script.check().unwrap();
         for shot in &clip.script.shots {
@@ -548,7 +548,7 @@ fn the_time_of_an_answer_is_when_its_objects_are_shown() {
 const N_BALANCE: u64 = 2500;
 
 #[test]
-fn a_question_alone_does_not_give_its_answer_away() {
+fn answers_are_balanced_within_each_form_of_question() {
     let easy = |difficulty| Recipe {
         difficulty,
         ..hardest()
@@ -587,7 +587,7 @@ fn largest_share(form: &str, difficulty: u8) -> f64 {
 }
 
 #[test]
-fn of_two_things_the_first_named_comes_first_half_the_time() {
+fn the_first_named_of_two_objects_comes_first_half_the_time() {
     let questions = clips(&hardest(), N_BALANCE)
         .into_iter()
         .flat_map(|clip| clip.questions);
@@ -701,7 +701,7 @@ fn clips_that_are_there_are_kept_and_the_others_made() {
 }
 
 #[test]
-fn other_options_need_force() {
+fn a_directory_of_another_recipe_needs_force() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("world");
     synth(&out, &["--clips", "3", "--json"]).json();
@@ -731,7 +731,7 @@ fn other_options_need_force() {
 }
 
 #[test]
-fn what_cannot_be_made_is_refused_before_anything_is_written() {
+fn impossible_collections_are_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("world");
     let path = out.display().to_string();

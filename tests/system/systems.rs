@@ -63,7 +63,7 @@ fn frames_prompt_and_answer_are_those_of_transformers() {
 }
 
 #[test]
-fn a_ring_and_short_chunks_change_no_answer() {
+fn a_ring_and_short_chunks_do_not_change_an_answer() {
     for (system, sampling) in SYSTEMS {
         for options in [["--ring", "2"], ["--ring", "3"], ["--prefill-chunk", "7"]] {
             check(system, &[sampling, &options].concat());
@@ -140,7 +140,7 @@ fn frames_at_irregular_times_are_prompted_like_a_video_that_has_only_them() {
 }
 
 #[test]
-fn a_further_question_is_what_transformers_puts_behind_an_answer() {
+fn a_follow_up_question_has_the_ids_of_transformers() {
     // VILA's folders have no template of their own, and transformers does not know them.
     for (system, _) in SYSTEMS
         .into_iter()
@@ -201,7 +201,7 @@ fn said(answer: &Value) -> String {
 }
 
 #[test]
-fn times_are_told_behind_a_video_where_the_model_was_trained_so_or_where_asked_for() {
+fn times_follow_a_video_for_models_trained_so_or_on_request() {
     let video = golden::path("answers/video.mkv").display().to_string();
     let inputs = [&video, "What moves?"];
     let expected = expected("llava_video");
@@ -373,7 +373,7 @@ fn transformers_5_s_positions_behind_a_video_are_a_named_choice() {
 }
 
 #[test]
-fn a_lifted_budget_of_pixels_gives_more_features() {
+fn a_higher_pixel_budget_gives_more_features() {
     let rows = |more: &[&str]| {
         let got = ask("qwen2_5_vl", more).json();
         got["tokens"]["vision"].as_u64().unwrap()

@@ -158,7 +158,7 @@ fn wrong_imports(relative: &str, text: &str, prefix: &str, order: &[&str]) -> Ve
 }
 
 #[test]
-fn modules_import_only_what_stands_above_them() {
+fn modules_import_only_modules_declared_above() {
     let mut wrong = Vec::new();
     for (relative, text) in all_rust_files() {
         if relative.starts_with("models/kernels/") {
@@ -225,7 +225,7 @@ fn every_module_opens_with_its_purpose() {
 }
 
 #[test]
-fn unsafe_stands_only_in_the_kernels_and_where_ffmpeg_is_called() {
+fn unsafe_is_confined_to_the_kernels_and_the_ffmpeg_edge() {
     for (relative, text) in all_rust_files() {
         let allowed = relative.starts_with("models/kernels/") || relative.starts_with(FFMPEG);
         let used = text.lines().any(|l| {
@@ -268,7 +268,7 @@ fn no_file_is_left_unfinished() {
 }
 
 #[test]
-fn no_module_has_a_name_that_says_nothing() {
+fn no_module_is_named_utils_or_common() {
     for (relative, _) in all_rust_files() {
         let stem = Path::new(&relative)
             .file_stem()

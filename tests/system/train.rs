@@ -152,7 +152,7 @@ fn a_run_leaves_figures_a_plot_and_a_model_that_answers() {
 }
 
 #[test]
-fn a_line_that_is_none_is_named_with_its_number() {
+fn an_invalid_line_is_named_with_its_number() {
     let stage = Stage::new(&config(2, ""));
     let run = stage.train("run", &[]);
     assert!(
@@ -163,7 +163,7 @@ fn a_line_that_is_none_is_named_with_its_number() {
 }
 
 #[test]
-fn lines_left_out_are_counted_once_and_those_not_named_are_said() {
+fn skipped_lines_are_counted_once_and_the_first_few_are_named() {
     let stage = Stage::new(&config(20, ""));
     let broken = "{\"broken\n".repeat(6);
     std::fs::write(stage.path("train.jsonl"), lines(9) + &broken).unwrap();
@@ -182,7 +182,7 @@ fn lines_left_out_are_counted_once_and_those_not_named_are_said() {
 }
 
 #[test]
-fn lines_that_are_too_long_stop_no_run_that_has_shorter_ones() {
+fn too_long_lines_are_skipped_where_there_are_shorter_ones() {
     let text = config(3, "").replace("seq_length = 320", "seq_length = 100");
     let stage = Stage::new(&text.replace("[\"held_out.jsonl\"]", "[]"));
     let short = r#"{"q": "What is it?", "a": "a car", "fields": "[q],a"}"#;
@@ -239,7 +239,7 @@ fn a_folder_that_is_trained_in_is_refused() {
 }
 
 #[test]
-fn a_run_that_was_killed_goes_on_to_the_same_bits() {
+fn a_killed_run_resumes_to_the_same_bits() {
     let stage = Stage::new(&config(30, ""));
     let whole = stage.train("whole", &[]);
     assert_eq!(whole.code, 0, "{}", whole.stderr);
@@ -309,7 +309,7 @@ fn two_ranks_have_the_losses_of_one() {
 }
 
 #[test]
-fn upstream_s_ways_of_dealing_train_too_and_go_on_to_the_same_bits() {
+fn upstream_s_batch_layouts_train_and_resume_to_the_same_bits() {
     for dealing in ["no_pad", "pad"] {
         let text = config(6, "").replace("\"packed\"", &format!("\"{dealing}\""));
         let stage = Stage::new(&text.replace("\"examples\"", "\"rows\""));
@@ -329,7 +329,7 @@ fn upstream_s_ways_of_dealing_train_too_and_go_on_to_the_same_bits() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint() {
+fn a_nan_loss_ends_the_run_and_keeps_the_last_checkpoint() {
     let text = config(40, "")
         .replace("lr = 1e-3", "lr = 1e30")
         .replace("checkpoint_every = 4", "checkpoint_every = 1");
@@ -347,7 +347,7 @@ fn refused(config: &str, expected: &str) {
 }
 
 #[test]
-fn what_cannot_be_trained_is_refused_with_what_was_expected() {
+fn invalid_training_configurations_are_refused_with_what_was_expected() {
     let good = config(2, "");
     refused(
         &good.replace("steps = 2", "steps = 0"),
@@ -422,7 +422,7 @@ fn a_folder_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn batches_gone_through_at_a_time_change_no_bit() {
+fn batches_computed_together_do_not_change_a_bit() {
     let one = config(6, "batches_per_step = 2");
     let two = one.replace("[recipe]", "[recipe]\nbatches_at_a_time = 2");
     let weights = [one, two].map(|text| {

@@ -302,7 +302,7 @@ fn text_first(stage: &Stage, with_codes: &str) {
 }
 
 #[test]
-fn a_run_that_was_killed_goes_on_to_the_same_bits() {
+fn a_killed_run_resumes_to_the_same_bits() {
     let stage = Stage::new(&config(30));
     let whole = stage.train("whole");
     assert_eq!(whole.code, 0, "{}", whole.stderr);
@@ -422,7 +422,7 @@ fn a_video_that_cannot_be_read_is_left_out_and_named() {
 }
 
 #[test]
-fn where_no_video_is_left_the_run_ends_and_can_begin_otherwise() {
+fn a_run_without_usable_videos_ends_and_can_be_restarted() {
     let stage = Stage::new(&config(2).replace("[\"train\"]", "[\"broken.mp4\"]"));
     std::fs::write(stage.path("broken.mp4"), "no video").unwrap();
     stage
@@ -491,7 +491,7 @@ fn another_run_begins_with_the_vqgan_of_a_model() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint() {
+fn a_nan_loss_ends_the_run_and_keeps_the_last_checkpoint() {
     let text = config(40)
         .replace("lr = 2e-3", "lr = 1e30")
         .replace("checkpoint_every = 5", "checkpoint_every = 1");
@@ -516,7 +516,7 @@ fn weights_are_stored_as_asked_for() {
 }
 
 #[test]
-fn what_cannot_be_trained_is_refused_with_what_was_expected() {
+fn invalid_training_configurations_are_refused_with_what_was_expected() {
     let stage = Stage::new(&config(2));
     let good = config(2);
     let refused = |config: &str, expected: &str| {
