@@ -20,12 +20,10 @@ use longreel::bench::{
     sample_summary::SampleSummary,
 };
 use longreel_models::{
-    checkpoint::{
-        architecture::{Architecture, ModelKind},
-        weights::Weights,
-    },
+    checkpoint::weights::Weights,
     dual_encoder::DualEncoder,
     spec::encoder::DualEncoderSpec,
+    systems::architecture::{Architecture, ModelKind},
 };
 use safetensors::SafeTensors;
 use serde_json::{Value, json};

@@ -26,4 +26,6 @@ pub mod dual_encoder;
 
 pub mod llama;
 
+pub mod systems;
+
 pub mod training;

@@ -7,8 +7,6 @@ pub mod encoder;
 
 pub mod features;
 
-pub mod model_file;
-
 pub mod frame_choice;
 
 pub mod parameters;
@@ -20,6 +18,8 @@ pub mod placement;
 pub mod processor;
 
 pub mod rope_scaling;
+
+pub mod system;
 
 pub mod vqgan_alone;
 

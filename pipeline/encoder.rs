@@ -1,15 +1,18 @@
 //! What looks at frames: a VQGAN that gives codes, a vision transformer with a
 //! connector that gives features, or an encoder of pictures that gives vectors.
 
-use std::path::{Path, PathBuf};
+use std::{path::Path, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use longreel_models::{
-    checkpoint::{
-        import_hf::{spec_of_directory, vqgan_alone_of_directory, weights_of_directory},
-        weights::Weights,
+    checkpoint::weights::Weights,
+    spec::{
+        ModelSpec, VqganSpec,
+        patches::PatchesSpec,
+        processor::Medium,
+        system::{Need, SystemSpec},
     },
-    spec::{ModelSpec, VqganSpec, patches::PatchesSpec, processor::Medium},
+    systems::System,
     vision::{
         features::{FeatureEncoder, SquareEncoder},
         image::{RgbView, lwm_frame, to_signed_unit},
@@ -40,18 +43,18 @@ pub enum StepShape {
 }
 
 impl StepShape {
-    /// Of the model in `dir`, of `spec`; `None` for a text model.
+    /// Of `system`, whose model is of `spec`; `None` for a text model.
     ///
     /// # Errors
     /// `BadInput` where the folder's processor cannot be read.
-    pub fn of(dir: &Path, spec: &ModelSpec, budget: &PixelBudget) -> Result<Option<Self>> {
+    pub fn of(system: &System, spec: &ModelSpec, budget: &PixelBudget) -> Result<Option<Self>> {
         if let Some(rows) = spec.tokens_per_frame() {
             return Ok(Some(Self::Fixed { rows }));
         }
         if spec.vision.is_none() {
             return Ok(None);
         }
-        let patches = PatchesSpec::of_directory(dir, Medium::Video)?;
+        let patches = PatchesSpec::of_folder(system.processor(), Medium::Video)?;
         Ok(Some(Self::Native(budget.lift(patches)?)))
     }
 
@@ -191,12 +194,12 @@ pub enum FrameEncoder {
 }
 
 impl FrameEncoder {
-    /// The encoder of the model in `dir`, of `spec`; `None` for a text model.
+    /// The encoder of `system`, whose model is of `spec`; `None` for a text model.
     ///
     /// # Errors
     /// `BadInput` for weights or a processor that are not those of the model.
     pub fn load(
-        dir: &Path,
+        system: &System,
         spec: &ModelSpec,
         budget: &PixelBudget,
         weights: &mut Weights,
@@ -211,11 +214,11 @@ impl FrameEncoder {
         match FeatureEncoder::load(&vision.features, spec.decoder.hidden_size, weights)? {
             FeatureEncoder::Square(encoder) => Ok(Some(Self::Pictures {
                 encoder,
-                processor: PictureProcessor::of_directory(dir, Medium::Video)?,
+                processor: PictureProcessor::of_folder(system.processor(), Medium::Video)?,
                 width,
             })),
             FeatureEncoder::Native(encoder) => {
-                let patches = PatchesSpec::of_directory(dir, Medium::Video)?;
+                let patches = PatchesSpec::of_folder(system.processor(), Medium::Video)?;
                 Ok(Some(Self::Steps {
                     encoder,
                     patches: VideoPatches::new(budget.lift(patches)?),
@@ -322,10 +325,10 @@ fn codes_of(vqgan: &Vqgan, side: usize, picture: RgbView) -> Result<StepContent>
     Ok(StepContent::Codes(codes))
 }
 
-/// Only the frame encoder of a model directory: what `encode` and `reconstruct` need.
+/// Only the frame encoder of a model: what `encode` and `reconstruct` need.
 pub struct EncoderModel {
-    /// Where it came from.
-    pub dir: PathBuf,
+    /// What it was opened from.
+    pub system: Arc<System>,
     /// Frames to what they are in a context.
     pub encoder: FrameEncoder,
     /// What a step is; `None` for what stands in no context of this model.
@@ -334,40 +337,36 @@ pub struct EncoderModel {
 }
 
 impl EncoderModel {
-    /// Opens the frame encoder of the model directory `dir`; the decoder's weights are not touched.
+    /// Loads the frame encoder of `system`; the decoder's weights are not touched.
     ///
     /// # Errors
     /// `BadInput` for a text model.
-    pub fn open(dir: &Path, budget: &PixelBudget) -> Result<Self> {
-        if let Some(model) = VectorModel::open(dir)? {
-            return Ok(Self {
-                dir: dir.to_owned(),
-                encoder: FrameEncoder::Vectors(Box::new(model)),
-                shape: None,
-                digest: 0,
-            });
-        }
-        let doing = || format!("open the model {}", dir.display());
-        if let Some(vqgan) = vqgan_alone_of_directory(dir).doing(doing)? {
-            let mut weights = weights_of_directory(dir).doing(doing)?;
-            let encoder = FrameEncoder::codes(&vqgan, &mut weights).doing(doing)?;
-            let digest = encoder_digest(&weights);
-            weights.finish().doing(doing)?;
-            return Ok(Self {
-                dir: dir.to_owned(),
-                encoder,
-                shape: None,
-                digest,
-            });
-        }
-        let spec = spec_of_directory(dir).doing(doing)?;
-        let mut weights = weights_of_directory(dir).doing(doing)?;
-        let encoder = FrameEncoder::load(dir, &spec, budget, &mut weights).doing(doing)?;
+    pub fn load(system: &Arc<System>, budget: &PixelBudget) -> Result<Self> {
+        let doing = || format!("open the model {}", system.path().display());
+        let (encoder, shape, digest) = match system.spec() {
+            SystemSpec::DualEncoder(_) | SystemSpec::Classifier(_) | SystemSpec::ConvNet(_) => {
+                let model = VectorModel::load(system)?;
+                (Some(FrameEncoder::Vectors(Box::new(model))), None, 0)
+            }
+            SystemSpec::Vqgan(vqgan) => {
+                let mut weights = system.weights().doing(doing)?;
+                let encoder = FrameEncoder::codes(vqgan, &mut weights).doing(doing)?;
+                let digest = encoder_digest(&weights);
+                weights.finish().doing(doing)?;
+                (Some(encoder), None, digest)
+            }
+            SystemSpec::Answers(spec) => {
+                let mut weights = system.weights().doing(doing)?;
+                let encoder = FrameEncoder::load(system, spec, budget, &mut weights);
+                let shape = StepShape::of(system, spec, budget).doing(doing)?;
+                (encoder.doing(doing)?, shape, encoder_digest(&weights))
+            }
+        };
         Ok(Self {
-            digest: encoder_digest(&weights),
-            dir: dir.to_owned(),
-            encoder: encoder.ok_or_else(|| no_vision(dir))?,
-            shape: StepShape::of(dir, &spec, budget).doing(doing)?,
+            encoder: encoder.ok_or_else(|| system.refusal(Need::Frames))?,
+            system: Arc::clone(system),
+            shape,
+            digest,
         })
     }
 
@@ -385,7 +384,7 @@ impl EncoderModel {
             FrameEncoder::Codes { vqgan, spec } => Ok((vqgan, spec)),
             FrameEncoder::Pictures { .. }
             | FrameEncoder::Steps { .. }
-            | FrameEncoder::Vectors(_) => Err(no_codes(&self.dir)),
+            | FrameEncoder::Vectors(_) => Err(self.system.refusal(Need::Codes)),
         }
     }
 
@@ -438,22 +437,4 @@ impl EncoderModel {
 /// What tells the weights that make codes or features from those of other models, wherever they lie.
 pub fn encoder_digest(weights: &Weights) -> u64 {
     weights.digest(&["vqgan", "vision", "connector", "deepstack"])
-}
-
-/// The model in `dir` sees nothing.
-pub fn no_vision(dir: &Path) -> Error {
-    let message = format!(
-        "the model {} is a text model, expected one that looks at frames",
-        dir.display()
-    );
-    Error::new(Kind::BadInput, message)
-}
-
-/// The model in `dir` cannot turn codes back into pictures.
-pub fn no_codes(dir: &Path) -> Error {
-    let message = format!(
-        "the model {} makes no codes of frames, expected one with a VQGAN",
-        dir.display()
-    );
-    Error::new(Kind::BadInput, message)
 }

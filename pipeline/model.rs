@@ -1,36 +1,29 @@
-//! A model directory, opened: specification, tokenizer, frame encoder, decoder.
+//! A model that answers: specification, tokenizer, frame encoder, decoder.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use longreel_models::{
-    checkpoint::{
-        gguf_model::{GgufModel, gguf_of, with_decoder},
-        import_hf::{spec_of_directory, weights_of_directory},
-        weights::Weights,
-    },
-    context::{
-        chat_template::ChatTemplate,
-        gguf,
-        tokenizer::{Tokenizer, tokenizer_folder},
-    },
+    checkpoint::weights::Weights,
+    context::{chat_template::ChatTemplate, tokenizer::Tokenizer},
     llama::Decoder,
-    spec::{ModelSpec, VqganSpec, features::VisionSpec},
+    spec::{ModelSpec, VqganSpec, features::VisionSpec, system::Need},
+    systems::{
+        System,
+        gguf::{GgufModel, with_decoder},
+    },
     vision::vqgan::Vqgan,
 };
 
 use crate::{
-    encoder::{FrameEncoder, PixelBudget, encoder_digest, no_codes, no_vision},
-    error::{Context, Error, Kind, Result},
+    encoder::{FrameEncoder, PixelBudget, encoder_digest},
+    error::{Context, Result},
     plan::available_memory_bytes,
 };
 
 /// Everything that answers: weights stay mapped where they are bf16.
 pub struct Model {
-    /// Where it came from.
-    pub dir: PathBuf,
+    /// What it was opened from.
+    pub system: Arc<System>,
     /// What it is made of.
     pub spec: ModelSpec,
     /// Text to ids and back.
@@ -45,10 +38,10 @@ pub struct Model {
     pub decoder: Decoder,
 }
 
-/// A model directory whose headers have been read: enough to plan with, nothing loaded.
+/// A model whose headers have been read: enough to plan with, nothing loaded.
 pub struct ModelFiles {
-    /// Where it is.
-    pub dir: PathBuf,
+    /// What it was opened from.
+    pub system: Arc<System>,
     /// What it is made of.
     pub spec: ModelSpec,
     /// Text to ids and back.
@@ -59,32 +52,35 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Reads the configuration, the tokenizer and the headers of the weights in `dir`, which may be a GGUF file.
-    pub fn open(dir: &Path) -> Result<Self> {
-        Self::open_with(dir, None)
+    /// Reads the tokenizer and the headers of the weights of `system`.
+    ///
+    /// # Errors
+    /// `BadInput` for a system that does not answer in words.
+    pub fn open(system: &Arc<System>) -> Result<Self> {
+        Self::open_with(system, None)
     }
 
     /// [`ModelFiles::open`] with the decoder of the GGUF file `decoder` instead of the folder's.
     ///
     /// # Errors
     /// `BadInput` when the two do not have one shape.
-    pub fn open_with(dir: &Path, decoder: Option<&Path>) -> Result<Self> {
-        let doing = || format!("open the model {}", dir.display());
-        let spec = spec_of_directory(dir).doing(doing)?;
-        let weights = weights_of_directory(dir).doing(doing)?;
+    pub fn open_with(system: &Arc<System>, decoder: Option<&Path>) -> Result<Self> {
+        let doing = || format!("open the model {}", system.path().display());
+        let spec = system.answering()?.clone();
+        let weights = system.weights().doing(doing)?;
         let (mut spec, weights) = match decoder {
             Some(file) => with_decoder((spec, weights), &GgufModel::open(file)?).doing(doing)?,
             None => (spec, weights),
         };
         let weights = within_memory(weights);
-        let mut tokenizer = Tokenizer::open(dir).doing(doing)?;
+        let mut tokenizer = system.tokenizer().doing(doing)?;
         if let Some(vision) = &mut spec.vision {
             give_pictures_an_id(vision, &mut tokenizer).doing(doing)?;
         }
         Ok(Self {
-            dir: dir.to_owned(),
+            system: Arc::clone(system),
             tokenizer: Arc::new(tokenizer),
-            template: template(dir, &spec).doing(doing)?.map(Arc::new),
+            template: system.template().doing(doing)?.map(Arc::new),
             spec,
             weights,
         })
@@ -106,7 +102,7 @@ impl ModelFiles {
     pub fn check_vision(&self) -> Result<()> {
         match self.spec.looks() {
             true => Ok(()),
-            false => Err(no_vision(&self.dir)),
+            false => Err(self.system.refusal(Need::Frames)),
         }
     }
 
@@ -115,33 +111,28 @@ impl ModelFiles {
     /// # Errors
     /// `BadInput` for a model that makes no codes.
     pub fn check_codes(&self) -> Result<&VqganSpec> {
-        self.spec.vqgan.as_ref().ok_or_else(|| no_codes(&self.dir))
+        self.system.vqgan()
     }
 
     /// Loads the weights; bf16 matrices stay in the mapped files.
-    pub fn load(self) -> Result<Model> {
+    pub fn load(&self) -> Result<Model> {
         self.load_with(&PixelBudget::default())
     }
 
     /// [`ModelFiles::load`] of an encoder with another budget of pixels.
-    pub fn load_with(self, budget: &PixelBudget) -> Result<Model> {
-        let Self {
-            dir,
-            spec,
-            tokenizer,
-            template,
-            mut weights,
-        } = self;
-        let doing = || format!("load the model {}", dir.display());
-        let frames = FrameEncoder::load(&dir, &spec, budget, &mut weights).doing(doing)?;
+    pub fn load_with(&self, budget: &PixelBudget) -> Result<Model> {
+        let (system, spec) = (&self.system, &self.spec);
+        let doing = || format!("load the model {}", system.path().display());
+        let mut weights = self.weights.clone();
+        let frames = FrameEncoder::load(system, spec, budget, &mut weights).doing(doing)?;
         let decoder = Decoder::load(&spec.decoder, &mut weights).doing(doing)?;
         weights.finish().doing(doing)?;
         Ok(Model {
-            stop_ids: stop_ids(&dir, &tokenizer).doing(doing)?,
-            dir,
-            spec,
-            tokenizer,
-            template,
+            stop_ids: system.stop_ids(&self.tokenizer).doing(doing)?,
+            system: Arc::clone(system),
+            spec: spec.clone(),
+            tokenizer: Arc::clone(&self.tokenizer),
+            template: self.template.clone(),
             frames,
             decoder,
         })
@@ -156,7 +147,7 @@ impl Model {
     pub fn codes(&self) -> Result<(&Vqgan, &VqganSpec)> {
         match &self.frames {
             Some(FrameEncoder::Codes { vqgan, spec }) => Ok((vqgan, spec)),
-            _ => Err(no_codes(&self.dir)),
+            _ => Err(self.system.refusal(Need::Codes)),
         }
     }
 }
@@ -176,44 +167,4 @@ fn give_pictures_an_id(vision: &mut VisionSpec, tokenizer: &mut Tokenizer) -> Re
         vision.image_token_id = tokenizer.add_special(text)?;
     }
     Ok(())
-}
-
-/// The folder's chat template, else that of its family.
-fn template(dir: &Path, spec: &ModelSpec) -> Result<Option<ChatTemplate>> {
-    let of_folder = ChatTemplate::of_directory(dir)?;
-    let vision = spec.vision.as_ref();
-    match (of_folder, vision.and_then(|v| v.chat_template.as_ref())) {
-        (None, Some(name)) => ChatTemplate::built_in(name, dir).map(Some),
-        (of_folder, _) => Ok(of_folder),
-    }
-}
-
-/// The tokenizer's end of sequence, those that a GGUF file names beside it, and those that
-/// `generation_config.json` names: one or a list.
-fn stop_ids(dir: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-    if let Some(file) = gguf_of(dir)? {
-        ids.extend(gguf::stop_ids(&GgufModel::open(&file)?)?);
-    }
-    let path = tokenizer_folder(dir).join("generation_config.json");
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(ids),
-        Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
-    };
-    let config: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|e| Error::with_source(Kind::BadInput, format!("read {}", path.display()), e))?;
-    let named = &config["eos_token_id"];
-    let list = named
-        .as_array()
-        .map_or(std::slice::from_ref(named), Vec::as_slice);
-    let named = list
-        .iter()
-        .filter_map(|id| u32::try_from(id.as_u64()?).ok());
-    for id in named {
-        if !ids.contains(&id) {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
 }

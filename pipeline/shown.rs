@@ -1,12 +1,13 @@
 //! What a model is shown of a frame, before any of its weights is loaded.
 
-use std::path::Path;
-
 use longreel_models::{
-    checkpoint::import_hf::{
-        picture_model_of_directory, spec_of_directory, vqgan_alone_of_directory,
+    spec::{
+        ModelSpec,
+        frame_choice::FrameChoice,
+        processor::Medium,
+        system::{Need, SystemSpec},
     },
-    spec::{ModelSpec, processor::Medium},
+    systems::System,
     vision::{
         image::{RgbView, lwm_frame},
         patches::VideoPatches,
@@ -15,10 +16,25 @@ use longreel_models::{
 };
 
 use crate::{
-    encoder::{PixelBudget, StepShape, no_vision},
+    encoder::{PixelBudget, StepShape},
     error::{Context, Result},
     flow::RgbImage,
+    sources::sampler::Sampling,
 };
+
+/// Which frames `system` is shown where nobody says: by the rule of its own processor, or one frame a second.
+///
+/// # Errors
+/// `BadInput` where the folder's processor cannot be read.
+pub fn usual_sampling(system: &System) -> Result<Sampling> {
+    match system.spec() {
+        SystemSpec::Answers(spec) if spec.vision.is_some() => {
+            let choice = FrameChoice::of_folder(system.processor())?;
+            Ok(Sampling::Rule { choice, rate: None })
+        }
+        _ => Ok(Sampling::ONE_A_SECOND),
+    }
+}
 
 /// How frames are resized and cropped.
 pub enum Shown {
@@ -31,33 +47,34 @@ pub enum Shown {
 }
 
 impl Shown {
-    /// As the model in `dir` wants them.
+    /// As `system` wants them.
     ///
     /// # Errors
     /// `BadInput` for a text model, and for a folder whose processor cannot be read.
-    pub fn of(dir: &Path, budget: &PixelBudget) -> Result<Self> {
-        let doing = || format!("open the model {}", dir.display());
-        if picture_model_of_directory(dir).doing(doing)?.is_some() {
-            let processor = PictureProcessor::of_directory(dir, Medium::Picture);
-            return processor.map(Self::Picture).doing(doing);
+    pub fn of(system: &System, budget: &PixelBudget) -> Result<Self> {
+        let doing = || format!("open the model {}", system.path().display());
+        match system.spec() {
+            SystemSpec::DualEncoder(_) | SystemSpec::Classifier(_) | SystemSpec::ConvNet(_) => {
+                let processor = PictureProcessor::of_folder(system.processor(), Medium::Picture);
+                processor.map(Self::Picture).doing(doing)
+            }
+            SystemSpec::Vqgan(vqgan) => Ok(Self::Square(vqgan.resolution)),
+            SystemSpec::Answers(spec) => Self::of_spec(system, spec, budget),
         }
-        if let Some(vqgan) = vqgan_alone_of_directory(dir).doing(doing)? {
-            return Ok(Self::Square(vqgan.resolution));
-        }
-        let spec = spec_of_directory(dir).doing(doing)?;
-        Self::of_spec(dir, &spec, budget).doing(doing)
     }
 
-    fn of_spec(dir: &Path, spec: &ModelSpec, budget: &PixelBudget) -> Result<Self> {
+    fn of_spec(system: &System, spec: &ModelSpec, budget: &PixelBudget) -> Result<Self> {
+        let doing = || format!("open the model {}", system.path().display());
         if let Some(vqgan) = &spec.vqgan {
             return Ok(Self::Square(vqgan.resolution));
         }
-        match StepShape::of(dir, spec, budget)? {
+        match StepShape::of(system, spec, budget).doing(doing)? {
             Some(StepShape::Native(patches)) => Ok(Self::Patches(VideoPatches::new(patches))),
             Some(StepShape::Fixed { .. }) => {
-                PictureProcessor::of_directory(dir, Medium::Video).map(Self::Picture)
+                let processor = PictureProcessor::of_folder(system.processor(), Medium::Video);
+                processor.map(Self::Picture).doing(doing)
             }
-            None => Err(no_vision(dir)),
+            None => Err(system.refusal(Need::Frames)),
         }
     }
 

@@ -1,12 +1,15 @@
 //! Encoders of pictures, opened: CLIP and SigLIP, whose vectors are those of texts as well, and ViT, DINOv2 and ResNet.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use longreel_models::{
-    checkpoint::import_hf::{PictureModelSpec, picture_model_of_directory, weights_of_directory},
-    context::tokenizer::Tokenizer,
+    checkpoint::weights::Weights,
     dual_encoder::{DualEncoder, normalize},
-    spec::processor::Medium,
+    spec::{
+        processor::Medium,
+        system::{Need, SystemSpec},
+    },
+    systems::System,
     vision::{conv_net::ConvNet, image::RgbView, processor::PictureProcessor, vit::Vit},
 };
 
@@ -14,13 +17,14 @@ use crate::error::{Context, Error, Kind, Result};
 
 /// What pictures are compared with, and texts where it reads them.
 pub struct VectorModel {
-    /// Where it came from.
-    pub dir: PathBuf,
+    /// What it was opened from.
+    pub system: Arc<System>,
     encoder: PictureEncoder,
     processor: PictureProcessor,
 }
 
-enum PictureEncoder {
+/// The network of an encoder of pictures.
+pub enum PictureEncoder {
     /// CLIP or SigLIP.
     Dual(Box<DualEncoder>),
     /// ViT or DINOv2: the class token behind the last norm.
@@ -30,34 +34,21 @@ enum PictureEncoder {
 }
 
 impl VectorModel {
-    /// Opens the encoder of pictures in `dir`; `None` for a model of another kind.
+    /// Loads the encoder of pictures that `system` is.
     ///
     /// # Errors
-    /// `BadInput` for a directory that is damaged, or that this program cannot run.
-    pub fn open(dir: &Path) -> Result<Option<Self>> {
-        let doing = || format!("open the model {}", dir.display());
-        let Some(spec) = picture_model_of_directory(dir).doing(doing)? else {
-            return Ok(None);
-        };
-        let processor = PictureProcessor::of_directory(dir, Medium::Picture).doing(doing)?;
-        Ok(Some(Self {
-            dir: dir.to_owned(),
-            encoder: PictureEncoder::load(dir, spec, &processor).doing(doing)?,
+    /// `BadInput` for a model of another kind, or a directory that is damaged.
+    pub fn load(system: &Arc<System>) -> Result<Self> {
+        let doing = || format!("open the model {}", system.path().display());
+        let mut weights = system.weights().doing(doing)?;
+        let encoder = PictureEncoder::load(system, &mut weights)?;
+        weights.finish().doing(doing)?;
+        let processor = PictureProcessor::of_folder(system.processor(), Medium::Picture);
+        let processor = processor.doing(doing)?;
+        Ok(Self {
+            system: Arc::clone(system),
+            encoder: encoder.for_pictures_of(&processor).doing(doing)?,
             processor,
-        }))
-    }
-
-    /// [`VectorModel::open`], of a model that must be one of these.
-    ///
-    /// # Errors
-    /// `BadInput` for a model of another kind.
-    pub fn expect(dir: &Path) -> Result<Self> {
-        Self::open(dir)?.ok_or_else(|| {
-            let message = format!(
-                "the model {} makes no vectors of pictures, expected CLIP or SigLIP, or ViT, DINOv2 or ResNet",
-                dir.display()
-            );
-            Error::new(Kind::BadInput, message)
         })
     }
 
@@ -91,13 +82,9 @@ impl VectorModel {
     /// `NotFound` when there is no tokenizer, `BadInput` for an empty text or an encoder of pictures alone.
     pub fn of_text(&self, text: &str) -> Result<Vec<f32>> {
         let PictureEncoder::Dual(model) = &self.encoder else {
-            let message = format!(
-                "the model {} has no text encoder, expected CLIP or SigLIP, or a picture to look for (--image)",
-                self.dir.display()
-            );
-            return Err(Error::new(Kind::BadInput, message));
+            return Err(self.system.refusal(Need::TextVectors));
         };
-        let tokenizer = Tokenizer::open(&self.dir)?;
+        let tokenizer = self.system.tokenizer()?;
         let ids = model.text().ids(&tokenizer, text)?;
         model.encode_text(&ids)
     }
@@ -113,25 +100,39 @@ impl VectorModel {
 }
 
 impl PictureEncoder {
-    fn load(dir: &Path, spec: PictureModelSpec, processor: &PictureProcessor) -> Result<Self> {
-        let mut weights = weights_of_directory(dir)?;
-        let encoder = match spec {
-            PictureModelSpec::Dual(spec) => {
-                Self::Dual(Box::new(DualEncoder::load(&spec, &mut weights)?))
+    /// The network of `system`, whose classifier is left out.
+    ///
+    /// # Errors
+    /// `BadInput` for a model of another kind, and for weights that are not those of this one.
+    pub fn load(system: &System, weights: &mut Weights) -> Result<Self> {
+        let loaded = match system.spec() {
+            SystemSpec::DualEncoder(spec) => {
+                DualEncoder::load(spec, weights).map(|model| Self::Dual(Box::new(model)))
             }
-            PictureModelSpec::Vit(spec) => {
+            SystemSpec::Classifier(spec) => {
                 weights.leave_out("classifier");
-                let vit = Vit::load(&spec, &mut weights, "vision")?;
-                let side = square(processor, spec.image_size)?;
-                Self::Vit(Box::new(vit.for_pictures_of(side)?))
+                Vit::load(spec, weights, "vision").map(|vit| Self::Vit(Box::new(vit)))
             }
-            PictureModelSpec::ConvNet(spec) => {
+            SystemSpec::ConvNet(spec) => {
                 weights.leave_out("classifier");
-                Self::ConvNet(ConvNet::load(&spec.grid(), &mut weights)?)
+                ConvNet::load(&spec.clone().grid(), weights).map(Self::ConvNet)
+            }
+            SystemSpec::Answers(_) | SystemSpec::Vqgan(_) => {
+                return Err(system.refusal(Need::PictureVectors));
             }
         };
-        weights.finish()?;
-        Ok(encoder)
+        loaded.doing(|| format!("open the model {}", system.path().display()))
+    }
+
+    /// The same with the positions that the pictures of `processor` need.
+    fn for_pictures_of(self, processor: &PictureProcessor) -> Result<Self> {
+        match self {
+            Self::Vit(vit) => {
+                let side = square(processor, vit.spec().image_size)?;
+                Ok(Self::Vit(Box::new(vit.for_pictures_of(side)?)))
+            }
+            other => Ok(other),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Number, Value as Json};
 use crate::{
     checkpoint::{
         foreign::{element_count, shortened},
-        weights::Stored,
+        stored::Stored,
     },
     error::{Context, Error, Kind, Result},
 };

@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -20,29 +19,14 @@ use longreel_kernels::{
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
 use crate::{
-    checkpoint::{architecture::KeyMap, digest::Digest, foreign::element_count, gguf::Header},
+    checkpoint::{
+        digest::Digest, foreign::element_count, gguf::Header, key_map::KeyMap, stored::Stored,
+    },
     error::{Context, Error, Kind, Result},
 };
 
-/// How the elements of a tensor are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stored {
-    /// One by one.
-    Plain(Dtype),
-    /// In blocks with scales.
-    Blocks(Format),
-}
-
-impl fmt::Display for Stored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Plain(dtype) => write!(f, "{dtype:?}"),
-            Self::Blocks(format) => write!(f, "{format}"),
-        }
-    }
-}
-
 /// One tensor in a mapped file.
+#[derive(Clone)]
 struct Entry {
     shard: usize,
     stored: Stored,
@@ -57,7 +41,8 @@ impl Entry {
     }
 }
 
-/// The tensors of a model directory (or of one safetensors file).
+/// The tensors of a model directory (or of one safetensors file); a copy maps the same files.
+#[derive(Clone)]
 pub struct Weights {
     shards: Vec<(PathBuf, MappedBytes)>,
     entries: BTreeMap<String, Entry>,

@@ -18,14 +18,8 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::{Value as Json, ser::Formatter};
 
-use super::{
-    gguf,
-    tokenizer::{folder_of, tokenizer_folder},
-};
-use crate::{
-    checkpoint::gguf_model::{GgufModel, gguf_of},
-    error::{Context, Error, Kind, Result},
-};
+use super::tokenizer::tokenizer_folder;
+use crate::error::{Context, Error, Kind, Result};
 
 /// Steps that a template may take; those in use take a few hundred a message.
 const FUEL: u64 = 2_000_000;
@@ -98,20 +92,10 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// The template of the folder `dir`: `chat_template.jinja`, `chat_template.json`, the one in
     /// `processor_config.json`, the one in `tokenizer_config.json`, whichever comes first; of several that named `default`.
-    /// Where none is there, that of the GGUF file that `dir` is or holds.
     ///
     /// # Errors
     /// `BadInput` for a file that is none of those, or a template that does not compile.
     pub fn of_directory(dir: &Path) -> Result<Option<Self>> {
-        match Self::of_folder(folder_of(dir))? {
-            Some(template) => Ok(Some(template)),
-            None => gguf_of(dir)?.map_or(Ok(None), |file| {
-                gguf::chat_template(&GgufModel::open(&file)?)
-            }),
-        }
-    }
-
-    fn of_folder(dir: &Path) -> Result<Option<Self>> {
         let specials = special_tokens(dir)?;
         let jinja = dir.join("chat_template.jinja");
         if let Some(source) = read(&jinja)? {

@@ -3,7 +3,7 @@
 //! `tokenizer.ggml.model` is `llama` (SentencePiece's pieces with their scores) or `gpt2` (BPE over bytes);
 //! how a text is cut before the latter is named by `tokenizer.ggml.pre` (`llama-vocab.cpp` of llama.cpp).
 
-use std::collections::HashSet;
+use std::{collections::HashSet, path::Path};
 
 use tokenizers::{
     AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Inner,
@@ -22,7 +22,7 @@ use super::{
     tokenizer::{Named, Tokenizer, failed, guarded},
 };
 use crate::{
-    checkpoint::{gguf::Header, gguf_model::GgufModel},
+    checkpoint::gguf::Header,
     error::{Context, Error, Kind, Result},
 };
 
@@ -76,19 +76,11 @@ const CUTS: [Cut; 4] = [
     },
 ];
 
-/// The tokenizer that a file brings.
-///
-/// # Errors
-/// `BadInput` for a kind that is not known, and for lists that do not fit one another.
-pub fn tokenizer(file: &GgufModel) -> Result<Tokenizer> {
-    of_header(&file.header()?).doing(|| format!("read the tokenizer of {}", file.path().display()))
-}
-
 /// The tokenizer that the head of a file brings.
 ///
 /// # Errors
-/// As [`tokenizer`].
-pub fn of_header(header: &Header) -> Result<Tokenizer> {
+/// `BadInput` for a kind that is not known, and for lists that do not fit one another.
+pub fn tokenizer(header: &Header) -> Result<Tokenizer> {
     let vocabulary = Vocabulary::of(header)?;
     match header.text("tokenizer.ggml.model")? {
         Some("llama") => of_pieces(header, vocabulary),
@@ -100,23 +92,22 @@ pub fn of_header(header: &Header) -> Result<Tokenizer> {
     }
 }
 
-/// The chat template that a file brings, if it has one.
+/// The chat template that the head of `file` brings, if it has one.
 ///
 /// # Errors
 /// `BadInput` when it does not compile.
-pub fn chat_template(file: &GgufModel) -> Result<Option<ChatTemplate>> {
-    let name = format!("tokenizer.chat_template of {}", file.path().display());
-    let header = file.header()?;
+pub fn chat_template(header: &Header, file: &Path) -> Result<Option<ChatTemplate>> {
+    let name = format!("tokenizer.chat_template of {}", file.display());
     let Some(source) = header
         .text("tokenizer.chat_template")
         .doing(|| name.clone())?
     else {
         return Ok(None);
     };
-    let vocabulary = Vocabulary::of(&header).doing(|| name.clone())?;
+    let vocabulary = Vocabulary::of(header).doing(|| name.clone())?;
     let mut specials = Vec::new();
     for token in ["bos", "eos", "unk"] {
-        let text = vocabulary.special(&header, token)?;
+        let text = vocabulary.special(header, token)?;
         specials.extend(text.map(|text| (format!("{token}_token"), text)));
     }
     ChatTemplate::new(&name, source.to_owned(), specials).map(Some)
@@ -126,8 +117,7 @@ pub fn chat_template(file: &GgufModel) -> Result<Option<ChatTemplate>> {
 ///
 /// # Errors
 /// `BadInput` when what the file says is no id.
-pub fn stop_ids(file: &GgufModel) -> Result<Vec<u32>> {
-    let header = file.header()?;
+pub fn stop_ids(header: &Header) -> Result<Vec<u32>> {
     let keys = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
     let ids = keys
         .into_iter()

@@ -1,6 +1,7 @@
 //! Tokens to context: the vocabulary, the tokenizer, the prompt, packed prompts, positions.
 
 pub mod chat_template;
+mod decoding_rule;
 pub mod gguf;
 pub mod packing;
 pub mod positions;

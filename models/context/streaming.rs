@@ -7,61 +7,11 @@
 
 use tokenizers::{Decoder, DecoderWrapper};
 
-use super::tokenizer::{Tokenizer, failed};
+use super::{
+    decoding_rule::DecodingRule,
+    tokenizer::{Tokenizer, failed},
+};
 use crate::error::Result;
-
-/// How pieces become text, as far as it can be done piece by piece.
-#[derive(Debug)]
-pub(super) enum Rule {
-    /// LLaMA: substitutions within a piece, byte runs, characters stripped from the front.
-    Pieces {
-        replace: Vec<DecoderWrapper>,
-        byte_fallback: bool,
-        strip: Option<(char, usize)>,
-    },
-    /// GPT-2: every character of a piece is one byte.
-    ByteLevel,
-    /// Anything else: only the whole is certain.
-    Whole,
-}
-
-impl Rule {
-    /// The rule that gives the same text as `decoder`.
-    pub(super) fn of(decoder: Option<&DecoderWrapper>) -> Self {
-        match decoder {
-            Some(DecoderWrapper::Sequence(sequence)) => {
-                Self::of_sequence(sequence.get_decoders()).unwrap_or(Self::Whole)
-            }
-            Some(DecoderWrapper::ByteLevel(_)) => Self::ByteLevel,
-            _ => Self::Whole,
-        }
-    }
-
-    /// `Replace* ByteFallback? Fuse Strip?`, in this order.
-    fn of_sequence(decoders: &[DecoderWrapper]) -> Option<Self> {
-        let n_replace = decoders
-            .iter()
-            .take_while(|d| matches!(d, DecoderWrapper::Replace(_)))
-            .count();
-        let (replace, rest) = decoders.split_at_checked(n_replace)?;
-        let (byte_fallback, rest) = match rest {
-            [DecoderWrapper::ByteFallback(_), rest @ ..] => (true, rest),
-            rest => (false, rest),
-        };
-        let strip = match rest {
-            [DecoderWrapper::Fuse(_)] => None,
-            [DecoderWrapper::Fuse(_), DecoderWrapper::Strip(strip)] if strip.stop == 0 => {
-                Some((strip.content, strip.start))
-            }
-            _ => return None,
-        };
-        Some(Self::Pieces {
-            replace: replace.to_vec(),
-            byte_fallback,
-            strip,
-        })
-    }
-}
 
 /// Text of a growing list of ids.
 pub struct StreamingDecoder<'t> {
@@ -75,10 +25,15 @@ pub struct StreamingDecoder<'t> {
 }
 
 impl<'t> StreamingDecoder<'t> {
-    /// A decoder that has seen no id; [`Tokenizer::stream`] makes the usual one.
+    /// A decoder to which the ids of an answer are given one at a time; it skips special tokens.
+    pub fn of_answer(tokenizer: &'t Tokenizer) -> Self {
+        Self::new(tokenizer, true)
+    }
+
+    /// A decoder that has seen no id.
     pub fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> Self {
         let strip_left = match tokenizer.rule() {
-            Rule::Pieces {
+            DecodingRule::Pieces {
                 strip: Some((_, n)),
                 ..
             } => *n,
@@ -99,7 +54,7 @@ impl<'t> StreamingDecoder<'t> {
             return Ok(None);
         };
         let text = match self.tokenizer.rule() {
-            Rule::Pieces {
+            DecodingRule::Pieces {
                 replace,
                 byte_fallback,
                 strip,
@@ -107,8 +62,8 @@ impl<'t> StreamingDecoder<'t> {
                 let text = self.push_piece(substitute(replace, piece)?, *byte_fallback);
                 self.strip(text, *strip)
             }
-            Rule::ByteLevel => self.run.push_lossy(&byte_level_bytes(&piece)),
-            Rule::Whole => {
+            DecodingRule::ByteLevel => self.run.push_lossy(&byte_level_bytes(&piece)),
+            DecodingRule::Whole => {
                 self.ids.push(id);
                 String::new()
             }
@@ -126,12 +81,12 @@ impl<'t> StreamingDecoder<'t> {
     /// The text that was still held back: there are no more ids.
     pub fn finish(&mut self) -> Result<String> {
         match self.tokenizer.rule() {
-            Rule::Pieces { strip, .. } => {
+            DecodingRule::Pieces { strip, .. } => {
                 let text = self.run.end();
                 Ok(self.strip(text, *strip))
             }
-            Rule::ByteLevel => Ok(self.run.end_lossy()),
-            Rule::Whole => self.tokenizer.decode(&self.ids, self.skip_special),
+            DecodingRule::ByteLevel => Ok(self.run.end_lossy()),
+            DecodingRule::Whole => self.tokenizer.decode(&self.ids, self.skip_special),
         }
     }
 

@@ -16,14 +16,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
-use super::{
-    gguf, sentencepiece,
-    streaming::{Rule, StreamingDecoder},
-};
-use crate::{
-    checkpoint::gguf_model::{GgufModel, gguf_of},
-    error::{Context, Error, Kind, Result},
-};
+use super::{decoding_rule::DecodingRule, sentencepiece};
+use crate::error::{Context, Error, Kind, Result};
 
 /// Largest tokenizer file that is read; the largest in use have about 30 MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -31,7 +25,7 @@ const FILE_BYTES_MAX: u64 = 256 << 20;
 /// A model's tokenizer.
 pub struct Tokenizer {
     inner: Inner,
-    rule: Rule,
+    rule: DecodingRule,
     ends: Ends,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -110,10 +104,24 @@ impl TokenizerConfig {
 }
 
 impl Tokenizer {
-    /// The tokenizer of the model directory `dir` ([`tokenizer_folder`]): `tokenizer.json`, else `tokenizer.model`, else
-    /// that of the GGUF file that `dir` is or holds.
+    /// The tokenizer of the model directory `dir` ([`tokenizer_folder`]): `tokenizer.json`, else `tokenizer.model`.
+    ///
+    /// # Errors
+    /// `NotFound` where there is neither, `BadInput` for one that cannot be read.
     pub fn open(dir: &Path) -> Result<Self> {
-        let model_dir = dir;
+        Self::of_directory(dir)?.ok_or_else(|| {
+            let message = "no tokenizer.json and no tokenizer.model, expected one of them";
+            let folder = tokenizer_folder(dir);
+            Error::new(Kind::NotFound, message)
+                .doing(format!("open the tokenizer in {}", folder.display()))
+        })
+    }
+
+    /// [`Tokenizer::open`]; `None` where there is neither file.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_directory(dir: &Path) -> Result<Option<Self>> {
         let dir = &tokenizer_folder(dir);
         let config = match read(&dir.join("tokenizer_config.json"))? {
             Some(bytes) => {
@@ -123,19 +131,14 @@ impl Tokenizer {
         };
         let (json, model) = (dir.join("tokenizer.json"), dir.join("tokenizer.model"));
         if let Some(bytes) = read(&json)? {
-            return Self::from_json_with(&bytes, &config).doing(|| json.display().to_string());
+            let tokenizer = Self::from_json_with(&bytes, &config);
+            return tokenizer.map(Some).doing(|| json.display().to_string());
         }
         if let Some(bytes) = read(&model)? {
-            return Self::from_sentencepiece(&bytes, &config).doing(|| model.display().to_string());
+            let tokenizer = Self::from_sentencepiece(&bytes, &config);
+            return tokenizer.map(Some).doing(|| model.display().to_string());
         }
-        if let Some(file) = gguf_of(model_dir)? {
-            return gguf::tokenizer(&GgufModel::open(&file)?);
-        }
-        Err(Error::new(
-            Kind::NotFound,
-            "no tokenizer.json and no tokenizer.model, expected one of them",
-        )
-        .doing(format!("open the tokenizer in {}", dir.display())))
+        Ok(None)
     }
 
     /// A SentencePiece BPE model with byte fallback.
@@ -230,7 +233,7 @@ impl Tokenizer {
         } else {
             Ends::PostProcessor
         };
-        let rule = Rule::of(inner.get_decoder());
+        let rule = DecodingRule::of(inner.get_decoder());
         Ok(Self {
             inner,
             rule,
@@ -283,11 +286,6 @@ impl Tokenizer {
             .doing(|| format!("detokenize {} ids", ids.len()))
     }
 
-    /// A decoder to which the ids of an answer are given one at a time; it skips special tokens.
-    pub fn stream(&self) -> StreamingDecoder<'_> {
-        StreamingDecoder::new(self, true)
-    }
-
     /// Ids of the vocabulary, special and added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
@@ -313,7 +311,7 @@ impl Tokenizer {
         self.unk
     }
 
-    pub(super) fn rule(&self) -> &Rule {
+    pub(super) fn rule(&self) -> &DecodingRule {
         &self.rule
     }
 
@@ -352,7 +350,7 @@ pub fn tokenizer_folder(dir: &Path) -> PathBuf {
 }
 
 /// The folder that a model is, or in which its file lies.
-pub(super) fn folder_of(model: &Path) -> &Path {
+pub fn folder_of(model: &Path) -> &Path {
     let folder = model.parent().filter(|_| model.is_file());
     folder.unwrap_or(model)
 }

@@ -209,6 +209,18 @@ impl ConvNetSpec {
         self
     }
 
+    /// Channels of that grid of features.
+    pub fn grid_channels(&self) -> usize {
+        let of = |channels, layer: &ConvLayer| match layer {
+            ConvLayer::Conv { out, .. } => *out,
+            ConvLayer::Residual { block, .. } => block.out,
+            ConvLayer::Stages { widths, .. } => widths.last().copied().unwrap_or(channels),
+            _ => channels,
+        };
+        let grid = self.clone().grid();
+        grid.layers.iter().fold(self.num_channels, of)
+    }
+
     /// # Errors
     /// `BadInput` for sizes that are none, naming the layer.
     pub fn validate(&self) -> Result<()> {

@@ -3,11 +3,11 @@
 //! Rules count frames at a constant rate. Where frames come at varying times, [`nearest`] turns the
 //! numbers into frames at those times; at a constant rate it changes nothing.
 
-use std::{fmt, path::Path};
+use std::fmt;
 
 use serde::Deserialize;
 
-use super::processor::{Medium, model, processor_json};
+use super::processor::{Medium, ProcessorFolder, processor_json};
 use crate::error::{Context, Error, Kind, Result};
 
 /// Numbers that PyTorch's `arange` computes from one base (`RangeFactoriesKernel.cpp`, 8 lanes of f32).
@@ -80,10 +80,11 @@ impl FrameChoice {
     ///
     /// # Errors
     /// When a file cannot be read or has a number that makes no sense.
-    pub fn of_directory(dir: &Path) -> Result<Self> {
-        let model = model(dir)?.unwrap_or_default();
-        let mut usual = Self::of_model(model.family().unwrap_or_default());
-        if model.force_sample == Some(true) && usual.spread == Spread::Stride {
+    pub fn of_folder(folder: &ProcessorFolder) -> Result<Self> {
+        let ProcessorFolder { dir, model } = folder;
+        let mut usual = Self::of_model(folder.model_type().unwrap_or_default());
+        let forced = model.as_ref().and_then(|model| model.force_sample);
+        if forced == Some(true) && usual.spread == Spread::Stride {
             usual.count = Count::Frames(usual.max_frames);
         }
         let Some((name, json)) = processor_json(dir, Medium::Video)? else {

@@ -1,12 +1,10 @@
 //! How Qwen's encoders take pictures of any size: sides that are multiples of a merged patch, within a budget of pixels.
 
-use std::path::Path;
-
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::processor::{
-    Channels, FilterName, Medium, Normalize, filter, model_type, processor_json,
+    Channels, FilterName, Medium, Normalize, ProcessorFolder, filter, processor_json,
 };
 use crate::error::{Context, Error, Kind, Result};
 
@@ -79,21 +77,18 @@ struct Size {
 }
 
 impl PatchesSpec {
-    /// The specification in the folder `dir` of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL, as transformers 5 reads it.
+    /// The specification of the folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL, as transformers 5 reads it.
     ///
     /// # Errors
     /// For another model, and for a file that cannot be read or whose numbers make no sense.
-    pub fn of_directory(dir: &Path, medium: Medium) -> Result<Self> {
-        let model = model_type(dir)?;
+    pub fn of_folder(folder: &ProcessorFolder, medium: Medium) -> Result<Self> {
+        let (dir, model) = (&folder.dir, folder.model_type());
         match processor_json(dir, medium)? {
-            Some((name, json)) => Self::of_json(json, medium, model.as_deref())
-                .doing(|| dir.join(name).display().to_string()),
-            None => Self::of_json(
-                Value::Object(serde_json::Map::new()),
-                medium,
-                model.as_deref(),
-            )
-            .doing(|| dir.join("config.json").display().to_string()),
+            Some((name, json)) => {
+                Self::of_json(json, medium, model).doing(|| dir.join(name).display().to_string())
+            }
+            None => Self::of_json(Value::Object(serde_json::Map::new()), medium, model)
+                .doing(|| folder.config()),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Keys that a file leaves out have the value of its class in transformers 5; a folder without
 //! a file is read by the `model_type` of its `config.json`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -172,6 +172,37 @@ impl Channels {
     }
 }
 
+/// A folder as far as pictures are prepared: its processor's files lie there, and its `config.json` says what those do not.
+#[derive(Debug, Clone)]
+pub struct ProcessorFolder {
+    pub(crate) dir: PathBuf,
+    pub(crate) model: Option<Model>,
+}
+
+impl ProcessorFolder {
+    /// The folder `dir`, whose `config.json` is `config`.
+    ///
+    /// # Errors
+    /// `BadInput` for a key of another type than it has.
+    pub fn new(dir: &Path, config: Option<&Value>) -> Result<Self> {
+        let model = config.map(serde_path_to_error::deserialize).transpose();
+        Ok(Self {
+            dir: dir.to_owned(),
+            model: model.map_err(|e| bad(e.to_string()))?,
+        })
+    }
+
+    /// `model_type` of its `config.json`.
+    pub(crate) fn model_type(&self) -> Option<&str> {
+        self.model.as_ref().and_then(Model::family)
+    }
+
+    /// What is being done when its `config.json` does not say how.
+    pub(crate) fn config(&self) -> String {
+        format!("config.json of {}", self.dir.display())
+    }
+}
+
 /// What of a folder's `config.json` matters here.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Model {
@@ -192,7 +223,7 @@ struct VisionModel {
 }
 
 impl PictureSpec {
-    /// The specification in the folder `dir`.
+    /// The specification of a folder.
     ///
     /// As in transformers 5 the part of `processor_config.json` for the medium stands before
     /// `video_preprocessor_config.json` (for a video), and that before `preprocessor_config.json`;
@@ -201,14 +232,14 @@ impl PictureSpec {
     /// # Errors
     /// When the folder has no such file and no `config.json` of a known model, and for what a
     /// file asks and no encoder here needs.
-    pub fn of_directory(dir: &Path, medium: Medium) -> Result<Self> {
-        let model = model(dir)?;
+    pub fn of_folder(folder: &ProcessorFolder, medium: Medium) -> Result<Self> {
+        let ProcessorFolder { dir, model } = folder;
         let mut spec = match processor_json(dir, medium)? {
             Some((name, json)) => Self::of_json(json, model.as_ref())
                 .doing(|| dir.join(name).display().to_string())?,
             None => {
                 let model = model.as_ref().ok_or_else(|| none_there(dir))?;
-                Self::of_model(model).doing(|| dir.join("config.json").display().to_string())?
+                Self::of_model(model).doing(|| folder.config())?
             }
         };
         let aspect = model.as_ref().and_then(|m| m.image_aspect_ratio.as_deref());
@@ -514,22 +545,6 @@ pub(crate) fn processor_json(dir: &Path, medium: Medium) -> Result<Option<(&'sta
         }
     }
     Ok(None)
-}
-
-/// The folder's `config.json`, none where there is no such file.
-pub(crate) fn model(dir: &Path) -> Result<Option<Model>> {
-    let path = dir.join("config.json");
-    let Some(json) = json(&path)? else {
-        return Ok(None);
-    };
-    serde_path_to_error::deserialize(json)
-        .map(Some)
-        .map_err(|e| bad(e.to_string()).doing(path.display().to_string()))
-}
-
-/// `model_type` of the folder's `config.json`.
-pub(crate) fn model_type(dir: &Path) -> Result<Option<String>> {
-    Ok(model(dir)?.and_then(|model| model.family().map(str::to_owned)))
 }
 
 /// The JSON of a file, none where there is no such file.

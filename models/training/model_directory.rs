@@ -7,13 +7,13 @@ use safetensors::Dtype;
 use crate::{
     checkpoint::{
         foreign::{Element, Piece, Storage, View},
-        import_hf::weights_of_directory,
         layout::vqgan_tensors,
-        weights::Stored,
+        stored::Stored,
         writer::Planned,
     },
     error::{Context, Error, Kind, Result},
     spec::VqganSpec,
+    systems,
     training::{operands::numbers, parameters::Parameters},
 };
 
@@ -37,7 +37,8 @@ pub fn planned(parameters: &Parameters) -> Result<Vec<Planned>> {
 /// `BadInput` for a directory without a VQGAN of `spec`.
 pub fn planned_vqgan(dir: &Path, spec: &VqganSpec) -> Result<Vec<Planned>> {
     let doing = || format!("take the VQGAN of {}", dir.display());
-    let weights = weights_of_directory(dir).doing(doing)?;
+    let weights = systems::open(dir).and_then(|system| system.weights());
+    let weights = weights.doing(doing)?;
     let tensor = |(name, shape): (String, Vec<usize>)| {
         let stored = weights.list().find(|(n, ..)| *n == name);
         let element = match stored {

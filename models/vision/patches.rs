@@ -1,7 +1,5 @@
 //! Frames of any size to the patches of Qwen's encoders, in merge order.
 
-use std::path::Path;
-
 use rayon::prelude::*;
 
 use super::{
@@ -12,7 +10,7 @@ use crate::{
     error::{Error, Kind, Result},
     spec::{
         patches::PatchesSpec,
-        processor::{Medium, SIDE_MAX},
+        processor::{Medium, ProcessorFolder, SIDE_MAX},
     },
 };
 
@@ -37,12 +35,12 @@ impl VideoPatches {
         Self { spec }
     }
 
-    /// The processor of a model's folder ([`PatchesSpec::of_directory`]).
+    /// The processor of a model's folder ([`PatchesSpec::of_folder`]).
     ///
     /// # Errors
     /// As there.
-    pub fn of_directory(dir: &Path, medium: Medium) -> Result<Self> {
-        PatchesSpec::of_directory(dir, medium).map(Self::new)
+    pub fn of_folder(folder: &ProcessorFolder, medium: Medium) -> Result<Self> {
+        PatchesSpec::of_folder(folder, medium).map(Self::new)
     }
 
     /// The specification; [`PatchesSpec::size`] gives the size of a video's frames.

@@ -5,12 +5,12 @@
 //! [`PictureProcessor::with_rounding`] selects Pillow's. Pillow 13 runs the two passes in the other order where
 //! a picture grows in one direction and shrinks in the other; neither rounding reproduces that.
 
-use std::path::Path;
-
 use super::image::{Filter, Resample, RgbView, Rounding, resize_region};
 use crate::{
     error::{Error, Kind, Result},
-    spec::processor::{FilterName, Medium, Normalize, PictureSpec, Resize, SIDE_MAX},
+    spec::processor::{
+        FilterName, Medium, Normalize, PictureSpec, ProcessorFolder, Resize, SIDE_MAX,
+    },
 };
 
 /// Maximum bytes of a picture padded to a square.
@@ -39,12 +39,12 @@ impl PictureProcessor {
         }
     }
 
-    /// The processor of a model's folder ([`PictureSpec::of_directory`]).
+    /// The processor of a model's folder ([`PictureSpec::of_folder`]).
     ///
     /// # Errors
     /// As there.
-    pub fn of_directory(dir: &Path, medium: Medium) -> Result<Self> {
-        PictureSpec::of_directory(dir, medium).map(Self::new)
+    pub fn of_folder(folder: &ProcessorFolder, medium: Medium) -> Result<Self> {
+        PictureSpec::of_folder(folder, medium).map(Self::new)
     }
 
     /// Pads pictures to squares with the mean colour, as in LLaVA-1.5's training.

@@ -4,13 +4,13 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
 };
 
-use longreel_models::{attention::kv_cache::KvDtype, llama::sampler::Draw};
+use longreel_models::{attention::kv_cache::KvDtype, llama::sampler::Draw, systems::System};
 use serde::Serialize;
 
 use crate::{
@@ -149,21 +149,21 @@ fn greedy(max_new_tokens: usize) -> AnswerOptions {
 }
 
 impl Answering {
-    /// Opens the model in `dir`, for greedy answers of at most `max_new_tokens`.
+    /// Takes the model that `system` is, for greedy answers of at most `max_new_tokens`.
     ///
     /// # Errors
     /// For a directory without a vision-language model.
     pub fn open(
-        dir: &Path,
+        system: &Arc<System>,
         sampling: Sampling,
         sampling_words: String,
         max_new_tokens: usize,
     ) -> Result<Self> {
-        let files = ModelFiles::open(dir)?;
+        let files = ModelFiles::open(system)?;
         files.check_vision()?;
         Ok(Self {
+            model: files.load()?,
             files,
-            model: ModelFiles::open(dir)?.load()?,
             sampling,
             sampling_words,
             options: greedy(max_new_tokens),

@@ -27,6 +27,7 @@ use crate::{
     model::{Model, ModelFiles},
     plan::{Demand, Plan, peak_memory_bytes},
     ranks::Ranks,
+    shown::usual_sampling,
     stages::{
         self, QueueBounds, Viewing,
         answer::{Answer, AnswerOptions, Conversation, Finish},
@@ -159,9 +160,9 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 
 /// The part of a process that another one leads.
 fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let dir = resolve::model_dir_or_demo(args.model.as_deref(), voice, cancel);
-    let open = |dir: PathBuf| ModelFiles::open_with(&dir, args.decoder.as_deref());
-    match dir.and_then(open).and_then(ModelFiles::load) {
+    let system = resolve::system_or_demo(args.model.as_deref(), voice, cancel);
+    let files = system.and_then(|system| ModelFiles::open_with(&system, args.decoder.as_deref()));
+    match files.and_then(|files| files.load()) {
         Ok(model) => ranks.serve(&model.decoder),
         Err(error) => Err(ranks.give_up(error)),
     }
@@ -186,18 +187,17 @@ fn prepare(
     voice: Voice,
     cancel: &Cancel,
 ) -> Result<Prepared> {
-    let dir = resolve::model_dir_or_demo(args.model.as_deref(), voice, cancel)?;
-    let mut files = ModelFiles::open_with(&dir, args.decoder.as_deref())?;
+    let system = resolve::system_or_demo(args.model.as_deref(), voice, cancel)?;
+    let mut files = ModelFiles::open_with(&system, args.decoder.as_deref())?;
     resolve::choose_after_video(&mut files.spec, args.after_video)?;
     resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
-    let usual = resolve::usual_sampling(&files.dir, &files.spec)?;
-    let selection = resolve::selection(&args.sampling, usual)?;
+    let selection = resolve::selection(&args.sampling, usual_sampling(&system)?)?;
     let chooser = choosing::chooser(&args.sampling, Some(question), voice, cancel)?;
     let choosing = Instant::now();
     let mut sources = resolve::sources(videos, &selection, chooser.as_ref(), voice, cancel)?;
     let chosen = chooser.map(|_| choosing.elapsed());
     let budget = resolve::pixel_budget(&args.pixels);
-    let shape = StepShape::of(&files.dir, &files.spec, &budget)?;
+    let shape = StepShape::of(&system, &files.spec, &budget)?;
     resolve::check_reels(&files, shape.as_ref(), &budget, &sources)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();
     let end = args.frame_end.map(resolve::frame_end);
@@ -361,7 +361,7 @@ impl Asked {
         let vision = || self.prompt.iter().map(seen).collect();
         AskJson {
             question: "",
-            model: model.dir.display().to_string(),
+            model: model.system.path().display().to_string(),
             video,
             tokens: Tokens {
                 prompt: self.prompt.len(),

@@ -51,11 +51,11 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
     within("--max-new-tokens", args.max_new_tokens, 1..=1 << 16)?;
     check_folders(args)?;
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let system = resolve::system(&args.model, voice, cancel)?;
     let clips = clips(args)?;
     let sampling = Sampling::Fps(rate);
     let words = resolve::describe(&sampling, &TimeRange::ALL);
-    let answering = Answering::open(&dir, sampling, words, args.max_new_tokens)?;
+    let answering = Answering::open(&system, sampling, words, args.max_new_tokens)?;
     let exam = Exam {
         answering: &answering,
         dir: &args.clips,

@@ -143,8 +143,8 @@ fn load(
         check(args, &spec, tokens, random_bytes(&spec.decoder), ranks)?;
         return random_decoder(&spec.decoder);
     }
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let files = ModelFiles::open(&dir)?;
+    let system = resolve::system(&args.model, voice, cancel)?;
+    let files = ModelFiles::open(&system)?;
     check(args, &files.spec, tokens, files.weight_bytes(), ranks)?;
     let weight_bytes = files.weight_bytes();
     Ok((files.load()?.decoder, weight_bytes))

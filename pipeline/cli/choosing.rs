@@ -23,7 +23,7 @@ use crate::{
 pub fn usual_candidates(args: &ChoosingArgs) -> Result<Sampling> {
     match args.query_reel {
         Some(_) => Ok(Sampling::Every),
-        None => resolve::one_a_second(),
+        None => Ok(Sampling::ONE_A_SECOND),
     }
 }
 
@@ -142,8 +142,8 @@ fn model(args: &ChoosingArgs, voice: Voice, cancel: &Cancel) -> Result<Option<Ve
             model_of_reel(name, "--query-model", reel.header(), voice, cancel).map(Some)
         }
         (None, Some(name)) => {
-            let dir = resolve::model_dir(name, voice, cancel)?;
-            VectorModel::expect(&dir).map(Some)
+            let system = resolve::system(name, voice, cancel)?;
+            VectorModel::load(&system).map(Some)
         }
         (None, None) => Ok(None),
     }

@@ -13,7 +13,7 @@ use crate::{
     cli::{args::DemoArgs, output::Voice, resolve},
     demo_model,
     error::{Context, Error, Kind, Result},
-    sources::sampler::TimeRange,
+    sources::sampler::{Sampling, TimeRange},
     stages::{progress::Counter, seen::SourceSeen},
     synth::{
         clip::{ClipLine, Collection, holds_clips, read_questions},
@@ -57,7 +57,7 @@ struct AnswerJson {
 /// Runs the verb.
 pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
-    let dir = resolve::model_dir_or_demo(args.model.as_deref(), voice, cancel)?;
+    let system = resolve::system_or_demo(args.model.as_deref(), voice, cancel)?;
     if args.model.is_none() {
         warn(args, voice);
     }
@@ -69,13 +69,13 @@ pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         path.display(),
         clip.seconds
     ));
-    let sampling = resolve::one_a_second()?;
+    let sampling = Sampling::ONE_A_SECOND;
     let words = resolve::describe(&sampling, &TimeRange::ALL);
-    let answering = Answering::open(&dir, sampling, words, ANSWER_TOKENS)?;
+    let answering = Answering::open(&system, sampling, words, ANSWER_TOKENS)?;
     let (video, answers) = ask_all(&path, &clip, &answering, cancel)?;
     let result = DemoJson {
         seed,
-        model: dir,
+        model: system.path().to_owned(),
         video,
         right: answers.iter().filter(|answer| answer.exact).count(),
         answers,

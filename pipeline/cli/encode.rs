@@ -1,8 +1,8 @@
 //! `longreel encode`: videos or images to a reel.
 
-use std::{path::Path, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
-use longreel_models::attention::kv_cache::KvDtype;
+use longreel_models::{attention::kv_cache::KvDtype, systems::System};
 use serde::Serialize;
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     model::ModelFiles,
     plan::{self, Plan},
     reel::{ReelHeader, ReelVideo, ReelWriter, absolute, partial_path},
+    shown::usual_sampling,
     sources::file::FrameReader,
     stages::{self, decode::Source, layout::Layout, progress::Progress, seen::SourceSeen},
 };
@@ -50,10 +51,10 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         );
         return Err(Error::new(Kind::Usage, message));
     }
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
+    let system = resolve::system(&args.model, voice, cancel)?;
     let budget = resolve::pixel_budget(&args.pixels);
-    let (sources, chosen) = sources(&args, &dir, &budget, voice, cancel)?;
-    let model = EncoderModel::open(&dir, &budget)?;
+    let (sources, chosen) = sources(&args, &system, &budget, voice, cancel)?;
+    let model = EncoderModel::load(&system, &budget)?;
     let header = header(&args, &model, &sources)?;
     let mut writer = ReelWriter::open(&args.out, header, args.force)?;
     let resumed = writer.n_frames();
@@ -81,7 +82,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     writer.finish()?;
     let result = EncodeJson {
         reel: &args.out,
-        model: dir.display().to_string(),
+        model: system.path().display().to_string(),
         frames,
         resumed_frames: resumed,
         bytes: std::fs::metadata(&args.out).map(|m| m.len()).unwrap_or(0),
@@ -106,13 +107,12 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 /// The videos, with the frames that `ask` would take of them, and how many seconds choosing by what they show took.
 fn sources(
     args: &EncodeArgs,
-    dir: &Path,
+    system: &Arc<System>,
     budget: &PixelBudget,
     voice: Voice,
     cancel: &Cancel,
 ) -> Result<(Vec<Source>, Option<f64>)> {
-    let usual = resolve::usual_sampling_of(dir)?;
-    let selection = resolve::selection(&args.sampling, usual)?;
+    let selection = resolve::selection(&args.sampling, usual_sampling(system)?)?;
     let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
     let choosing = Instant::now();
     let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
@@ -120,7 +120,7 @@ fn sources(
     if !selection.is_own_rule() {
         return Ok((sources, chosen));
     }
-    let plan = short_question(dir, budget, &sources)?;
+    let plan = short_question(system, budget, &sources)?;
     let Some(fewer) = selection.fewer(&plan, sources.len()) else {
         return Ok((sources, chosen));
     };
@@ -133,11 +133,11 @@ fn sources(
 }
 
 /// What a short question about `sources` would take.
-fn short_question(dir: &Path, budget: &PixelBudget, sources: &[Source]) -> Result<Plan> {
-    let files = ModelFiles::open(dir)?;
+fn short_question(system: &Arc<System>, budget: &PixelBudget, sources: &[Source]) -> Result<Plan> {
+    let files = ModelFiles::open(system)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();
     let layout = Layout::of(&files, plan::SHORT_QUESTION, n_videos, None)?;
-    let shape = StepShape::of(dir, &files.spec, budget)?;
+    let shape = StepShape::of(system, &files.spec, budget)?;
     let shape = shape.as_ref();
     let demand = resolve::demand(&files, &layout, shape, sources, KvDtype::Bf16)?;
     let plan = Plan::new(&files.spec, demand, None);
@@ -162,8 +162,8 @@ fn header(args: &EncodeArgs, model: &EncoderModel, sources: &[Source]) -> Result
     }
     let content = model.content(args.reel_dtype.map(resolve::reel_dtype));
     Ok(ReelHeader {
-        model: absolute(&model.dir).display().to_string(),
-        model_modified_s: resolve::weights_modified_s(&model.dir),
+        model: absolute(model.system.path()).display().to_string(),
+        model_modified_s: resolve::weights_modified_s(model.system.path()),
         content: content.doing(|| "--reel-dtype")?,
         videos,
     })

@@ -96,7 +96,7 @@ fn selection(args: &FramesArgs) -> Result<Selection> {
         let numbers = Sampling::Indices(args.index.clone());
         return Ok(Selection::of(numbers, range));
     }
-    resolve::selection(&args.sampling, resolve::one_a_second()?)
+    resolve::selection(&args.sampling, Sampling::ONE_A_SECOND)
 }
 
 /// What the model does to frames, with `--size model`.
@@ -104,8 +104,8 @@ fn shown(args: &FramesArgs, voice: Voice, cancel: &Cancel) -> Result<Option<Show
     let (FrameSize::Model, Some(model)) = (args.size, &args.model) else {
         return Ok(None);
     };
-    let dir = resolve::model_dir(model, voice, cancel)?;
-    Shown::of(&dir, &resolve::pixel_budget(&args.pixels)).map(Some)
+    let system = resolve::system(model, voice, cancel)?;
+    Shown::of(&system, &resolve::pixel_budget(&args.pixels)).map(Some)
 }
 
 fn write_all(

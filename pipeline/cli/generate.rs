@@ -44,8 +44,8 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = std::time::Instant::now();
     check(&args)?;
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let files = ModelFiles::open(&dir)?;
+    let system = resolve::system(&args.model, voice, cancel)?;
+    let files = ModelFiles::open(&system)?;
     let mut out = PictureWriter::create(&args.out, files.check_codes()?.resolution, rate)?;
     let (medium, n_frames) = if out.is_video() {
         (Medium::Video, args.n_frames)
@@ -84,7 +84,7 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let result = GenerateJson {
         prompt: &args.prompt,
         out: &args.out,
-        model: dir.display().to_string(),
+        model: system.path().display().to_string(),
         frames: n_frames,
         tokens: drawn.ids.len(),
         ids_outside_codebook: drawn.outside_codebook,

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use longreel_models::checkpoint::{
-    import_hf::import_hf,
-    import_lwm::{LwmFiles, import_lwm},
-    writer::{ImportOptions, StoredDtype},
+use longreel_models::{
+    checkpoint::{
+        import_lwm::{LwmFiles, import_lwm},
+        writer::{ImportOptions, StoredDtype},
+    },
+    systems::import_hf::import_hf,
 };
 use serde::Serialize;
 

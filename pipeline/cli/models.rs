@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use longreel_models::{
-    checkpoint::{
-        import_hf::{spec_of_directory, vqgan_alone_of_directory, weights_of_directory},
-        verify,
-        weights::Weights,
+    checkpoint::weights::Weights,
+    spec::{
+        ModelSpec, VqganSpec,
+        conv_net::ConvNetSpec,
+        encoder::{DualEncoderSpec, VitSpec},
+        system::{SystemKind, SystemSpec},
     },
-    spec::{ModelSpec, VqganSpec},
+    systems::{System, verify},
 };
 use serde::Serialize;
 
@@ -18,15 +20,16 @@ use crate::{
     encoder::{FrameEncoder, PixelBudget},
     error::{Error, Kind, Result},
     hub, plan,
+    vectors::PictureEncoder,
 };
 
 /// Runs the verb.
 pub fn run(verb: ModelsVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
     match verb {
         ModelsVerb::List => list(voice),
-        ModelsVerb::Show { model } => show(&resolve::model_dir(&model, voice, cancel)?, voice),
+        ModelsVerb::Show { model } => show(&*resolve::system(&model, voice, cancel)?, voice),
         ModelsVerb::Verify { model } => {
-            check(&resolve::model_dir(&model, voice, cancel)?, voice, cancel)
+            check(&*resolve::system(&model, voice, cancel)?, voice, cancel)
         }
         ModelsVerb::Pull { model } => {
             let dir = resolve::model_dir(&model, voice, cancel)?;
@@ -102,73 +105,138 @@ impl Stored {
 #[derive(Serialize)]
 struct ShowJson<'a> {
     path: &'a Path,
-    spec: ModelSpec,
+    kind: SystemKind,
+    /// What it is made of; under `vqgan` that of a VQGAN alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spec: Option<&'a SystemSpec>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vqgan: Option<&'a VqganSpec>,
     #[serde(flatten)]
     stored: Stored,
-    kv_bytes_per_token_f32: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_bytes_per_token_f32: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tokens_per_frame: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    codes_per_frame: Option<usize>,
+    /// Numbers of a picture's vector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vector_width: Option<usize>,
 }
 
-#[derive(Serialize)]
-struct ShowVqganJson<'a> {
-    path: &'a Path,
-    vqgan: VqganSpec,
-    #[serde(flatten)]
-    stored: Stored,
-    codes_per_frame: usize,
-}
-
-fn show(dir: &Path, voice: Voice) -> Result<()> {
-    if let Some(vqgan) = vqgan_alone_of_directory(dir)? {
-        return show_vqgan(dir, vqgan, voice);
-    }
-    let spec = spec_of_directory(dir)?;
+fn show(system: &System, voice: Voice) -> Result<()> {
+    let spec = system.spec();
+    let alone = match spec {
+        SystemSpec::Vqgan(vqgan) => Some(vqgan.as_ref()),
+        _ => None,
+    };
+    let answering = spec.answering();
     let json = ShowJson {
-        path: dir,
-        stored: Stored::of(&weights_of_directory(dir)?),
-        kv_bytes_per_token_f32: spec.decoder.kv_bytes_per_token(4),
-        tokens_per_frame: spec.tokens_per_frame(),
-        spec,
+        path: system.path(),
+        kind: system.kind(),
+        spec: Some(spec).filter(|_| alone.is_none()),
+        vqgan: alone,
+        stored: Stored::of(&system.weights()?),
+        kv_bytes_per_token_f32: answering.map(|spec| spec.decoder.kv_bytes_per_token(4)),
+        tokens_per_frame: answering.and_then(ModelSpec::tokens_per_frame),
+        codes_per_frame: alone.map(VqganSpec::codes_per_frame),
+        vector_width: spec.vector_width(),
     };
     voice.say(&json, || {
-        let d = &json.spec.decoder;
-        format!(
-            "{}\n  family        {:?}\n  parameters    {}\n  decoder       {} layers, hidden {}, {} heads, {} key-value heads of {}\n  \
-             context       {} tokens, {} of keys and values per token in f32\n  vocabulary    {} text, {} vision\n  frame         {}",
-            dir.display(),
-            json.spec.model_type,
-            json.stored.words(),
-            d.num_hidden_layers,
-            d.hidden_size,
-            d.num_attention_heads,
-            d.n_kv_heads(),
-            d.head_dim(),
-            d.max_position_embeddings,
-            plan::bytes(json.kv_bytes_per_token_f32 as u64),
-            d.vocab_size,
-            d.vision_vocab_size.unwrap_or(0),
-            frame(&json.spec)
-        )
+        let mut lines = vec![json.path.display().to_string()];
+        let mut line = |name: &str, words: String| lines.push(format!("  {name:<13} {words}"));
+        line("kind", json.kind.to_string());
+        line("parameters", json.stored.words());
+        for (name, words) in parts(spec) {
+            line(name, words);
+        }
+        if let Some(width) = json.vector_width {
+            line("vector", format!("{width} numbers, of length one"));
+        }
+        lines.join("\n")
     })
 }
 
-fn show_vqgan(dir: &Path, vqgan: VqganSpec, voice: Voice) -> Result<()> {
-    let json = ShowVqganJson {
-        path: dir,
-        stored: Stored::of(&weights_of_directory(dir)?),
-        codes_per_frame: vqgan.codes_per_frame(),
-        vqgan,
-    };
-    voice.say(&json, || {
-        let (side, rows) = (json.vqgan.resolution, json.vqgan.num_embeddings);
-        format!(
-            "{}\n  family        VQGAN alone\n  parameters    {}\n  codebook      {rows} rows of {}\n  frame         {side}x{side} pixels, {} codes",
-            dir.display(),
-            json.stored.words(),
-            json.vqgan.quantized_embed_dim,
-            json.codes_per_frame
-        )
-    })
+/// The lines that tell what a model is made of.
+fn parts(spec: &SystemSpec) -> Vec<(&'static str, String)> {
+    match spec {
+        SystemSpec::Answers(spec) => of_answering(spec),
+        SystemSpec::DualEncoder(spec) => of_dual(spec),
+        SystemSpec::Classifier(spec) => vec![("frame", frame_of(spec)), ("tower", tower(spec))],
+        SystemSpec::ConvNet(spec) => of_conv_net(spec),
+        SystemSpec::Vqgan(spec) => of_vqgan(spec),
+    }
+}
+
+fn of_answering(spec: &ModelSpec) -> Vec<(&'static str, String)> {
+    let d = &spec.decoder;
+    let decoder = format!(
+        "{} layers, hidden {}, {} heads, {} key-value heads of {}",
+        d.num_hidden_layers,
+        d.hidden_size,
+        d.num_attention_heads,
+        d.n_kv_heads(),
+        d.head_dim()
+    );
+    let context = format!(
+        "{} tokens, {} of keys and values per token in f32",
+        d.max_position_embeddings,
+        plan::bytes(d.kv_bytes_per_token(4) as u64)
+    );
+    let (text, codes) = (d.vocab_size, d.vision_vocab_size.unwrap_or(0));
+    vec![
+        ("decoder", decoder),
+        ("context", context),
+        ("vocabulary", format!("{text} text, {codes} vision")),
+        ("frame", frame(spec)),
+    ]
+}
+
+fn of_dual(spec: &DualEncoderSpec) -> Vec<(&'static str, String)> {
+    let text = &spec.text;
+    let words = format!(
+        "{} layers, hidden {}, {} heads, at most {} tokens of {}",
+        text.encoder.num_hidden_layers,
+        text.encoder.hidden_size,
+        text.encoder.num_attention_heads,
+        text.max_position_embeddings,
+        text.vocab_size
+    );
+    vec![
+        ("frame", frame_of(&spec.vision)),
+        ("tower", tower(&spec.vision)),
+        ("text", words),
+    ]
+}
+
+fn of_conv_net(spec: &ConvNetSpec) -> Vec<(&'static str, String)> {
+    let words = format!("{} layers", spec.layers.len());
+    vec![
+        ("frame", "pictures of any size".to_owned()),
+        ("network", words),
+    ]
+}
+
+fn of_vqgan(spec: &VqganSpec) -> Vec<(&'static str, String)> {
+    let (side, codes) = (spec.resolution, spec.codes_per_frame());
+    let (rows, width) = (spec.num_embeddings, spec.quantized_embed_dim);
+    vec![
+        ("codebook", format!("{rows} rows of {width}")),
+        ("frame", format!("{side}x{side} pixels, {codes} codes")),
+    ]
+}
+
+fn frame_of(vit: &VitSpec) -> String {
+    let (side, patch) = (vit.image_size, vit.patch_size);
+    format!("{side}x{side} pixels, patches of {patch}")
+}
+
+fn tower(vit: &VitSpec) -> String {
+    let encoder = &vit.encoder;
+    format!(
+        "{} layers, hidden {}, {} heads",
+        encoder.num_hidden_layers, encoder.hidden_size, encoder.num_attention_heads
+    )
 }
 
 /// What a frame is to the model, in words.
@@ -184,11 +252,9 @@ fn frame(spec: &ModelSpec) -> String {
     }
 }
 
-fn check(dir: &Path, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let vision = |spec: &ModelSpec, weights: &mut Weights| {
-        FrameEncoder::load(dir, spec, &PixelBudget::default(), weights).map(drop)
-    };
-    let report = verify::verify(dir, &vision, &|| !cancel.is_cancelled())?;
+fn check(system: &System, voice: Voice, cancel: &Cancel) -> Result<()> {
+    let load = |weights: &mut Weights| take_encoder(system, weights);
+    let report = verify::verify(system, &load, &|| !cancel.is_cancelled())?;
     let sound = report.is_sound();
     voice.say(&report, || report.to_string())?;
     if sound {
@@ -196,6 +262,19 @@ fn check(dir: &Path, voice: Voice, cancel: &Cancel) -> Result<()> {
     }
     Err(Error::new(
         Kind::BadInput,
-        format!("the model {} is not sound", dir.display()),
+        format!("the model {} is not sound", system.path().display()),
     ))
+}
+
+/// Takes the weights that no list names: those of the encoder.
+fn take_encoder(system: &System, weights: &mut Weights) -> Result<()> {
+    match system.spec() {
+        SystemSpec::Answers(spec) if spec.vision.is_some() => {
+            FrameEncoder::load(system, spec, &PixelBudget::default(), weights).map(drop)
+        }
+        SystemSpec::Answers(_) | SystemSpec::Vqgan(_) => Ok(()),
+        SystemSpec::DualEncoder(_) | SystemSpec::Classifier(_) | SystemSpec::ConvNet(_) => {
+            PictureEncoder::load(system, weights).map(drop)
+        }
+    }
 }

@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use longreel_models::spec::{
-    ModelSpec, features::PositionRule, frame_choice::time_instruction_len, patches::PatchesSpec,
+    ModelSpec,
+    features::PositionRule,
+    frame_choice::time_instruction_len,
+    patches::PatchesSpec,
+    system::{Need, SystemKind, refusal},
 };
 use serde::Serialize;
 
@@ -14,6 +18,7 @@ use crate::{
     error::{Error, Kind, Result},
     model::ModelFiles,
     plan::{Demand, MachineSpeed, Plan, available_memory_bytes, bytes},
+    shown::usual_sampling,
     sources::sampler::{Sampling, TimeRange},
     stages::{
         self,
@@ -72,11 +77,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
     drop(chooser);
     if !facts.spec.looks() && (!sources.is_empty() || args.hours.is_some()) {
-        let message = format!(
-            "the model {} is a text model, it sees no frames",
-            args.model
-        );
-        return Err(Error::new(Kind::BadInput, message));
+        return Err(refusal(&args.model, SystemKind::Text, Need::Frames));
     }
     let layout = layout(&args, &facts, &sources)?;
     let sampling = &selection.sampling;
@@ -132,16 +133,16 @@ fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
             spec,
             weight_bytes,
             files: None,
-            usual: resolve::one_a_second()?,
+            usual: Sampling::ONE_A_SECOND,
         });
     }
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let mut files = ModelFiles::open_with(&dir, args.decoder.as_deref())?;
+    let system = resolve::system(&args.model, voice, cancel)?;
+    let mut files = ModelFiles::open_with(&system, args.decoder.as_deref())?;
     resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
     let budget = resolve::pixel_budget(&args.pixels);
     Ok(Facts {
-        shape: StepShape::of(&dir, &files.spec, &budget)?,
-        usual: resolve::usual_sampling(&dir, &files.spec)?,
+        shape: StepShape::of(&system, &files.spec, &budget)?,
+        usual: usual_sampling(&system)?,
         weight_bytes: files.weight_bytes(),
         spec: files.spec.clone(),
         files: Some(files),

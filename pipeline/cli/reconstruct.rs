@@ -25,8 +25,8 @@ struct ReconstructJson<'a> {
 /// Runs the verb.
 pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let model = EncoderModel::open(&dir, &PixelBudget::default())?;
+    let system = resolve::system(&args.model, voice, cancel)?;
+    let model = EncoderModel::load(&system, &PixelBudget::default())?;
     let (vqgan, spec) = model.codes()?;
     let mut reel = ReelReader::open(&args.reel)?;
     reel.header()

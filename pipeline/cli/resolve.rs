@@ -3,22 +3,21 @@
 use std::{
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use longreel_models::{
     attention::kv_cache::KvDtype,
-    checkpoint::import_hf::{
-        picture_model_of_directory, spec_of_directory, vqgan_alone_of_directory,
-    },
     llama::sampler::Draw,
     spec::{
         FrameEnd, ModelSpec,
         features::{AfterVideo, PositionRule},
         frame_choice::{Count, FrameChoice},
-        model_file::ModelFile,
         placement::Placement,
+        system::{Need, SystemSpec, refusal},
     },
+    systems::{self, System},
 };
 
 use crate::{
@@ -48,9 +47,6 @@ use crate::{
     stages::{decode::Source, layout::Layout, progress::Progress},
 };
 
-/// Frames per second when nothing else is asked for.
-const DEFAULT_RATE: &str = "1";
-
 /// Tokens of an answer where nothing else is asked for.
 const SHORT_ANSWER_TOKENS: u64 = 128;
 
@@ -66,16 +62,26 @@ pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> 
     .doing(|| format!("find the model {model}"))
 }
 
-/// [`model_dir`], or that of the demo model where none is named, which is then said.
-pub fn model_dir_or_demo(model: Option<&str>, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
+/// The model that `model` names, opened: a path or a name of the hub.
+pub fn system(model: &str, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
+    open(&model_dir(model, voice, cancel)?)
+}
+
+/// [`system`], or the demo model where none is named, which is then said.
+pub fn system_or_demo(model: Option<&str>, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
     if let Some(model) = model {
-        return model_dir(model, voice, cancel);
+        return system(model, voice, cancel);
     }
     voice.note(
         "no model is named: the demo model answers, which knows clips like those of `longreel synth --plain --length 4` \
          and nothing else; --model names another",
     );
-    demo_model::directory()
+    open(&demo_model::directory()?)
+}
+
+fn open(dir: &Path) -> Result<Arc<System>> {
+    let opened = systems::open(dir).map(Arc::new);
+    opened.doing(|| format!("open the model {}", dir.display()))
 }
 
 /// Refuses the name of a file that is there already, unless it may be replaced.
@@ -119,13 +125,13 @@ pub fn memory_of(ranks: &Ranks) -> Option<u64> {
     Some(available_memory_bytes()? / ranks.processes_here() as u64)
 }
 
-/// The model file (TOML) at `path`.
+/// The model that answers in the model file (TOML) at `path`.
 pub fn spec_file(path: &Path) -> Result<ModelSpec> {
     let doing = || format!("read {}", path.display());
     let text = std::fs::read_to_string(path).doing(doing)?;
-    ModelFile::from_toml(&text)
-        .and_then(ModelFile::answers)
-        .doing(doing)
+    let spec = SystemSpec::from_toml(&text).doing(doing)?;
+    let answering = spec.answering().cloned();
+    answering.ok_or_else(|| refusal(&path.display().to_string(), spec.kind(), Need::Answers))
 }
 
 /// Which frames are taken.
@@ -172,34 +178,6 @@ impl Selection {
             ..*self
         })
     }
-}
-
-/// Which frames a model is shown where nobody says: by the rule of its own processor, or one frame a second.
-pub fn usual_sampling(dir: &Path, spec: &ModelSpec) -> Result<Sampling> {
-    if spec.vision.is_none() {
-        return one_a_second();
-    }
-    let choice = FrameChoice::of_directory(dir)?;
-    Ok(Sampling::Rule { choice, rate: None })
-}
-
-/// [`usual_sampling`] of whatever looks at frames in `dir`.
-///
-/// # Errors
-/// `BadInput` for a configuration that this program cannot run.
-pub fn usual_sampling_of(dir: &Path) -> Result<Sampling> {
-    if vqgan_alone_of_directory(dir)?.is_some() {
-        return one_a_second();
-    }
-    match picture_model_of_directory(dir)? {
-        Some(_) => one_a_second(),
-        None => usual_sampling(dir, &spec_of_directory(dir)?),
-    }
-}
-
-/// One frame a second.
-pub fn one_a_second() -> Result<Sampling> {
-    Ok(Sampling::Fps(parse_rate(DEFAULT_RATE)?))
 }
 
 /// The budget of pixels that the user gives.
@@ -512,7 +490,7 @@ fn check_reel(
         return header.check_codes(vqgan.grid(), vqgan.num_embeddings);
     }
     let width = model.spec.decoder.feature_width();
-    shape.check_reel(header, &model.dir, width)?;
+    shape.check_reel(header, model.system.path(), width)?;
     if *budget != PixelBudget::default() {
         let message = "frames got their size when the reel was made, expected no --min-pixels and no --max-pixels";
         return Err(Error::new(Kind::Usage, message));
@@ -529,8 +507,8 @@ fn check_maker(model: &ModelFiles, header: &ReelHeader) -> Result<()> {
                 "the reel was made by {} (weights of {} s), the model {} (weights of {} s) has an encoder of other weights: expected one model",
                 header.model,
                 header.model_modified_s,
-                model.dir.display(),
-                weights_modified_s(&model.dir)
+                model.system.path().display(),
+                weights_modified_s(model.system.path())
             );
             Err(Error::new(Kind::BadInput, message))
         }

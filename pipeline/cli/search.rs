@@ -83,7 +83,7 @@ pub fn run(args: SearchArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let moments = hits.iter().map(|hit| moment(hit, &library, &model));
     let result = SearchJson {
         query,
-        model: model.dir.display().to_string(),
+        model: model.system.path().display().to_string(),
         frames: library.n_frames(),
         bytes: library.bytes(),
         results: moments.collect(),
@@ -136,12 +136,12 @@ pub(super) fn model_of_reel(
         );
         return Err(Error::new(Kind::NotFound, message));
     }
-    let dir = resolve::model_dir(name.unwrap_or(made_by), voice, cancel)?;
-    let model = VectorModel::expect(&dir)?;
-    if header.model_modified_s != resolve::weights_modified_s(&dir) {
+    let system = resolve::system(name.unwrap_or(made_by), voice, cancel)?;
+    let model = VectorModel::load(&system)?;
+    if header.model_modified_s != resolve::weights_modified_s(system.path()) {
         voice.note(&format!(
             "the weights in {} are of another time than those that made the reel: other weights find nothing",
-            dir.display()
+            system.path().display()
         ));
     }
     Ok(model)

@@ -38,8 +38,8 @@ struct LinesJson<'a> {
 pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
     resolve::check_free(&args.out, args.force)?;
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let model = EncoderModel::open(&dir, &PixelBudget::default())?;
+    let system = resolve::system(&args.model, voice, cancel)?;
+    let model = EncoderModel::load(&system, &PixelBudget::default())?;
     model.codes()?;
     let rules = LineRules {
         sampling: Sampling::Fps(parse_rate(&args.fps).doing(|| "--fps")?),

@@ -44,14 +44,14 @@ pub fn run(args: &TrainMakeQaArgs, voice: Voice, cancel: &Cancel) -> Result<()> 
     resolve::check_free(&args.out, args.force)?;
     let shows_frames = is_reel(&args.input);
     let options = options(args)?;
-    let dir = resolve::model_dir(&args.model, voice, cancel)?;
-    let files = ModelFiles::open(&dir)?;
+    let system = resolve::system(&args.model, voice, cancel)?;
+    let files = ModelFiles::open(&system)?;
     let rules = rules(args, shows_frames, &files, options)?;
     let chunks = match shows_frames {
         true => chunks_of_reel(&args.input, &files, rules.chunk)?,
         false => chunks_of_document(&files.tokenizer, &args.input, rules.chunk)?,
     };
-    let model = ModelFiles::open(&dir)?.load()?;
+    let model = files.load()?;
     let job = QaJob {
         files: &files,
         model: &model,

@@ -32,6 +32,9 @@ pub struct Rate {
 }
 
 impl Rate {
+    /// One frame a second.
+    pub const ONE: Self = Self { num: 1, den: 1 };
+
     /// `num / den` frames per second: both from 1 to 1000000, the quotient at most 1000.
     pub fn new(num: u32, den: u32) -> Result<Self> {
         let parts = 1..=RATE_PART_MAX;
@@ -89,6 +92,11 @@ pub enum Sampling {
         /// Frames per second as the container states them; counted where it does not.
         rate: Option<f64>,
     },
+}
+
+impl Sampling {
+    /// One frame a second.
+    pub const ONE_A_SECOND: Self = Self::Fps(Rate::ONE);
 }
 
 /// The part of a video that is looked at: frames with `from <= PTS < to`.

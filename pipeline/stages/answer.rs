@@ -170,7 +170,10 @@ impl<'a> Conversation<'a> {
             .last
             .take()
             .ok_or_else(|| Error::new(Kind::Internal, "nothing was said before the answer"))?;
-        let mut text = StoppedText::new(self.model.tokenizer.stream(), &self.options.stop);
+        let mut text = StoppedText::new(
+            StreamingDecoder::of_answer(&self.model.tokenizer),
+            &self.options.stop,
+        );
         let generation = Generation {
             max_new_tokens: self.options.max_new_tokens,
             draw: self.options.draw.clone(),

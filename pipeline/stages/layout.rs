@@ -597,7 +597,8 @@ fn size_of(source: &Source) -> [usize; 2] {
 fn no_template(model: &ModelFiles) -> Error {
     let message =
         "it has no chat template, expected chat_template.jinja or another of transformers' files";
-    Error::new(Kind::BadInput, message).doing(format!("open the model {}", model.dir.display()))
+    Error::new(Kind::BadInput, message)
+        .doing(format!("open the model {}", model.system.path().display()))
 }
 
 fn of_another_model() -> Error {

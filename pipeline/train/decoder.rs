@@ -8,11 +8,12 @@ use std::{
 use candle_core::{Device, Tensor};
 use longreel_models::{
     checkpoint::{
-        import_hf::{spec_of_directory, weights_of_directory},
         layout::{OF_CODES, decoder_tensors},
+        weights::Weights,
     },
     context::{prompt::FrameTerminators, tokenizer::Tokenizer, vocab::Token},
     spec::{DecoderSpec, FrameEnd, ModelSpec},
+    systems,
     training::{
         data::{
             batch::{Batch, BatchRules, TokenStream},
@@ -93,6 +94,16 @@ pub struct Outcome {
     pub skipped: Vec<String>,
 }
 
+/// What the model in `dir` is made of.
+fn answering(dir: &Path) -> Result<ModelSpec> {
+    systems::open(dir)?.answering().cloned()
+}
+
+/// The tensors of the model in `dir`.
+fn weights_of(dir: &Path) -> Result<Weights> {
+    systems::open(dir)?.weights()
+}
+
 /// The specification of the network that `config` trains.
 ///
 /// # Errors
@@ -100,7 +111,7 @@ pub struct Outcome {
 /// longer than the context.
 pub fn spec_of(config: &TrainConfig) -> Result<ModelSpec> {
     let of_init = config.model.init.as_ref();
-    let of_init = of_init.map(|dir| spec_of_directory(dir)).transpose()?;
+    let of_init = of_init.map(|dir| answering(dir)).transpose()?;
     let mut spec = match (&config.model.spec, &of_init) {
         (Some(path), _) => {
             let doing = || format!("read {}", path.display());
@@ -365,7 +376,7 @@ fn first_parameters(config: &TrainConfig, spec: &ModelSpec) -> Result<Parameters
     let mut taken = ByName::new();
     if let Some(dir) = &model.init {
         let doing = || format!("take the weights of {}", dir.display());
-        let mut weights = weights_of_directory(dir).doing(doing)?;
+        let mut weights = weights_of(dir).doing(doing)?;
         let is_new = |name: &str| OF_CODES.contains(&name) && !weights.contains(name);
         let (new, there): (Vec<_>, Vec<_>) = shapes.into_iter().partition(|(n, _)| is_new(n));
         for (name, shape) in &there {
@@ -377,7 +388,7 @@ fn first_parameters(config: &TrainConfig, spec: &ModelSpec) -> Result<Parameters
     if let (true, Some(vqgan), Some(dir)) = (model.codes_from_codebook, &spec.vqgan, &model.vqgan) {
         let doing = || format!("take the codebook of {}", dir.display());
         let shape = [vqgan.num_embeddings, vqgan.quantized_embed_dim];
-        let mut weights = weights_of_directory(dir).doing(doing)?;
+        let mut weights = weights_of(dir).doing(doing)?;
         let codebook = weights.tensor("vqgan.quantize.embeddings", &shape);
         embed_codes(&random, &codebook.doing(doing)?).doing(doing)?;
     }

@@ -7,14 +7,17 @@ use std::{
     path::Path,
 };
 
-use longreel_models::context::prompt::{CALL, further, opening};
+use longreel_models::{
+    context::prompt::{CALL, further, opening},
+    spec::system::Need,
+};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
     cancel::Cancel,
-    encoder::{EncoderModel, no_codes},
+    encoder::EncoderModel,
     error::{Context, Result},
     flow::StepContent,
     reel::absolute,
@@ -129,7 +132,7 @@ pub fn write_lines(
     let head = json!({
         "clips": absolute(dir),
         "questions_sha256": digest_of_questions(dir)?,
-        "model": absolute(&model.dir),
+        "model": absolute(model.system.path()),
         "encoder": format!("{:016x}", model.digest()),
         "sampling": format!("{:?}", rules.sampling),
         "questions": rules.questions,
@@ -243,7 +246,7 @@ fn codes_of(path: &Path, model: &EncoderModel, sampling: &Sampling) -> Result<Ve
     while let Some(frame) = reader.next_frame()? {
         match model.encoder.encode(&[frame.image], None)? {
             StepContent::Codes(of_frame) => codes.extend(of_frame),
-            StepContent::Features(_) => return Err(no_codes(&model.dir)),
+            StepContent::Features(_) => return Err(model.system.refusal(Need::Codes)),
         }
     }
     Ok(codes)

@@ -322,7 +322,7 @@ impl QaJob<'_> {
             "input": absolute(self.input),
             "bytes": bytes,
             "modified_s": modified_s(self.input),
-            "model": absolute(&self.model.dir),
+            "model": absolute(self.model.system.path()),
             "instruction": rules.instruction,
             "pairs": rules.pairs,
             "chunk": rules.chunk,

@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use longreel_models::{
-    checkpoint::{import_hf::weights_of_directory, layout::vqgan_tensors},
+    checkpoint::layout::vqgan_tensors,
     spec::VqganSpec,
+    systems,
     training::{
         parameters::Parameters,
         vqgan::{
@@ -327,7 +328,8 @@ fn first(job: &VqganJob) -> Result<Parameters> {
         None => first_parameters(&job.spec, job.config.seed),
         Some(dir) => {
             let doing = || format!("take the VQGAN of {}", dir.display());
-            let mut weights = weights_of_directory(dir).doing(doing)?;
+            let weights = systems::open(dir).and_then(|system| system.weights());
+            let mut weights = weights.doing(doing)?;
             Parameters::of_weights(&vqgan_tensors(&job.spec), &mut weights).doing(doing)
         }
     }

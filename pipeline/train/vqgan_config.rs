@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 
 use longreel_models::{
-    checkpoint::import_hf::vqgan_of_directory,
-    spec::{VqganSpec, model_file::vqgan_of_file},
+    spec::{
+        VqganSpec,
+        system::{Need, SystemSpec, refusal},
+    },
+    systems,
     training::vqgan::options::VqganOptions,
 };
 use serde::{Deserialize, Deserializer, Serialize};
@@ -185,9 +188,12 @@ impl VqganConfig {
             (_, Some(path), _) => {
                 let doing = || format!("read {}", path.display());
                 let text = std::fs::read_to_string(path).doing(doing)?;
-                vqgan_of_file(&text).doing(doing)
+                let spec = SystemSpec::from_toml(&text).doing(doing)?;
+                let name = path.display().to_string();
+                let vqgan = spec.vqgan().cloned();
+                vqgan.ok_or_else(|| refusal(&name, spec.kind(), Need::Codes))
             }
-            (.., Some(dir)) => vqgan_of_directory(dir),
+            (.., Some(dir)) => systems::open(dir)?.vqgan().cloned(),
             _ => Err(bad("the model is missing, expected one".into())),
         }
     }

@@ -11,6 +11,7 @@ use longreel_models::{
     context::{
         chat_template::{ChatTemplate, Content, Message, Role},
         gguf,
+        streaming::StreamingDecoder,
         tokenizer::{Tokenizer, TokenizerConfig},
     },
     spec::{
@@ -88,7 +89,7 @@ pub fn tokenizer_round_trip(bytes: &[u8]) {
     let Ok(ids) = tokenizer.encode_plain(&text) else {
         return;
     };
-    let mut stream = tokenizer.stream();
+    let mut stream = StreamingDecoder::of_answer(&tokenizer);
     let mut streamed = String::new();
     for &id in &ids {
         if let Ok(Some(piece)) = stream.push(id) {
@@ -178,7 +179,7 @@ pub fn gguf_file(bytes: &[u8]) {
         }
     }
     let _ = header.config("llama");
-    if let Ok(tokenizer) = gguf::of_header(&header) {
+    if let Ok(tokenizer) = gguf::tokenizer(&header) {
         let _ = tokenizer.encode("What moves at 12:30?");
     }
 }

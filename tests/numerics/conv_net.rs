@@ -1,12 +1,10 @@
 //! Convolutional networks, from lists of layers, give what torch gives.
 
 use longreel_models::{
-    checkpoint::{
-        architecture::{Architecture, KeyMap, ModelKind},
-        weights::Weights,
-    },
+    checkpoint::{key_map::KeyMap, weights::Weights},
     error::Kind,
     spec::conv_net::ConvNetSpec,
+    systems::architecture::{Architecture, ModelKind},
     vision::conv_net::{ConvNet, Map},
 };
 

@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
-    checkpoint::{import_hf::spec_of_directory, weights::Weights},
+    checkpoint::weights::Weights,
     context::vocab::Token,
     error::Kind,
     llama::{Decoder, Head, Positions, Row, Unpadded, rope::Rope},
@@ -13,6 +13,7 @@ use longreel_models::{
 use safetensors::Dtype;
 
 use crate::support::{
+    folders,
     golden::{self, Golden, assert_close},
     tiny_decoder::{Tiny, row, some_tokens},
 };
@@ -401,7 +402,7 @@ fn tied_embeddings_are_the_text_head() {
 /// A decoder of `tests/golden/decoders`, perhaps changed, and the ids of its case.
 fn descendant(name: &str, change: impl FnOnce(&mut DecoderSpec)) -> (Decoder, Vec<Token>) {
     let dir = golden::path(&format!("decoders/{name}"));
-    let mut spec = spec_of_directory(&dir).unwrap().decoder;
+    let mut spec = folders::answering(&dir).unwrap().decoder;
     change(&mut spec);
     let mut weights = Weights::open(&dir.join("model.safetensors")).unwrap();
     let decoder = Decoder::load(&spec, &mut weights).unwrap();

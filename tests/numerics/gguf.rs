@@ -7,19 +7,16 @@ use candle_core::Tensor;
 use longreel_kernels::quantized::{Format, widen};
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
-    checkpoint::{
-        gguf::Header,
-        gguf_model::{GgufModel, gguf_of, with_decoder},
-        import_hf::{spec_of_directory, weights_of_directory},
-        layout::decoder_tensors,
-    },
+    checkpoint::{gguf::Header, layout::decoder_tensors},
     context::{gguf, tokenizer::Tokenizer, vocab::Token},
     llama::{Decoder, Head, Positions, Row},
     spec::RopePairs,
+    systems::gguf::{GgufModel, gguf_of, with_decoder},
 };
 use serde_json::Value;
 
 use crate::support::{
+    folders,
     gguf::{BF16, GgufFile, Said},
     golden::{self, Golden, assert_close},
 };
@@ -242,14 +239,14 @@ fn a_model_in_several_files_is_one() {
 fn a_decoder_of_a_file_gives_what_the_folder_gives() {
     for folder in ["decoders/qwen2", "decoders/qwen3", "answers/llava15"] {
         let dir = golden::path(folder);
-        let (spec, weights) = (spec_of_directory(&dir), weights_of_directory(&dir));
+        let (spec, weights) = (folders::answering(&dir), folders::weights(&dir));
         let (spec, mut weights) = (spec.unwrap(), weights.unwrap());
         let own = Decoder::load(&spec.decoder, &mut weights).unwrap();
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("decoder.gguf");
         GgufFile::decoder_of(&dir, crate::support::gguf::F32).write(&path);
         let file = GgufModel::open(&path).unwrap();
-        let weights = weights_of_directory(&dir).unwrap();
+        let weights = folders::weights(&dir).unwrap();
         let (spec, mut weights) = with_decoder((spec, weights), &file).unwrap();
         let is_llama = folder == "answers/llava15";
         let pairs = if is_llama {
@@ -291,8 +288,8 @@ fn a_decoder_of_another_shape_is_refused_with_both_numbers() {
         let path = temporary.path().join("decoder.gguf");
         file.write(&path);
         let model = (
-            spec_of_directory(&dir).unwrap(),
-            weights_of_directory(&dir).unwrap(),
+            folders::answering(&dir).unwrap(),
+            folders::weights(&dir).unwrap(),
         );
         let error = with_decoder(model, &GgufModel::open(&path).unwrap());
         let error = error.err().unwrap().to_string();
@@ -439,7 +436,8 @@ fn cases() -> Value {
 }
 
 fn tokenizer_of(name: &str) -> Tokenizer {
-    gguf::tokenizer(&GgufModel::open(&file(name)).unwrap()).unwrap()
+    let file = GgufModel::open(&file(name)).unwrap();
+    gguf::tokenizer(&file.header().unwrap()).unwrap()
 }
 
 #[test]
@@ -502,7 +500,7 @@ fn vocabularies_that_do_not_fit_together_are_refused() {
     };
     let read = |file: &GgufFile| {
         let bytes = file.bytes();
-        gguf::of_header(&Header::read(&bytes).unwrap()).map(drop)
+        gguf::tokenizer(&Header::read(&bytes).unwrap()).map(drop)
     };
     read(&vocabulary()).unwrap();
     for (key, value, expected) in [

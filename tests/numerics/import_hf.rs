@@ -7,20 +7,19 @@ use longreel_kernels::mapping::MappedBytes;
 use longreel_models::{
     checkpoint::{
         foreign::{Element, Piece, Storage, View},
-        import_hf::{import_hf, spec_of_config, spec_of_directory},
         layout, torch,
-        verify::verify,
         weights::Weights,
         writer::ImportOptions,
     },
     error::Result,
-    spec::{ModelType, RopePairs},
+    spec::{ModelSpec, ModelType, RopePairs},
+    systems::{self, import_hf::import_hf, verify::verify},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::support::{
-    golden,
+    folders, golden,
     tensors::{Named, bytes_of, write_safetensors},
 };
 
@@ -94,10 +93,14 @@ fn check_import(dir: &Path, tensors: &[Named]) {
     let out = dir.join("model");
     import_hf(dir, &out, ImportOptions::default()).unwrap();
     check(&out, tensors);
-    assert!(verify(&out, &no_vision, &|| true).unwrap().is_sound());
+    assert!(
+        verify(&folders::system(&out), &no_vision, &|| true)
+            .unwrap()
+            .is_sound()
+    );
     assert_eq!(
-        spec_of_directory(&out).unwrap(),
-        spec_of_directory(dir).unwrap()
+        folders::answering(&out).unwrap(),
+        folders::answering(dir).unwrap()
     );
     assert!(out.join("tokenizer.model").is_file());
 }
@@ -484,9 +487,12 @@ proptest! {
 }
 
 /// The models here have no encoder beside their VQGAN.
-fn no_vision(
-    _: &longreel_models::spec::ModelSpec,
-    _: &mut Weights,
-) -> longreel_models::error::Result<()> {
+fn no_vision(_: &mut Weights) -> Result<()> {
     Ok(())
+}
+
+/// The model that answers whose configuration this is.
+fn spec_of_config(text: &str) -> Result<ModelSpec> {
+    let spec = systems::spec_of_config(text)?;
+    Ok(spec.answering().expect("a decoder").clone())
 }

@@ -13,16 +13,18 @@ use longreel_models::{
     checkpoint::{
         import_lwm::{LwmFiles, import_lwm, read_pickle},
         layout, msgpack,
-        verify::verify,
-        weights::{Stored, Weights},
+        stored::Stored,
+        weights::Weights,
         writer::{ImportOptions, StoredDtype, Written},
     },
     error::{Kind, Result},
     spec::{ModelSpec, VqganSpec},
+    systems::verify::verify,
 };
 use safetensors::Dtype;
 
 use crate::support::{
+    folders,
     golden::{self, Golden},
     tux,
 };
@@ -162,7 +164,11 @@ fn every_golden_form_imports_to_the_same_weights() {
         let written = import(&format!("params::{}", golden_params(form)), &out).unwrap();
         check_golden(&out);
         assert_eq!(written.tensors, Weights::open(&out).unwrap().list().count());
-        assert!(verify(&out, &no_vision, &|| true).unwrap().is_sound());
+        assert!(
+            verify(&folders::system(&out), &no_vision, &|| true)
+                .unwrap()
+                .is_sound()
+        );
     }
 }
 
@@ -790,7 +796,7 @@ fn verify_counts_missing_unknown_misshapen_and_nan_tensors() {
         config.replace("\"vocab_size\": 320", "\"vocab_size\": 321"),
     )
     .unwrap();
-    let report = verify(&out, &no_vision, &|| true).unwrap();
+    let report = verify(&folders::system(&out), &no_vision, &|| true).unwrap();
     assert!(!report.is_sound());
     assert_eq!(report.not_finite.values().copied().collect::<Vec<_>>(), [2]);
     assert_eq!(report.misshapen.len(), 2, "{report}");
@@ -799,14 +805,26 @@ fn verify_counts_missing_unknown_misshapen_and_nan_tensors() {
         config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"),
     )
     .unwrap();
-    assert_eq!(verify(&out, &no_vision, &|| true).unwrap().unknown.len(), 9);
+    assert_eq!(
+        verify(&folders::system(&out), &no_vision, &|| true)
+            .unwrap()
+            .unknown
+            .len(),
+        9
+    );
     fs::write(
         out.join("config.json"),
         config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
     )
     .unwrap();
-    assert_eq!(verify(&out, &no_vision, &|| true).unwrap().missing.len(), 9);
-    let error = verify(&out, &no_vision, &|| false).unwrap_err();
+    assert_eq!(
+        verify(&folders::system(&out), &no_vision, &|| true)
+            .unwrap()
+            .missing
+            .len(),
+        9
+    );
+    let error = verify(&folders::system(&out), &no_vision, &|| false).unwrap_err();
     assert_eq!(error.kind(), Kind::Interrupted);
 }
 
@@ -852,6 +870,6 @@ fn a_misspelt_key_is_named_with_the_keys_there_are() {
 }
 
 /// The models here have no encoder beside their VQGAN.
-fn no_vision(_: &ModelSpec, _: &mut Weights) -> longreel_models::error::Result<()> {
+fn no_vision(_: &mut Weights) -> longreel_models::error::Result<()> {
     Ok(())
 }

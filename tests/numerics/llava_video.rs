@@ -4,10 +4,6 @@
 use std::fs;
 
 use longreel_models::{
-    checkpoint::{
-        architecture::{Architecture, ModelKind},
-        import_hf::weights_of_directory,
-    },
     error::{Kind, Result},
     llama::Decoder,
     spec::{
@@ -15,11 +11,15 @@ use longreel_models::{
         frame_choice::{FrameChoice, one_time, time_instruction, time_instruction_len},
         processor::{Medium, PictureSpec, Resize},
     },
+    systems::architecture::{Architecture, ModelKind},
     vision::features::{FeatureEncoder, SquareEncoder},
 };
 use serde_json::{Value, json};
 
-use crate::support::golden::{self, Golden, assert_close};
+use crate::support::{
+    folders,
+    golden::{self, Golden, assert_close},
+};
 
 /// Ten times what f32 differs from f64 in networks of this size.
 const TOLERANCE: f32 = 1e-4;
@@ -48,7 +48,7 @@ fn spec(changes: &[(&str, Value)]) -> Result<VisionLanguageSpec> {
 /// The folder's encoder, read with other values; every tensor of the folder is taken.
 fn encoder(changes: &[(&str, Value)]) -> (Newline, Box<SquareEncoder>) {
     let spec = spec(changes).unwrap();
-    let mut weights = weights_of_directory(&folder()).unwrap();
+    let mut weights = folders::weights(&folder()).unwrap();
     let hidden = spec.decoder.hidden_size;
     let encoder = FeatureEncoder::load(&spec.features, hidden, &mut weights).unwrap();
     Decoder::load(&spec.decoder, &mut weights).unwrap();
@@ -166,7 +166,7 @@ fn the_rule_takes_the_frames_that_the_authors_take() {
             "force_sample": case["force"],
         });
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let choice = FrameChoice::of_directory(dir.path()).unwrap();
+        let choice = FrameChoice::of_folder(&folders::processor(dir.path())).unwrap();
         let total = case["total"].as_u64().unwrap() as usize;
         let got = choice
             .numbers(total, case["rate"].as_f64().unwrap())
@@ -188,7 +188,7 @@ fn frames_go_to_the_square_whatever_is_done_to_pictures() {
             config[key] = value.clone();
         }
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        PictureSpec::of_directory(dir.path(), Medium::Video).unwrap()
+        PictureSpec::of_folder(&folders::processor(dir.path()), Medium::Video).unwrap()
     };
     for aspect in ["anyres_max_9", "pad", "square"] {
         let spec = square(json!({"image_aspect_ratio": aspect}));

@@ -3,15 +3,16 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use longreel_models::{
-    checkpoint::{
-        import_hf::{spec_of_directory, weights_of_directory},
-        layout,
-    },
+    checkpoint::layout,
     error::Kind,
-    spec::{ModelSpec, conv_net::ConvLayer, model_file::ModelFile},
+    spec::{
+        ModelSpec,
+        conv_net::ConvLayer,
+        system::{Need, SystemSpec, refusal},
+    },
 };
 
-use crate::support::golden;
+use crate::support::{folders, golden};
 
 /// Name and text of every file.
 fn files() -> BTreeMap<String, String> {
@@ -27,16 +28,16 @@ fn files() -> BTreeMap<String, String> {
 }
 
 fn answering(name: &str) -> ModelSpec {
-    let file = ModelFile::from_toml(&files()[name]).unwrap_or_else(|e| panic!("{name}: {e}"));
-    file.answers().unwrap()
+    let file = SystemSpec::from_toml(&files()[name]).unwrap_or_else(|e| panic!("{name}: {e}"));
+    file.answering().unwrap().clone()
 }
 
 #[test]
 fn every_file_is_a_model_of_the_kind_that_it_names() {
     let (mut answer, mut encode) = (0, 0);
     for (name, text) in files() {
-        match ModelFile::from_toml(&text).unwrap_or_else(|e| panic!("{name}: {e}")) {
-            ModelFile::Answers(spec) => {
+        match SystemSpec::from_toml(&text).unwrap_or_else(|e| panic!("{name}: {e}")) {
+            SystemSpec::Answers(spec) => {
                 let again = ModelSpec::from_json(&spec.to_json().unwrap()).unwrap();
                 assert_eq!(again, *spec, "{name}");
                 answer += 1;
@@ -88,10 +89,10 @@ fn encoders_of_specifications_have_as_many_numbers_as_their_folders() {
         "answers/llava_video",
     ] {
         let dir = golden::path(folder);
-        let spec = spec_of_directory(&dir).unwrap();
+        let spec = folders::answering(&dir).unwrap();
         let decoder = layout::decoder_tensors(&spec.decoder);
         let is_decoder = |name: &str| decoder.iter().any(|(known, _)| known == name);
-        let weights = weights_of_directory(&dir).unwrap();
+        let weights = folders::weights(&dir).unwrap();
         let stored: usize = weights
             .list()
             .filter(|(name, ..)| !is_decoder(name))
@@ -123,18 +124,18 @@ fn towers_have_their_public_sizes() {
 
 #[test]
 fn encoders_have_their_public_sizes() {
-    let of = |name: &str| ModelFile::from_toml(&files()[name]).unwrap();
-    let (ModelFile::DualEncoder(clip), ModelFile::DualEncoder(siglip)) =
+    let of = |name: &str| SystemSpec::from_toml(&files()[name]).unwrap();
+    let (SystemSpec::DualEncoder(clip), SystemSpec::DualEncoder(siglip)) =
         (of("clip-l-14-336"), of("siglip-so400m-14-384"))
     else {
         panic!("no dual encoders");
     };
     assert_eq!((clip.vision.tokens(), siglip.vision.tokens()), (577, 729));
-    let ModelFile::Classifier(vit) = of("vit-b-16-224") else {
+    let SystemSpec::Classifier(vit) = of("vit-b-16-224") else {
         panic!("no classifier");
     };
     assert_eq!(vit.tokens(), 197);
-    let ModelFile::ConvNet(resnet) = of("resnet-50") else {
+    let SystemSpec::ConvNet(resnet) = of("resnet-50") else {
         panic!("no convolutional network");
     };
     let layers = resnet.unfolded().unwrap();
@@ -152,12 +153,13 @@ fn encoders_have_their_public_sizes() {
 #[test]
 fn an_encoder_is_refused_for_answers_and_a_misspelt_key_is_named() {
     let files = files();
-    let error = ModelFile::from_toml(&files["resnet-50"]).unwrap();
-    let error = error.answers().unwrap_err();
+    let spec = SystemSpec::from_toml(&files["resnet-50"]).unwrap();
+    assert!(spec.answering().is_none());
+    let error = refusal("resnet-50", spec.kind(), Need::Answers);
     assert_eq!(error.kind(), Kind::BadInput);
-    assert!(
-        error.to_string().contains("it is a convolutional network"),
-        "{error}"
+    assert_eq!(
+        error.to_string(),
+        "the model resnet-50 is an encoder of pictures, expected a model that answers in words"
     );
     for (name, from, to, expected) in [
         (
@@ -192,7 +194,7 @@ fn an_encoder_is_refused_for_answers_and_a_misspelt_key_is_named() {
         ),
     ] {
         let text = files[name].replacen(from, to, 1);
-        let error = ModelFile::from_toml(&text).unwrap_err();
+        let error = SystemSpec::from_toml(&text).unwrap_err();
         assert!(error.to_string().contains(expected), "{name}: {error}");
     }
 }

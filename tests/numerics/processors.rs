@@ -1,7 +1,6 @@
 //! Pictures, videos and chats through the processors, equal to transformers'.
 
 use longreel_models::{
-    checkpoint::import_hf::spec_of_directory,
     context::{
         chat_template::ChatTemplate,
         tokenizer::Tokenizer,
@@ -21,7 +20,10 @@ use longreel_models::{
 };
 use serde_json::Value;
 
-use crate::support::golden::{Golden, path};
+use crate::support::{
+    folders,
+    golden::{Golden, path},
+};
 
 /// The bytes of `noise` in `tests/golden/processors.py`.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -125,7 +127,8 @@ fn the_video_part_stands_before_the_video_file_and_that_before_the_picture_file(
     ];
     for n in 1..=3 {
         let dir = folder(&files[..n]);
-        let spec = |medium| PictureSpec::of_directory(dir.path(), medium).unwrap();
+        let spec =
+            |medium| PictureSpec::of_folder(&folders::processor(dir.path()), medium).unwrap();
         assert_eq!(spec(Medium::Video).resize, Resize::Exact([n; 2]));
         assert_eq!(spec(Medium::Picture).resize, Resize::Exact([1; 2]));
     }
@@ -135,7 +138,8 @@ fn the_video_part_stands_before_the_video_file_and_that_before_the_picture_file(
 fn a_folder_without_a_file_is_read_by_its_model_type() {
     let shape = |config: &str| {
         let dir = folder(&[("config.json", config)]);
-        PictureSpec::of_directory(dir.path(), Medium::Video).map(|spec| (spec.shape(), spec))
+        PictureSpec::of_folder(&folders::processor(dir.path()), Medium::Video)
+            .map(|spec| (spec.shape(), spec))
     };
     for (config, side) in [
         (
@@ -240,7 +244,8 @@ fn odd_files_are_errors_that_say_what_they_are_about() {
         assert_eq!(error.kind(), Kind::BadInput, "{text}");
         assert!(error.to_string().contains(part), "{text}: {error}");
     }
-    let error = PictureSpec::of_directory(folder(&[]).path(), Medium::Video).unwrap_err();
+    let error =
+        PictureSpec::of_folder(&folders::processor(folder(&[]).path()), Medium::Video).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);
 }
 
@@ -423,18 +428,21 @@ fn a_folder_tells_how_frames_are_chosen_and_cut() {
     let hub = r#"{"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2,
         "merge_size": 2, "image_processor_type": "Qwen2VLImageProcessor", "fps": 1, "max_frames": 5000}"#;
     let dir = folder(&[config, ("preprocessor_config.json", hub)]);
-    let choice = FrameChoice::of_directory(dir.path()).unwrap();
+    let choice = FrameChoice::of_folder(&folders::processor(dir.path())).unwrap();
     assert_eq!(
         (choice.spread, choice.count),
         (Spread::Steps, Count::PerSecond(1.0))
     );
     assert_eq!((choice.min_frames, choice.max_frames), (4, 5000));
-    let spec = PatchesSpec::of_directory(dir.path(), Medium::Video).unwrap();
+    let spec = PatchesSpec::of_folder(&folders::processor(dir.path()), Medium::Video).unwrap();
     assert_eq!((spec.min_pixels, spec.max_pixels), (3136, 12_845_056));
-    let usual = PatchesSpec::of_directory(folder(&[config]).path(), Medium::Video).unwrap();
+    let usual =
+        PatchesSpec::of_folder(&folders::processor(folder(&[config]).path()), Medium::Video)
+            .unwrap();
     assert_eq!(usual, PatchesSpec::qwen2_video());
-    assert!(PictureSpec::of_directory(dir.path(), Medium::Video).is_err());
-    let error = PatchesSpec::of_directory(folder(&[]).path(), Medium::Video).unwrap_err();
+    assert!(PictureSpec::of_folder(&folders::processor(dir.path()), Medium::Video).is_err());
+    let error =
+        PatchesSpec::of_folder(&folders::processor(folder(&[]).path()), Medium::Video).unwrap_err();
     assert!(error.to_string().contains("qwen3_vl"), "{error}");
 }
 
@@ -505,7 +513,7 @@ fn steps(dir: &std::path::Path, system: &str, frames: &[usize]) -> Vec<(usize, f
         let times = seconds.into_iter().enumerate();
         return times.map(|(i, time)| (rows(i), time)).collect();
     }
-    let spec = PatchesSpec::of_directory(dir, Medium::Video).unwrap();
+    let spec = PatchesSpec::of_folder(&folders::processor(dir), Medium::Video).unwrap();
     let [height, width] = spec.size(size, frames.len()).unwrap();
     let rows = height * width / (spec.factor() * spec.factor());
     let times = step_times(&seconds, spec.temporal_patch_size);
@@ -521,12 +529,12 @@ fn whole_prompts_have_the_ids_of_transformers_processors() {
         let expected: Value = serde_json::from_str(&text).unwrap();
         let frames: Vec<usize> = serde_json::from_value(expected["frames"].clone()).unwrap();
         if system.starts_with("qwen") {
-            let choice = FrameChoice::of_directory(&dir).unwrap();
+            let choice = FrameChoice::of_folder(&folders::processor(&dir)).unwrap();
             assert_eq!(choice.numbers(total, rate).unwrap(), frames, "{system}");
         }
         let tokenizer = Tokenizer::open(&dir).unwrap();
         let template = ChatTemplate::of_directory(&dir).unwrap().unwrap();
-        let vision = spec_of_directory(&dir).unwrap().vision.unwrap();
+        let vision = folders::answering(&dir).unwrap().vision.unwrap();
         let question = expected["question"].as_str().unwrap();
         let prompt = VisionPrompt::new(&tokenizer, &template, &vision, question, 1).unwrap();
         let mut tokens = prompt.head().to_vec();

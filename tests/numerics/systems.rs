@@ -12,10 +12,7 @@ use longreel_models::{
         kv_cache::{KvCache, KvDtype},
         link::in_process::InProcess,
     },
-    checkpoint::{
-        architecture::{Architecture, ModelKind},
-        weights::Weights,
-    },
+    checkpoint::weights::Weights,
     context::{
         positions::{PositionBuilder, Seconds},
         vocab::Token,
@@ -35,6 +32,7 @@ use longreel_models::{
         features::{AfterVideo, ConnectorStep, MergeOrder, PositionRule, VisionLanguageSpec},
         processor::Medium,
     },
+    systems::architecture::{Architecture, ModelKind},
     vision::{
         classifier::Classifier,
         connector::Connector,
@@ -48,7 +46,10 @@ use longreel_models::{
 };
 use serde_json::Value;
 
-use crate::support::golden::{self, Golden, assert_close};
+use crate::support::{
+    folders,
+    golden::{self, Golden, assert_close},
+};
 
 /// Ten times what f32 differs from f64 here, and more (`meta.json`, `fp32_err`).
 const TOLERANCE: f32 = 1e-4;
@@ -288,7 +289,8 @@ fn raw_pictures_become_the_official_pixels() {
         let (shape, data) = (file.shape("raw.image_u8"), file.u8("raw.image_u8"));
         let picture = RgbView::new(shape[1], shape[0], &data).unwrap();
         let folder = golden::path(&format!("systems/{name}"));
-        let processor = PictureProcessor::of_directory(&folder, Medium::Picture).unwrap();
+        let processor =
+            PictureProcessor::of_folder(&folders::processor(&folder), Medium::Picture).unwrap();
         let got = processor.pixels(picture).unwrap();
         let size = &file.shape("pre.pixel_values")[2..];
         assert_eq!(processor.spec().shape().unwrap(), size, "{name}");
@@ -298,7 +300,7 @@ fn raw_pictures_become_the_official_pixels() {
     let (shape, data) = (file.shape("raw.image_u8"), file.u8("raw.image_u8"));
     let picture = RgbView::new(shape[1], shape[0], &data).unwrap();
     let folder = golden::path("systems/qwen2_5_vl");
-    let patches = VideoPatches::of_directory(&folder, Medium::Picture).unwrap();
+    let patches = VideoPatches::of_folder(&folders::processor(&folder), Medium::Picture).unwrap();
     let size = patches.spec().size([shape[0], shape[1]], 1).unwrap();
     let got = patches.step(&[picture], size).unwrap();
     let grid: Vec<usize> = file

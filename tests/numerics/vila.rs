@@ -5,10 +5,6 @@ use std::{fs, path::Path};
 
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
-    checkpoint::{
-        import_hf::{spec_of_directory, weights_of_directory},
-        verify::verify,
-    },
     context::{
         chat_template::{ChatTemplate, Content, Message, Part, Role},
         tokenizer::Tokenizer,
@@ -21,11 +17,15 @@ use longreel_models::{
         features::{ConnectorStep, FeatureSpec, MergeOrder},
         processor::{Medium, PictureSpec, Resize},
     },
+    systems::verify::verify,
     vision::features::FeatureEncoder,
 };
 use serde_json::Value;
 
-use crate::support::golden::{self, Golden, assert_close};
+use crate::support::{
+    folders,
+    golden::{self, Golden, assert_close},
+};
 
 /// Ten times what f32 differs from f64 in networks of this size.
 const TOLERANCE: f32 = 1e-4;
@@ -36,7 +36,7 @@ fn folder() -> std::path::PathBuf {
 
 /// The features of the golden frames, and the decoder.
 fn parts(spec: &ModelSpec, dir: &Path) -> (FeatureEncoder, Decoder) {
-    let mut weights = weights_of_directory(dir).unwrap();
+    let mut weights = folders::weights(dir).unwrap();
     let features = &spec.vision.as_ref().unwrap().features;
     let encoder = FeatureEncoder::load(features, spec.decoder.hidden_size, &mut weights).unwrap();
     let decoder = Decoder::load(&spec.decoder, &mut weights).unwrap();
@@ -46,7 +46,7 @@ fn parts(spec: &ModelSpec, dir: &Path) -> (FeatureEncoder, Decoder) {
 
 #[test]
 fn three_folders_are_one_model() {
-    let spec = spec_of_directory(&folder()).unwrap();
+    let spec = folders::answering(&folder()).unwrap();
     let file = Golden::open("answers/vila15/expected.safetensors");
     let (encoder, decoder) = parts(&spec, &folder());
     let FeatureEncoder::Square(encoder) = encoder else {
@@ -98,7 +98,7 @@ fn three_folders_are_one_model() {
 
 #[test]
 fn pictures_use_the_vision_towers_own_processor() {
-    let spec = PictureSpec::of_directory(&folder(), Medium::Video).unwrap();
+    let spec = PictureSpec::of_folder(&folders::processor(&folder()), Medium::Video).unwrap();
     assert_eq!(spec.resize, Resize::Exact([42; 2]));
     assert_eq!((spec.crop, spec.pad_to_square), (None, false));
 }
@@ -129,7 +129,7 @@ fn refused(change: impl FnOnce(&Path)) -> Error {
     let dir = tempfile::tempdir().unwrap();
     copy(dir.path());
     change(dir.path());
-    spec_of_directory(dir.path()).unwrap_err()
+    folders::answering(dir.path()).unwrap_err()
 }
 
 #[test]
@@ -143,15 +143,15 @@ fn a_parts_own_configuration_stands_before_its_copy_in_the_whole() {
         "/somewhere/else".into(),
     );
     assert_eq!(
-        spec_of_directory(dir.path()).unwrap(),
-        spec_of_directory(&folder()).unwrap()
+        folders::answering(dir.path()).unwrap(),
+        folders::answering(&folder()).unwrap()
     );
     let newer = |path: &Path| {
         let path = path.join("mm_projector/config.json");
         set(&path, "mm_projector_type", "mlp_downsample_2x2_fix".into());
     };
     newer(dir.path());
-    let spec = spec_of_directory(dir.path()).unwrap();
+    let spec = folders::answering(dir.path()).unwrap();
     let FeatureSpec::Square(features) = spec.vision.unwrap().features else {
         panic!("no tower of square pictures");
     };
@@ -188,18 +188,19 @@ fn parts_that_are_missing_or_of_another_kind_are_named() {
 fn a_folder_with_a_part_of_other_sizes_is_not_sound() {
     let dir = tempfile::tempdir().unwrap();
     copy(dir.path());
-    let load = |spec: &ModelSpec, weights: &mut _| {
+    let load = |weights: &mut _| {
+        let spec = folders::answering(&folder())?;
         let features = &spec.vision.as_ref().unwrap().features;
         FeatureEncoder::load(features, spec.decoder.hidden_size, weights).map(drop)
     };
-    let report = verify(dir.path(), &load, &|| true).unwrap();
+    let report = verify(&folders::system(dir.path()), &load, &|| true).unwrap();
     assert!(report.is_sound(), "{report}");
     set(
         &dir.path().join("llm/config.json"),
         "intermediate_size",
         65.into(),
     );
-    let report = verify(dir.path(), &load, &|| true).unwrap();
+    let report = verify(&folders::system(dir.path()), &load, &|| true).unwrap();
     assert!(report.to_string().contains("expected [65, 32]"), "{report}");
 }
 

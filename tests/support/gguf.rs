@@ -3,10 +3,7 @@
 use std::path::Path;
 
 use half::bf16;
-use longreel_models::{
-    checkpoint::import_hf::{spec_of_directory, weights_of_directory},
-    spec::{DecoderSpec, RopePairs},
-};
+use longreel_models::spec::{DecoderSpec, RopePairs};
 
 /// ggml's numbers of types.
 pub const F32: u32 = 0;
@@ -83,8 +80,8 @@ impl GgufFile {
 
     /// The decoder of a model directory with its matrices in f32 or bf16, as llama.cpp's converter would write it.
     pub fn decoder_of(dir: &Path, kind: u32) -> Self {
-        let spec = spec_of_directory(dir).unwrap().decoder;
-        let mut weights = weights_of_directory(dir).unwrap();
+        let spec = super::folders::answering(dir).unwrap().decoder;
+        let mut weights = super::folders::weights(dir).unwrap();
         let mut file = Self::default();
         file.say_sizes(&spec);
         let list: Vec<(String, Vec<usize>)> = weights

@@ -16,7 +16,7 @@ use longreel::{
     },
 };
 use longreel_models::{
-    context::{prompt::FrameTerminators, tokenizer::Tokenizer},
+    context::{prompt::FrameTerminators, streaming::StreamingDecoder, tokenizer::Tokenizer},
     spec::ModelSpec,
     training::{
         data::example::{ExampleRules, FieldsOf, VisionRules},
@@ -27,7 +27,10 @@ use proptest::prelude::*;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::longreel::{command, golden_model, longreel};
+use crate::support::{
+    folders,
+    longreel::{command, golden_model, longreel},
+};
 
 /// A model with a VQGAN, of random weights: what it says is noise, and is counted all the same.
 fn model() -> PathBuf {
@@ -151,7 +154,7 @@ fn lines_go_on_behind_whole_clips_and_come_out_the_same() {
         &["--length", "1,6", "--kinds", "order", "--per-kind", "4"],
     );
     let path = |name: &str| dir.path().join(name);
-    let encoder = EncoderModel::open(&model(), &PixelBudget::default()).unwrap();
+    let encoder = EncoderModel::load(&folders::system(&model()), &PixelBudget::default()).unwrap();
     let rules = LineRules {
         sampling: Sampling::Fps(Rate::new(1, 1).unwrap()),
         questions: 2,
@@ -341,7 +344,7 @@ proptest! {
         std::fs::write(dir.path().join("tokenizer_config.json"), files.config).unwrap();
         let tokenizer = Tokenizer::open(dir.path()).unwrap();
         let ids = tokenizer.encode_plain(&written).unwrap();
-        let mut stream = tokenizer.stream();
+        let mut stream = StreamingDecoder::of_answer(&tokenizer);
         let mut back = String::new();
         for id in ids {
             back.extend(stream.push(id).unwrap());
@@ -428,7 +431,7 @@ fn answers_before_an_interruption_are_kept() {
     read_questions(&dir, &mut keep).unwrap();
     let sampling = Sampling::Fps(Rate::new(1, 1).unwrap());
     let words = "one a second".to_owned();
-    let answering = Answering::open(&model(), sampling, words, 4).unwrap();
+    let answering = Answering::open(&folders::system(&model()), sampling, words, 4).unwrap();
     let exam = Exam {
         answering: &answering,
         dir: &dir,

@@ -24,7 +24,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::support::{
-    golden,
+    folders, golden,
     longreel::{Run, command, golden_clip, golden_model, longreel, scratch},
 };
 
@@ -391,7 +391,7 @@ fn the_frames_of_a_reel_stand_in_one_line_with_pairs_about_all_of_them() {
     ]);
     assert_eq!(encoded.code, 0, "{}", encoded.stderr);
     fs::write(dir.path().join("ask.txt"), "Ask {pairs}.").unwrap();
-    let files = ModelFiles::open(golden_model()).unwrap();
+    let files = ModelFiles::open(&folders::system(golden_model())).unwrap();
     let chunks = chunks_of_reel(&dir.path().join("clip.reel"), &files, 2).unwrap();
     let codes = chunks.iter().map(|chunk| match &chunk.content {
         ChunkContent::Codes(codes) => codes.as_slice(),

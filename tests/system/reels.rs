@@ -470,7 +470,10 @@ fn a_reel_of_another_model_is_refused_with_both_names() {
     let out = text(&at("seen.mp4"));
     let reconstruct =
         |model: &str| longreel(&["reconstruct", &qwen, "--out", &out, "--model", model]);
-    reconstruct(&model("qwen2_5_vl")).refused(2, "makes no codes of frames");
+    reconstruct(&model("qwen2_5_vl")).refused(
+        2,
+        "is a vision-language model, expected a model with a VQGAN",
+    );
     reconstruct(&golden).refused(2, "and has features");
     longreel(&["search", "a boat", &qwen]).refused(
         2,

@@ -343,7 +343,7 @@ fn encoders_of_pictures_find_frames_alike() {
             }
         }
         let said = longreel(&["search", "a red boat", &text(&reel)]);
-        said.refused(2, "has no text encoder");
+        said.refused(2, "is an encoder of pictures, expected CLIP or SigLIP");
         let ask = [
             "ask",
             &text(&reel),

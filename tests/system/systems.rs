@@ -458,7 +458,7 @@ fn an_hour_is_planned_for_every_model_file() {
         let expected = if model == "resnet-50" {
             "expected a model that answers in words"
         } else {
-            "is a text model, it sees no frames"
+            "is a text model, expected a model that looks at frames"
         };
         run.refused(2, expected);
     }

@@ -32,7 +32,7 @@ const PIPELINE_ORDER: [&str; 22] = [
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.
-const MODELS_ORDER: [&str; 11] = [
+const MODELS_ORDER: [&str; 12] = [
     "error",
     "spec",
     "checkpoint",
@@ -43,6 +43,7 @@ const MODELS_ORDER: [&str; 11] = [
     "context",
     "dual_encoder",
     "llama",
+    "systems",
     "training",
 ];
 

@@ -191,7 +191,7 @@ fn its_model_encodes_and_reconstructs_and_a_decoder_takes_it() {
     let shown = run(&["models", "show", &model, "--json"]).stdout;
     assert!(shown.contains("\"num_embeddings\":64"), "{shown}");
     longreel(&["ask", &clip, "What?", "--model", &model])
-        .refused(2, "it is a VQGAN alone, expected a model that answers");
+        .refused(2, "is a VQGAN alone, expected a model that answers");
     decoder_takes(&stage, &model, &reel);
 }
 

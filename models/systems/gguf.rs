@@ -9,7 +9,6 @@ use serde_json::{Value as Json, json};
 
 use crate::{
     checkpoint::{
-        architecture::Architecture,
         gguf::{Header, TensorInfo},
         layout,
         weights::{Weights, weight_files},
@@ -19,6 +18,7 @@ use crate::{
         DecoderSpec, FrameEnd, ModelSpec, ModelType, default_end_of_frame_id,
         default_end_of_vision_id,
     },
+    systems::architecture::Architecture,
 };
 
 /// The GGUF file of a model: `path` itself, or the one of a folder that has no safetensors.

@@ -1,7 +1,7 @@
 //! Whether a model directory holds what its configuration says: every tensor's
 //! name, shape and type, and no value that is not a number.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{collections::BTreeMap, fmt};
 
 use half::{bf16, f16};
 use longreel_kernels::quantized::{self, Format};
@@ -11,13 +11,14 @@ use serde::Serialize;
 
 use crate::{
     checkpoint::{
-        import_hf::{spec_of_directory, vqgan_alone_of_directory, weights_of_directory},
-        layout,
-        weights::{Stored, Weights},
+        layout::{self, NamedShape},
+        stored::Stored,
+        weights::Weights,
         writer::keep_going,
     },
     error::Result,
-    spec::ModelSpec,
+    spec::system::SystemSpec,
+    systems::System,
 };
 
 /// Bytes looked at between two questions whether to go on.
@@ -85,26 +86,19 @@ impl fmt::Display for Report {
     }
 }
 
-/// Reads every value of the model directory `dir`, asking `going` between blocks; `vision` takes the
-/// weights of a vision-language model's encoder.
+/// Reads every value of the model `system`, asking `going` between blocks; `load` takes the weights that no list names:
+/// those of encoders.
 ///
 /// # Errors
 /// What is wrong with the weights stands in the report; an error is a directory
 /// that cannot be read, or `Interrupted`.
 pub fn verify(
-    dir: &Path,
-    vision: &dyn Fn(&ModelSpec, &mut Weights) -> Result<()>,
+    system: &System,
+    load: &dyn Fn(&mut Weights) -> Result<()>,
     going: &dyn Fn() -> bool,
 ) -> Result<Report> {
-    let (tensors, spec) = match vqgan_alone_of_directory(dir)? {
-        Some(vqgan) => (layout::vqgan_tensors(&vqgan), None),
-        None => {
-            let spec = spec_of_directory(dir)?;
-            (layout::model_tensors(&spec), Some(spec))
-        }
-    };
-    let mut weights = weights_of_directory(dir)?;
-    let mut expected: BTreeMap<String, Vec<usize>> = tensors.into_iter().collect();
+    let mut weights = system.weights()?;
+    let mut expected: BTreeMap<String, Vec<usize>> = listed(system.spec()).into_iter().collect();
     let mut report = Report {
         tensors: weights.list().count(),
         bytes: weights.total_bytes(),
@@ -114,15 +108,13 @@ pub fn verify(
         misshapen: Vec::new(),
         not_finite: BTreeMap::new(),
     };
-    if let Some(spec) = spec.filter(|spec| spec.vision.is_some())
-        && let Err(error) = vision(&spec, &mut weights)
-    {
-        report.missing.push(error.to_string());
-    }
+    let loaded = load(&mut weights);
     for (name, stored, shape) in weights.list() {
         *report.dtypes.entry(stored.to_string()).or_default() += 1;
         match expected.remove(name) {
             None if weights.is_taken(name) => {}
+            // What stands behind the one that failed was not asked for.
+            None if loaded.is_err() => {}
             None => report.unknown.push(name.to_owned()),
             Some(s) if s != shape => report
                 .misshapen
@@ -139,8 +131,21 @@ pub fn verify(
             }
         }
     }
+    let failed = loaded.err().map(|error| error.to_string());
+    report.missing.extend(failed);
     report.missing.extend(expected.into_keys());
     Ok(report)
+}
+
+/// The tensors that a list names: those of decoders and VQGANs.
+fn listed(spec: &SystemSpec) -> Vec<NamedShape> {
+    match spec {
+        SystemSpec::Answers(spec) => layout::model_tensors(spec),
+        SystemSpec::Vqgan(spec) => layout::vqgan_tensors(spec),
+        SystemSpec::DualEncoder(_) | SystemSpec::Classifier(_) | SystemSpec::ConvNet(_) => {
+            Vec::new()
+        }
+    }
 }
 
 /// How many values are NaN or infinite; `None` for a type that no weight has.

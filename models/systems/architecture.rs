@@ -14,14 +14,14 @@
 //! order = { choose = "$mm_projector_type", mlp_downsample = "transposed", otherwise = "rows" }
 //! ```
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
-use regex::Regex;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value as Json;
 use toml::Value;
 
 use crate::{
+    checkpoint::key_map::KeyMap,
     error::{Context, Error, Kind, Result},
     spec::DecoderSpec,
 };
@@ -219,39 +219,6 @@ fn known(all: &[Architecture]) -> String {
     names.join(", ")
 }
 
-/// What tensors of a foreign checkpoint are called here.
-#[derive(Debug, Clone, Default)]
-pub struct KeyMap(Vec<(Regex, String)>);
-
-impl KeyMap {
-    /// Patterns and what they become, applied one after another; an empty name drops the tensor.
-    ///
-    /// # Errors
-    /// `Internal` when a pattern is none.
-    pub fn new(rules: &[(String, String)]) -> Result<Self> {
-        let rule = |(from, to): &(String, String)| {
-            let pattern = Regex::new(from);
-            let pattern = pattern.map_err(|e| {
-                Error::with_source(Kind::Internal, format!("read the pattern {from}"), e)
-            })?;
-            Ok((pattern, to.clone()))
-        };
-        Ok(Self(rules.iter().map(rule).collect::<Result<_>>()?))
-    }
-
-    /// Our name of the tensor `name`; `None` for one that is dropped.
-    pub fn rename(&self, name: &str) -> Option<String> {
-        let mut renamed = Cow::Borrowed(name);
-        for (pattern, to) in &self.0 {
-            if to.is_empty() && pattern.is_match(&renamed) {
-                return None;
-            }
-            renamed = Cow::Owned(pattern.replace(&renamed, to).into_owned());
-        }
-        Some(renamed.into_owned())
-    }
-}
-
 /// A value with its references looked up; `None` for a reference that leads nowhere.
 fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
     match value {
@@ -389,7 +356,7 @@ fn look_up(reference: &str, config: &Json) -> Result<Option<Json>> {
 mod tests {
     use serde_json::json;
 
-    use super::{Architecture, KeyMap, Regex, look_up, resolve};
+    use super::{Architecture, look_up, resolve};
 
     #[test]
     fn the_first_path_that_is_there_counts_then_the_literal_then_nothing() {
@@ -401,26 +368,6 @@ mod tests {
         assert_eq!(of("$text.depth | \"gelu\""), Some(json!("gelu")));
         assert_eq!(of("$text.depth"), None);
         assert!(look_up("$a | gelu", &config).is_err());
-    }
-
-    #[test]
-    fn rules_apply_one_after_another_and_an_empty_name_drops() {
-        let rules = [
-            ("^old\\.", "new."),
-            ("position_ids$", ""),
-            ("\\.layer\\.(\\d+)\\.", ".layers.$1."),
-        ];
-        let keys = KeyMap(
-            rules
-                .iter()
-                .map(|(from, to)| (Regex::new(from).unwrap(), (*to).to_owned()))
-                .collect(),
-        );
-        assert_eq!(
-            keys.rename("old.layer.12.w").as_deref(),
-            Some("new.layers.12.w")
-        );
-        assert_eq!(keys.rename("old.position_ids"), None);
     }
 
     #[test]

@@ -1,0 +1,65 @@
+//! What tensors of a foreign checkpoint are called here: patterns, applied one after another.
+
+use std::borrow::Cow;
+
+use regex::Regex;
+
+use crate::error::{Error, Kind, Result};
+
+/// What tensors of a foreign checkpoint are called here.
+#[derive(Debug, Clone, Default)]
+pub struct KeyMap(Vec<(Regex, String)>);
+
+impl KeyMap {
+    /// Patterns and what they become, applied one after another; an empty name drops the tensor.
+    ///
+    /// # Errors
+    /// `Internal` when a pattern is none.
+    pub fn new(rules: &[(String, String)]) -> Result<Self> {
+        let rule = |(from, to): &(String, String)| {
+            let pattern = Regex::new(from);
+            let pattern = pattern.map_err(|e| {
+                Error::with_source(Kind::Internal, format!("read the pattern {from}"), e)
+            })?;
+            Ok((pattern, to.clone()))
+        };
+        Ok(Self(rules.iter().map(rule).collect::<Result<_>>()?))
+    }
+
+    /// Our name of the tensor `name`; `None` for one that is dropped.
+    pub fn rename(&self, name: &str) -> Option<String> {
+        let mut renamed = Cow::Borrowed(name);
+        for (pattern, to) in &self.0 {
+            if to.is_empty() && pattern.is_match(&renamed) {
+                return None;
+            }
+            renamed = Cow::Owned(pattern.replace(&renamed, to).into_owned());
+        }
+        Some(renamed.into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KeyMap, Regex};
+
+    #[test]
+    fn rules_apply_one_after_another_and_an_empty_name_drops() {
+        let rules = [
+            ("^old\\.", "new."),
+            ("position_ids$", ""),
+            ("\\.layer\\.(\\d+)\\.", ".layers.$1."),
+        ];
+        let keys = KeyMap(
+            rules
+                .iter()
+                .map(|(from, to)| (Regex::new(from).unwrap(), (*to).to_owned()))
+                .collect(),
+        );
+        assert_eq!(
+            keys.rename("old.layer.12.w").as_deref(),
+            Some("new.layers.12.w")
+        );
+        assert_eq!(keys.rename("old.position_ids"), None);
+    }
+}

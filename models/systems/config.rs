@@ -1,0 +1,177 @@
+//! The `config.json` of a folder, read once.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use crate::{
+    checkpoint::weights::Weights,
+    error::{Context, Error, Kind, Result},
+    spec::{
+        DecoderSpec, FrameEnd, ModelSpec, ModelType, default_end_of_frame_id,
+        default_end_of_vision_id,
+        features::{VisionLanguageSpec, VisionSpec},
+        processor::ProcessorFolder,
+        system::SystemSpec,
+        vqgan_alone::VqganAlone,
+    },
+    systems::architecture::{Architecture, ModelKind},
+};
+
+/// What a `config.json` says, and who wrote it.
+pub struct Config {
+    path: PathBuf,
+    json: Json,
+    writer: Writer,
+}
+
+/// Who wrote a configuration.
+enum Writer {
+    /// This program: a model that answers.
+    Ours,
+    /// This program: a VQGAN alone.
+    OursVqgan,
+    /// Another one, for an architecture that is known here.
+    Other(Box<Architecture>),
+}
+
+impl Config {
+    /// The configuration of the folder `dir`, with those of the parts that have folders of their own in their places.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none, `BadInput` for what is no configuration of a known architecture.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let mut config = Self::of_json(read_json(&path)?, path)?;
+        if let Writer::Other(architecture) = &config.writer {
+            for (key, folder) in architecture.parts() {
+                config.json[key.as_str()] = read_json(&dir.join(folder).join("config.json"))?;
+            }
+        }
+        Ok(config)
+    }
+
+    /// The configuration that has this text.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn of_text(text: &str) -> Result<Self> {
+        Self::of_json(parsed(text)?, PathBuf::from("config.json"))
+    }
+
+    fn of_json(json: Json, path: PathBuf) -> Result<Self> {
+        let doing = || format!("read {}", path.display());
+        let writer = Writer::of(&json).doing(doing)?;
+        Ok(Self { path, json, writer })
+    }
+
+    /// What is being done when something in it is wrong.
+    pub fn doing(&self) -> String {
+        format!("read {}", self.path.display())
+    }
+
+    /// What the model is made of.
+    ///
+    /// # Errors
+    /// `BadInput` for what this program cannot run, naming the key.
+    pub fn spec(&self) -> Result<SystemSpec> {
+        let spec = match &self.writer {
+            Writer::Ours => {
+                SystemSpec::Answers(Box::new(ModelSpec::from_json(&self.json.to_string())?))
+            }
+            Writer::OursVqgan => {
+                let alone = VqganAlone::from_json(&self.json.to_string())?;
+                SystemSpec::Vqgan(Box::new(alone.vqgan))
+            }
+            Writer::Other(architecture) => spec_of(architecture, &self.json)?,
+        };
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// How the folder `dir` prepares pictures.
+    ///
+    /// # Errors
+    /// `BadInput` for a key of another type than it has.
+    pub fn processor(&self, dir: &Path) -> Result<ProcessorFolder> {
+        ProcessorFolder::new(dir, Some(&self.json)).doing(|| self.doing())
+    }
+
+    /// The tensors of the folder `dir` under the names that they have here.
+    ///
+    /// # Errors
+    /// As [`Weights::open`] and [`Weights::renamed`].
+    pub fn weights(&self, dir: &Path) -> Result<Weights> {
+        let Writer::Other(architecture) = &self.writer else {
+            return Weights::open(dir);
+        };
+        let weights = match architecture.parts() {
+            none if none.is_empty() => Weights::open(dir)?,
+            parts => Weights::open_parts(dir, parts.values())?,
+        };
+        weights.renamed(&architecture.keys()?)
+    }
+}
+
+impl Writer {
+    /// By what [`ModelSpec::to_json`] and [`VqganAlone::to_json`] write, else by the architecture that is named.
+    fn of(config: &Json) -> Result<Self> {
+        if config["model_type"] == "vqgan" && config["vqgan"].is_object() {
+            return Ok(Self::OursVqgan);
+        }
+        if config.get("decoder").is_some() {
+            return Ok(Self::Ours);
+        }
+        Architecture::of_config(config).map(|found| Self::Other(Box::new(found)))
+    }
+}
+
+fn read_json(path: &Path) -> Result<Json> {
+    let doing = || format!("read {}", path.display());
+    let json = parsed(&std::fs::read_to_string(path).doing(doing)?).doing(doing)?;
+    if json.is_object() {
+        return Ok(json);
+    }
+    Err(Error::new(Kind::BadInput, "expected an object").doing(doing()))
+}
+
+fn parsed(text: &str) -> Result<Json> {
+    serde_json::from_str(text).map_err(|e| Error::with_source(Kind::BadInput, "not JSON", e))
+}
+
+/// The model of another program's configuration.
+fn spec_of(architecture: &Architecture, config: &Json) -> Result<SystemSpec> {
+    Ok(match architecture.kind() {
+        kind @ ModelKind::DualEncoder => SystemSpec::DualEncoder(architecture.spec(kind, config)?),
+        kind @ ModelKind::Classifier => SystemSpec::Classifier(architecture.spec(kind, config)?),
+        kind @ ModelKind::ConvNet => SystemSpec::ConvNet(architecture.spec(kind, config)?),
+        kind @ ModelKind::Decoder => {
+            let decoder = architecture.spec(kind, config)?;
+            SystemSpec::Answers(Box::new(answering(config, decoder, None)))
+        }
+        kind @ ModelKind::VisionLanguage => {
+            let spec: VisionLanguageSpec = architecture.spec(kind, config)?;
+            let (decoder, vision) = spec.into_parts();
+            SystemSpec::Answers(Box::new(answering(config, decoder, Some(vision))))
+        }
+    })
+}
+
+fn answering(config: &Json, decoder: DecoderSpec, vision: Option<VisionSpec>) -> ModelSpec {
+    ModelSpec {
+        model_type: match vision {
+            Some(_) => ModelType::VisionLanguage,
+            None => ModelType::Llama,
+        },
+        description: config
+            .get("_name_or_path")
+            .and_then(Json::as_str)
+            .map(str::to_owned),
+        decoder,
+        vqgan: None,
+        vision,
+        frame_end: FrameEnd::Upstream,
+        end_of_frame_id: default_end_of_frame_id(),
+        end_of_vision_id: default_end_of_vision_id(),
+    }
+}

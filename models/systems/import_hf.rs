@@ -1,0 +1,105 @@
+//! Hugging Face folders of decoders, safetensors or torch shards, to a model directory.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    checkpoint::{
+        foreign::View,
+        layout::model_tensors,
+        tensor_file, weights,
+        writer::{ImportOptions, Planned, Written, check_layout, write_model},
+    },
+    error::{Context, Error, Kind, Result},
+    spec::ModelSpec,
+    systems,
+};
+
+/// Imports the Hugging Face LLaMA directory `dir` to the model directory `out`.
+///
+/// Names and layouts stay as they are; what changes is the configuration, the
+/// container of torch shards, and the element type if one is asked for.
+///
+/// # Errors
+/// `BadInput` for an unsupported configuration and for unknown, missing,
+/// repeated or misshapen tensors; see [`write_model`] for the rest.
+pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<Written> {
+    let doing = || format!("import {}", dir.display());
+    let system = systems::open(dir).doing(doing)?;
+    let spec = system.answering()?;
+    let mut found = tensors_of(dir).doing(doing)?;
+    if spec.decoder.tie_word_embeddings {
+        // Some writers store the tied head a second time.
+        found.remove("lm_head.weight");
+    }
+    let tensors: Vec<Planned> = found
+        .into_iter()
+        .map(|(name, view)| Planned {
+            shape: view.shape().to_vec(),
+            name,
+            view,
+        })
+        .collect();
+    check_layout(spec, &tensors).doing(doing)?;
+    write_model(out, spec, &in_model_order(spec, tensors), dir, options)
+}
+
+/// The tensors in the order of the layout, so that a shard holds neighbours.
+fn in_model_order(spec: &ModelSpec, mut tensors: Vec<Planned>) -> Vec<Planned> {
+    let order: BTreeMap<String, usize> = model_tensors(spec)
+        .into_iter()
+        .enumerate()
+        .map(|(i, (name, _))| (name, i))
+        .collect();
+    tensors.sort_by_key(|t| order.get(&t.name).copied());
+    tensors
+}
+
+fn tensors_of(dir: &Path) -> Result<BTreeMap<String, View>> {
+    let mut paths = weights::weight_files(dir)?;
+    if paths.is_empty() {
+        paths = files(dir, "bin")?;
+    }
+    let mut found = BTreeMap::new();
+    for path in paths {
+        add(&mut found, tensor_file::read(&path)?)?;
+    }
+    if found.is_empty() {
+        return Err(bad("no *.safetensors and no pytorch_model*.bin file".into()));
+    }
+    Ok(found)
+}
+
+fn add(found: &mut BTreeMap<String, View>, tensors: Vec<(String, View)>) -> Result<()> {
+    for (name, view) in tensors {
+        if weights::is_derived(&name) {
+            continue;
+        }
+        if found.contains_key(&name) {
+            return Err(bad(format!("tensor {name} is in more than one place")));
+        }
+        found.insert(name, view);
+    }
+    Ok(())
+}
+
+/// The weight files of `dir` with this extension, sorted; other `.bin` files (optimizer, arguments) are none.
+fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let named = name.is_some_and(|n| extension != "bin" || n.starts_with("pytorch_model"));
+        if named && path.extension().is_some_and(|e| e == extension) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn bad(message: String) -> Error {
+    Error::new(Kind::BadInput, message)
+}

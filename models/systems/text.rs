@@ -1,0 +1,84 @@
+//! The words of a system: its tokenizer, its chat template, and the ids that end an answer.
+
+use serde_json::Value as Json;
+
+use crate::{
+    context::{
+        chat_template::ChatTemplate,
+        gguf,
+        tokenizer::{Tokenizer, folder_of, tokenizer_folder},
+    },
+    error::{Context, Error, Kind, Result},
+    systems::System,
+};
+
+impl System {
+    /// The tokenizer of its folder, else that of its GGUF file.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none, `BadInput` for one that cannot be read.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match (self.gguf(), Tokenizer::of_directory(&self.path)?) {
+            (_, Some(tokenizer)) => Ok(tokenizer),
+            (Some(file), None) => {
+                let doing = || format!("read the tokenizer of {}", file.path().display());
+                gguf::tokenizer(&file.header()?).doing(doing)
+            }
+            (None, None) => Tokenizer::open(&self.path),
+        }
+    }
+
+    /// The chat template of its folder, else that of its GGUF file, else that of its family.
+    ///
+    /// # Errors
+    /// `BadInput` for a template that does not compile.
+    pub fn template(&self) -> Result<Option<ChatTemplate>> {
+        let folder = folder_of(&self.path);
+        if let Some(template) = ChatTemplate::of_directory(folder)? {
+            return Ok(Some(template));
+        }
+        if let Some(file) = self.gguf() {
+            return gguf::chat_template(&file.header()?, file.path());
+        }
+        let vision = self.spec.answering().and_then(|spec| spec.vision.as_ref());
+        let name = vision.and_then(|vision| vision.chat_template.as_ref());
+        name.map(|name| ChatTemplate::built_in(name, folder))
+            .transpose()
+    }
+
+    /// The end of sequence of its `tokenizer`, those that a GGUF file names beside it, and those that
+    /// `generation_config.json` names: one or a list.
+    ///
+    /// # Errors
+    /// `BadInput` for what is no id, or a file that cannot be read.
+    pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+        if let Some(file) = self.gguf() {
+            ids.extend(gguf::stop_ids(&file.header()?)?);
+        }
+        for id in self.ids_of_generation()? {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    fn ids_of_generation(&self) -> Result<Vec<u32>> {
+        let path = tokenizer_folder(&self.path).join("generation_config.json");
+        let doing = || format!("read {}", path.display());
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).doing(doing),
+        };
+        let config: Json = serde_json::from_str(&text)
+            .map_err(|e| Error::with_source(Kind::BadInput, doing(), e))?;
+        let named = &config["eos_token_id"];
+        let list = named
+            .as_array()
+            .map_or(std::slice::from_ref(named), Vec::as_slice);
+        let id = |id: &Json| u32::try_from(id.as_u64()?).ok();
+        Ok(list.iter().filter_map(id).collect())
+    }
+}
