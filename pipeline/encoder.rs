@@ -434,6 +434,24 @@ impl EncoderModel {
     }
 }
 
+/// What a frame is in a reel that an encoder of `spec` makes; `None` for a model that answers.
+pub fn content_of(spec: &SystemSpec) -> Option<ReelContent> {
+    let vector = |width| {
+        ReelContent::Vectors(RowForm {
+            width,
+            dtype: RowsDtype::F16,
+        })
+    };
+    match spec {
+        SystemSpec::Answers(_) => None,
+        SystemSpec::Vqgan(spec) => Some(ReelContent::Codes {
+            grid: spec.grid(),
+            codebook: spec.num_embeddings,
+        }),
+        _ => spec.vector_width().map(vector),
+    }
+}
+
 /// What tells the weights that make codes or features from those of other models, wherever they lie.
 pub fn encoder_digest(weights: &Weights) -> u64 {
     weights.digest(&["vqgan", "vision", "connector", "deepstack"])

@@ -7,13 +7,19 @@ use longreel_models::{
     attention::kv_cache::{BLOCK_TOKENS, KvCache, KvDtype},
     spec::{
         DecoderSpec, ModelSpec, VqganSpec,
+        conv_net::Convolution,
+        encoder::VitSpec,
         features::{ConnectorStep, FeatureSpec, NativeSpec, SquareSpec},
+        system::SystemSpec,
     },
 };
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    reel::{ReelContent, ReelHeader},
+};
 
 /// The inputs of a plan.
 #[derive(Debug, Clone, Copy)]
@@ -194,6 +200,123 @@ impl Plan {
             self.frames, self.context_tokens, self.context_limit, self.frames_that_fit
         )
     }
+}
+
+/// What encoding frames takes: no context, no answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EncodePlan {
+    /// Frames that will be seen.
+    pub frames: u64,
+    /// What each becomes, in words.
+    pub content: String,
+    /// Bytes of the reel, its header aside.
+    pub reel_bytes: u64,
+    /// Bytes of the weights in memory.
+    pub weight_bytes: u64,
+    /// Bytes of weights and working memory.
+    pub total_bytes: u64,
+    /// Bytes that this machine can give, where known.
+    pub available_bytes: Option<u64>,
+    /// Operations of the encoder over all frames (2 per multiply-add).
+    pub encode_flops: f64,
+}
+
+impl EncodePlan {
+    /// Counts what an encoder of `spec` takes on `frames` frames, each brought to `side` pixels and kept as `content`.
+    ///
+    /// # Errors
+    /// `BadInput` for a network that such pictures do not go through.
+    pub fn new(
+        spec: &SystemSpec,
+        side: usize,
+        frames: u64,
+        content: ReelContent,
+        weight_bytes: u64,
+        available_bytes: Option<u64>,
+    ) -> Result<Self> {
+        let header = ReelHeader {
+            model: String::new(),
+            model_modified_s: 0,
+            content,
+            videos: Vec::new(),
+        };
+        let record = header.record_bytes(0)? as u64;
+        Ok(Self {
+            frames,
+            content: content.to_string(),
+            reel_bytes: frames.saturating_mul(record),
+            weight_bytes,
+            total_bytes: weight_bytes.saturating_add(WORKING_BYTES),
+            available_bytes,
+            encode_flops: encoder_flops(spec, side)? * frames as f64,
+        })
+    }
+
+    /// Refuses, with the numbers, what does not fit the memory.
+    ///
+    /// # Errors
+    /// `TooLarge`.
+    pub fn check(&self) -> Result<()> {
+        match self.available_bytes {
+            Some(available) if available < self.total_bytes => {
+                let message = format!(
+                    "this needs {} (weights {}), the machine can give {}",
+                    bytes(self.total_bytes),
+                    bytes(self.weight_bytes),
+                    bytes(available)
+                );
+                Err(Error::new(Kind::TooLarge, message))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Operations of an encoder alone on one picture of `side` pixels.
+fn encoder_flops(spec: &SystemSpec, side: usize) -> Result<f64> {
+    Ok(match spec {
+        SystemSpec::DualEncoder(spec) => {
+            let width = spec.vision.encoder.hidden_size as f64;
+            let projection = 2.0 * width * spec.embedding_size as f64;
+            vit_flops(&spec.vision, spec.vision.encoder.num_hidden_layers) + projection
+        }
+        SystemSpec::Classifier(spec) => {
+            // Positions are interpolated to the processor's pictures.
+            let spec = VitSpec {
+                image_size: side,
+                ..spec.as_ref().clone()
+            };
+            vit_flops(&spec, spec.encoder.num_hidden_layers)
+        }
+        SystemSpec::ConvNet(spec) => spec.convolutions(side)?.iter().map(conv_flops).sum(),
+        SystemSpec::Vqgan(spec) => vqgan_encode_flops(spec),
+        SystemSpec::Answers(_) => 0.0,
+    })
+}
+
+fn conv_flops(conv: &Convolution) -> f64 {
+    let sizes = [
+        conv.side,
+        conv.side,
+        conv.kernel,
+        conv.kernel,
+        conv.inputs,
+        conv.out,
+    ];
+    2.0 * sizes.iter().map(|&n| n as f64).product::<f64>()
+}
+
+/// Operations of the first `blocks` blocks of a vision transformer on one picture.
+fn vit_flops(spec: &VitSpec, blocks: usize) -> f64 {
+    let [hidden, inner, tokens] = [
+        spec.encoder.hidden_size,
+        spec.encoder.intermediate_size,
+        spec.tokens(),
+    ]
+    .map(|n| n as f64);
+    let matrices = 4.0 * hidden * hidden + 2.0 * hidden * inner;
+    let attention = 2.0 * tokens * hidden;
+    2.0 * blocks as f64 * tokens * (matrices + attention)
 }
 
 /// This machine's speed in a short measurement.
@@ -403,18 +526,9 @@ fn connector_flops(steps: &[ConnectorStep], mut width: f64) -> f64 {
 
 /// Operations of a vision transformer's blocks and its connector on one frame.
 fn feature_flops(spec: &SquareSpec) -> f64 {
-    let encoder = &spec.vision.encoder;
-    let blocks = spec.blocks().unwrap_or(0) as f64;
-    let [hidden, inner, tokens] = [
-        encoder.hidden_size,
-        encoder.intermediate_size,
-        spec.vision.tokens(),
-    ]
-    .map(|n| n as f64);
-    let matrices = 4.0 * hidden * hidden + 2.0 * hidden * inner;
-    let attention = 2.0 * tokens * hidden;
+    let hidden = spec.vision.encoder.hidden_size as f64;
     let connector = spec.rows() as f64 * connector_flops(&spec.connector, hidden);
-    2.0 * (blocks * tokens * (matrices + attention) + connector)
+    vit_flops(&spec.vision, spec.blocks().unwrap_or(0)) + 2.0 * connector
 }
 
 /// Operations of the VQGAN's encoder on one frame, by its convolutions.

@@ -209,6 +209,22 @@ impl ConvNetSpec {
         self
     }
 
+    /// The convolutions of that encoder over a picture of `side` pixels, one after another, shortcuts behind their blocks.
+    ///
+    /// # Errors
+    /// As [`ConvNetSpec::validate`]; `BadInput` for a picture that is smaller than a kernel.
+    pub fn convolutions(&self, side: usize) -> Result<Vec<Convolution>> {
+        let mut walk = Walk {
+            side,
+            channels: self.num_channels,
+            seen: Vec::new(),
+        };
+        for layer in self.clone().grid().unfolded()? {
+            walk.layer(&layer)?;
+        }
+        Ok(walk.seen)
+    }
+
     /// Channels of that grid of features.
     pub fn grid_channels(&self) -> usize {
         let of = |channels, layer: &ConvLayer| match layer {
@@ -235,6 +251,97 @@ impl ConvNetSpec {
             layer.validate(&format!("layers.{at}"))?;
         }
         Ok(())
+    }
+}
+
+/// A convolution as it stands in a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Convolution {
+    /// Channels that go in.
+    pub inputs: usize,
+    /// Channels that come out.
+    pub out: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Side of what comes out.
+    pub side: usize,
+    /// Numbers of each channel beside the kernel: its bias, and four of its batch norm.
+    pub numbers_a_channel: usize,
+}
+
+/// Numbers that a batch norm keeps of a channel: scale, offset, mean and variance.
+const NORM_NUMBERS: usize = 4;
+
+/// How far a picture has come through the layers.
+struct Walk {
+    side: usize,
+    channels: usize,
+    seen: Vec<Convolution>,
+}
+
+impl Walk {
+    fn layer(&mut self, layer: &ConvLayer) -> Result<()> {
+        match layer {
+            ConvLayer::Conv {
+                out,
+                kernel,
+                stride,
+                padding,
+                bias,
+                norm,
+                ..
+            } => {
+                let norm = if norm.is_some() { NORM_NUMBERS } else { 0 };
+                self.slide(*kernel, *stride, *padding)?;
+                self.convolve(*out, *kernel, usize::from(*bias) + norm);
+            }
+            ConvLayer::Pool {
+                size,
+                stride,
+                padding,
+                ..
+            } => self.slide(*size, *stride, *padding)?,
+            ConvLayer::Residual { block, .. } => self.block(*block)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, block: Residual) -> Result<()> {
+        let before = self.channels;
+        for conv in block.convs() {
+            self.slide(conv.kernel, conv.stride, conv.kernel / 2)?;
+            self.convolve(conv.out, conv.kernel, NORM_NUMBERS);
+        }
+        if before != block.out || block.stride != 1 {
+            self.channels = before;
+            self.convolve(block.out, 1, NORM_NUMBERS);
+        }
+        Ok(())
+    }
+
+    /// The picture's side becomes that of the places where a square of `size` pixels fits.
+    fn slide(&mut self, size: usize, stride: usize, padding: usize) -> Result<()> {
+        let room = (self.side + 2 * padding).checked_sub(size);
+        let room = room.ok_or_else(|| {
+            bad(format!(
+                "a picture of {} pixels is smaller than a kernel of {size}",
+                self.side
+            ))
+        })?;
+        self.side = room / stride.max(1) + 1;
+        Ok(())
+    }
+
+    fn convolve(&mut self, out: usize, kernel: usize, numbers_a_channel: usize) {
+        self.seen.push(Convolution {
+            inputs: self.channels,
+            out,
+            kernel,
+            side: self.side,
+            numbers_a_channel,
+        });
+        self.channels = out;
     }
 }
 

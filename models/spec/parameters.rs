@@ -1,9 +1,13 @@
 //! Numbers of an encoder and its connector, for a plan that has a specification and no weights.
 
 use super::{
-    encoder::{EncoderSpec, NativeVitSpec, NormKind, VisionPool, VitSpec},
+    conv_net::{ConvNetSpec, Convolution},
+    encoder::{
+        DualEncoderSpec, EncoderSpec, NativeVitSpec, NormKind, TextEncoderSpec, VisionPool, VitSpec,
+    },
     features::{ConnectorStep, FeatureSpec, NativeSpec, Newline, SquareSpec},
 };
+use crate::error::Result;
 
 impl FeatureSpec {
     /// Numbers of encoder and connector, for a decoder of `hidden` channels.
@@ -13,6 +17,53 @@ impl FeatureSpec {
             Self::Native(spec) => native(spec),
         }
     }
+}
+
+impl VitSpec {
+    /// Numbers of the tower, without a classifier.
+    pub fn parameters(&self) -> usize {
+        vit(self)
+    }
+}
+
+impl DualEncoderSpec {
+    /// Numbers of both towers and of what compares them.
+    pub fn parameters(&self) -> usize {
+        let width = self.vision.encoder.hidden_size;
+        let projection = if self.vision_projection {
+            matrix(width, self.embedding_size, false)
+        } else {
+            0
+        };
+        let scale_and_bias = 1 + usize::from(self.logit_bias);
+        vit(&self.vision) + projection + text(&self.text, self.embedding_size) + scale_and_bias
+    }
+}
+
+impl ConvNetSpec {
+    /// Numbers of the network, without a classifier.
+    ///
+    /// # Errors
+    /// As [`ConvNetSpec::convolutions`].
+    pub fn parameters(&self) -> Result<usize> {
+        let convolutions = self.convolutions(SIDE)?;
+        let numbers = |conv: &Convolution| {
+            let weights = conv.kernel * conv.kernel * conv.inputs * conv.out;
+            weights + conv.numbers_a_channel * conv.out
+        };
+        Ok(convolutions.iter().map(numbers).sum())
+    }
+}
+
+/// A side at which every layer has pixels; numbers do not depend on it.
+const SIDE: usize = 1024;
+
+fn text(spec: &TextEncoderSpec, embedding_size: usize) -> usize {
+    let width = spec.encoder.hidden_size;
+    let table = (spec.vocab_size + spec.max_position_embeddings) * width;
+    let last_norm = norm(spec.encoder.norm, width);
+    let projection = matrix(width, embedding_size, spec.projection_bias);
+    table + blocks(&spec.encoder) + last_norm + projection
 }
 
 fn square(spec: &SquareSpec, hidden: usize) -> usize {

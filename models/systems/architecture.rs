@@ -121,9 +121,11 @@ impl Architecture {
         says(&self.model_types, &config["model_type"]) && is_named
     }
 
+    /// Refuses a configuration that another computation belongs to.
+    ///
     /// # Errors
     /// `BadInput` when a key says what is not computed here.
-    fn check(&self, config: &Json) -> Result<()> {
+    pub(super) fn check(&self, config: &Json) -> Result<()> {
         for (key, expected) in &self.expect {
             match at(config, key).filter(|found| !found.is_null()) {
                 Some(found) if found != expected => {

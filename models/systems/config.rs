@@ -47,6 +47,9 @@ impl Config {
             for (key, folder) in architecture.parts() {
                 config.json[key.as_str()] = read_json(&dir.join(folder).join("config.json"))?;
             }
+            // Only now do the parts say what they are.
+            let doing = || format!("read {}", config.path.display());
+            architecture.check(&config.json).doing(doing)?;
         }
         Ok(config)
     }

@@ -715,7 +715,8 @@ pub struct PlanArgs {
     #[arg(value_name = "VIDEO")]
     pub videos: Vec<PathBuf>,
 
-    /// A model directory, org/name on the hub, a GGUF file, or a .toml model file.
+    /// A model directory, org/name on the hub, a GGUF file, or a .toml model file; of an encoder alone, what `encode`
+    /// takes is planned.
     #[arg(long, short, value_name = "MODEL")]
     pub model: String,
 
@@ -784,9 +785,9 @@ pub struct AnswersArgs {
     /// The folder of clips.
     pub clips: PathBuf,
 
-    /// A model directory, org/name on the hub, or a GGUF file.
+    /// A model directory, org/name on the hub, or a GGUF file; the demo model when absent.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: Option<String>,
 
     /// Frames in a second.
     #[arg(long, default_value = "1", value_name = "RATE")]

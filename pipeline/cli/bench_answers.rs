@@ -51,7 +51,7 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
     within("--max-new-tokens", args.max_new_tokens, 1..=1 << 16)?;
     check_folders(args)?;
-    let system = resolve::system(&args.model, voice, cancel)?;
+    let system = resolve::system_or_demo(args.model.as_deref(), voice, cancel)?;
     let clips = clips(args)?;
     let sampling = Sampling::Fps(rate);
     let words = resolve::describe(&sampling, &TimeRange::ALL);
@@ -89,7 +89,7 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let report = Report {
         build: Build::HERE,
         machine: Machine::here(),
-        model: &args.model,
+        model: name_of(args),
         clips: clips.len(),
         noise: args.noise,
         stopped: taken.is_err(),
@@ -101,6 +101,11 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     voice.say(&report, || text(&report))?;
     keep(args, &asked, &report)?;
     taken
+}
+
+/// The model as it was named.
+fn name_of(args: &AnswersArgs) -> &str {
+    args.model.as_deref().unwrap_or("the demo model")
 }
 
 /// Refuses before the first question what could not be written behind the last.
@@ -153,7 +158,7 @@ fn keep(args: &AnswersArgs, asked: &[AskedQuestion], report: &Report) -> Result<
         write_whole(path, text.as_bytes()).doing(|| format!("write {}", path.display()))?;
     }
     if let Some(path) = &args.heat_map {
-        let title = format!("needles found by {}", args.model);
+        let title = format!("needles found by {}", name_of(args));
         write_heat_map(path, &title, &report.needles)?;
     }
     args.out

@@ -14,6 +14,8 @@ mod import;
 mod models;
 mod output;
 mod plan;
+mod plan_encode;
+mod plan_inputs;
 mod reconstruct;
 mod resolve;
 mod search;

@@ -1,27 +1,35 @@
 //! `longreel plan`: what a question would take, and whether it fits.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use longreel_models::spec::{
-    ModelSpec,
-    features::PositionRule,
-    frame_choice::time_instruction_len,
-    patches::PatchesSpec,
-    system::{Need, SystemKind, refusal},
+use longreel_models::{
+    spec::{
+        ModelSpec,
+        features::PositionRule,
+        frame_choice::time_instruction_len,
+        patches::PatchesSpec,
+        system::{Need, SystemKind, SystemSpec, refusal},
+    },
+    systems::System,
 };
 use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::PlanArgs, choosing, output::Voice, resolve},
+    cli::{
+        args::PlanArgs,
+        choosing,
+        output::Voice,
+        plan_encode,
+        plan_inputs::{PlannedModel, SourcePlan, available, expected_frames, source_plan},
+        resolve,
+    },
     encoder::StepShape,
     error::{Error, Kind, Result},
     model::ModelFiles,
-    plan::{Demand, MachineSpeed, Plan, available_memory_bytes, bytes},
-    shown::usual_sampling,
-    sources::sampler::{Sampling, TimeRange},
+    plan::{Demand, MachineSpeed, Plan, bytes},
+    sources::sampler::Sampling,
     stages::{
-        self,
         decode::Source,
         layout::{ASSUMED_SIZE, Layout, Sight},
     },
@@ -40,14 +48,6 @@ struct PlanJson {
 }
 
 #[derive(Serialize)]
-struct SourcePlan {
-    path: PathBuf,
-    duration_s: Option<f64>,
-    frames: Option<u64>,
-    sampling: String,
-}
-
-#[derive(Serialize)]
 struct Predicted {
     encode: f64,
     prefill: f64,
@@ -55,9 +55,6 @@ struct Predicted {
     gflops_measured: f64,
     read_gb_per_s_measured: f64,
 }
-
-/// Frames per second of a video that nobody has seen yet.
-const ASSUMED_RATE: f64 = 25.0;
 
 /// The model as far as a plan needs it.
 struct Facts {
@@ -71,7 +68,11 @@ struct Facts {
 
 /// Runs the verb.
 pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let facts = facts(&args, voice, cancel)?;
+    let model = PlannedModel::open(&args, voice, cancel)?;
+    if model.spec().answering().is_none() {
+        return plan_encode::run(&args, &model, voice, cancel);
+    }
+    let facts = facts(&args, &model)?;
     let selection = resolve::selection(&args.sampling, facts.usual.clone())?;
     let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
     let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
@@ -118,31 +119,39 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     verdict
 }
 
-fn facts(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Facts> {
-    let path = Path::new(&args.model);
-    if path.extension().is_some_and(|e| e == "toml") {
-        if args.decoder.is_some() {
-            let message = "--decoder needs a model directory, the model is a file of shapes";
-            return Err(Error::new(Kind::Usage, message));
-        }
-        let mut spec = resolve::spec_file(path)?;
-        resolve::choose_time_instruction(&mut spec, args.time_instruction)?;
-        let weight_bytes = 2 * parameters(&spec);
-        return Ok(Facts {
-            shape: usual_shape(&spec),
-            spec,
-            weight_bytes,
-            files: None,
-            usual: Sampling::ONE_A_SECOND,
-        });
+fn facts(args: &PlanArgs, model: &PlannedModel) -> Result<Facts> {
+    let usual = model.usual_sampling()?;
+    match model {
+        PlannedModel::File(spec) => of_file(args, spec, usual),
+        PlannedModel::System(system) => of_system(args, system, usual),
     }
-    let system = resolve::system(&args.model, voice, cancel)?;
-    let mut files = ModelFiles::open_with(&system, args.decoder.as_deref())?;
+}
+
+fn of_file(args: &PlanArgs, spec: &SystemSpec, usual: Sampling) -> Result<Facts> {
+    if args.decoder.is_some() {
+        let message = "--decoder needs a model directory, the model is a file of shapes";
+        return Err(Error::new(Kind::Usage, message));
+    }
+    let answering = spec.answering().cloned();
+    let mut spec = answering.ok_or_else(|| refusal(&args.model, spec.kind(), Need::Answers))?;
+    resolve::choose_time_instruction(&mut spec, args.time_instruction)?;
+    let weight_bytes = 2 * parameters(&spec);
+    Ok(Facts {
+        shape: usual_shape(&spec),
+        spec,
+        weight_bytes,
+        files: None,
+        usual,
+    })
+}
+
+fn of_system(args: &PlanArgs, system: &Arc<System>, usual: Sampling) -> Result<Facts> {
+    let mut files = ModelFiles::open_with(system, args.decoder.as_deref())?;
     resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
     let budget = resolve::pixel_budget(&args.pixels);
     Ok(Facts {
-        shape: StepShape::of(&system, &files.spec, &budget)?,
-        usual: usual_sampling(&system)?,
+        shape: StepShape::of(system, &files.spec, &budget)?,
+        usual,
         weight_bytes: files.weight_bytes(),
         spec: files.spec.clone(),
         files: Some(files),
@@ -190,7 +199,7 @@ fn sight(
     sources: &[Source],
     sampling: &Sampling,
 ) -> Result<Sight> {
-    let frames = frames(args, sources, sampling)?;
+    let frames = expected_frames(args, sources, sampling)?;
     match (layout, &facts.shape) {
         (Some(layout), shape) if args.hours.is_none() => layout.sight(shape.as_ref(), sources),
         (Some(layout), Some(shape)) => layout.video_tokens(shape, ASSUMED_SIZE, frames),
@@ -229,46 +238,6 @@ fn parameters(spec: &ModelSpec) -> u64 {
     tensors.sum::<u64>() + encoder as u64
 }
 
-fn frames(args: &PlanArgs, sources: &[Source], sampling: &Sampling) -> Result<u64> {
-    let Some(hours) = args.hours else {
-        return stages::expected_frames(sources).ok_or_else(|| {
-            Error::new(
-                Kind::BadInput,
-                "a video does not tell how many frames it has",
-            )
-        });
-    };
-    if !(hours.is_finite() && hours > 0.0 && hours < 1e6) {
-        return Err(Error::new(
-            Kind::Usage,
-            format!("--hours is {hours}, expected more than 0 and below 1000000"),
-        ));
-    }
-    match sampling {
-        Sampling::Fps(rate) => {
-            Ok((hours * 3600.0 * f64::from(rate.num()) / f64::from(rate.den())).ceil() as u64)
-        }
-        Sampling::Uniform(n) => Ok(*n as u64),
-        Sampling::Rule { choice, .. } => {
-            let seconds = hours * 3600.0;
-            let total = (seconds * ASSUMED_RATE) as usize;
-            Ok(choice.numbers(total.max(1), ASSUMED_RATE)?.len() as u64)
-        }
-        _ => Err(Error::new(Kind::Usage, "--hours needs --fps or --frames")),
-    }
-}
-
-fn available(args: &PlanArgs) -> Result<Option<u64>> {
-    match args.memory_gib {
-        None => Ok(available_memory_bytes()),
-        Some(gib) if gib.is_finite() && gib > 0.0 => Ok(Some((gib * (1u64 << 30) as f64) as u64)),
-        Some(gib) => Err(Error::new(
-            Kind::Usage,
-            format!("--memory-gib is {gib}, expected more than 0"),
-        )),
-    }
-}
-
 fn predict(plan: &Plan, max_new_tokens: usize) -> Result<Predicted> {
     let speed = MachineSpeed::measure()?;
     let seconds_per_token = (plan.weight_bytes + plan.kv_bytes) as f64 / speed.read_bytes_per_s;
@@ -281,43 +250,9 @@ fn predict(plan: &Plan, max_new_tokens: usize) -> Result<Predicted> {
     })
 }
 
-fn source_plan(source: &Source) -> SourcePlan {
-    let (path, duration_s, sampling) = match source {
-        Source::Video { reader, sampling } => {
-            let info = reader.info();
-            let duration_s = info.duration.map(|d| d.seconds());
-            (info.path.clone(), duration_s, sampling.clone())
-        }
-        Source::Reel(reel) => {
-            let sampling = match reel.range() {
-                TimeRange::ALL => "as in the reel".to_owned(),
-                range => format!("as in the reel, {range}"),
-            };
-            (reel.path().to_owned(), None, sampling)
-        }
-    };
-    SourcePlan {
-        path,
-        duration_s,
-        frames: source.expected_frames(),
-        sampling,
-    }
-}
-
 fn text(json: &PlanJson) -> String {
     let p = &json.plan;
-    let mut lines: Vec<String> = json
-        .sources
-        .iter()
-        .map(|s| {
-            let frames = s.frames.map_or("?".to_owned(), |n| n.to_string());
-            format!(
-                "video      {} ({frames} frames, {})",
-                s.path.display(),
-                s.sampling
-            )
-        })
-        .collect();
+    let mut lines: Vec<String> = json.sources.iter().map(SourcePlan::line).collect();
     lines.extend([
         format!("frames     {} of {} tokens", p.frames, p.tokens_per_frame),
         format!("context    {} tokens of {}; {} frames fit", p.context_tokens, p.context_limit, p.frames_that_fit),

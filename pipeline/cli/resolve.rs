@@ -125,11 +125,16 @@ pub fn memory_of(ranks: &Ranks) -> Option<u64> {
     Some(available_memory_bytes()? / ranks.processes_here() as u64)
 }
 
-/// The model that answers in the model file (TOML) at `path`.
-pub fn spec_file(path: &Path) -> Result<ModelSpec> {
+/// What the model file (TOML) at `path` describes.
+pub fn model_file(path: &Path) -> Result<SystemSpec> {
     let doing = || format!("read {}", path.display());
     let text = std::fs::read_to_string(path).doing(doing)?;
-    let spec = SystemSpec::from_toml(&text).doing(doing)?;
+    SystemSpec::from_toml(&text).doing(doing)
+}
+
+/// [`model_file`], of a model that answers.
+pub fn spec_file(path: &Path) -> Result<ModelSpec> {
+    let spec = model_file(path)?;
     let answering = spec.answering().cloned();
     answering.ok_or_else(|| refusal(&path.display().to_string(), spec.kind(), Need::Answers))
 }

@@ -124,7 +124,7 @@ fn set(path: &Path, key: &str, value: Value) {
     fs::write(path, config.to_string()).unwrap();
 }
 
-/// What [`spec_of_directory`] says of a copy that `change` has spoilt.
+/// What opening says of a copy that `change` has spoilt.
 fn refused(change: impl FnOnce(&Path)) -> Error {
     let dir = tempfile::tempdir().unwrap();
     copy(dir.path());

@@ -7,6 +7,7 @@ mod chooser;
 mod command_line;
 mod decode;
 mod demo;
+mod every_folder;
 mod fuzz_corpus;
 mod gguf;
 mod hub;

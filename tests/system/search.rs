@@ -443,7 +443,8 @@ fn unsearchable_inputs_are_refused_with_what_was_expected() {
     search(&["w5", &reel, &text(&at("siglip.reel"))]).refused(2, "expected one model");
     search(&["w5", &text(&at("codes.reel"))]).refused(2, "expected vectors");
     search(&["w5", &reel, "--model", &text(&siglip)]).refused(2, "expected 32");
-    search(&["w5", &reel, "--model", &text(golden_model())]).refused(2, "expected CLIP or SigLIP");
+    search(&["w5", &reel, "--model", &text(golden_model())])
+        .refused(2, "expected CLIP, SigLIP, ViT");
     let ask = ["ask", &reel, "What?", "--model", &text(golden_model())];
     longreel(&ask).refused(2, "has vectors of 24 numbers");
     fs::remove_file(clip.join("tokenizer.json")).unwrap();

@@ -250,6 +250,29 @@ fn only_one_folder_knows_ffmpeg() {
     }
 }
 
+/// Who writes the name of a model's configuration: the one that reads it, the one that writes it, and those that fetch or
+/// compile in whole folders.
+const KNOW_THE_CONFIGURATION: [&str; 5] = [
+    "models/checkpoint/writer.rs",
+    "models/systems/config.rs",
+    "pipeline/demo_model.rs",
+    "pipeline/hub/cache.rs",
+    "pipeline/hub/files.rs",
+];
+
+#[test]
+fn one_file_reads_the_configuration_of_a_model() {
+    let name = concat!("\"config", ".json\"");
+    for (relative, text) in all_rust_files() {
+        let is_library = relative.starts_with("models/") || relative.starts_with("pipeline/");
+        let allowed = KNOW_THE_CONFIGURATION.contains(&relative.as_str());
+        assert!(
+            !is_library || allowed || !text.contains(name),
+            "{relative} names {name}"
+        );
+    }
+}
+
 #[test]
 fn no_file_is_left_unfinished() {
     for (relative, text) in all_rust_files() {
