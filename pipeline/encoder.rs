@@ -26,7 +26,7 @@ use longreel_models::{
 use crate::{
     error::{Context, Error, Kind, Result},
     flow::{FeatureRows, RgbImage, StepContent},
-    reel::{ReelContent, ReelHeader, RowForm, RowsDtype, StepRows},
+    reel::{ReelContent, ReelHeader, RowForm, RowsDtype, StepRows, modified_s},
     vectors::VectorModel,
 };
 
@@ -455,4 +455,15 @@ pub fn content_of(spec: &SystemSpec) -> Option<ReelContent> {
 /// What tells the weights that make codes or features from those of other models, wherever they lie.
 pub fn encoder_digest(weights: &Weights) -> u64 {
     weights.digest(&["vqgan", "vision", "connector", "deepstack"])
+}
+
+/// When the youngest weights of `system` were written, in seconds; 0 when nobody knows.
+pub fn weights_modified_s(system: &System) -> u64 {
+    let files = std::fs::read_dir(system.path())
+        .into_iter()
+        .flatten()
+        .flatten();
+    let paths = files.map(|f| f.path());
+    let weights = paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    weights.map(|p| modified_s(&p)).max().unwrap_or(0)
 }

@@ -36,6 +36,8 @@ pub mod search;
 
 pub mod chooser;
 
+pub mod prepare;
+
 pub mod synth;
 
 pub mod train;

@@ -17,7 +17,7 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::AskArgs,
-        choosing,
+        choosing, open,
         output::{Voice, write_stdout},
         resolve,
     },
@@ -26,6 +26,7 @@ use crate::{
     error::{Error, Kind, Result},
     model::{Model, ModelFiles},
     plan::{Demand, Plan, peak_memory_bytes},
+    prepare,
     ranks::Ranks,
     shown::usual_sampling,
     stages::{
@@ -160,7 +161,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 
 /// The part of a process that another one leads.
 fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel) -> Result<()> {
-    let system = resolve::system_or_demo(args.model.as_deref(), voice, cancel);
+    let system = open::system_or_demo(args.model.as_deref(), voice, cancel);
     let files = system.and_then(|system| ModelFiles::open_with(&system, args.decoder.as_deref()));
     match files.and_then(|files| files.load()) {
         Ok(model) => ranks.serve(&model.decoder),
@@ -187,18 +188,18 @@ fn prepare(
     voice: Voice,
     cancel: &Cancel,
 ) -> Result<Prepared> {
-    let system = resolve::system_or_demo(args.model.as_deref(), voice, cancel)?;
+    let system = open::system_or_demo(args.model.as_deref(), voice, cancel)?;
     let mut files = ModelFiles::open_with(&system, args.decoder.as_deref())?;
-    resolve::choose_after_video(&mut files.spec, args.after_video)?;
-    resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
+    prepare::choose_after_video(&mut files.spec, args.after_video.map(resolve::after_video))?;
+    prepare::choose_time_instruction(&mut files.spec, args.time_instruction.map(resolve::is_on))?;
     let selection = resolve::selection(&args.sampling, usual_sampling(&system)?)?;
     let chooser = choosing::chooser(&args.sampling, Some(question), voice, cancel)?;
     let choosing = Instant::now();
-    let mut sources = resolve::sources(videos, &selection, chooser.as_ref(), voice, cancel)?;
+    let mut sources = open::sources(videos, &selection, chooser.as_ref(), voice, cancel)?;
     let chosen = chooser.map(|_| choosing.elapsed());
     let budget = resolve::pixel_budget(&args.pixels);
     let shape = StepShape::of(&system, &files.spec, &budget)?;
-    resolve::check_reels(&files, shape.as_ref(), &budget, &sources)?;
+    prepare::check_reels(&files, shape.as_ref(), &budget, &sources)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();
     let end = args.frame_end.map(resolve::frame_end);
     let layout = Layout::of(&files, question, n_videos, end)?;
@@ -214,7 +215,7 @@ fn prepare(
         voice.note(&format!(
             "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"
         ));
-        sources = resolve::sources(videos, &fewer, None, voice, cancel)?;
+        sources = open::sources(videos, &fewer, None, voice, cancel)?;
         plan = planned(&sources)?;
     }
     plan.check(resolve::frames_option(&sources), n_videos)?;
@@ -450,10 +451,10 @@ fn planned(
         processes: ranks.place().1 as u64,
         ranks: ranks.count() as u64,
         prefill_chunk: options.prefill_chunk as u64,
-        ..resolve::demand(model, layout, shape, sources, options.kv_dtype)?
+        ..prepare::demand(model, layout, shape, sources, options.kv_dtype)?
     };
-    let plan = Plan::new(&model.spec, demand, resolve::memory_of(ranks));
-    resolve::with_frames_that_fit(plan, layout, shape, sources)
+    let plan = Plan::new(&model.spec, demand, prepare::memory_of(ranks));
+    prepare::with_frames_that_fit(plan, layout, shape, sources)
 }
 
 /// Prints the answer as it is made, where that was asked for.

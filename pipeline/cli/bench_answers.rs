@@ -13,6 +13,7 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::AnswersArgs,
+        open,
         output::{Voice, to_json},
         resolve::{self, within},
     },
@@ -51,10 +52,10 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
     within("--max-new-tokens", args.max_new_tokens, 1..=1 << 16)?;
     check_folders(args)?;
-    let system = resolve::system_or_demo(args.model.as_deref(), voice, cancel)?;
+    let system = open::system_or_demo(args.model.as_deref(), voice, cancel)?;
     let clips = clips(args)?;
     let sampling = Sampling::Fps(rate);
-    let words = resolve::describe(&sampling, &TimeRange::ALL);
+    let words = sampling.in_words(&TimeRange::ALL);
     let answering = Answering::open(&system, sampling, words, args.max_new_tokens)?;
     let exam = Exam {
         answering: &answering,

@@ -14,12 +14,14 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::ContextArgs,
+        open,
         output::{self, Voice, to_json},
         resolve::{self, within},
     },
     error::{Context, Error, Kind, Result},
     model::ModelFiles,
     plan::{Demand, Plan, bytes, peak_memory_bytes},
+    prepare,
     ranks::Ranks,
     stages::progress::Progress,
 };
@@ -135,7 +137,7 @@ fn load(
 ) -> Result<(Decoder, u64)> {
     let path = Path::new(&args.model);
     if path.extension().is_some_and(|e| e == "toml") {
-        let mut spec = resolve::spec_file(path)?;
+        let mut spec = open::spec_file(path)?;
         // The length that the model was trained for says nothing about the machine.
         let longest = tokens.last().copied().unwrap_or(0) + args.question + args.answer;
         let limit = &mut spec.decoder.max_position_embeddings;
@@ -143,7 +145,7 @@ fn load(
         check(args, &spec, tokens, random_bytes(&spec.decoder), ranks)?;
         return random_decoder(&spec.decoder);
     }
-    let system = resolve::system(&args.model, voice, cancel)?;
+    let system = open::system(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&system)?;
     check(args, &files.spec, tokens, files.weight_bytes(), ranks)?;
     let weight_bytes = files.weight_bytes();
@@ -172,7 +174,7 @@ fn check(
         ranks: ranks.count() as u64,
         prefill_chunk: args.prefill_chunk as u64,
     };
-    Plan::new(spec, demand, resolve::memory_of(ranks)).check("--frames", 0)
+    Plan::new(spec, demand, prepare::memory_of(ranks)).check("--frames", 0)
 }
 
 fn append(path: Option<&Path>, report: &Report, row: &ContextRow) -> Result<()> {

@@ -5,27 +5,16 @@ use crate::{
     chooser::{Changes, Chooser, Query, Vectors},
     cli::{
         args::{ChoosingArgs, SamplerArg, SamplingArgs},
+        open,
         output::Voice,
-        resolve,
         search::model_of_reel,
     },
     error::{Context, Error, Kind, Result},
     reel::ReelReader,
-    sources::{
-        change::USUAL_THRESHOLD,
-        sampler::{Sampling, parse_time},
-    },
+    sources::{change::USUAL_THRESHOLD, sampler::parse_time},
     time::Pts,
     vectors::VectorModel,
 };
-
-/// The candidates where no rate is given: all frames of a reel of vectors, or one a second.
-pub fn usual_candidates(args: &ChoosingArgs) -> Result<Sampling> {
-    match args.query_reel {
-        Some(_) => Ok(Sampling::Every),
-        None => Ok(Sampling::ONE_A_SECOND),
-    }
-}
 
 /// How frames are chosen by what they show; `None` where the user does not ask for it.
 ///
@@ -142,7 +131,7 @@ fn model(args: &ChoosingArgs, voice: Voice, cancel: &Cancel) -> Result<Option<Ve
             model_of_reel(name, "--query-model", reel.header(), voice, cancel).map(Some)
         }
         (None, Some(name)) => {
-            let system = resolve::system(name, voice, cancel)?;
+            let system = open::system(name, voice, cancel)?;
             VectorModel::load(&system).map(Some)
         }
         (None, None) => Ok(None),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{
     bench::answers::Answering,
     cancel::Cancel,
-    cli::{args::DemoArgs, output::Voice, resolve},
+    cli::{args::DemoArgs, open, output::Voice},
     demo_model,
     error::{Context, Error, Kind, Result},
     sources::sampler::{Sampling, TimeRange},
@@ -57,7 +57,7 @@ struct AnswerJson {
 /// Runs the verb.
 pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
-    let system = resolve::system_or_demo(args.model.as_deref(), voice, cancel)?;
+    let system = open::system_or_demo(args.model.as_deref(), voice, cancel)?;
     if args.model.is_none() {
         warn(args, voice);
     }
@@ -70,7 +70,7 @@ pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         clip.seconds
     ));
     let sampling = Sampling::ONE_A_SECOND;
-    let words = resolve::describe(&sampling, &TimeRange::ALL);
+    let words = sampling.in_words(&TimeRange::ALL);
     let answering = Answering::open(&system, sampling, words, ANSWER_TOKENS)?;
     let (video, answers) = ask_all(&path, &clip, &answering, cancel)?;
     let result = DemoJson {

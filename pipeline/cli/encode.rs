@@ -7,11 +7,12 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::EncodeArgs, choosing, output::Voice, resolve},
-    encoder::{EncoderModel, PixelBudget, StepShape},
+    cli::{args::EncodeArgs, choosing, open, output::Voice, resolve},
+    encoder::{EncoderModel, PixelBudget, StepShape, weights_modified_s},
     error::{Context, Error, Kind, Result},
     model::ModelFiles,
     plan::{self, Plan},
+    prepare,
     reel::{ReelHeader, ReelVideo, ReelWriter, absolute, partial_path},
     shown::usual_sampling,
     sources::file::FrameReader,
@@ -51,7 +52,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         );
         return Err(Error::new(Kind::Usage, message));
     }
-    let system = resolve::system(&args.model, voice, cancel)?;
+    let system = open::system(&args.model, voice, cancel)?;
     let budget = resolve::pixel_budget(&args.pixels);
     let (sources, chosen) = sources(&args, &system, &budget, voice, cancel)?;
     let model = EncoderModel::load(&system, &budget)?;
@@ -115,7 +116,7 @@ fn sources(
     let selection = resolve::selection(&args.sampling, usual_sampling(system)?)?;
     let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
     let choosing = Instant::now();
-    let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
+    let sources = open::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
     let chosen = chooser.map(|_| choosing.elapsed().as_secs_f64());
     if !selection.is_own_rule() {
         return Ok((sources, chosen));
@@ -128,7 +129,7 @@ fn sources(
     voice.note(&format!(
         "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"
     ));
-    let sources = resolve::sources(&args.videos, &fewer, None, voice, cancel)?;
+    let sources = open::sources(&args.videos, &fewer, None, voice, cancel)?;
     Ok((sources, chosen))
 }
 
@@ -139,9 +140,9 @@ fn short_question(system: &Arc<System>, budget: &PixelBudget, sources: &[Source]
     let layout = Layout::of(&files, plan::SHORT_QUESTION, n_videos, None)?;
     let shape = StepShape::of(system, &files.spec, budget)?;
     let shape = shape.as_ref();
-    let demand = resolve::demand(&files, &layout, shape, sources, KvDtype::Bf16)?;
+    let demand = prepare::demand(&files, &layout, shape, sources, KvDtype::Bf16)?;
     let plan = Plan::new(&files.spec, demand, None);
-    resolve::with_frames_that_fit(plan, &layout, shape, sources)
+    prepare::with_frames_that_fit(plan, &layout, shape, sources)
 }
 
 fn header(args: &EncodeArgs, model: &EncoderModel, sources: &[Source]) -> Result<ReelHeader> {
@@ -163,7 +164,7 @@ fn header(args: &EncodeArgs, model: &EncoderModel, sources: &[Source]) -> Result
     let content = model.content(args.reel_dtype.map(resolve::reel_dtype));
     Ok(ReelHeader {
         model: absolute(model.system.path()).display().to_string(),
-        model_modified_s: resolve::weights_modified_s(model.system.path()),
+        model_modified_s: weights_modified_s(&model.system),
         content: content.doing(|| "--reel-dtype")?,
         videos,
     })

@@ -12,12 +12,13 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::{FrameSize, FramesArgs},
-        choosing,
+        choosing, open,
         output::{Voice, to_json},
-        resolve::{self, Selection},
+        resolve,
     },
     error::{Context, Error, Kind, Result},
     flow::Frame,
+    prepare::Selection,
     shown::Shown,
     sources::{
         file::{DecodeReport, FrameReader, VideoInfo},
@@ -57,7 +58,7 @@ pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let shown = shown(&args, voice, cancel)?;
     let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
     let (mut reader, sampling) =
-        resolve::video(&args.video, &selection, chooser.as_ref(), voice, cancel)?;
+        open::video(&args.video, &selection, chooser.as_ref(), voice, cancel)?;
     drop(chooser);
     fs::create_dir_all(&args.out).doing(|| format!("make the directory {}", args.out.display()))?;
     let progress = Progress::default();
@@ -104,7 +105,7 @@ fn shown(args: &FramesArgs, voice: Voice, cancel: &Cancel) -> Result<Option<Show
     let (FrameSize::Model, Some(model)) = (args.size, &args.model) else {
         return Ok(None);
     };
-    let system = resolve::system(model, voice, cancel)?;
+    let system = open::system(model, voice, cancel)?;
     Shown::of(&system, &resolve::pixel_budget(&args.pixels)).map(Some)
 }
 

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::GenerateArgs, output::Voice, resolve},
+    cli::{args::GenerateArgs, open, output::Voice, resolve},
     error::{Context, Error, Kind, Result},
     model::{Model, ModelFiles},
     plan::{Demand, Plan, available_memory_bytes},
@@ -44,7 +44,7 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = std::time::Instant::now();
     check(&args)?;
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
-    let system = resolve::system(&args.model, voice, cancel)?;
+    let system = open::system(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&system)?;
     let mut out = PictureWriter::create(&args.out, files.check_codes()?.resolution, rate)?;
     let (medium, n_frames) = if out.is_video() {

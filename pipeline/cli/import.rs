@@ -15,8 +15,8 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::{ImportArgs, WeightDtypeArg},
+        open,
         output::Voice,
-        resolve,
     },
     error::{Error, Kind, Result},
     plan,
@@ -72,7 +72,7 @@ pub fn run(args: ImportArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 fn lwm_files(args: &ImportArgs) -> Result<LwmFiles> {
     let missing = |flag: &str| Error::new(Kind::Usage, format!("{flag} is missing"));
     let spec_path = args.spec.as_ref().ok_or_else(|| missing("--spec"))?;
-    let spec = resolve::spec_file(spec_path)?;
+    let spec = open::spec_file(spec_path)?;
     Ok(LwmFiles {
         spec,
         params: args

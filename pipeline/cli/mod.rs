@@ -12,6 +12,7 @@ mod frames;
 mod generate;
 mod import;
 mod models;
+mod open;
 mod output;
 mod plan;
 mod plan_encode;

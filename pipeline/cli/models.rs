@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::ModelsVerb, output::Voice, resolve},
+    cli::{args::ModelsVerb, open, output::Voice},
     encoder::{FrameEncoder, PixelBudget},
     error::{Error, Kind, Result},
     hub, plan,
@@ -27,12 +27,12 @@ use crate::{
 pub fn run(verb: ModelsVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
     match verb {
         ModelsVerb::List => list(voice),
-        ModelsVerb::Show { model } => show(&*resolve::system(&model, voice, cancel)?, voice),
+        ModelsVerb::Show { model } => show(&*open::system(&model, voice, cancel)?, voice),
         ModelsVerb::Verify { model } => {
-            check(&*resolve::system(&model, voice, cancel)?, voice, cancel)
+            check(&*open::system(&model, voice, cancel)?, voice, cancel)
         }
         ModelsVerb::Pull { model } => {
-            let dir = resolve::model_dir(&model, voice, cancel)?;
+            let dir = open::model_dir(&model, voice, cancel)?;
             voice.say(&serde_json::json!({ "model": model, "path": dir }), || {
                 dir.display().to_string()
             })

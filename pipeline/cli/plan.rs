@@ -18,7 +18,7 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::PlanArgs,
-        choosing,
+        choosing, open,
         output::Voice,
         plan_encode,
         plan_inputs::{PlannedModel, SourcePlan, available, expected_frames, source_plan},
@@ -28,6 +28,7 @@ use crate::{
     error::{Error, Kind, Result},
     model::ModelFiles,
     plan::{Demand, MachineSpeed, Plan, bytes},
+    prepare,
     sources::sampler::Sampling,
     stages::{
         decode::Source,
@@ -75,7 +76,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let facts = facts(&args, &model)?;
     let selection = resolve::selection(&args.sampling, facts.usual.clone())?;
     let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
-    let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
+    let sources = open::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
     drop(chooser);
     if !facts.spec.looks() && (!sources.is_empty() || args.hours.is_some()) {
         return Err(refusal(&args.model, SystemKind::Text, Need::Frames));
@@ -134,7 +135,7 @@ fn of_file(args: &PlanArgs, spec: &SystemSpec, usual: Sampling) -> Result<Facts>
     }
     let answering = spec.answering().cloned();
     let mut spec = answering.ok_or_else(|| refusal(&args.model, spec.kind(), Need::Answers))?;
-    resolve::choose_time_instruction(&mut spec, args.time_instruction)?;
+    prepare::choose_time_instruction(&mut spec, args.time_instruction.map(resolve::is_on))?;
     let weight_bytes = 2 * parameters(&spec);
     Ok(Facts {
         shape: usual_shape(&spec),
@@ -147,7 +148,7 @@ fn of_file(args: &PlanArgs, spec: &SystemSpec, usual: Sampling) -> Result<Facts>
 
 fn of_system(args: &PlanArgs, system: &Arc<System>, usual: Sampling) -> Result<Facts> {
     let mut files = ModelFiles::open_with(system, args.decoder.as_deref())?;
-    resolve::choose_time_instruction(&mut files.spec, args.time_instruction)?;
+    prepare::choose_time_instruction(&mut files.spec, args.time_instruction.map(resolve::is_on))?;
     let budget = resolve::pixel_budget(&args.pixels);
     Ok(Facts {
         shape: StepShape::of(system, &files.spec, &budget)?,
@@ -164,7 +165,7 @@ fn layout(args: &PlanArgs, facts: &Facts, sources: &[Source]) -> Result<Option<L
         return Ok(None);
     };
     let budget = resolve::pixel_budget(&args.pixels);
-    resolve::check_reels(files, facts.shape.as_ref(), &budget, sources)?;
+    prepare::check_reels(files, facts.shape.as_ref(), &budget, sources)?;
     let n_videos: usize = sources.iter().map(Source::n_videos).sum();
     let n_videos = n_videos.max(1) * usize::from(facts.spec.looks());
     Layout::of(files, &args.question, n_videos, None).map(Some)

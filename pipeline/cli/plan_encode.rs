@@ -13,7 +13,7 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::PlanArgs,
-        choosing,
+        choosing, open,
         output::Voice,
         plan_inputs::{PlannedModel, SourcePlan, available, expected_frames, source_plan},
         resolve,
@@ -47,7 +47,7 @@ pub fn run(args: &PlanArgs, model: &PlannedModel, voice: Voice, cancel: &Cancel)
     check_options(args)?;
     let selection = resolve::selection(&args.sampling, model.usual_sampling()?)?;
     let chooser = choosing::chooser(&args.sampling, None, voice, cancel)?;
-    let sources = resolve::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
+    let sources = open::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
     let frames = expected_frames(args, &sources, &selection.sampling)?;
     let spec = model.spec();
     let plan = EncodePlan::new(

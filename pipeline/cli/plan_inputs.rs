@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::PlanArgs, output::Voice, resolve},
+    cli::{args::PlanArgs, open, output::Voice},
     error::{Error, Kind, Result},
     plan::available_memory_bytes,
     shown::usual_sampling,
@@ -34,8 +34,8 @@ impl PlannedModel {
     pub fn open(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Self> {
         let path = Path::new(&args.model);
         match path.extension().is_some_and(|e| e == "toml") {
-            true => resolve::model_file(path).map(|spec| Self::File(Box::new(spec))),
-            false => resolve::system(&args.model, voice, cancel).map(Self::System),
+            true => open::model_file(path).map(|spec| Self::File(Box::new(spec))),
+            false => open::system(&args.model, voice, cancel).map(Self::System),
         }
     }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::ReconstructArgs, output::Voice, resolve},
+    cli::{args::ReconstructArgs, open, output::Voice},
     encoder::{EncoderModel, PixelBudget},
     error::{Context, Result},
     reel::ReelReader,
@@ -25,7 +25,7 @@ struct ReconstructJson<'a> {
 /// Runs the verb.
 pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let rate = parse_rate(&args.fps).doing(|| "--fps")?;
-    let system = resolve::system(&args.model, voice, cancel)?;
+    let system = open::system(&args.model, voice, cancel)?;
     let model = EncoderModel::load(&system, &PixelBudget::default())?;
     let (vqgan, spec) = model.codes()?;
     let mut reel = ReelReader::open(&args.reel)?;

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::SearchArgs, output::Voice, resolve},
+    cli::{args::SearchArgs, open, output::Voice, resolve},
+    encoder::weights_modified_s,
     error::{Context, Error, Kind, Result},
     flow::RgbImage,
     plan,
@@ -136,9 +137,9 @@ pub(super) fn model_of_reel(
         );
         return Err(Error::new(Kind::NotFound, message));
     }
-    let system = resolve::system(name.unwrap_or(made_by), voice, cancel)?;
+    let system = open::system(name.unwrap_or(made_by), voice, cancel)?;
     let model = VectorModel::load(&system)?;
-    if header.model_modified_s != resolve::weights_modified_s(system.path()) {
+    if header.model_modified_s != weights_modified_s(&system) {
         voice.note(&format!(
             "the weights in {} are of another time than those that made the reel: other weights find nothing",
             system.path().display()

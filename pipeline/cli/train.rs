@@ -6,7 +6,7 @@ use std::{
 };
 
 use longreel_models::{
-    checkpoint::writer::{ImportOptions, StoredDtype, check_layout, write_model},
+    checkpoint::writer::{ImportOptions, check_layout, write_model},
     context::tokenizer::Tokenizer,
     spec::ModelSpec,
     training::{
@@ -20,8 +20,9 @@ use serde::Serialize;
 use crate::{
     cancel::Cancel,
     cli::{
-        args::{TrainDecoderArgs, TrainVerb, WeightDtypeArg},
+        args::{TrainDecoderArgs, TrainVerb},
         output::Voice,
+        resolve,
         step_bar::StepBar,
         train_data, train_make_qa, train_vqgan,
     },
@@ -178,20 +179,11 @@ fn write_trained(
     }
     check_layout(spec, &tensors)?;
     let options = ImportOptions {
-        dtype: stored_dtype(args.dtype),
+        dtype: resolve::stored_dtype(args.dtype),
         force: true,
         ..ImportOptions::default()
     };
     write_model(out, spec, &tensors, tokenizer, options).map(drop)
-}
-
-/// How the weights of a trained model are stored.
-pub fn stored_dtype(arg: WeightDtypeArg) -> StoredDtype {
-    match arg {
-        WeightDtypeArg::Bf16 => StoredDtype::Bf16,
-        WeightDtypeArg::F32 => StoredDtype::F32,
-        WeightDtypeArg::Stored => StoredDtype::AsStored,
-    }
 }
 
 /// `loss 1.2345  text 0.61 (83.1%)  codes 2.10 (40.2%)  12345 tokens/s`

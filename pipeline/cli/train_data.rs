@@ -8,6 +8,7 @@ use crate::{
     cancel::Cancel,
     cli::{
         args::{TrainMakeLinesArgs, TrainTokenizerArgs},
+        open,
         output::Voice,
         resolve,
     },
@@ -38,7 +39,7 @@ struct LinesJson<'a> {
 pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
     resolve::check_free(&args.out, args.force)?;
-    let system = resolve::system(&args.model, voice, cancel)?;
+    let system = open::system(&args.model, voice, cancel)?;
     let model = EncoderModel::load(&system, &PixelBudget::default())?;
     model.codes()?;
     let rules = LineRules {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::TrainMakeQaArgs, output::Voice, resolve},
+    cli::{args::TrainMakeQaArgs, open, output::Voice, resolve},
     error::{Context, Result},
     model::ModelFiles,
     reel::is_reel,
@@ -44,7 +44,7 @@ pub fn run(args: &TrainMakeQaArgs, voice: Voice, cancel: &Cancel) -> Result<()> 
     resolve::check_free(&args.out, args.force)?;
     let shows_frames = is_reel(&args.input);
     let options = options(args)?;
-    let system = resolve::system(&args.model, voice, cancel)?;
+    let system = open::system(&args.model, voice, cancel)?;
     let files = ModelFiles::open(&system)?;
     let rules = rules(args, shows_frames, &files, options)?;
     let chunks = match shows_frames {

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     cancel::Cancel,
-    cli::{args::TrainVqganArgs, output::Voice, step_bar::StepBar, train::stored_dtype},
+    cli::{args::TrainVqganArgs, output::Voice, resolve, step_bar::StepBar},
     error::{Context, Error, Kind, Result},
     plan::peak_memory_bytes,
     stages::progress::Progress,
@@ -83,7 +83,7 @@ pub fn run(args: &TrainVqganArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let (last, trainer) = trained.doing(|| format!("train {}", args.out.display()))?;
     let model = run.model();
     let options = ImportOptions {
-        dtype: stored_dtype(args.dtype),
+        dtype: resolve::stored_dtype(args.dtype),
         force: true,
         ..ImportOptions::default()
     };

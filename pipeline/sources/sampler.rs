@@ -97,6 +97,19 @@ pub enum Sampling {
 impl Sampling {
     /// One frame a second.
     pub const ONE_A_SECOND: Self = Self::Fps(Rate::ONE);
+
+    /// In words, as it is echoed, out of `range`: `1 frames/s from 00:00:10.000`.
+    pub fn in_words(&self, range: &TimeRange) -> String {
+        let words = match self {
+            Sampling::Every => "every frame".to_owned(),
+            Sampling::Fps(rate) => format!("{rate} frames/s"),
+            Sampling::Uniform(n) => format!("{n} frames spread evenly"),
+            Sampling::At(times) => format!("{} given times", times.len()),
+            Sampling::Indices(numbers) => format!("{} given frame numbers", numbers.len()),
+            Sampling::Rule { choice, .. } => choice.to_string(),
+        };
+        range.behind(words)
+    }
 }
 
 /// The part of a video that is looked at: frames with `from <= PTS < to`.

@@ -107,6 +107,34 @@ fn encoders_of_specifications_have_as_many_numbers_as_their_folders() {
     }
 }
 
+#[test]
+fn encoders_alone_have_as_many_numbers_as_their_folders() {
+    for name in [
+        "clip",
+        "siglip",
+        "siglip_wide",
+        "vit",
+        "vit_no_bias",
+        "dinov2",
+        "resnet",
+    ] {
+        let system = folders::system(&golden::path(&format!("systems/{name}")));
+        let numbers = match system.spec() {
+            SystemSpec::DualEncoder(spec) => spec.parameters(),
+            SystemSpec::Classifier(spec) => spec.parameters(),
+            SystemSpec::ConvNet(spec) => spec.parameters().unwrap(),
+            other => panic!("{name} is {}", other.kind()),
+        };
+        let weights = system.weights().unwrap();
+        let stored: usize = weights
+            .list()
+            .filter(|(name, ..)| !name.starts_with("classifier"))
+            .map(|(.., shape)| shape.iter().product::<usize>())
+            .sum();
+        assert_eq!(numbers, stored, "{name}");
+    }
+}
+
 /// In millions, connectors included.
 #[test]
 fn towers_have_their_public_sizes() {

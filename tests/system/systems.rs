@@ -452,14 +452,44 @@ fn an_hour_is_planned_for_every_model_file() {
             run.stderr
         );
     }
-    for model in ["llama-3.1-8b", "mixtral-8x7b", "resnet-50"] {
+    for model in ["llama-3.1-8b", "mixtral-8x7b"] {
         let file = format!("{}/configs/models/{model}.toml", env!("CARGO_MANIFEST_DIR"));
         let run = longreel(&["plan", "--model", &file, "--hours", "1", "--fps", "1"]);
-        let expected = if model == "resnet-50" {
-            "expected a model that answers in words"
-        } else {
-            "is a text model, expected a model that looks at frames"
-        };
-        run.refused(2, expected);
+        run.refused(2, "is a text model, expected a model that looks at frames");
+    }
+}
+
+/// Encoders of `configs/models`: numbers of a vector, public sizes in millions, and operations of a picture in milliards.
+#[test]
+fn an_hour_of_vectors_is_planned_for_every_model_file_of_an_encoder() {
+    for (model, width, millions, giga) in [
+        ("clip-l-14-336", 768, 427.9, 381.0),
+        ("siglip-so400m-14-384", 1152, 878.0, 665.0),
+        ("vit-b-16-224", 768, 85.8, 34.9),
+        ("resnet-50", 2048, 23.5, 8.2),
+    ] {
+        let file = format!("{}/configs/models/{model}.toml", env!("CARGO_MANIFEST_DIR"));
+        let hour = [
+            "plan", "--model", &file, "--hours", "1", "--fps", "1", "--json",
+        ];
+        let plan = longreel(&hour).json();
+        let number = |key: &str| plan[key].as_f64().unwrap();
+        assert_eq!(
+            plan["content"],
+            format!("vectors of {width} numbers"),
+            "{model}"
+        );
+        // A record has a head of 24 bytes and two bytes a number.
+        assert!(
+            number("reel_bytes") >= 3600.0 * 2.0 * f64::from(width),
+            "{model}"
+        );
+        let got = number("weight_bytes") / 4e6;
+        assert!(
+            (got - millions).abs() < 0.1,
+            "{model}: {got} million numbers"
+        );
+        let got = number("encode_flops") / 3600.0 / 1e9;
+        assert!((got - giga).abs() < 0.02 * giga, "{model}: {got}");
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The pipeline's modules in the order in which they may import one another.
-const PIPELINE_ORDER: [&str; 22] = [
+const PIPELINE_ORDER: [&str; 23] = [
     "error",
     "time",
     "cancel",
@@ -23,6 +23,7 @@ const PIPELINE_ORDER: [&str; 22] = [
     "stages",
     "search",
     "chooser",
+    "prepare",
     "synth",
     "train",
     "bench",

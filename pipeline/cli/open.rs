@@ -1,0 +1,145 @@
+//! What arguments name, opened: models, and videos whose frames may be chosen by what they show.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use longreel_models::{
+    spec::{
+        ModelSpec,
+        system::{Need, SystemSpec, refusal},
+    },
+    systems::{self, System},
+};
+
+use crate::{
+    cancel::Cancel,
+    chooser::{Candidates, Chooser},
+    cli::output::Voice,
+    demo_model,
+    error::{Context, Error, Kind, Result},
+    hub,
+    prepare::Selection,
+    reel::{self, ReelReader},
+    sources::{file::FrameReader, sampler::TimeRange},
+    stages::{decode::Source, progress::Progress},
+};
+
+/// The directory of `model`: a path as it is, a name through the hub cache.
+pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
+    let bar = voice.byte_bar("fetch");
+    hub::resolve(
+        model,
+        &hub::Settings::from_env()?,
+        &mut |file, done, total| bar.set(file, done, total),
+        cancel,
+    )
+    .doing(|| format!("find the model {model}"))
+}
+
+/// The model that `model` names, opened: a path or a name of the hub.
+pub fn system(model: &str, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
+    opened(&model_dir(model, voice, cancel)?)
+}
+
+/// [`system`], or the demo model where none is named, which is then said.
+pub fn system_or_demo(model: Option<&str>, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
+    if let Some(model) = model {
+        return system(model, voice, cancel);
+    }
+    voice.note(
+        "no model is named: the demo model answers, which knows clips like those of `longreel synth --plain --length 4` \
+         and nothing else; --model names another",
+    );
+    opened(&demo_model::directory()?)
+}
+
+fn opened(dir: &Path) -> Result<Arc<System>> {
+    let system = systems::open(dir).map(Arc::new);
+    system.doing(|| format!("open the model {}", dir.display()))
+}
+
+/// What the model file (TOML) at `path` describes.
+pub fn model_file(path: &Path) -> Result<SystemSpec> {
+    let doing = || format!("read {}", path.display());
+    let text = std::fs::read_to_string(path).doing(doing)?;
+    SystemSpec::from_toml(&text).doing(doing)
+}
+
+/// [`model_file`], of a model that answers.
+pub fn spec_file(path: &Path) -> Result<ModelSpec> {
+    let spec = model_file(path)?;
+    let answering = spec.answering().cloned();
+    answering.ok_or_else(|| refusal(&path.display().to_string(), spec.kind(), Need::Answers))
+}
+
+/// Opens every input: reels as they are, everything else as video, whose frames `chooser` may choose.
+pub fn sources(
+    paths: &[PathBuf],
+    selection: &Selection,
+    chooser: Option<&Chooser>,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<Vec<Source>> {
+    let open = |path: &PathBuf| source(path, selection, chooser, voice, cancel);
+    paths.iter().map(open).collect()
+}
+
+fn source(
+    path: &Path,
+    selection: &Selection,
+    chooser: Option<&Chooser>,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<Source> {
+    if !reel::is_reel(path) {
+        let (reader, sampling) = video(path, selection, chooser, voice, cancel)?;
+        let reader = Box::new(reader);
+        return Ok(Source::Video { reader, sampling });
+    }
+    if !selection.is_usual {
+        let message = format!(
+            "{} is a reel, whose frames were chosen when it was made: expected no --fps, --frames, --all-frames or --sampler",
+            path.display()
+        );
+        return Err(Error::new(Kind::Usage, message));
+    }
+    let reel = ReelReader::open(path)?;
+    let reel = match selection.range == TimeRange::ALL {
+        true => reel,
+        false => reel.within(selection.range)?,
+    };
+    Ok(Source::Reel(Box::new(reel)))
+}
+
+/// Opens the video at `path`, whose frames `chooser` may choose; and how they are chosen, in words.
+pub fn video(
+    path: &Path,
+    selection: &Selection,
+    chooser: Option<&Chooser>,
+    voice: Voice,
+    cancel: &Cancel,
+) -> Result<(FrameReader, String)> {
+    let Selection {
+        sampling, range, ..
+    } = selection;
+    let reader = FrameReader::open(path, sampling, range, cancel.clone())?;
+    let words = sampling.in_words(range);
+    let Some(chooser) = chooser else {
+        return Ok((reader, words));
+    };
+    let candidates = Candidates {
+        reader,
+        range,
+        sampling: &words,
+    };
+    let progress = Progress::default();
+    let choice = voice
+        .show(&progress, || chooser.choose(candidates, &progress, cancel))
+        .doing(|| format!("choose frames of {}", path.display()))?;
+    let kept = choice.reader.expected_frames().unwrap_or(0);
+    let (path, all) = (path.display(), choice.candidates);
+    voice.note(&format!("{path}: {kept} of {all} frames are chosen"));
+    Ok((choice.reader, choice.sampling))
+}
