@@ -8,6 +8,8 @@
 
 pub mod error;
 
+pub mod file_name;
+
 pub mod spec;
 
 pub mod checkpoint;

@@ -20,6 +20,8 @@ use std::{
 pub use cache::{CachedModel, list_cached};
 pub use files::wanted;
 
+use longreel_models::file_name::FileName;
+
 use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
@@ -207,16 +209,17 @@ pub type DownloadProgress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 /// # Errors
 /// `NotFound` for a name that is neither, `Network` when the hub fails, `Interrupted` on request.
 pub fn resolve(
-    name: &str,
+    name: impl AsRef<Path>,
     settings: &Settings,
     progress: DownloadProgress<'_>,
     cancel: &Cancel,
 ) -> Result<PathBuf> {
-    let path = Path::new(name);
+    let path = name.as_ref();
+    let name = path.shown();
     if path.try_exists().doing(|| format!("look for {name}"))? {
         return Ok(path.to_owned());
     }
-    let Some(repo) = Repo::parse(name) else {
+    let Some(repo) = path.to_str().and_then(Repo::parse) else {
         return Err(Error::new(
             Kind::NotFound,
             format!("no such file or directory: {name} (and a model on the hub is named org/name)"),

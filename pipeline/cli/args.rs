@@ -1,6 +1,6 @@
 //! The command line as written: filled without any I/O, resolved by each verb.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
@@ -126,7 +126,7 @@ pub struct ChoosingArgs {
 
     /// CLIP or SigLIP, for --sampler query: a directory, or org/name on the hub.
     #[arg(long, value_name = "MODEL", requires = "sampler")]
-    pub query_model: Option<String>,
+    pub query_model: Option<PathBuf>,
 
     /// What the frames should show, for --sampler query; the question of `ask` when absent.
     #[arg(long, value_name = "TEXT", requires = "sampler")]
@@ -245,13 +245,13 @@ pub enum SwitchArg {
 pub struct AskArgs {
     /// Videos, images or reels, then the question.
     #[arg(required = true, num_args = 1.., value_name = "VIDEO... QUESTION")]
-    pub inputs: Vec<String>,
+    pub inputs: Vec<OsString>,
 
     /// A model directory, org/name on the hub, or a GGUF file [default: the small demo model that comes with the
     /// program, which knows clips like those of `longreel synth --plain --length 4` and nothing else; it is kept in
     /// ~/.cache/longreel].
     #[arg(long, short, value_name = "MODEL")]
-    pub model: Option<String>,
+    pub model: Option<PathBuf>,
 
     /// A GGUF file whose decoder takes the place of the model's own.
     #[arg(long, requires = "model", value_name = "FILE.gguf")]
@@ -348,7 +348,7 @@ pub struct FramesArgs {
 
     /// The model whose preprocessing `--size model` applies.
     #[arg(long, short, value_name = "MODEL", required_if_eq("size", "model"))]
-    pub model: Option<String>,
+    pub model: Option<PathBuf>,
 
     #[command(flatten)]
     pub pixels: PixelArgs,
@@ -381,7 +381,7 @@ pub struct EncodeArgs {
 
     /// A model directory, or org/name on the hub.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: PathBuf,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -408,7 +408,7 @@ pub struct EncodeArgs {
 pub struct SearchArgs {
     /// What to look for (left out with --image), then reels of vectors made by one model.
     #[arg(required = true, num_args = 1.., value_name = "QUERY REEL...")]
-    pub inputs: Vec<String>,
+    pub inputs: Vec<OsString>,
 
     /// Look for what this picture shows.
     #[arg(long, value_name = "FILE")]
@@ -424,7 +424,7 @@ pub struct SearchArgs {
 
     /// Where the model lies that made the vectors; the reels say it when absent.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: Option<String>,
+    pub model: Option<PathBuf>,
 }
 
 /// `longreel reconstruct`
@@ -440,7 +440,7 @@ pub struct ReconstructArgs {
 
     /// The model whose VQGAN made the reel.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: PathBuf,
 
     /// Frames per second of the video written.
     #[arg(long, default_value = "4", value_name = "F")]
@@ -463,7 +463,7 @@ pub struct GenerateArgs {
 
     /// A model directory, or org/name on the hub.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: PathBuf,
 
     /// Frames of a video.
     #[arg(long, default_value_t = 8, value_name = "N")]
@@ -524,7 +524,7 @@ pub struct DemoArgs {
 
     /// A model directory, org/name on the hub, or a GGUF file [default: the demo model that comes with the program].
     #[arg(long, short, value_name = "MODEL")]
-    pub model: Option<String>,
+    pub model: Option<PathBuf>,
 
     /// The same seed gives the same clip; another one every second when absent.
     #[arg(long, value_name = "N")]
@@ -691,17 +691,17 @@ pub enum ModelsVerb {
     /// Shape, size and files of a model.
     Show {
         /// A model directory, org/name on the hub, or a GGUF file.
-        model: String,
+        model: PathBuf,
     },
     /// Check every tensor's name, shape and values.
     Verify {
         /// A model directory, org/name on the hub, or a GGUF file.
-        model: String,
+        model: PathBuf,
     },
     /// Fetch a model from the hub into the cache; goes on where it stopped.
     Pull {
         /// org/name, or org/name@revision.
-        model: String,
+        model: PathBuf,
     },
 }
 
@@ -718,7 +718,7 @@ pub struct PlanArgs {
     /// A model directory, org/name on the hub, a GGUF file, or a .toml model file; of an encoder alone, what `encode`
     /// takes is planned.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: PathBuf,
 
     /// A GGUF file whose decoder takes the place of the model's own.
     #[arg(long, value_name = "FILE.gguf")]
@@ -787,7 +787,7 @@ pub struct AnswersArgs {
 
     /// A model directory, org/name on the hub, or a GGUF file; the demo model when absent.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: Option<String>,
+    pub model: Option<PathBuf>,
 
     /// Frames in a second.
     #[arg(long, default_value = "1", value_name = "RATE")]
@@ -833,7 +833,7 @@ pub struct AnswersArgs {
 pub struct ContextArgs {
     /// A model directory, org/name on the hub, a GGUF file, or a .toml model file.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: PathBuf,
 
     /// Tokens of the context; several are measured one after another.
     #[arg(long, value_name = "N", value_delimiter = ',', required = true)]
@@ -1009,7 +1009,7 @@ pub struct TrainMakeLinesArgs {
 
     /// The model directory whose VQGAN looks at frames.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: PathBuf,
 
     /// The file to write.
     #[arg(long, value_name = "FILE.jsonl")]
@@ -1053,7 +1053,7 @@ pub struct TrainMakeQaArgs {
 
     /// The model that writes: a directory, org/name on the hub, or a GGUF file.
     #[arg(long, short, value_name = "MODEL")]
-    pub model: String,
+    pub model: PathBuf,
 
     /// The file to write.
     #[arg(long, value_name = "FILE.jsonl")]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use longreel_models::file_name::FileName;
 use longreel_models::{
     attention::ring::Traffic,
     context::{prompt::follow_up, vision_prompt, vocab::Token},
@@ -408,11 +409,15 @@ fn split_inputs(args: &AskArgs) -> Result<(&str, Vec<PathBuf>)> {
         .split_last()
         .ok_or_else(|| Error::new(Kind::Usage, "the question is missing"))?;
     if videos.is_empty() && Path::new(question).is_file() {
-        return Err(Error::new(
-            Kind::Usage,
-            format!("{question} is a file, expected a question behind it"),
-        ));
+        let question = Path::new(question).shown();
+        let message = format!("{question} is a file, expected a question behind it");
+        return Err(Error::new(Kind::Usage, message));
     }
+    let question = question.to_str().ok_or_else(|| {
+        let shown = Path::new(question).shown();
+        let message = format!("the question `{shown}` is not UTF-8 text");
+        Error::new(Kind::Usage, message)
+    })?;
     if question.trim().is_empty() {
         return Err(Error::new(Kind::Usage, "the question is empty"));
     }

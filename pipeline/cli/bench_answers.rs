@@ -2,6 +2,7 @@
 
 use std::{fs::OpenOptions, io::Write, path::Path, time::Instant};
 
+use longreel_models::file_name::FileName;
 use serde::Serialize;
 
 use crate::{
@@ -90,7 +91,7 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let report = Report {
         build: Build::HERE,
         machine: Machine::here(),
-        model: name_of(args),
+        model: &name_of(args),
         clips: clips.len(),
         noise: args.noise,
         stopped: taken.is_err(),
@@ -105,8 +106,9 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 }
 
 /// The model as it was named.
-fn name_of(args: &AnswersArgs) -> &str {
-    args.model.as_deref().unwrap_or("the demo model")
+fn name_of(args: &AnswersArgs) -> String {
+    let name = args.model.as_deref().map(|model| model.shown().to_string());
+    name.unwrap_or_else(|| "the demo model".into())
 }
 
 /// Refuses before the first question what could not be written behind the last.

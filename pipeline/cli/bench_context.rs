@@ -2,6 +2,7 @@
 
 use std::{fs::OpenOptions, io::Write, path::Path};
 
+use longreel_models::file_name::FileName;
 use longreel_models::{llama::Decoder, spec::ModelSpec};
 use serde::Serialize;
 
@@ -74,7 +75,7 @@ pub fn run(args: &ContextArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let mut report = Report {
         build: Build::HERE,
         machine: Machine::here(),
-        model: args.model.clone(),
+        model: args.model.shown().to_string(),
         threads: rayon::current_num_threads(),
         link: ranks.link(),
         interrupted: false,
@@ -135,7 +136,7 @@ fn load(
     voice: Voice,
     cancel: &Cancel,
 ) -> Result<(Decoder, u64)> {
-    let path = Path::new(&args.model);
+    let path = args.model.as_path();
     if path.extension().is_some_and(|e| e == "toml") {
         let mut spec = open::spec_file(path)?;
         // The length that the model was trained for says nothing about the machine.

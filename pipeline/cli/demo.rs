@@ -5,6 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use longreel_models::file_name::as_text;
 use serde::Serialize;
 
 use crate::{
@@ -31,9 +32,11 @@ const ANSWER_TOKENS: usize = 16;
 
 #[derive(Serialize)]
 struct DemoJson {
+    #[serde(serialize_with = "as_text")]
     clip: PathBuf,
     seed: u64,
     /// The directory of the model that answered.
+    #[serde(serialize_with = "as_text")]
     model: PathBuf,
     /// What was seen of the clip.
     video: Vec<SourceSeen>,
@@ -185,7 +188,7 @@ fn ask_all(
     Ok((seen, answers))
 }
 
-fn text(result: &DemoJson, model: Option<&str>) -> String {
+fn text(result: &DemoJson, model: Option<&Path>) -> String {
     let width = |of: fn(&AnswerJson) -> usize, least: usize| {
         result.answers.iter().map(of).fold(least, usize::max)
     };

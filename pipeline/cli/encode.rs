@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Instant};
 
+use longreel_models::file_name::as_text;
 use longreel_models::{attention::kv_cache::KvDtype, systems::System};
 use serde::Serialize;
 
@@ -21,6 +22,7 @@ use crate::{
 
 #[derive(Serialize)]
 struct EncodeJson<'a> {
+    #[serde(serialize_with = "as_text")]
     reel: &'a Path,
     model: String,
     frames: u64,

@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use longreel_models::file_name::as_text;
 use serde::Serialize;
 
 use crate::{
@@ -47,6 +48,7 @@ struct FrameLine {
 struct FramesJson<'a> {
     video: &'a VideoInfo,
     sampling: String,
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     frames: u64,
     report: DecodeReport,

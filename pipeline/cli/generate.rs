@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use longreel_models::file_name::as_text;
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
     context::{
@@ -28,6 +29,7 @@ use crate::{
 #[derive(Serialize)]
 struct GenerateJson<'a> {
     prompt: &'a str,
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     model: String,
     frames: usize,

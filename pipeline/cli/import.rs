@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use longreel_models::file_name::as_text;
 use longreel_models::{
     checkpoint::{
         import_lwm::{LwmFiles, import_lwm},
@@ -24,6 +25,7 @@ use crate::{
 
 #[derive(Serialize)]
 struct ImportJson<'a> {
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     tensors: usize,
     bytes: u64,

@@ -97,7 +97,7 @@ fn usage_code(error: &clap::Error) -> u8 {
 fn report_usage(error: &clap::Error) -> ExitCode {
     let code = usage_code(error);
     let _ = error.print();
-    if error.use_stderr() && std::env::args().any(|a| a == "--json") {
+    if error.use_stderr() && std::env::args_os().any(|a| a == "--json") {
         let message = error.to_string();
         let message = message.lines().next().unwrap_or_default();
         say_error(Kind::Usage, message.trim_start_matches("error: "), code);

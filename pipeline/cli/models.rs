@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use longreel_models::file_name::{FileName, as_text};
 use longreel_models::{
     checkpoint::weights::Weights,
     spec::{
@@ -33,7 +34,7 @@ pub fn run(verb: ModelsVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
         }
         ModelsVerb::Pull { model } => {
             let dir = open::model_dir(&model, voice, cancel)?;
-            voice.say(&serde_json::json!({ "model": model, "path": dir }), || {
+            voice.say(&serde_json::json!({ "model": model.shown().to_string(), "path": dir.shown().to_string() }), || {
                 dir.display().to_string()
             })
         }
@@ -104,6 +105,7 @@ impl Stored {
 
 #[derive(Serialize)]
 struct ShowJson<'a> {
+    #[serde(serialize_with = "as_text")]
     path: &'a Path,
     kind: SystemKind,
     /// What it is made of; under `vqgan` that of a VQGAN alone.

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use longreel_models::file_name::FileName;
 use longreel_models::{
     spec::{
         ModelSpec,
@@ -27,7 +28,7 @@ use crate::{
 };
 
 /// The directory of `model`: a path as it is, a name through the hub cache.
-pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
+pub fn model_dir(model: &Path, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
     let bar = voice.byte_bar("fetch");
     hub::resolve(
         model,
@@ -35,16 +36,16 @@ pub fn model_dir(model: &str, voice: Voice, cancel: &Cancel) -> Result<PathBuf> 
         &mut |file, done, total| bar.set(file, done, total),
         cancel,
     )
-    .doing(|| format!("find the model {model}"))
+    .doing(|| format!("find the model {}", model.shown()))
 }
 
 /// The model that `model` names, opened: a path or a name of the hub.
-pub fn system(model: &str, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
+pub fn system(model: &Path, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
     opened(&model_dir(model, voice, cancel)?)
 }
 
 /// [`system`], or the demo model where none is named, which is then said.
-pub fn system_or_demo(model: Option<&str>, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
+pub fn system_or_demo(model: Option<&Path>, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
     if let Some(model) = model {
         return system(model, voice, cancel);
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use longreel_models::file_name::FileName;
 use longreel_models::{
     spec::{
         ModelSpec,
@@ -79,7 +80,11 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let sources = open::sources(&args.videos, &selection, chooser.as_ref(), voice, cancel)?;
     drop(chooser);
     if !facts.spec.looks() && (!sources.is_empty() || args.hours.is_some()) {
-        return Err(refusal(&args.model, SystemKind::Text, Need::Frames));
+        return Err(refusal(
+            &args.model.shown().to_string(),
+            SystemKind::Text,
+            Need::Frames,
+        ));
     }
     let layout = layout(&args, &facts, &sources)?;
     let sampling = &selection.sampling;
@@ -134,7 +139,10 @@ fn of_file(args: &PlanArgs, spec: &SystemSpec, usual: Sampling) -> Result<Facts>
         return Err(Error::new(Kind::Usage, message));
     }
     let answering = spec.answering().cloned();
-    let mut spec = answering.ok_or_else(|| refusal(&args.model, spec.kind(), Need::Answers))?;
+    let mut spec = answering.ok_or_else(|| {
+        let model = args.model.shown().to_string();
+        refusal(&model, spec.kind(), Need::Answers)
+    })?;
     prepare::choose_time_instruction(&mut spec, args.time_instruction.map(resolve::is_on))?;
     let weight_bytes = 2 * parameters(&spec);
     Ok(Facts {

@@ -1,10 +1,8 @@
 //! What `longreel plan` plans for: a model or the file of one, and videos or so many hours of them.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
+use longreel_models::file_name::as_text;
 use longreel_models::{spec::system::SystemSpec, systems::System};
 use serde::Serialize;
 
@@ -32,7 +30,7 @@ pub enum PlannedModel {
 impl PlannedModel {
     /// The model that `--model` names.
     pub fn open(args: &PlanArgs, voice: Voice, cancel: &Cancel) -> Result<Self> {
-        let path = Path::new(&args.model);
+        let path = args.model.as_path();
         match path.extension().is_some_and(|e| e == "toml") {
             true => open::model_file(path).map(|spec| Self::File(Box::new(spec))),
             false => open::system(&args.model, voice, cancel).map(Self::System),
@@ -59,6 +57,7 @@ impl PlannedModel {
 /// One source, as it is planned for.
 #[derive(Serialize)]
 pub struct SourcePlan {
+    #[serde(serialize_with = "as_text")]
     path: PathBuf,
     duration_s: Option<f64>,
     frames: Option<u64>,

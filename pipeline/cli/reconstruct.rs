@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use longreel_models::file_name::as_text;
 use serde::Serialize;
 
 use crate::{
@@ -16,7 +17,9 @@ use crate::{
 
 #[derive(Serialize)]
 struct ReconstructJson<'a> {
+    #[serde(serialize_with = "as_text")]
     reel: &'a Path,
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     frames: u64,
     fps: Rate,

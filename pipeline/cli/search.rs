@@ -1,7 +1,11 @@
 //! `longreel search`: the moments that a text or a picture describes.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
+use longreel_models::file_name::as_text;
 use longreel_models::vision::image::RgbView;
 use serde::Serialize;
 
@@ -44,6 +48,7 @@ struct MomentJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     probability: Option<f32>,
     video: String,
+    #[serde(serialize_with = "as_text")]
     reel: PathBuf,
     time: String,
     seconds: f64,
@@ -100,10 +105,14 @@ pub fn run(args: SearchArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 
 /// What is looked for, and where.
 fn inputs(args: &SearchArgs) -> Result<(String, Vec<PathBuf>)> {
-    let paths = |inputs: &[String]| inputs.iter().map(PathBuf::from).collect();
+    let paths = |inputs: &[OsString]| inputs.iter().map(PathBuf::from).collect();
     match (&args.image, args.inputs.split_first()) {
         (Some(image), _) => Ok((image.display().to_string(), paths(&args.inputs))),
-        (None, Some((query, reels))) if !reels.is_empty() => Ok((query.clone(), paths(reels))),
+        (None, Some((query, reels))) if !reels.is_empty() => {
+            let not_text = || Error::new(Kind::Usage, "what to look for is not UTF-8 text");
+            let query = query.to_str().ok_or_else(not_text)?;
+            Ok((query.to_owned(), paths(reels)))
+        }
         _ => Err(no_reel()),
     }
 }
@@ -124,7 +133,7 @@ fn gap(text: &str) -> Result<Pts> {
 
 /// The model that made the vectors of a reel with `header`: where `name`, the value of `option`, says, or the reel.
 pub(super) fn model_of_reel(
-    name: Option<&str>,
+    name: Option<&Path>,
     option: &str,
     header: &ReelHeader,
     voice: Voice,
@@ -137,7 +146,7 @@ pub(super) fn model_of_reel(
         );
         return Err(Error::new(Kind::NotFound, message));
     }
-    let system = open::system(name.unwrap_or(made_by), voice, cancel)?;
+    let system = open::system(name.unwrap_or(Path::new(made_by)), voice, cancel)?;
     let model = VectorModel::load(&system)?;
     if header.model_modified_s != weights_modified_s(&system) {
         voice.note(&format!(

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use longreel_models::file_name::as_text;
 use serde::Serialize;
 
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
 
 #[derive(Serialize)]
 struct SynthJson<'a> {
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     clips: u64,
     written: u64,

@@ -5,6 +5,7 @@ use std::{
     time::Instant,
 };
 
+use longreel_models::file_name::as_text;
 use longreel_models::{
     checkpoint::writer::{ImportOptions, check_layout, write_model},
     context::tokenizer::Tokenizer,
@@ -39,6 +40,7 @@ use crate::{
 
 #[derive(Serialize)]
 struct DecoderJson<'a> {
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     model: String,
     steps: u64,

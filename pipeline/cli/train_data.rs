@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Instant};
 
+use longreel_models::file_name::as_text;
 use serde::Serialize;
 
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
 
 #[derive(Serialize)]
 struct LinesJson<'a> {
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     clips: u64,
     /// Clips whose lines an earlier run wrote.
@@ -85,6 +87,7 @@ pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> R
 
 #[derive(Serialize)]
 struct TokenizerJson<'a> {
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     vocab_size: usize,
     /// Lines of `.jsonl` files that are no JSON objects.

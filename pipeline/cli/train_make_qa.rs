@@ -3,6 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use longreel_models::attention::kv_cache::KvDtype;
+use longreel_models::file_name::as_text;
 use serde::Serialize;
 
 use crate::{
@@ -32,6 +33,7 @@ const NAMED: usize = 5;
 
 #[derive(Serialize)]
 struct QaJson<'a> {
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     #[serde(flatten)]
     written: QaCounts,

@@ -5,6 +5,7 @@ use std::{
     time::Instant,
 };
 
+use longreel_models::file_name::as_text;
 use longreel_models::{
     checkpoint::writer::{ImportOptions, write_vqgan},
     spec::{VqganSpec, vqgan_alone::VqganAlone},
@@ -29,6 +30,7 @@ use crate::{
 
 #[derive(Serialize)]
 struct VqganJson<'a> {
+    #[serde(serialize_with = "as_text")]
     out: &'a Path,
     model: String,
     steps: u64,

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use longreel_models::file_name::as_text;
 use serde::Serialize;
 
 use super::{Settings, files};
@@ -191,6 +192,7 @@ pub struct CachedModel {
     /// Branches and tags that refer to this commit.
     pub revisions: Vec<String>,
     /// The model directory.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// Bytes of its files.
     pub bytes: u64,

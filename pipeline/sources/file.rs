@@ -14,6 +14,7 @@ use serde::Serialize;
 
 pub use super::info::VideoInfo;
 use super::{
+    address,
     ffmpeg::{self, Converter, Decoder, Demuxer, Packet, PictureTimes, Read, Received},
     sampler::{self, Sampling, TimeRange},
 };
@@ -578,6 +579,7 @@ impl Iterator for FrameReader {
 
 /// Refuses what is no file with content, before FFmpeg sees it.
 fn check_file(path: &Path) -> Result<()> {
+    address::refuse(path)?;
     let metadata = std::fs::metadata(path)?;
     let problem = match metadata.is_file() {
         false if metadata.is_dir() => "is a directory, expected a video file",

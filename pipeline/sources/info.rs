@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use longreel_models::file_name::as_text;
 use serde::Serialize;
 
 use super::{orientation::Orientation, sampler::Rate};
@@ -14,6 +15,7 @@ pub const PIXELS_MAX: i64 = 1 << 28;
 #[derive(Debug, Clone, Serialize)]
 pub struct VideoInfo {
     /// The file.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// FFmpeg's name of the container, e.g. `mov,mp4,m4a,3gp,3g2,mj2`.
     pub container: String,

@@ -14,6 +14,8 @@ pub mod orientation;
 
 pub mod splices;
 
+pub mod address;
+
 pub mod boxes;
 
 pub mod protection;

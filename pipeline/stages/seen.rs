@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use longreel_models::file_name::{FileName, as_text};
 use serde::Serialize;
 
 use crate::{
@@ -17,10 +18,11 @@ use crate::{
 #[derive(Debug, Clone, Serialize)]
 pub struct SourceSeen {
     /// The file.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// The reel that its frames were kept in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reel: Option<PathBuf>,
+    pub reel: Option<String>,
     /// Length in seconds, where the container states one.
     pub duration_s: Option<f64>,
     /// Frames taken.
@@ -71,7 +73,7 @@ impl SourceSeen {
         reader.header().videos.iter().map(move |video| Self {
             duration_s: video.duration_s,
             time_base: format!("{}/{}", video.time_base[0], video.time_base[1]),
-            reel: Some(reader.path().to_owned()),
+            reel: Some(reader.path().shown().to_string()),
             ..Self::new(PathBuf::from(&video.path), sampling(video))
         })
     }

@@ -8,6 +8,7 @@ mod command_line;
 mod decode;
 mod demo;
 mod every_folder;
+mod file_names;
 mod fuzz_corpus;
 mod gguf;
 mod hub;

@@ -174,6 +174,51 @@ fn the_turn_that_stands_on_a_frame_is_applied() {
 }
 
 #[test]
+fn plain_pictures_of_other_forms_are_read() {
+    for name in ["a.ppm", "a.pgm", "a.pam", "a.qoi", "a.bmp"] {
+        let path = clips::test_pattern(name, "32x16", "1", "1", &["-frames:v", "1"]);
+        let image = only(&path);
+        assert_eq!((image.width, image.height), (32, 16), "{name}");
+    }
+}
+
+#[test]
+fn the_turn_in_an_h264_stream_is_applied() {
+    let plain = [
+        "-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", "3", "-bf", "1",
+    ];
+    let turn = [
+        "-bsf:v",
+        "h264_metadata=display_orientation=insert:rotate=90",
+    ];
+    let path = clips::test_pattern(
+        "turned.ts",
+        "64x48",
+        "10",
+        "1",
+        &[&plain[..], &turn].concat(),
+    );
+    let upright = clips::run(
+        "ffmpeg",
+        &[
+            "-i",
+            path.to_str().unwrap(),
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24",
+            "-",
+        ],
+    );
+    let found = frames(&path).unwrap();
+    assert_eq!((found[0].image.width, found[0].image.height), (48, 64));
+    let first = &found[0].image.data;
+    assert!(upright[..first.len()] == first[..]);
+    // The message stands at the frames where decoding can start; the others stand as these do.
+    assert!(found.iter().all(|frame| frame.image.width == 48));
+}
+
+#[test]
 fn a_tiff_that_ffmpeg_reads_wrong_is_refused() {
     // Compression 1 becomes 7 (JPEG) in the directory's entry 0x0103: type 3, one number.
     let plain = clips::test_pattern(

@@ -33,8 +33,9 @@ const PIPELINE_ORDER: [&str; 23] = [
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.
-const MODELS_ORDER: [&str; 12] = [
+const MODELS_ORDER: [&str; 13] = [
     "error",
+    "file_name",
     "spec",
     "checkpoint",
     "layers",

@@ -6,7 +6,7 @@ use ffmpeg_next::{self as av, ffi};
 
 use super::{
     describe::time_base,
-    log::failed,
+    log::{failed, said},
     open::{encrypted, is_format, misread, no_decoder, open_input},
 };
 use crate::{
@@ -317,7 +317,9 @@ fn encryption(
             protection::is_scrambled(path, pid).then(|| "scrambled transport stream".into())
         }
         name if name.starts_with("matroska") => {
-            named("enc_key_id").then(|| "Matroska ContentEncryption".into())
+            // Without the number of a key FFmpeg gives up on the encoding, and says so.
+            let is_encrypted = named("enc_key_id") || said("Unsupported encoding type");
+            is_encrypted.then(|| "Matroska ContentEncryption".into())
         }
         "asf" => named("ASF_Protection_Type").then(|| "Windows Media DRM".into()),
         _ => None,

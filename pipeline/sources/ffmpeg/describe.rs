@@ -11,6 +11,7 @@ use ffmpeg_next::{self as av, ffi};
 use super::{
     decode::{Decoder, Received},
     demux::{Body, Container, Demuxer, Read, is_video},
+    log::failed,
 };
 use crate::{
     cancel::Cancel,
@@ -47,6 +48,10 @@ impl Container {
         let still =
             container == "image2" || container.ends_with("_pipe") && container != "yuv4mpegpipe";
         let coded = (parameters.width, parameters.height);
+        if coded.0 == 0 || coded.1 == 0 {
+            let what = "FFmpeg finds no width and height of the picture";
+            return Err(failed(Kind::BadInput, what, av::Error::InvalidData));
+        }
         let sample_aspect_ratio = match still {
             // As Pillow has it, whatever the density in the file.
             true => (1, 1),

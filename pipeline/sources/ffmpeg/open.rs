@@ -25,7 +25,7 @@ use crate::{
 /// would also take for a video are not here: a file never makes us open another.
 const FORMATS: &str = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,obu,\
     h264,hevc,m4v,mjpeg,gif,apng,rm,dv,gxf,wtv,yuv4mpegpipe,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,\
-    tiff_pipe,mp3,wav,flac,aac,aiff,ac3,amr";
+    tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe,pam_pipe,qoi_pipe,j2k_pipe,mp3,wav,flac,aac,aiff,ac3,amr";
 
 /// Formats that are lists of other files or addresses.
 const LISTS: [&str; 7] = [
@@ -130,7 +130,7 @@ fn unreadable(path: &Path, error: av::Error) -> Error {
     }
     let reason = refused_format(path)
         .or_else(|| protection::scheme(path, None).map(|scheme| encrypted(&scheme)))
-        .or_else(|| Some(Magic::of(path)?.beyond(&version())?))
+        .or_else(|| Magic::of(path)?.beyond(&version()))
         .or_else(|| (said("moov atom not found") && has_boxes(path)).then(no_index));
     match reason {
         Some(reason) => Error::new(Kind::BadInput, reason),
@@ -167,6 +167,8 @@ fn refused_format(path: &Path) -> Option<String> {
     }
     let (name, words) = guessed_format(path)?;
     let is_list = name.split(',').any(|name| LISTS.contains(&name));
+    let is_picture = name.ends_with("_pipe") || name == "ico";
+    let to = if is_picture { "out.png" } else { "out.mp4" };
     Some(match is_list {
         true => format!(
             "not a video that FFmpeg can open here: it is a list of other files or addresses ({words}), which would \
@@ -174,7 +176,7 @@ fn refused_format(path: &Path) -> Option<String> {
         ),
         false => format!(
             "not a video that FFmpeg can open here: its format is {name} ({words}), which is not among those that \
-             are read; convert it first, e.g. ffmpeg -i FILE out.mp4"
+             are read; convert it first, e.g. ffmpeg -i FILE {to}"
         ),
     })
 }
@@ -254,6 +256,7 @@ fn unknown_codec(tag: [u8; 4]) -> String {
     match &tag {
         b"vvc1" | b"vvi1" => "vvc".into(),
         b"evc1" => "evc".into(),
+        [0, 0, 0, 0] => "a codec that it does not know".into(),
         _ => format!("a codec that it does not know (`{}`)", tag.escape_ascii()),
     }
 }
