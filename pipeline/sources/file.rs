@@ -1,36 +1,34 @@
 //! A video file as frames: opened, looked over, and read in presentation order.
 //!
-//! Opening reads the file once without decoding, for the time of every frame
-//! ([`Timeline`]). Which frames to take is decided from those times; then they
-//! are decoded, either straight through or jumping over whole groups of pictures
-//! that hold none of them. Both give the same frames: decoding starts at a packet
-//! that the container calls a key, never at one that FFmpeg happened to find, and
-//! when a jump does not give the frame it was made for, the file is decoded
-//! straight instead.
+//! Opening finds the time of every frame ([`Survey`]). Which frames to take is decided from those
+//! times; then they are decoded, either straight through or jumping over whole groups of pictures
+//! that hold none of them. Both give the same frames: decoding starts where container and picture
+//! agree that it can, never at a packet that FFmpeg happened to find, and when a jump does not give
+//! the frame it was made for, or damage is found, the file is decoded straight instead.
 
 use std::{collections::BTreeSet, path::Path};
 
 use serde::Serialize;
 
-pub use super::info::VideoInfo;
 use super::{
     address,
-    ffmpeg::{self, Converter, Decoder, Demuxer, Packet, PictureTimes, Read, Received},
+    clock::Clock,
+    ffmpeg::{Converter, Decoder, Demuxer, Packet, PictureTimes, Read, Received, Threads},
     sampler::{self, Sampling, TimeRange},
+    survey::{DAMAGED_READS_MAX, Survey},
 };
+pub use super::{info::VideoInfo, timeline::Timeline};
 use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
     flow::{Frame, FrameTime},
-    time::{Pts, TimeBase},
+    time::Pts,
 };
 
 /// Fewest frames that a jump must save: less is decoded faster than the decoder refills.
 const JUMP_FRAMES_MIN: usize = 16;
 /// From so many frames on, a jump seeks in the file; below, packets are read and dropped.
 const SEEK_FRAMES_MIN: usize = 256;
-/// Damaged reads in a row after which the rest of a file is given up.
-const DAMAGED_READS_MAX: u32 = 64;
 
 /// How the chosen frames are reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -45,79 +43,6 @@ pub enum Strategy {
     Straight,
 }
 
-/// When every frame of a video is shown, in presentation order.
-///
-/// 16 bytes a frame (7 MB for two hours at 60 fps), and 24 for each point where decoding can start.
-#[derive(Debug, Clone)]
-pub struct Timeline {
-    /// Seconds per tick.
-    pub time_base: TimeBase,
-    /// All frames, by time.
-    pub frames: Vec<TimelineFrame>,
-    entries: Vec<EntryPoint>,
-}
-
-/// One frame of a [`Timeline`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TimelineFrame {
-    /// Presentation time.
-    pub ticks: i64,
-    /// Whether decoding can start here.
-    pub key: bool,
-}
-
-/// A packet at which decoding can start.
-#[derive(Debug, Clone, Copy)]
-struct EntryPoint {
-    /// Its presentation time.
-    ticks: i64,
-    /// A time for the container's seek that does not go behind it.
-    seek_ticks: i64,
-    /// The number of the first frame at or after it.
-    frame: usize,
-}
-
-impl Timeline {
-    fn new(
-        time_base: TimeBase,
-        mut frames: Vec<TimelineFrame>,
-        mut entries: Vec<EntryPoint>,
-    ) -> Self {
-        frames.sort_unstable();
-        frames.shrink_to_fit();
-        entries.sort_unstable_by_key(|e| e.ticks);
-        for entry in &mut entries {
-            entry.frame = frames.partition_point(|f| f.ticks < entry.ticks);
-        }
-        Self {
-            time_base,
-            frames,
-            entries,
-        }
-    }
-
-    /// From the first frame's time to one mean step behind the last one's, in seconds.
-    fn shown_seconds(&self) -> f64 {
-        let (Some(first), Some(last)) = (self.frames.first(), self.frames.last()) else {
-            return 0.0;
-        };
-        let span = Pts::new(last.ticks.saturating_sub(first.ticks), self.time_base).seconds();
-        let steps = self.frames.len() - 1;
-        span + span / steps.max(1) as f64
-    }
-
-    /// The last entry point at or before `ticks`.
-    fn entry_for(&self, ticks: i64) -> Option<&EntryPoint> {
-        let n = self.entries.partition_point(|e| e.ticks <= ticks);
-        self.entries.get(n.checked_sub(1)?)
-    }
-
-    /// The number of the first frame at or after `ticks`.
-    fn number(&self, ticks: i64) -> usize {
-        self.frames.partition_point(|f| f.ticks < ticks)
-    }
-}
-
 /// How reading went so far.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct DecodeReport {
@@ -127,6 +52,8 @@ pub struct DecodeReport {
     pub emitted: u64,
     /// Packets that the container or the decoder could not make sense of.
     pub corrupt_packets_skipped: u64,
+    /// Packets that the container's reader found damaged; they are decoded all the same.
+    pub packets_marked_damaged: u64,
     /// Frames that the decoder found damage in; they are handed on, marked.
     pub corrupt_frames: u64,
     /// Frames that were chosen but did not decode.
@@ -154,6 +81,16 @@ pub struct FrameReader {
     converter: Converter,
     clock: Clock,
     strategy: Strategy,
+    /// Whether the numbers of frames are those of a whole decode.
+    is_decoded: bool,
+    can_leave_out: bool,
+    begins_well: bool,
+    /// Complaints of the decoder that are of no account: of pictures that are not shown.
+    n_complaints: u64,
+    /// Whether decoding found damage: since then it is straight, and on one thread.
+    saw_damage: bool,
+    /// Number of the first frame that was not handed on yet, where every frame is.
+    resume_at: usize,
     /// While set, packets are dropped up to the key packet of this time.
     skip_to: Option<i64>,
     /// After a jump, the time of the picture that must come out first.
@@ -205,18 +142,15 @@ impl FrameReader {
         mut strategy: Strategy,
     ) -> Result<Self> {
         check_file(path)?;
-        let mut demuxer = Demuxer::open(path, &cancel)?;
+        let demuxer = Demuxer::open(path, &cancel)?;
         let info = demuxer.info(path)?;
-        let survey = Survey::of(&mut demuxer, info.time_base)?;
+        let survey = Survey::of(demuxer, &info, &cancel)?;
         let mut report = DecodeReport::default();
-        survey.judge(&info, &mut report)?;
+        judge(&survey, &info, &mut report);
         if !survey.can_jump {
             strategy = Strategy::Straight;
         }
-        let (timeline, clock) = match survey.timeline {
-            Some(timeline) => (timeline, Clock::of_packets(&info)),
-            None => decode_timeline(&info, &cancel)?,
-        };
+        let timeline = survey.timeline;
         let is_everything = *sampling == Sampling::Every && *range == TimeRange::ALL;
         let chosen = if is_everything {
             None
@@ -224,12 +158,18 @@ impl FrameReader {
             Some(choose(&with_rate(sampling, &info), range, &timeline)?)
         };
         let demuxer = Demuxer::open(path, &cancel)?;
-        let decoder = Decoder::open(&demuxer)?;
+        let decoder = Decoder::open(&demuxer, Threads::Several)?;
         Ok(Self {
             converter: Converter::new(&info),
-            clock,
+            clock: survey.clock,
             info,
             timeline,
+            is_decoded: survey.is_decoded,
+            can_leave_out: survey.can_leave_out,
+            begins_well: survey.begins_well,
+            n_complaints: 0,
+            saw_damage: false,
+            resume_at: 0,
             chosen,
             cursor: 0,
             next_number: 0,
@@ -296,10 +236,10 @@ impl FrameReader {
             );
             return Err(Error::new(Kind::Internal, message));
         }
+        (self.chosen, self.cursor) = (Some(numbers), 0);
         self.rewind()
             .doing(|| format!("open {}", self.info.path.display()))?;
-        (self.chosen, self.cursor) = (Some(numbers), 0);
-        (self.ended, self.damaged_reads) = (false, 0);
+        (self.ended, self.damaged_reads, self.resume_at) = (false, 0, 0);
         self.report = self.opened.clone();
         Ok(self)
     }
@@ -339,6 +279,10 @@ impl FrameReader {
                 report.corrupt_packets_skipped,
                 "damaged packets were skipped",
             ),
+            (
+                report.packets_marked_damaged,
+                "packets are marked as damaged; they were decoded all the same",
+            ),
             (report.corrupt_frames, "decoded frames are damaged"),
             (report.missing, "chosen frames did not decode"),
         ];
@@ -348,6 +292,11 @@ impl FrameReader {
                 .filter(|(n, _)| *n > 0)
                 .map(|(n, what)| format!("{n} {what}")),
         );
+        if self.saw_damage && !self.is_decoded && self.chosen.is_some() {
+            let message = "damage was found while decoding: the numbers of frames behind it, and which of them were \
+                chosen, may differ from those of a decode of every frame";
+            report.warnings.insert(message.into());
+        }
         report
     }
 
@@ -371,7 +320,7 @@ impl FrameReader {
                     }
                 }
                 Received::NeedsPacket => self.feed()?,
-                Received::Damaged => self.report.corrupt_packets_skipped += 1,
+                Received::Damaged => self.skip_damaged()?,
                 Received::End => self.end()?,
             }
         }
@@ -416,15 +365,45 @@ impl FrameReader {
         let Some(chosen) = &self.chosen else {
             return true;
         };
-        // Damaged files need whatever follows the frame that does not come, and
-        // without times on packets nobody knows which picture is which.
-        let number = self.timeline.number(ticks);
-        let is_sure = self.clock.packets_have_times && !self.report.truncated && !self.has_damage();
-        !is_sure || chosen.binary_search(&number).is_ok()
+        // Damaged files need whatever follows the frame that does not come.
+        let is_sure = self.can_leave_out && !self.report.truncated;
+        !is_sure || chosen.binary_search(&self.timeline.number(ticks)).is_ok()
     }
 
-    fn has_damage(&self) -> bool {
-        self.report.corrupt_packets_skipped + self.report.corrupt_frames > 0
+    /// A packet is beyond repair.
+    fn skip_damaged(&mut self) -> Result<()> {
+        // Pictures that are stored behind an entry point and shown before it may lack what they refer to.
+        if self.entry.is_some() || self.find_damage()? {
+            return Ok(());
+        }
+        self.report.corrupt_packets_skipped += 1;
+        Ok(())
+    }
+
+    /// Whether the picture that came out, or one that it may refer to, is damaged.
+    fn is_damaged(&mut self, times: &PictureTimes) -> bool {
+        let n = self.decoder.n_complaints();
+        let is_new = n > self.n_complaints;
+        self.n_complaints = n;
+        // The decoder complains of pictures that it cannot start with: those that are shown before an
+        // entry point and stored behind it, and those at the beginning of a file that was cut there.
+        let begins_badly = !self.begins_well && self.report.decoded == 0;
+        let is_start = self.entry.is_some() || begins_badly;
+        times.corrupt || is_new && !is_start
+    }
+
+    /// Damage spreads from picture to picture, and not the same way when some are jumped over or left
+    /// out, or decoded at once: the file is decoded again, straight and on one thread. False where it
+    /// is already.
+    fn find_damage(&mut self) -> Result<bool> {
+        if self.saw_damage {
+            return Ok(false);
+        }
+        self.saw_damage = true;
+        self.report.corrupt_packets_skipped = self.opened.corrupt_packets_skipped;
+        self.report.corrupt_frames = self.opened.corrupt_frames;
+        self.go_straight()?;
+        Ok(true)
     }
 
     /// Goes to the entry point before the pending frame, if that leaves out enough decoding.
@@ -447,6 +426,7 @@ impl FrameReader {
         }
         self.jumped = true;
         self.decoder.flush();
+        self.clock.jump();
         self.skip_to = Some(entry.ticks);
         if saved >= seek_min && self.demuxer.seek(entry.seek_ticks).is_err() {
             return self.go_straight();
@@ -457,13 +437,22 @@ impl FrameReader {
     /// Starts again from the file's first packet, never to jump again.
     fn go_straight(&mut self) -> Result<()> {
         self.strategy = Strategy::Straight;
+        self.can_leave_out = false;
         self.rewind()
+    }
+
+    fn threads(&self) -> Threads {
+        match self.saw_damage {
+            true => Threads::One,
+            false => Threads::Several,
+        }
     }
 
     /// Goes back to the file's first packet.
     fn rewind(&mut self) -> Result<()> {
         self.demuxer = Demuxer::open(&self.info.path, &self.cancel)?;
-        self.decoder = Decoder::open(&self.demuxer)?;
+        self.decoder = Decoder::open(&self.demuxer, self.threads())?;
+        self.n_complaints = 0;
         self.clock.restart();
         self.next_number = 0;
         (self.skip_to, self.entry, self.jumped) = (None, None, false);
@@ -497,10 +486,10 @@ impl FrameReader {
         }
         let is_chosen = packet.pts().is_none_or(|ticks| self.is_chosen(ticks));
         self.decoder.leave_out_unreferenced(!is_chosen);
-        if !self.decoder.send(packet) {
-            self.report.corrupt_packets_skipped += 1;
+        match self.decoder.send(packet) {
+            true => Ok(()),
+            false => self.skip_damaged(),
         }
-        Ok(())
     }
 
     /// Hands on the decoder's picture if it is one of the chosen.
@@ -510,20 +499,23 @@ impl FrameReader {
             self.go_straight()?;
             return Ok(None);
         }
-        let number = self.timeline.number(ticks).max(self.next_number);
+        if self.is_damaged(&times) && self.find_damage()? {
+            return Ok(None);
+        }
+        let number = self.number(ticks);
         self.next_number = number + 1;
         self.report.decoded += 1;
         self.report.corrupt_frames += u64::from(times.corrupt);
-        if self.pending().is_some_and(|pending| ticks < pending) {
+        let is_early = self.pending().is_some_and(|pending| ticks < pending);
+        if is_early || number < self.resume_at {
             return Ok(None);
         }
         self.take_up_to(ticks);
+        if self.chosen.is_none() {
+            self.resume_at = number + 1;
+        }
         let image = self.converter.convert(&self.decoder)?;
-        let key = self
-            .timeline
-            .frames
-            .get(number)
-            .map_or(times.key, |frame| frame.key);
+        let key = self.timeline.at(ticks).map_or(times.key, |frame| frame.key);
         let time = FrameTime {
             index: number as u64,
             pts: Pts::new(ticks, self.info.time_base),
@@ -535,6 +527,15 @@ impl FrameReader {
             corrupt: times.corrupt,
             image,
         }))
+    }
+
+    /// The number of the decoded picture at `ticks`.
+    fn number(&self, ticks: i64) -> usize {
+        match &self.chosen {
+            // Every frame is decoded and handed on: they are counted.
+            None => self.next_number,
+            Some(_) => self.timeline.number(ticks).max(self.next_number),
+        }
     }
 
     /// Whether a jump has given other frames than decoding straight would: its entry
@@ -619,213 +620,26 @@ fn choose(sampling: &Sampling, range: &TimeRange, timeline: &Timeline) -> Result
     Ok(chosen)
 }
 
-/// What reading every packet, without decoding, has shown.
-struct Survey {
-    /// `None` when packets come without presentation times.
-    timeline: Option<Timeline>,
-    /// Whether packets are where their times say.
-    can_jump: bool,
-    n_packets: u64,
-    n_splices: u64,
-    /// Packets that the container's reader found damaged.
-    n_damaged: u64,
-    cut_off: bool,
-}
-
-impl Survey {
-    fn of(demuxer: &mut Demuxer, time_base: TimeBase) -> Result<Self> {
-        let (mut frames, mut entries) = (Vec::new(), Vec::new());
-        let (mut complete, mut n_packets, mut damaged, mut torn) = (true, 0, 0, None);
-        let damaged_before = ffmpeg::damaged_packets();
-        loop {
-            let packet = match demuxer.read()? {
-                Read::Packet(packet) => packet,
-                Read::Damaged if damaged < DAMAGED_READS_MAX => {
-                    damaged += 1;
-                    continue;
-                }
-                Read::Damaged | Read::End => break,
-            };
-            (n_packets, damaged) = (n_packets + 1, 0);
-            torn = packet.pts().filter(|_| packet.is_torn());
-            let Some(ticks) = packet.pts() else {
-                complete = false;
-                continue;
-            };
-            if packet.is_key() {
-                entries.push(EntryPoint {
-                    ticks,
-                    seek_ticks: packet.dts().map_or(ticks, |d| d.min(ticks)),
-                    frame: 0,
-                });
-            }
-            if !packet.is_hidden() {
-                frames.push(TimelineFrame {
-                    ticks,
-                    key: packet.is_key(),
-                });
-            }
-        }
-        // The packet that the end of the file tears apart is not counted on.
-        if let Some(ticks) = torn {
-            frames.retain(|frame| frame.ticks != ticks);
-            entries.retain(|entry| entry.ticks != ticks);
-        }
-        let in_order = entries.is_sorted_by(|a, b| a.ticks < b.ticks);
-        let cut_off = damaged > 0 || torn.is_some() || ffmpeg::said_truncated();
-        let timeline = complete.then(|| Timeline::new(time_base, frames, entries));
-        Ok(Self {
-            n_splices: demuxer.n_splices(),
-            can_jump: complete && in_order && demuxer.n_splices() == 0,
-            timeline,
-            n_packets,
-            n_damaged: ffmpeg::damaged_packets() - damaged_before,
-            cut_off,
-        })
-    }
-
-    /// Fails when there is nothing to decode, and warns when the file has been cut.
-    fn judge(&self, info: &VideoInfo, report: &mut DecodeReport) -> Result<()> {
-        if self.n_packets == 0 {
-            return Err(Error::new(
-                Kind::BadInput,
-                "the file has a video stream, but no frame of it",
-            ));
-        }
-        report.corrupt_packets_skipped += self.n_damaged;
-        if self.n_splices > 0 {
-            let message = format!(
-                "times fall back {} times; later frames are moved on to follow",
-                self.n_splices
-            );
-            report.warnings.insert(message);
-        }
-        let declared = info
-            .declared_frames
-            .filter(|_| info.container.starts_with("mov"));
-        let fewer = declared.filter(|&n| n > self.n_packets);
-        report.truncated = self.cut_off || fewer.is_some();
-        if report.truncated {
-            let of = fewer.map_or(String::new(), |n| format!(" of {n}"));
-            report.warnings.insert(format!(
-                "the file ends early: {}{of} frames are there",
-                self.n_packets
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// The times of all frames by decoding all of them, for containers that do not
-/// tell, and the clock that gives them again.
-fn decode_timeline(info: &VideoInfo, cancel: &Cancel) -> Result<(Timeline, Clock)> {
-    let mut demuxer = Demuxer::open(&info.path, cancel)?;
-    let mut decoder = Decoder::open(&demuxer)?;
-    let (mut pictures, mut damaged) = (Vec::new(), 0);
-    loop {
-        match decoder.receive() {
-            Received::Picture(times) => pictures.push(times),
-            Received::Damaged => {}
-            Received::End => break,
-            Received::NeedsPacket => match demuxer.read()? {
-                Read::Packet(packet) => {
-                    decoder.send(&packet);
-                    damaged = 0;
-                }
-                Read::Damaged if damaged < DAMAGED_READS_MAX => damaged += 1,
-                Read::Damaged | Read::End => decoder.send_end(),
-            },
-        }
-    }
-    let clock = Clock::of_pictures(info, &pictures);
-    let mut walk = clock.clone();
-    let frames = pictures
-        .iter()
-        .map(|times| TimelineFrame {
-            ticks: walk.ticks(times),
-            key: times.key,
-        })
-        .collect();
-    Ok((Timeline::new(info.time_base, frames, Vec::new()), clock))
-}
-
-/// The time of each decoded frame.
-///
-/// The packet's own time where every packet has one; else what FFmpeg guesses from
-/// decoding times; else the last frame's time and its duration. Frames before the
-/// first that has a time are reckoned back from it.
-#[derive(Clone)]
-struct Clock {
-    packets_have_times: bool,
-    /// Ticks from a frame to the next where the container does not say.
-    duration: i64,
-    start: i64,
-    next: i64,
-}
-
-impl Clock {
-    /// For a file whose packets all have times.
-    fn of_packets(info: &VideoInfo) -> Self {
-        Self {
-            packets_have_times: true,
-            duration: frame_duration(info),
-            start: 0,
-            next: 0,
-        }
-    }
-
-    /// For a file that lacks some, or all.
-    fn of_pictures(info: &VideoInfo, pictures: &[PictureTimes]) -> Self {
-        let mut clock = Self {
-            packets_have_times: false,
-            ..Self::of_packets(info)
-        };
-        let timeless = pictures
-            .iter()
-            .take_while(|times| clock.told(times).is_none());
-        let before = timeless
-            .map(|times| clock.duration_of(times))
-            .fold(0, i64::saturating_add);
-        if let Some(first) = pictures.iter().find_map(|times| clock.told(times)) {
-            clock.start = first.saturating_sub(before);
-        }
-        clock.restart();
-        clock
-    }
-
-    fn restart(&mut self) {
-        self.next = self.start;
-    }
-
-    fn ticks(&mut self, times: &PictureTimes) -> i64 {
-        let ticks = self.told(times).unwrap_or(self.next);
-        self.next = ticks.saturating_add(self.duration_of(times));
-        ticks
-    }
-
-    fn told(&self, times: &PictureTimes) -> Option<i64> {
-        let (first, second) = if self.packets_have_times {
-            (times.pts, times.best_effort)
-        } else {
-            (times.best_effort, times.pts)
-        };
-        first.or(second)
-    }
-
-    fn duration_of(&self, times: &PictureTimes) -> i64 {
-        times.duration.unwrap_or(self.duration)
-    }
-}
-
-/// Ticks of one frame at the average rate; 1 when that is unknown.
-fn frame_duration(info: &VideoInfo) -> i64 {
-    let base = info.time_base;
-    let ticks = |rate: sampler::Rate| {
-        let (num, den) = (
-            u64::from(rate.num()) * u64::from(base.num),
-            u64::from(rate.den()) * u64::from(base.den),
+/// Reports what looking the file over has found wrong with it.
+fn judge(survey: &Survey, info: &VideoInfo, report: &mut DecodeReport) {
+    report.packets_marked_damaged = survey.n_damaged;
+    if survey.n_splices > 0 {
+        let message = format!(
+            "times fall back {} times; later frames are moved on to follow",
+            survey.n_splices
         );
-        i64::try_from(den / num).unwrap_or(1)
-    };
-    info.average_frame_rate.map_or(1, ticks).max(1)
+        report.warnings.insert(message);
+    }
+    let declared = info
+        .declared_frames
+        .filter(|_| info.container.starts_with("mov"));
+    let fewer = declared.filter(|&n| n > survey.n_packets);
+    report.truncated = survey.is_cut_off || fewer.is_some();
+    if report.truncated {
+        let of = fewer.map_or(String::new(), |n| format!(" of {n}"));
+        report.warnings.insert(format!(
+            "the file ends early: {}{of} frames are there",
+            survey.n_packets
+        ));
+    }
 }

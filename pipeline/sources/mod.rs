@@ -1,8 +1,9 @@
 //! Bytes to frames: which frames (`sampler`), whether one shows something new (`change`),
 //! what the file says (`info`), how a picture stands (`orientation`), clocks that start
-//! afresh (`splices`), pictures as
-//! Pillow decodes them (`pictures`), the other codecs (`ffmpeg`), the reader that joins them (`file`); and one
-//! picture back to bytes (`png`), whole or not at all (`temporary`).
+//! afresh (`splices`), pictures as Pillow decodes them (`pictures`), what packets say of
+//! their pictures (`packet_headers`), the other codecs (`ffmpeg`), when frames are shown
+//! (`timeline`, `clock`), a file looked over (`survey`), the reader that joins them (`file`);
+//! and one picture back to bytes (`png`), whole or not at all (`temporary`).
 
 pub mod sampler;
 
@@ -26,7 +27,15 @@ pub mod info;
 
 pub mod pictures;
 
+pub mod packet_headers;
+
+pub mod timeline;
+
 pub mod ffmpeg;
+
+pub mod clock;
+
+pub mod survey;
 
 pub mod file;
 

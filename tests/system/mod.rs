@@ -13,6 +13,7 @@ mod fuzz_corpus;
 mod gguf;
 mod hub;
 mod make_qa;
+mod odd_files;
 mod opening;
 mod pictures;
 mod reels;

@@ -1,12 +1,12 @@
 //! Packets to pictures.
 
-use std::{cell::Cell, ffi::c_int, ptr};
+use std::{cell::Cell, ffi::c_int, ptr, sync::Arc};
 
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
     demux::{Body, Demuxer, Packet},
-    log::failed,
+    log::{Complaints, failed},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -26,6 +26,8 @@ pub(super) enum Coder {
     Codec {
         decoder: av::decoder::Video,
         picture: av::frame::Video,
+        /// Named by the decoder's contexts, so it must go after them.
+        complaints: Arc<Complaints>,
     },
     /// The libraries of picture files.
     Pictures(PictureCoder),
@@ -68,11 +70,21 @@ pub struct PictureTimes {
     pub corrupt: bool,
 }
 
+/// How many threads decode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// As many as the machine has, within reason.
+    Several,
+    /// One. FFmpeg conceals damage with what other pictures show by then, and with several threads
+    /// these are not always equally far.
+    One,
+}
+
 impl Decoder {
     /// A decoder for the demuxer's stream.
-    pub fn open(demuxer: &Demuxer) -> Result<Self> {
+    pub fn open(demuxer: &Demuxer, threads: Threads) -> Result<Self> {
         Ok(Self(match &demuxer.body {
-            Body::Container(container) => open_codec(&container.stream()?)?,
+            Body::Container(container) => open_codec(&container.stream()?, threads)?,
             Body::Pictures { file, .. } => Coder::Pictures(PictureCoder {
                 frames: file.frames()?,
                 packet: None,
@@ -101,6 +113,8 @@ impl Decoder {
     /// Hands over a packet; false when the decoder refuses it as damaged.
     pub fn send(&mut self, packet: &Packet) -> bool {
         match &mut self.0 {
+            // FFmpeg takes a packet without bytes for the end of the stream.
+            Coder::Codec { .. } if packet.data().is_empty() => true,
             Coder::Codec { decoder, .. } => decoder.send_packet(&packet.0).is_ok(),
             Coder::Pictures(pictures) => {
                 pictures.packet = Some(times_of_packet(packet));
@@ -122,7 +136,9 @@ impl Decoder {
     pub fn receive(&mut self) -> Received {
         match &mut self.0 {
             Coder::Pictures(pictures) => pictures.receive(),
-            Coder::Codec { decoder, picture } => match decoder.receive_frame(picture) {
+            Coder::Codec {
+                decoder, picture, ..
+            } => match decoder.receive_frame(picture) {
                 Ok(()) => Received::Picture(times_of_picture(picture)),
                 Err(av::Error::Other { errno: ffi::EAGAIN }) => Received::NeedsPacket,
                 Err(av::Error::Eof) => Received::End,
@@ -136,6 +152,16 @@ impl Decoder {
         match &self.0 {
             Coder::Codec { picture, .. } => of_picture(picture),
             Coder::Pictures(_) => None,
+        }
+    }
+
+    /// How often the decoder has complained of what it was given, on any of its threads. Whatever is
+    /// wrong with a picture, or with one that it refers to, was counted before it comes out: its
+    /// own marks ([`PictureTimes::corrupt`]) may come too late.
+    pub fn n_complaints(&self) -> u64 {
+        match &self.0 {
+            Coder::Codec { complaints, .. } => complaints.count(),
+            Coder::Pictures(_) => 0,
         }
     }
 
@@ -169,7 +195,7 @@ impl PictureCoder {
     }
 }
 
-fn open_codec(stream: &av::Stream<'_>) -> Result<Coder> {
+fn open_codec(stream: &av::Stream<'_>, threads: Threads) -> Result<Coder> {
     let failed = |error| {
         failed(
             Kind::BadInput,
@@ -178,17 +204,24 @@ fn open_codec(stream: &av::Stream<'_>) -> Result<Coder> {
         )
     };
     let mut context = av::codec::Context::from_parameters(stream.parameters()).map_err(failed)?;
-    let threads =
-        std::thread::available_parallelism().map_or(1, |n| n.get().min(DECODER_THREADS_MAX));
+    let threads = match threads {
+        Threads::Several => {
+            std::thread::available_parallelism().map_or(1, |n| n.get().min(DECODER_THREADS_MAX))
+        }
+        Threads::One => 1,
+    };
+    let complaints = Arc::new(Complaints::default());
     // SAFETY: the context is ours alone and not open yet.
     unsafe {
         (*context.as_mut_ptr()).thread_count = threads as c_int;
         (*context.as_mut_ptr()).max_pixels = PIXELS_MAX;
+        (*context.as_mut_ptr()).opaque = Arc::as_ptr(&complaints).cast_mut().cast();
         (*context.as_mut_ptr()).pkt_timebase = stream.time_base().into();
     }
     Ok(Coder::Codec {
         decoder: context.decoder().video().map_err(failed)?,
         picture: av::frame::Video::empty(),
+        complaints,
     })
 }
 

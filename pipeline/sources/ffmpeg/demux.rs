@@ -1,11 +1,11 @@
 //! A file opened, and its video stream read packet by packet.
 
-use std::{collections::BTreeSet, ffi::c_int, path::Path};
+use std::{collections::BTreeSet, ffi::c_int, path::Path, slice};
 
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
-    describe::time_base,
+    describe::{codec_name, time_base},
     log::{failed, said},
     open::{encrypted, is_format, misread, no_decoder, open_input},
 };
@@ -14,9 +14,10 @@ use crate::{
     error::{Error, Kind, Result},
     sources::{
         magic::Magic,
+        packet_headers::PacketHeaders,
         pictures::{Form, PictureFile},
         protection,
-        splices::Splices,
+        splices::{PacketTimes, Splices},
     },
     time::TimeBase,
 };
@@ -94,9 +95,14 @@ impl Demuxer {
         let Read::Packet(Packet(mut packet)) = read else {
             return read;
         };
-        let offset = packet
-            .dts()
-            .map_or(0, |dts| self.splices.offset_at(dts, packet.duration()));
+        let offset = packet.dts().map_or(0, |dts| {
+            self.splices.offset_at(&PacketTimes {
+                dts,
+                pts: packet.pts().unwrap_or(dts),
+                duration: packet.duration(),
+                key: packet.is_key(),
+            })
+        });
         if offset != 0 {
             packet.set_dts(packet.dts().map(|dts| dts.saturating_add(offset)));
             packet.set_pts(packet.pts().map(|pts| pts.saturating_add(offset)));
@@ -107,6 +113,22 @@ impl Demuxer {
     /// How often times fell back so far; they were moved on.
     pub fn n_splices(&self) -> u64 {
         self.splices.count()
+    }
+
+    /// What reads the headers of the stream's packets.
+    pub fn headers(&self) -> PacketHeaders {
+        match &self.body {
+            Body::Container(container) => container.headers(),
+            Body::Pictures { .. } => PacketHeaders::of_pictures(),
+        }
+    }
+
+    /// Whether pictures are shown in another order than they are stored in.
+    pub fn reorders(&self) -> bool {
+        match &self.body {
+            Body::Container(container) => container.reorders(),
+            Body::Pictures { .. } => false,
+        }
     }
 
     /// Goes to the last point at or before `ticks` where reading can start, as the container knows it.
@@ -172,6 +194,31 @@ impl Container {
         }
     }
 
+    fn headers(&self) -> PacketHeaders {
+        let Ok(stream) = self.stream() else {
+            return PacketHeaders::new("", &[], false);
+        };
+        // SAFETY: the parameters live as long as the stream; their extradata has the stated length,
+        // and a descriptor lives for ever.
+        unsafe {
+            let parameters = &*(*stream.as_ptr()).codecpar;
+            let extradata = match usize::try_from(parameters.extradata_size) {
+                Ok(size @ 1..) => slice::from_raw_parts(parameters.extradata, size),
+                _ => &[],
+            };
+            let descriptor = ffi::avcodec_descriptor_get(parameters.codec_id).as_ref();
+            let intra_only = ffi::AV_CODEC_PROP_INTRA_ONLY as c_int;
+            let intra_only = descriptor.is_some_and(|codec| codec.props & intra_only != 0);
+            PacketHeaders::new(&codec_name(parameters.codec_id), extradata, intra_only)
+        }
+    }
+
+    fn reorders(&self) -> bool {
+        // SAFETY: the parameters live as long as the stream, which is borrowed from `input`.
+        let delay = |stream: av::Stream<'_>| unsafe { (*(*stream.as_ptr()).codecpar).video_delay };
+        self.stream().is_ok_and(|stream| delay(stream) > 0)
+    }
+
     fn seek(&mut self, ticks: i64) -> Result<()> {
         // SAFETY: `input` is open and the stream index is one of its own.
         let code = unsafe {
@@ -224,6 +271,11 @@ fn picture_packet(file: &PictureFile, next: &mut usize) -> Read {
 }
 
 impl Packet {
+    /// Its bytes.
+    pub fn data(&self) -> &[u8] {
+        self.0.data().unwrap_or_default()
+    }
+
     /// Presentation time, if the container has one.
     pub fn pts(&self) -> Option<i64> {
         self.0.pts()

@@ -9,7 +9,7 @@ use std::{
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
-    decode::{Decoder, Received},
+    decode::{Decoder, Received, Threads},
     demux::{Body, Container, Demuxer, Read, is_video},
     log::failed,
 };
@@ -143,7 +143,7 @@ fn of_video(path: &Path, stream: &av::Stream<'_>, cancel: &Cancel) -> Result<Ori
 /// The turn that stands on the first frame that decodes, if one does soon.
 fn of_first_frame(path: &Path, cancel: &Cancel) -> Result<Orientation> {
     let mut demuxer = Demuxer::open(path, cancel)?;
-    let mut decoder = Decoder::open(&demuxer)?;
+    let mut decoder = Decoder::open(&demuxer, Threads::One)?;
     for _ in 0..FIRST_PACKETS_MAX {
         match demuxer.read()? {
             Read::Packet(packet) => drop(decoder.send(&packet)),

@@ -3,7 +3,10 @@
 use std::{
     cell::{Cell, RefCell},
     ffi::{CStr, c_char, c_int, c_void},
-    sync::Once,
+    sync::{
+        Once,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use ffmpeg_next::{self as av, ffi};
@@ -20,6 +23,9 @@ thread_local! {
 /// How FFmpeg's complaint of a damaged packet begins. The flag that goes with it
 /// does not survive the parser that cuts packets into frames.
 const DAMAGED_PACKET: &[u8] = b"Packet corrupt";
+
+/// How FFmpeg begins to say that it fills blocks of a picture that did not come; it is no error to it.
+const CONCEALING: &[u8] = b"concealing ";
 
 /// Messages kept per thread; the first ones tell most.
 const MESSAGES_MAX: usize = 16;
@@ -39,6 +45,36 @@ pub(super) fn prepare() {
     });
 }
 
+/// How often a decoder has complained, counted from whichever of its threads it does so.
+#[derive(Debug, Default)]
+pub(super) struct Complaints(AtomicU64);
+
+impl Complaints {
+    pub(super) fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Counts a message of a decoder of ours: its contexts, of which each thread has one, all carry the
+/// address of its [`Complaints`].
+///
+/// # Safety
+/// `context` is null or points to an object that begins with a pointer to its `AVClass`.
+#[cfg(target_arch = "x86_64")]
+unsafe fn count_complaint(context: *mut c_void) {
+    // SAFETY: by this function's contract; an object of the codecs' class is an `AVCodecContext`, whose
+    // `opaque` only `Decoder::open` sets, to what lives longer than the context.
+    unsafe {
+        if context.is_null() || *context.cast::<*const ffi::AVClass>() != ffi::avcodec_get_class() {
+            return;
+        }
+        let complaints = (*context.cast::<ffi::AVCodecContext>()).opaque;
+        if let Some(complaints) = complaints.cast::<Complaints>().as_ref() {
+            complaints.0.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
 /// FFmpeg's log callback; the type of `arguments` is the one x86-64 has.
 #[cfg(target_arch = "x86_64")]
 unsafe extern "C" fn keep_message(
@@ -53,6 +89,14 @@ unsafe extern "C" fn keep_message(
         .starts_with(DAMAGED_PACKET);
     if is_damage {
         let _ = DAMAGED_PACKETS.try_with(|n| n.set(n.get() + 1));
+    }
+    // SAFETY: FFmpeg's formats are strings that end in NUL.
+    let is_concealing = unsafe { CStr::from_ptr(format) }
+        .to_bytes()
+        .starts_with(CONCEALING);
+    if level <= ffi::AV_LOG_ERROR || is_concealing {
+        // SAFETY: FFmpeg hands over null or an object that begins with its class.
+        unsafe { count_complaint(context) };
     }
     if level > ffi::AV_LOG_ERROR {
         return;

@@ -1,5 +1,5 @@
 //! FFmpeg: the only folder that knows it. What it says (`log`), files opened (`open`) and read
-//! packet by packet (`demux`), what a file
+//! packet by packet (`demux`), what its parser knows of a packet (`parser`), what a file
 //! says of its video (`describe`), decoding (`decode`), pictures scaled (`scale`) and turned to
 //! upright RGB (`convert`), and mp4 files written (`write`).
 //!
@@ -17,6 +17,8 @@ mod demux;
 
 mod describe;
 
+mod parser;
+
 mod decode;
 
 mod scale;
@@ -27,8 +29,9 @@ mod write;
 
 pub use self::{
     convert::Converter,
-    decode::{Decoder, PictureTimes, Received},
+    decode::{Decoder, PictureTimes, Received, Threads},
     demux::{Demuxer, Packet, Read},
     log::{damaged_packets, said_truncated},
+    parser::Parser,
     write::VideoWriter,
 };
