@@ -7,7 +7,7 @@ use longreel_models::{
     dual_encoder::{DualEncoder, normalize},
     spec::{
         processor::Medium,
-        system::{Need, SystemSpec},
+        system::{Need, SystemKind, SystemSpec},
     },
     systems::System,
     vision::{conv_net::ConvNet, image::RgbView, processor::PictureProcessor, vit::Vit},
@@ -50,6 +50,17 @@ impl VectorModel {
             encoder: encoder.for_pictures_of(&processor).doing(doing)?,
             processor,
         })
+    }
+
+    /// [`VectorModel::load`], of a model that makes vectors of texts as well.
+    ///
+    /// # Errors
+    /// As there; `BadInput` for an encoder of pictures alone.
+    pub fn of_texts(system: &Arc<System>) -> Result<Self> {
+        match system.kind() {
+            SystemKind::DualEncoder => Self::load(system),
+            _ => Err(system.refusal(Need::TextVectors)),
+        }
     }
 
     /// Numbers of a vector.

@@ -132,7 +132,7 @@ fn model(args: &ChoosingArgs, voice: Voice, cancel: &Cancel) -> Result<Option<Ve
         }
         (None, Some(name)) => {
             let system = open::system(name, voice, cancel)?;
-            VectorModel::load(&system).map(Some)
+            VectorModel::of_texts(&system).map(Some)
         }
         (None, None) => Ok(None),
     }

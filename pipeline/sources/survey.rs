@@ -154,7 +154,7 @@ impl Packets {
     fn take(&mut self, packet: &Packet) {
         self.n += 1;
         let parsed = self.parser.as_mut().map(|parser| parser.read(packet));
-        let parsed = parsed.unwrap_or(ParsedPicture::default());
+        let parsed = parsed.unwrap_or_default();
         let header = self.headers.read(packet.data(), parsed);
         self.torn = packet.pts().filter(|_| packet.is_torn());
         self.are_decoding_times &= packet.pts() == packet.dts();

@@ -747,7 +747,7 @@ fn options_that_do_not_go_together_are_refused() {
     let named = ["--frames", "2", "--query", "w5", "--query-model"];
     query(
         &[&named[..], &[&golden]].concat(),
-        "expected CLIP, SigLIP",
+        "expected CLIP or SigLIP",
     );
     query(
         &[&named[..], &["/nowhere/model"]].concat(),

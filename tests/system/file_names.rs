@@ -102,7 +102,7 @@ fn every_verb_takes_names_of_any_bytes() {
     let more: [&OsStr; 4] = [&to[0], &to[1], "--model".as_ref(), model.as_os_str()];
     assert_eq!(run(&[&encode[..], &more].concat()).code, 0);
     let answer = of("ask", &[&reel], &["What is it?", "--max-new-tokens", "2"]);
-    assert_eq!(answer["answer"].is_string(), true, "{answer}");
+    assert!(answer["answer"].is_string(), "{answer}");
     of("plan", &[&video], &["--frames", "2"]);
     let to = out(&film);
     let reconstruct = ["reconstruct".as_ref(), reel.as_os_str(), &to[0], &to[1]];

@@ -12,6 +12,7 @@ mod file_names;
 mod fuzz_corpus;
 mod gguf;
 mod hub;
+mod import_circles;
 mod make_qa;
 mod odd_files;
 mod opening;

@@ -69,7 +69,7 @@ fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn all_rust_files() -> Vec<(String, String)> {
+pub fn all_rust_files() -> Vec<(String, String)> {
     let mut found = Vec::new();
     rust_files(&root(), &mut found);
     found.sort();

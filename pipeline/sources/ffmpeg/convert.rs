@@ -6,7 +6,8 @@ use ffmpeg_next::{self as av, ffi};
 
 use super::{
     decode::{Coder, Decoder},
-    describe::{is_full_range, pixel_format_name},
+    describe::is_full_range,
+    names::pixel_format_name,
     scale::Scaler,
 };
 use crate::{

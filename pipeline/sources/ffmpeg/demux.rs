@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, ffi::c_int, path::Path, slice};
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
-    describe::{codec_name, time_base},
     log::{failed, said},
+    names::{codec_name, time_base},
     open::{encrypted, is_format, misread, no_decoder, open_input},
 };
 use crate::{

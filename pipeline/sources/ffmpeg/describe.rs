@@ -1,10 +1,6 @@
 //! What a file says of its video stream.
 
-use std::{
-    ffi::{CStr, c_char, c_int},
-    path::Path,
-    ptr,
-};
+use std::{ffi::c_int, path::Path, ptr};
 
 use ffmpeg_next::{self as av, ffi};
 
@@ -12,6 +8,7 @@ use super::{
     decode::{Decoder, Received, Threads},
     demux::{Body, Container, Demuxer, Read, is_video},
     log::failed,
+    names::{codec_name, pixel_format_name},
 };
 use crate::{
     cancel::Cancel,
@@ -192,13 +189,6 @@ fn some_ticks(ticks: i64) -> Option<i64> {
     (ticks != ffi::AV_NOPTS_VALUE).then_some(ticks)
 }
 
-pub(super) fn time_base(ratio: av::Rational) -> Option<TimeBase> {
-    TimeBase::new(
-        u32::try_from(ratio.numerator()).ok()?,
-        u32::try_from(ratio.denominator()).ok()?,
-    )
-}
-
 /// The rate, or the nearest one whose parts are small enough.
 fn rate(ratio: av::Rational) -> Option<Rate> {
     let (Ok(near) | Err(near)) = ratio.reduce_with_limit(1_000_000);
@@ -207,37 +197,6 @@ fn rate(ratio: av::Rational) -> Option<Rate> {
         u32::try_from(near.denominator()).ok()?,
     )
     .ok()
-}
-
-pub(super) fn codec_name(id: ffi::AVCodecID) -> String {
-    // SAFETY: returns a static string for every id.
-    unsafe { static_text(ffi::avcodec_get_name(id)) }
-}
-
-pub(super) fn pixel_format_name(format: c_int) -> String {
-    // SAFETY: takes any descriptor, an unknown one gives null; the pointer is to a static structure.
-    unsafe {
-        let mut iterator = ptr::null();
-        loop {
-            iterator = ffi::av_pix_fmt_desc_next(iterator);
-            if iterator.is_null() {
-                return "unknown".into();
-            }
-            if ffi::av_pix_fmt_desc_get_id(iterator) as c_int == format {
-                return static_text((*iterator).name);
-            }
-        }
-    }
-}
-
-/// # Safety
-/// `text` is null or a NUL-terminated string that lives for ever.
-pub(super) unsafe fn static_text(text: *const c_char) -> String {
-    if text.is_null() {
-        return "unknown".into();
-    }
-    // SAFETY: by this function's contract.
-    unsafe { CStr::from_ptr(text).to_string_lossy().into_owned() }
 }
 
 /// The matrix that [`Converter`] will use.

@@ -1,5 +1,6 @@
-//! FFmpeg: the only folder that knows it. What it says (`log`), files opened (`open`) and read
-//! packet by packet (`demux`), what its parser knows of a packet (`parser`), what a file
+//! FFmpeg: the only folder that knows it. What it says (`log`), its names and time bases as ours
+//! (`names`), files opened (`open`) and read packet by packet (`demux`), what its parser knows of a
+//! packet (`parser`), what a file
 //! says of its video (`describe`), decoding (`decode`), pictures scaled (`scale`) and turned to
 //! upright RGB (`convert`), and mp4 files written (`write`).
 //!
@@ -10,6 +11,8 @@
 #![allow(unsafe_code)]
 
 mod log;
+
+mod names;
 
 mod open;
 

@@ -12,8 +12,8 @@ use std::{
 use ffmpeg_next::{self as av, ffi, util::interrupt};
 
 use super::{
-    describe::{codec_name, static_text},
     log::{failed, forget_messages, prepare, said},
+    names::{codec_name, static_text},
 };
 use crate::{
     cancel::Cancel,
