@@ -9,7 +9,7 @@ use super::{
     clock::Clock,
     ffmpeg::{self, Decoder, Demuxer, Packet, Parser, PictureTimes, Read, Received, Threads},
     info::VideoInfo,
-    packet_headers::{PacketHeaders, Parity, ParsedPicture, Shows, Start},
+    packet_headers::{PacketHeaders, Parity, Shows, Start},
     timeline::{EntryPoint, Timeline, TimelineFrame},
 };
 use crate::{
