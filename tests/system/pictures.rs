@@ -98,6 +98,37 @@ fn a_heif_picture_is_turned_as_its_properties_say() {
 }
 
 #[test]
+fn damaged_pictures_never_panic() {
+    let names = [
+        "progressive_420.jpg",
+        "exif_6.jpg",
+        "lossy.webp",
+        "alpha.webp",
+        "lossless.webp",
+        "animated.webp",
+        "exif_6.png",
+        "exif_6.tiff",
+        "irot_7.avif",
+    ];
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("damaged");
+    for name in names {
+        let whole = std::fs::read(picture(name)).unwrap();
+        // Heads are where lengths stand; a step that shares no factor with their size meets every byte of them in time.
+        for n in 0..150 {
+            let mut bytes = whole.clone();
+            let at = if n % 2 == 0 { n * 3 } else { n * 7919 } % bytes.len();
+            bytes[at] ^= [0x01, 0x80, 0xff, 0x55][n % 4];
+            if n % 10 == 9 {
+                bytes.truncate(at);
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            drop(frames(&path));
+        }
+    }
+}
+
+#[test]
 fn one_turn_behind_another_is_one_turn() {
     let image = RgbImage {
         width: 3,
