@@ -350,3 +350,24 @@ fn a_context_that_does_not_fit_is_refused_before_it_starts() {
     run("200000000").refused(2, "the machine can give");
     run("0").refused(2, "--tokens is 0");
 }
+
+#[test]
+fn answers_are_the_demo_models_where_no_model_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let clips = dir.path().join("clips").display().to_string();
+    let synth = [
+        "synth", "--out", &clips, "--clips", "1", "--plain", "--length", "4", "--split", "test",
+    ];
+    assert_eq!(longreel(&synth).code, 0);
+    let mut bench = command();
+    bench.args(["bench", "answers", &clips, "--json"]);
+    let run = bench.env("XDG_CACHE_HOME", dir.path()).output().unwrap();
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert!(
+        said.contains("no model is named: the demo model answers"),
+        "{said}"
+    );
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(report["model"], "the demo model");
+    assert_eq!(report["clips"], 1);
+}
