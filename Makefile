@@ -1,4 +1,4 @@
-# longreel: `make demo` asks a question of a real video, `make test` runs every test.
+# longreel: `make demo` asks the demo model about a new clip, `make test` runs every test.
 # Both install what is missing first. Build output stays outside the clone.
 
 SHELL := /bin/bash
@@ -7,7 +7,7 @@ CARGO := $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 LONGREEL := $(CARGO_TARGET_DIR)/release/longreel
 DEMO := $(CARGO_TARGET_DIR)/demo
 
-.PHONY: demo test bench deps build lint
+.PHONY: demo test bench deps build install lint
 
 demo: build
 	.ci/demo $(LONGREEL) $(DEMO)
@@ -20,6 +20,9 @@ bench: deps
 
 build: deps
 	$(CARGO) build --release --locked --features mpi --bin longreel
+
+install: deps
+	$(CARGO) install --path . --locked --features mpi
 
 lint: deps
 	$(CARGO) fmt --all --check

@@ -1,6 +1,6 @@
 //! Steps of a decoder's training against the matrix products that this machine does meanwhile:
 //!
-//! `cargo bench --bench training -- --model configs/train/demo/model.toml --seq 256 --rows 4 --batches 2 --steps 40
+//! `cargo bench --bench training -- --model models/demo/configs/model.toml --seq 256 --rows 4 --batches 2 --steps 40
 //! [--example 90] [--out FILE]`
 //!
 //! The weights are random, rows are packed full of examples of one length, half of them codes. Between two steps every
@@ -43,7 +43,7 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let option = |name: &str| Some(args[args.iter().position(|a| a == name)? + 1].as_str());
     let number = |name, default| option(name).map_or(default, |n: &str| n.parse().unwrap());
-    let model = option("--model").unwrap_or("configs/train/demo/model.toml");
+    let model = option("--model").unwrap_or("models/demo/configs/model.toml");
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(here.join(model)).unwrap();
     let spec = ModelSpec::from_toml(&text).unwrap().decoder;

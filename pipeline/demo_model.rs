@@ -1,6 +1,6 @@
 //! The small model that comes with the program, for those who name none.
 //!
-//! `.ci/train-demo` trains it on clips of `longreel synth`; it knows nothing else.
+//! `models/demo/train` trains it on clips of `longreel synth`; it knows nothing else.
 
 use std::path::{Path, PathBuf};
 

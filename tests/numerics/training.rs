@@ -498,7 +498,7 @@ fn twenty_steps_bring_the_loss_of_a_batch_down() {
 
 #[test]
 fn the_stages_of_a_small_model_fit_one_another() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/train/demo");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/configs");
     let text = std::fs::read_to_string(folder.join("model.toml")).unwrap();
     let spec = ModelSpec::from_toml(&text).unwrap();
     let shape = VqganConfig::open(&folder.join("vqgan.toml"))
@@ -524,12 +524,12 @@ fn the_stages_of_a_small_model_fit_one_another() {
 #[test]
 fn the_demo_model_is_of_the_shape_that_its_stages_train_and_small() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(root.join("configs/train/demo/model.toml")).unwrap();
+    let text = std::fs::read_to_string(root.join("models/demo/configs/model.toml")).unwrap();
     let trained = ModelSpec::from_toml(&text).unwrap();
     let text = std::fs::read_to_string(root.join("models/demo/config.json")).unwrap();
     let shipped = ModelSpec::from_json(&text).unwrap();
     assert_eq!(shipped.vqgan, trained.vqgan);
-    let last = TrainConfig::open(&root.join("configs/train/demo/stage_13.toml")).unwrap();
+    let last = TrainConfig::open(&root.join("models/demo/configs/stage_13.toml")).unwrap();
     let trained = longreel_models::spec::DecoderSpec {
         max_position_embeddings: last.model.max_position_embeddings.unwrap(),
         ..trained.decoder

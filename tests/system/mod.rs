@@ -14,6 +14,7 @@ mod gguf;
 mod hub;
 mod import_circles;
 mod make_qa;
+mod manual;
 mod odd_files;
 mod opening;
 mod pictures;
