@@ -24,14 +24,23 @@ use crate::support::{
 
 /// Why a block is not run, as a comment above it states it, and the pages that have such blocks.
 const NOT_RUN: [(&str, &str); 4] = [
-    ("train.md", "needs a model that can write pairs; tests/system/make_qa.rs trains one"),
+    (
+        "train.md",
+        "needs a model that can write pairs; tests/system/make_qa.rs trains one",
+    ),
     ("train.md", "needs VGG16, which longreel does not fetch"),
     ("models.md", "downloads"),
     ("bench.md", "takes minutes, or needs PyTorch"),
 ];
 
 /// Pages that every verb's page may lean on.
-const SHARED: [&str; 5] = ["sampling.md", "model-folders.md", "ring.md", "reels.md", "output.md"];
+const SHARED: [&str; 5] = [
+    "sampling.md",
+    "model-folders.md",
+    "ring.md",
+    "reels.md",
+    "output.md",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -70,7 +79,11 @@ fn blocks(text: &str) -> Vec<Block<'_>> {
     while let Some(line) = lines.next() {
         if let Some(language) = line.strip_prefix("```") {
             let lines = lines.by_ref().take_while(|line| *line != "```").collect();
-            found.push(Block { language, lines, not_run });
+            found.push(Block {
+                language,
+                lines,
+                not_run,
+            });
         }
         let reason = line.strip_prefix("<!-- not run: ");
         not_run = reason.and_then(|rest| rest.strip_suffix(" -->"));
@@ -81,9 +94,15 @@ fn blocks(text: &str) -> Vec<Block<'_>> {
 /// The commands of a block, `make` and `cargo` aside, each with the exit code that its comment states.
 fn commands(block: &Block<'_>) -> Vec<(String, i32)> {
     let whole = block.lines.join("\n").replace("\\\n", " ");
-    let runs_it = |line: &&str| ["longreel ", "mpirun ", "echo ", "HF_HUB_OFFLINE="].iter().any(|word| line.starts_with(word));
+    let runs_it = |line: &&str| {
+        ["longreel ", "mpirun ", "echo ", "HF_HUB_OFFLINE="]
+            .iter()
+            .any(|word| line.starts_with(word))
+    };
     let coded = |line: &str| {
-        let stated = line.split_once("# exit ").map(|(_, code)| code.trim().parse().unwrap());
+        let stated = line
+            .split_once("# exit ")
+            .map(|(_, code)| code.trim().parse().unwrap());
         (line.to_owned(), stated.unwrap_or(0))
     };
     whole.lines().filter(runs_it).map(coded).collect()
@@ -110,7 +129,10 @@ fn make_media(files: &Path) {
         let source = format!("-f lavfi -i testsrc2=s=160x120:r=10:d={seconds}");
         ffmpeg(&source, &files.join(name));
     }
-    ffmpeg("-f lavfi -i color=red:s=64x48 -frames:v 1", &files.join("boat.png"));
+    ffmpeg(
+        "-f lavfi -i color=red:s=64x48 -frames:v 1",
+        &files.join("boat.png"),
+    );
 }
 
 /// A copy of the files of `from`, links followed.
@@ -128,12 +150,18 @@ fn copy(from: &Path, to: &Path) {
 
 fn make_models(files: &Path) {
     copy(golden_model(), &files.join("lwm-1m"));
-    copy(&golden::path("systems/llama"), &files.join("LWM-Text-Chat-1M"));
+    copy(
+        &golden::path("systems/llama"),
+        &files.join("LWM-Text-Chat-1M"),
+    );
     let [spec, weights] = ["tests/golden/lwm-golden.toml", "models/demo"].map(|p| root().join(p));
     copy(&root().join("configs"), &files.join("configs"));
     // The golden checkpoint has another shape than the released one, and both have room for a million tokens.
     let text = fs::read_to_string(spec).unwrap();
-    let roomy = text.replace("max_position_embeddings = 4096", "max_position_embeddings = 1048576");
+    let roomy = text.replace(
+        "max_position_embeddings = 4096",
+        "max_position_embeddings = 1048576",
+    );
     fs::write(files.join("configs/models/lwm-chat-1m.toml"), roomy).unwrap();
     let config = files.join("lwm-1m/config.json");
     let mut shape: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
@@ -148,7 +176,8 @@ fn make_models(files: &Path) {
     }
     let chat = golden::path("gguf/chat.gguf");
     fs::copy(chat, files.join("qwen3-4b-Q8_0.gguf")).unwrap();
-    GgufFile::decoder_of(&golden::path("answers/llava15"), F32).write(&files.join("llava-7b-Q4_K_M.gguf"));
+    GgufFile::decoder_of(&golden::path("answers/llava15"), F32)
+        .write(&files.join("llava-7b-Q4_K_M.gguf"));
 }
 
 /// A hub cache that has the golden models under the names of the real ones.
@@ -165,7 +194,11 @@ fn fill_hub(hub: &Path) {
         let snapshot = model.join("snapshots/0123456789abcdef0123456789abcdef01234567");
         copy(&golden::path(folder), &snapshot);
         fs::create_dir_all(model.join("refs")).unwrap();
-        fs::write(model.join("refs/main"), "0123456789abcdef0123456789abcdef01234567").unwrap();
+        fs::write(
+            model.join("refs/main"),
+            "0123456789abcdef0123456789abcdef01234567",
+        )
+        .unwrap();
         if name.starts_with("openai") {
             fs::write(snapshot.join("tokenizer.json"), words_tokenizer()).unwrap();
         }
@@ -189,7 +222,12 @@ fn words_tokenizer() -> String {
 fn page_folder(page: &Page) -> PathBuf {
     let folder = fixture().join("pages").join(&page.name);
     fs::create_dir_all(&folder).unwrap();
-    let written: BTreeSet<&str> = page.text.split("--out ").skip(1).filter_map(first_word).collect();
+    let written: BTreeSet<&str> = page
+        .text
+        .split("--out ")
+        .skip(1)
+        .filter_map(first_word)
+        .collect();
     for entry in fs::read_dir(fixture().join("files")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -211,7 +249,10 @@ fn run(line: &str, code: i32, folder: &Path) -> Result<(), String> {
         .args(["-c", line])
         .current_dir(folder)
         .stdin(Stdio::null())
-        .env("PATH", format!("{}:{path}", fixture().join("bin").display()))
+        .env(
+            "PATH",
+            format!("{}:{path}", fixture().join("bin").display()),
+        )
         .env("HF_HUB_CACHE", fixture().join("hub"))
         .env("HF_HUB_OFFLINE", "1")
         .env("XDG_CACHE_HOME", fixture().join("cache"))
@@ -221,7 +262,10 @@ fn run(line: &str, code: i32, folder: &Path) -> Result<(), String> {
         .unwrap();
     match output.status.code() {
         Some(found) if found == code => Ok(()),
-        found => Err(format!("{line}\n  exit {found:?}, expected {code}: {}", String::from_utf8_lossy(&output.stderr))),
+        found => Err(format!(
+            "{line}\n  exit {found:?}, expected {code}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )),
     }
 }
 
@@ -270,13 +314,25 @@ fn what_is_not_run_is_listed_with_its_reason() {
     let pages = pages();
     let found: BTreeSet<(&str, &str)> = pages
         .iter()
-        .flat_map(|page| blocks(&page.text).into_iter().filter_map(|b| Some((page.name.as_str(), b.not_run?))))
+        .flat_map(|page| {
+            blocks(&page.text)
+                .into_iter()
+                .filter_map(|b| Some((page.name.as_str(), b.not_run?)))
+        })
         .collect();
     assert_eq!(found, BTreeSet::from(NOT_RUN));
     let fenced = pages.iter().flat_map(|page| blocks(&page.text));
     for block in fenced.filter(|block| block.language != "sh") {
-        let lines = block.lines.iter().filter(|line| line.starts_with("longreel "));
-        assert_eq!(lines.count(), 0, "a command in a block that is not sh: {:?}", block.lines);
+        let lines = block
+            .lines
+            .iter()
+            .filter(|line| line.starts_with("longreel "));
+        assert_eq!(
+            lines.count(),
+            0,
+            "a command in a block that is not sh: {:?}",
+            block.lines
+        );
     }
 }
 
@@ -291,13 +347,18 @@ fn sub_verbs(help: &str) -> Vec<&str> {
     let listed = help.split("\nCommands:\n").nth(1).unwrap_or_default();
     let lines = listed.lines().take_while(|line| line.starts_with("  "));
     let names = lines.filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next());
-    let starts = |name: &&str| name.starts_with(|c: char| c.is_ascii_lowercase()) && *name != "help";
+    let starts =
+        |name: &&str| name.starts_with(|c: char| c.is_ascii_lowercase()) && *name != "help";
     names.filter(starts).collect()
 }
 
 fn options(help: &str) -> Vec<&str> {
-    let indented = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
-    let words = indented.filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")));
+    let indented = help
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| line.starts_with('-'));
+    let words =
+        indented.filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")));
     words.map(|word| word.trim_end_matches(',')).collect()
 }
 
@@ -310,28 +371,51 @@ fn mentions(text: &str, word: &str) -> bool {
 #[test]
 fn every_verb_has_a_page_and_every_option_a_place_on_it() {
     let pages = pages();
-    let text = |name: &str| pages.iter().find(|page| page.name == name).map(|page| page.text.as_str());
+    let text = |name: &str| {
+        pages
+            .iter()
+            .find(|page| page.name == name)
+            .map(|page| page.text.as_str())
+    };
     let shared: String = SHARED.iter().map(|name| text(name).unwrap()).collect();
     let top = help(&[]);
     let mut missing = Vec::new();
     for verb in sub_verbs(&top) {
-        let page = text(&format!("{verb}.md")).unwrap_or_else(|| panic!("docs/{verb}.md is missing"));
+        let page =
+            text(&format!("{verb}.md")).unwrap_or_else(|| panic!("docs/{verb}.md is missing"));
         let own = help(&[verb]);
         let below = sub_verbs(&own);
-        missing.extend(below.iter().filter(|sub| !mentions(page, &format!("{verb} {sub}"))).map(|sub| format!("{verb} {sub}")));
+        missing.extend(
+            below
+                .iter()
+                .filter(|sub| !mentions(page, &format!("{verb} {sub}")))
+                .map(|sub| format!("{verb} {sub}")),
+        );
         let of_below: Vec<String> = below.iter().map(|sub| help(&[verb, sub])).collect();
-        for option in of_below.iter().map(String::as_str).chain([own.as_str()]).flat_map(options) {
+        for option in of_below
+            .iter()
+            .map(String::as_str)
+            .chain([own.as_str()])
+            .flat_map(options)
+        {
             if !mentions(page, option) && !mentions(&shared, option) {
                 missing.push(format!("{verb} {option}"));
             }
         }
     }
-    assert!(missing.is_empty(), "no page explains {}", missing.join(", "));
+    assert!(
+        missing.is_empty(),
+        "no page explains {}",
+        missing.join(", ")
+    );
 }
 
 #[test]
 fn every_link_of_the_pages_leads_to_a_file() {
-    for (folder, page) in pages().into_iter().map(|page| (if page.name == "README.md" { "" } else { "docs" }, page)) {
+    for (folder, page) in pages()
+        .into_iter()
+        .map(|page| (if page.name == "README.md" { "" } else { "docs" }, page))
+    {
         for rest in page.text.split("](").skip(1) {
             let target = rest.split([')', '#']).next().unwrap();
             let there = target.starts_with("http") || root().join(folder).join(target).exists();
