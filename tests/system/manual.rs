@@ -346,10 +346,9 @@ fn help(verb: &[&str]) -> String {
 fn sub_verbs(help: &str) -> Vec<&str> {
     let listed = help.split("\nCommands:\n").nth(1).unwrap_or_default();
     let lines = listed.lines().take_while(|line| line.starts_with("  "));
-    let names = lines.filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next());
-    let starts =
-        |name: &&str| name.starts_with(|c: char| c.is_ascii_lowercase()) && *name != "help";
-    names.filter(starts).collect()
+    // A line that goes on with a description stands further in.
+    let names = lines.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    names.filter(|name| !["", "help"].contains(name)).collect()
 }
 
 fn options(help: &str) -> Vec<&str> {
@@ -407,6 +406,30 @@ fn every_verb_has_a_page_and_every_option_a_place_on_it() {
         missing.is_empty(),
         "no page explains {}",
         missing.join(", ")
+    );
+}
+
+#[test]
+fn verbs_options_and_what_is_left_out_are_found() {
+    let help = "\nCommands:\n  ask   Ask a\n          question\n  help  Print\n\nOptions:\n  -m, --model <M>  A model\n      --fps <F>\n";
+    assert_eq!(sub_verbs(help), ["ask"]);
+    assert_eq!(options(help), ["--model", "--fps"]);
+    assert!(mentions("`--fps F`", "--fps") && mentions("`--fps`, `--at`", "--fps"));
+    assert!(!mentions("`--fps-most`", "--fps"));
+    let block =
+        "<!-- not run: slow -->\n```sh\nlongreel a \\\n    b\nmake\nlongreel c # exit 2\n```\n";
+    let [block] = &blocks(block)[..] else {
+        panic!("expected one block")
+    };
+    assert_eq!(block.not_run, Some("slow"));
+    let found = commands(block);
+    assert_eq!(
+        found.iter().map(|(_, code)| *code).collect::<Vec<_>>(),
+        [0, 2]
+    );
+    assert_eq!(
+        found[0].0.split_whitespace().collect::<Vec<_>>(),
+        ["longreel", "a", "b"]
     );
 }
 
