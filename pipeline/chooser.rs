@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use longreel_models::vision::image::RgbView;
+use longreel_models::{file_name::FileName, vision::image::RgbView};
 
 use crate::{
     cancel::Cancel,
@@ -177,7 +177,7 @@ impl Query {
             Vectors::Model(model) => self.encode(model, candidates, progress),
             Vectors::Reel(path) => {
                 let reel = ReelReader::open(path)?;
-                let doing = || format!("take vectors from the reel {}", path.display());
+                let doing = || format!("take vectors from the reel {}", path.shown());
                 self.recall(reel, candidates, progress, cancel).doing(doing)
             }
         }
@@ -190,7 +190,7 @@ impl Query {
         candidates: &mut Candidates<'_>,
         progress: &Progress,
     ) -> Result<CandidatePool> {
-        let made_by = absolute(model.system.path()).display().to_string();
+        let made_by = absolute(model.system.path()).shown().to_string();
         let mut pool = CandidatePool::of(self.describe(candidates.sampling, &made_by));
         pool.fill(&mut candidates.reader, progress, |frame, _| {
             let vector = RgbView::new(frame.image.width, frame.image.height, &frame.image.data)

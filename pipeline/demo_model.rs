@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use longreel_models::file_name::FileName;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -60,7 +61,7 @@ pub fn directory() -> Result<PathBuf> {
         format!(
             "write the demo model into {} (expected a folder that can be written; XDG_CACHE_HOME names another, \
              --model another model)",
-            dir.display()
+            dir.shown()
         )
     })?;
     Ok(dir)

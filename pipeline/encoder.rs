@@ -6,6 +6,7 @@ use std::{path::Path, sync::Arc};
 use candle_core::{Device, Tensor};
 use longreel_models::{
     checkpoint::weights::Weights,
+    file_name::FileName,
     spec::{
         ModelSpec, VqganSpec,
         patches::PatchesSpec,
@@ -118,7 +119,7 @@ impl StepShape {
                 let message = format!(
                     "the reel was made by {} and has {found}, the model {} makes features of {width} numbers, {self}",
                     header.model,
-                    dir.display()
+                    dir.shown()
                 );
                 Err(Error::new(Kind::BadInput, message))
             }
@@ -342,7 +343,7 @@ impl EncoderModel {
     /// # Errors
     /// `BadInput` for a text model.
     pub fn load(system: &Arc<System>, budget: &PixelBudget) -> Result<Self> {
-        let doing = || format!("open the model {}", system.path().display());
+        let doing = || format!("open the model {}", system.path().shown());
         let (encoder, shape, digest) = match system.spec() {
             SystemSpec::DualEncoder(_) | SystemSpec::Classifier(_) | SystemSpec::ConvNet(_) => {
                 let model = VectorModel::load(system)?;

@@ -250,7 +250,7 @@ fn not_cached(repo: &Repo, settings: &Settings) -> Error {
         .cache_dir
         .as_deref()
         .unwrap_or(Path::new(""))
-        .display();
+        .shown();
     Error::new(
         Kind::NotFound,
         format!(

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use longreel_models::{
     checkpoint::weights::Weights,
     context::{chat_template::ChatTemplate, tokenizer::Tokenizer},
+    file_name::FileName,
     llama::Decoder,
     spec::{ModelSpec, VqganSpec, features::VisionSpec, system::Need},
     systems::{
@@ -65,7 +66,7 @@ impl ModelFiles {
     /// # Errors
     /// `BadInput` when the two do not have one shape.
     pub fn open_with(system: &Arc<System>, decoder: Option<&Path>) -> Result<Self> {
-        let doing = || format!("open the model {}", system.path().display());
+        let doing = || format!("open the model {}", system.path().shown());
         let spec = system.answering()?.clone();
         let weights = system.weights().doing(doing)?;
         let (mut spec, weights) = match decoder {
@@ -122,7 +123,7 @@ impl ModelFiles {
     /// [`ModelFiles::load`] of an encoder with another budget of pixels.
     pub fn load_with(&self, budget: &PixelBudget) -> Result<Model> {
         let (system, spec) = (&self.system, &self.spec);
-        let doing = || format!("load the model {}", system.path().display());
+        let doing = || format!("load the model {}", system.path().shown());
         let mut weights = self.weights.clone();
         let frames = FrameEncoder::load(system, spec, budget, &mut weights).doing(doing)?;
         let decoder = Decoder::load(&spec.decoder, &mut weights).doing(doing)?;

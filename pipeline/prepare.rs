@@ -2,6 +2,7 @@
 
 use longreel_models::{
     attention::kv_cache::KvDtype,
+    file_name::FileName,
     spec::{
         ModelSpec,
         features::{AfterVideo, PositionRule},
@@ -184,7 +185,7 @@ pub fn check_reels(
     for source in sources {
         if let (Source::Reel(reel), Some(shape)) = (source, shape) {
             check_reel(model, shape, budget, reel.header())
-                .doing(|| format!("read {}", reel.path().display()))?;
+                .doing(|| format!("read {}", reel.path().shown()))?;
         }
     }
     Ok(())
@@ -217,7 +218,7 @@ fn check_maker(model: &ModelFiles, header: &ReelHeader) -> Result<()> {
                 "the reel was made by {} (weights of {} s), the model {} (weights of {} s) has an encoder of other weights: expected one model",
                 header.model,
                 header.model_modified_s,
-                model.system.path().display(),
+                model.system.path().shown(),
                 weights_modified_s(&model.system)
             );
             Err(Error::new(Kind::BadInput, message))

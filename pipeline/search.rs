@@ -9,6 +9,7 @@ use std::{
 
 use half::{bf16, f16};
 use longreel_kernels::{linear::dot_records, weight_element::WeightElement};
+use longreel_models::file_name::FileName;
 use rayon::prelude::*;
 
 use crate::{
@@ -190,12 +191,7 @@ impl Library {
         let reader = &self.reels[reel];
         let mut bytes = vec![0; reader.header().record_bytes(0)?];
         reader.read_records(record, &mut bytes)?;
-        let doing = || {
-            format!(
-                "read frame {record} of the reel {}",
-                reader.path().display()
-            )
-        };
+        let doing = || format!("read frame {record} of the reel {}", reader.path().shown());
         let found = ReelStep::parse(reader.header(), &bytes).doing(doing)?;
         let frame = found.step.frames.first().ok_or_else(|| {
             let message = "a record without a frame";
@@ -227,7 +223,7 @@ impl Library {
 /// # Errors
 /// As [`Library::open`].
 fn check(reel: &ReelReader, first: &ReelReader) -> Result<()> {
-    let doing = || format!("search the reel {}", reel.path().display());
+    let doing = || format!("search the reel {}", reel.path().shown());
     let (header, other) = (reel.header(), first.header());
     let refuse = |message| Err(Error::new(Kind::BadInput, message).doing(doing()));
     let rows = header.vectors().doing(doing)?;
@@ -240,7 +236,7 @@ fn check(reel: &ReelReader, first: &ReelReader) -> Result<()> {
             "its vectors were made by {} (weights of {} s), those of {} by {} (weights of {} s): expected one model",
             header.model,
             header.model_modified_s,
-            first.path().display(),
+            first.path().shown(),
             other.model,
             other.model_modified_s
         ));
@@ -253,7 +249,7 @@ fn check(reel: &ReelReader, first: &ReelReader) -> Result<()> {
 
 fn widths_differ(reel: &ReelReader, found: usize, expected: usize) -> Error {
     let message = format!("its vectors have {found} numbers, expected {expected}");
-    Error::new(Kind::BadInput, message).doing(format!("search the reel {}", reel.path().display()))
+    Error::new(Kind::BadInput, message).doing(format!("search the reel {}", reel.path().shown()))
 }
 
 fn is_near(a: &Hit, b: &Hit, gap: Pts) -> bool {

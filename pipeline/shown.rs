@@ -1,6 +1,7 @@
 //! What a model is shown of a frame, before any of its weights is loaded.
 
 use longreel_models::{
+    file_name::FileName,
     spec::{
         ModelSpec,
         frame_choice::FrameChoice,
@@ -52,7 +53,7 @@ impl Shown {
     /// # Errors
     /// `BadInput` for a text model, and for a folder whose processor cannot be read.
     pub fn of(system: &System, budget: &PixelBudget) -> Result<Self> {
-        let doing = || format!("open the model {}", system.path().display());
+        let doing = || format!("open the model {}", system.path().shown());
         match system.spec() {
             SystemSpec::DualEncoder(_) | SystemSpec::Classifier(_) | SystemSpec::ConvNet(_) => {
                 let processor = PictureProcessor::of_folder(system.processor(), Medium::Picture);
@@ -64,7 +65,7 @@ impl Shown {
     }
 
     fn of_spec(system: &System, spec: &ModelSpec, budget: &PixelBudget) -> Result<Self> {
-        let doing = || format!("open the model {}", system.path().display());
+        let doing = || format!("open the model {}", system.path().shown());
         if let Some(vqgan) = &spec.vqgan {
             return Ok(Self::Square(vqgan.resolution));
         }

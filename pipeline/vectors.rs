@@ -5,6 +5,7 @@ use std::sync::Arc;
 use longreel_models::{
     checkpoint::weights::Weights,
     dual_encoder::{DualEncoder, normalize},
+    file_name::FileName,
     spec::{
         processor::Medium,
         system::{Need, SystemKind, SystemSpec},
@@ -39,7 +40,7 @@ impl VectorModel {
     /// # Errors
     /// `BadInput` for a model of another kind, or a directory that is damaged.
     pub fn load(system: &Arc<System>) -> Result<Self> {
-        let doing = || format!("open the model {}", system.path().display());
+        let doing = || format!("open the model {}", system.path().shown());
         let mut weights = system.weights().doing(doing)?;
         let encoder = PictureEncoder::load(system, &mut weights)?;
         weights.finish().doing(doing)?;
@@ -132,7 +133,7 @@ impl PictureEncoder {
                 return Err(system.refusal(Need::PictureVectors));
             }
         };
-        loaded.doing(|| format!("open the model {}", system.path().display()))
+        loaded.doing(|| format!("open the model {}", system.path().shown()))
     }
 
     /// The same with the positions that the pictures of `processor` need.

@@ -18,7 +18,10 @@ use longreel_kernels::{
     mapping::MappedBytes,
 };
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    file_name::FileName,
+};
 
 /// The first bytes of a file of blocks.
 const MAGIC: [u8; 8] = *b"longrlKV";
@@ -186,7 +189,7 @@ pub struct SpillDir {
 impl SpillDir {
     /// Spills to the directory `dir`, which is created when absent.
     pub fn new(dir: &Path) -> Result<Self> {
-        fs::create_dir_all(dir).doing(|| format!("make the directory {}", dir.display()))?;
+        fs::create_dir_all(dir).doing(|| format!("make the directory {}", dir.shown()))?;
         Ok(Self {
             dir: dir.to_owned(),
         })
@@ -197,7 +200,7 @@ impl SpillDir {
     /// # Errors
     /// `Io` when the disk is full or fails; nothing is left behind.
     pub fn put(&self, blocks: &[&PackedBlock]) -> Result<Vec<PackedBlock>> {
-        let doing = || format!("spill keys and values to {}", self.dir.display());
+        let doing = || format!("spill keys and values to {}", self.dir.shown());
         let number = FILES.fetch_add(1, Ordering::Relaxed);
         let name = format!("longreel-{}-{number}.kv", std::process::id());
         let path = self.dir.join(name);

@@ -22,6 +22,7 @@ use crate::{
         writer::{ImportOptions, Planned, Written, check_layout, refuse, write_model},
     },
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
     spec::{DecoderSpec, ModelSpec, VqganSpec},
 };
 
@@ -90,10 +91,10 @@ pub struct LwmFiles {
 /// [`write_model`] for the rest.
 pub fn import_lwm(files: &LwmFiles, out: &Path, options: ImportOptions) -> Result<Written> {
     let mut tensors = decoder(&files.params, &files.spec.decoder)
-        .doing(|| format!("import {}", files.params.path.display()))?;
+        .doing(|| format!("import {}", files.params.path.shown()))?;
     match (&files.spec.vqgan, &files.vqgan) {
         (Some(spec), Some(path)) => tensors
-            .extend(vqgan(path, spec).doing(|| format!("import the VQGAN {}", path.display()))?),
+            .extend(vqgan(path, spec).doing(|| format!("import the VQGAN {}", path.shown()))?),
         (None, None) => {}
         (Some(_), None) => return Err(usage("the model has a VQGAN, but no file of it is given")),
         (None, Some(_)) => return Err(usage("a VQGAN is given, but the model has none")),

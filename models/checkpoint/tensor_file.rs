@@ -11,6 +11,7 @@ use crate::{
         weights::{HeaderEntry, read_header},
     },
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
 };
 
 /// The tensors of `path` by name: of safetensors where it is named so, of `torch.save` elsewhere.
@@ -18,7 +19,7 @@ use crate::{
 /// # Errors
 /// `Io` for a file that cannot be opened, `BadInput` for one that holds something else.
 pub fn read(path: &Path) -> Result<Vec<(String, View)>> {
-    let doing = || path.display().to_string();
+    let doing = || path.shown().to_string();
     let file = open(path).doing(doing)?;
     let is_safetensors = path.extension().is_some_and(|e| e == "safetensors");
     let tensors = match is_safetensors {

@@ -23,6 +23,7 @@ use crate::{
         digest::Digest, foreign::element_count, gguf::Header, key_map::KeyMap, stored::Stored,
     },
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
 };
 
 /// One tensor in a mapped file.
@@ -107,7 +108,7 @@ impl Weights {
     pub fn open_gguf(files: &[(PathBuf, MappedBytes)]) -> Result<Self> {
         let mut weights = Self::none();
         for (path, bytes) in files {
-            let doing = || path.display().to_string();
+            let doing = || path.shown().to_string();
             let header = Header::read(bytes.as_bytes()).doing(doing)?;
             let shard = weights.shards.len();
             let tensors = header.tensors.into_iter().flat_map(|t| t.by_expert());
@@ -160,7 +161,7 @@ impl Weights {
     }
 
     fn add_directory(&mut self, dir: &Path, prefix: &str) -> Result<()> {
-        let doing = || format!("open the weights in {}", dir.display());
+        let doing = || format!("open the weights in {}", dir.shown());
         let files = if dir.is_dir() {
             weight_files(dir).doing(doing)?
         } else {
@@ -178,8 +179,8 @@ impl Weights {
     }
 
     fn add_shard(&mut self, path: PathBuf, prefix: &str) -> Result<()> {
-        let bytes = MappedBytes::open(&path).doing(|| path.display().to_string())?;
-        let header = read_header(bytes.as_bytes()).doing(|| path.display().to_string())?;
+        let bytes = MappedBytes::open(&path).doing(|| path.shown().to_string())?;
+        let header = read_header(bytes.as_bytes()).doing(|| path.shown().to_string())?;
         let shard = self.shards.len();
         for HeaderEntry {
             name,
@@ -199,7 +200,7 @@ impl Weights {
                 range,
             };
             self.insert(name, entry)
-                .doing(|| path.display().to_string())?;
+                .doing(|| path.shown().to_string())?;
         }
         self.shards.push((path, bytes));
         Ok(())
@@ -488,7 +489,7 @@ pub fn bits_of_copy(format: Format) -> Option<f64> {
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let index = dir.join("model.safetensors.index.json");
     if index.is_file() {
-        return indexed_files(dir, &index).doing(|| format!("read {}", index.display()));
+        return indexed_files(dir, &index).doing(|| format!("read {}", index.shown()));
     }
     let single = dir.join("model.safetensors");
     if single.is_file() {

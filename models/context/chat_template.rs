@@ -19,7 +19,10 @@ use serde::Serialize;
 use serde_json::{Value as Json, ser::Formatter};
 
 use super::tokenizer::tokenizer_folder;
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    file_name::FileName,
+};
 
 /// Steps that a template may take; those in use take a few hundred a message.
 const FUEL: u64 = 2_000_000;
@@ -99,7 +102,7 @@ impl ChatTemplate {
         let specials = special_tokens(dir)?;
         let jinja = dir.join("chat_template.jinja");
         if let Some(source) = read(&jinja)? {
-            return Self::new(&jinja.display().to_string(), source, specials).map(Some);
+            return Self::new(&jinja.shown().to_string(), source, specials).map(Some);
         }
         for name in [
             "chat_template.json",
@@ -107,10 +110,10 @@ impl ChatTemplate {
             "tokenizer_config.json",
         ] {
             let path = dir.join(name);
-            let doing = || format!("read {}", path.display());
+            let doing = || format!("read {}", path.shown());
             let found = json(&path)?.and_then(|file| file.get("chat_template").cloned());
             if let Some(source) = found.as_ref().and_then(default_template) {
-                return Self::new(&path.display().to_string(), source, specials).map(Some);
+                return Self::new(&path.shown().to_string(), source, specials).map(Some);
             }
             match found {
                 None | Some(Json::Null) => {}
@@ -302,14 +305,12 @@ fn json(path: &Path) -> Result<Option<Json>> {
     };
     let parsed = serde_json::from_str(&text);
     let parsed = parsed.map_err(|e| Error::with_source(Kind::BadInput, "not JSON", e));
-    parsed
-        .map(Some)
-        .doing(|| format!("read {}", path.display()))
+    parsed.map(Some).doing(|| format!("read {}", path.shown()))
 }
 
 /// The file's text; `None` where there is no such file.
 fn read(path: &Path) -> Result<Option<String>> {
-    let doing = || format!("read {}", path.display());
+    let doing = || format!("read {}", path.shown());
     match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).doing(doing),

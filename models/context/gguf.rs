@@ -24,6 +24,7 @@ use super::{
 use crate::{
     checkpoint::gguf::Header,
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
 };
 
 /// Types of tokens (`llama_token_type`).
@@ -97,7 +98,7 @@ pub fn tokenizer(header: &Header) -> Result<Tokenizer> {
 /// # Errors
 /// `BadInput` when it does not compile.
 pub fn chat_template(header: &Header, file: &Path) -> Result<Option<ChatTemplate>> {
-    let name = format!("tokenizer.chat_template of {}", file.display());
+    let name = format!("tokenizer.chat_template of {}", file.shown());
     let Some(source) = header
         .text("tokenizer.chat_template")
         .doing(|| name.clone())?

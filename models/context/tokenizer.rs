@@ -17,7 +17,10 @@ use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::{decoding_rule::DecodingRule, sentencepiece};
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    file_name::FileName,
+};
 
 /// Largest tokenizer file that is read; the largest in use have about 30 MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -113,7 +116,7 @@ impl Tokenizer {
             let message = "no tokenizer.json and no tokenizer.model, expected one of them";
             let folder = tokenizer_folder(dir);
             Error::new(Kind::NotFound, message)
-                .doing(format!("open the tokenizer in {}", folder.display()))
+                .doing(format!("open the tokenizer in {}", folder.shown()))
         })
     }
 
@@ -125,18 +128,18 @@ impl Tokenizer {
         let dir = &tokenizer_folder(dir);
         let config = match read(&dir.join("tokenizer_config.json"))? {
             Some(bytes) => {
-                TokenizerConfig::from_json(&utf8(bytes)?).doing(|| dir.display().to_string())?
+                TokenizerConfig::from_json(&utf8(bytes)?).doing(|| dir.shown().to_string())?
             }
             None => TokenizerConfig::default(),
         };
         let (json, model) = (dir.join("tokenizer.json"), dir.join("tokenizer.model"));
         if let Some(bytes) = read(&json)? {
             let tokenizer = Self::from_json_with(&bytes, &config);
-            return tokenizer.map(Some).doing(|| json.display().to_string());
+            return tokenizer.map(Some).doing(|| json.shown().to_string());
         }
         if let Some(bytes) = read(&model)? {
             let tokenizer = Self::from_sentencepiece(&bytes, &config);
-            return tokenizer.map(Some).doing(|| model.display().to_string());
+            return tokenizer.map(Some).doing(|| model.shown().to_string());
         }
         Ok(None)
     }
@@ -357,7 +360,7 @@ pub fn folder_of(model: &Path) -> &Path {
 
 /// The file's bytes; `None` where there is no such file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let doing = || path.display().to_string();
+    let doing = || path.shown().to_string();
     match std::fs::metadata(path) {
         Ok(meta) if meta.len() > FILE_BYTES_MAX => {
             let message = format!(

@@ -6,7 +6,10 @@ use serde_json::Value;
 use super::processor::{
     Channels, FilterName, Medium, Normalize, ProcessorFolder, filter, processor_json,
 };
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    file_name::FileName,
+};
 
 /// Longest side over the shorter one.
 const ASPECT_MAX: f64 = 200.0;
@@ -85,7 +88,7 @@ impl PatchesSpec {
         let (dir, model) = (&folder.dir, folder.model_type());
         match processor_json(dir, medium)? {
             Some((name, json)) => {
-                Self::of_json(json, medium, model).doing(|| dir.join(name).display().to_string())
+                Self::of_json(json, medium, model).doing(|| dir.join(name).shown().to_string())
             }
             None => Self::of_json(Value::Object(serde_json::Map::new()), medium, model)
                 .doing(|| folder.config()),

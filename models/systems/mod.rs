@@ -19,6 +19,7 @@ use crate::{
     checkpoint::weights::Weights,
     context::tokenizer::folder_of,
     error::{Context, Error, Result},
+    file_name::FileName,
     spec::{
         ModelSpec, VqganSpec,
         processor::ProcessorFolder,
@@ -107,7 +108,7 @@ impl System {
 
     /// The sentence that refuses it where something else was needed.
     pub fn refusal(&self, expected: Need) -> Error {
-        refusal(&self.path.display().to_string(), self.kind(), expected)
+        refusal(&self.path.shown().to_string(), self.kind(), expected)
     }
 
     /// The model that can be asked.

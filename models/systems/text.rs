@@ -9,6 +9,7 @@ use crate::{
         tokenizer::{Tokenizer, folder_of, tokenizer_folder},
     },
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
     systems::System,
 };
 
@@ -21,7 +22,7 @@ impl System {
         match (self.gguf(), Tokenizer::of_directory(&self.path)?) {
             (_, Some(tokenizer)) => Ok(tokenizer),
             (Some(file), None) => {
-                let doing = || format!("read the tokenizer of {}", file.path().display());
+                let doing = || format!("read the tokenizer of {}", file.path().shown());
                 gguf::tokenizer(&file.header()?).doing(doing)
             }
             (None, None) => Tokenizer::open(&self.path),
@@ -66,7 +67,7 @@ impl System {
 
     fn ids_of_generation(&self) -> Result<Vec<u32>> {
         let path = tokenizer_folder(&self.path).join("generation_config.json");
-        let doing = || format!("read {}", path.display());
+        let doing = || format!("read {}", path.shown());
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

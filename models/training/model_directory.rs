@@ -12,6 +12,7 @@ use crate::{
         writer::Planned,
     },
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
     spec::VqganSpec,
     systems,
     training::{operands::numbers, parameters::Parameters},
@@ -36,7 +37,7 @@ pub fn planned(parameters: &Parameters) -> Result<Vec<Planned>> {
 /// # Errors
 /// `BadInput` for a directory without a VQGAN of `spec`.
 pub fn planned_vqgan(dir: &Path, spec: &VqganSpec) -> Result<Vec<Planned>> {
-    let doing = || format!("take the VQGAN of {}", dir.display());
+    let doing = || format!("take the VQGAN of {}", dir.shown());
     let weights = systems::open(dir).and_then(|system| system.weights());
     let weights = weights.doing(doing)?;
     let tensor = |(name, shape): (String, Vec<usize>)| {

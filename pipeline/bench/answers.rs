@@ -10,6 +10,7 @@ use std::{
     thread,
 };
 
+use longreel_models::file_name::FileName;
 use longreel_models::{attention::kv_cache::KvDtype, llama::sampler::Draw, systems::System};
 use serde::Serialize;
 
@@ -276,7 +277,7 @@ impl Exam<'_> {
             let said = self
                 .answering
                 .answer(&path, &question.question, cancel)
-                .doing(|| format!("ask {}: {}", path.display(), question.question))?;
+                .doing(|| format!("ask {}: {}", path.shown(), question.question))?;
             done.add(1);
             asked.push(AskedQuestion {
                 video: clip.video.clone(),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use longreel_models::file_name::FileName;
 use plotters::prelude::{
     BLACK, Color, IntoDrawingArea, IntoFont, RGBColor, Rectangle, SVGBackend, Text, WHITE,
 };
@@ -27,7 +28,7 @@ pub fn write_heat_map(path: &Path, title: &str, cells: &[Cell]) -> Result<()> {
     }
     let svg = drawn(title, cells)
         .map_err(|e| Error::new(Kind::Internal, format!("draw the heat map: {e}")))?;
-    write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.display()))
+    write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.shown()))
 }
 
 /// The error for clips without needles.

@@ -7,10 +7,10 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use longreel_models::file_name::FileName;
 use longreel_models::{
     attention::ring::Traffic,
     context::{prompt::follow_up, vision_prompt, vocab::Token},
+    file_name::FileName,
 };
 use serde::Serialize;
 
@@ -363,7 +363,7 @@ impl Asked {
         let vision = || self.prompt.iter().map(seen).collect();
         AskJson {
             question: "",
-            model: model.system.path().display().to_string(),
+            model: model.system.path().shown().to_string(),
             video,
             tokens: Tokens {
                 prompt: self.prompt.len(),

@@ -8,6 +8,7 @@ use std::{
 };
 
 use longreel_kernels::{attend::KvDtype, cpu::Level};
+use longreel_models::file_name::FileName;
 use serde::Serialize;
 
 use crate::{
@@ -130,7 +131,7 @@ fn measure(
 
 fn open_results(path: &Path) -> Result<File> {
     let file = OpenOptions::new().create(true).append(true).open(path);
-    file.doing(|| format!("open {}", path.display()))
+    file.doing(|| format!("open {}", path.shown()))
 }
 
 fn append(out: &mut File, report: &Report, row: &KernelRow) -> Result<()> {

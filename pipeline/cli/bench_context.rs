@@ -193,7 +193,7 @@ fn append(path: Option<&Path>, report: &Report, row: &ContextRow) -> Result<()> 
         file.and_then(|mut file| writeln!(file, "{}", to_json(&line).unwrap_or_default()));
     written
         .map_err(Error::from)
-        .doing(|| format!("append a row to {}", path.display()))
+        .doing(|| format!("append a row to {}", path.shown()))
 }
 
 fn text(report: &Report) -> String {

@@ -1,5 +1,7 @@
 //! `--sampler` and what belongs to it, as written, to a chooser of frames.
 
+use longreel_models::file_name::FileName;
+
 use crate::{
     cancel::Cancel,
     chooser::{Changes, Chooser, Query, Vectors},
@@ -126,7 +128,7 @@ fn model(args: &ChoosingArgs, voice: Voice, cancel: &Cancel) -> Result<Option<Ve
     match (&args.query_reel, name) {
         (Some(path), _) => {
             let reel = ReelReader::open(path)?;
-            let doing = || format!("take vectors from the reel {}", path.display());
+            let doing = || format!("take vectors from the reel {}", path.shown());
             reel.header().vectors().doing(doing)?;
             model_of_reel(name, "--query-model", reel.header(), voice, cancel).map(Some)
         }

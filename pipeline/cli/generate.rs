@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use longreel_models::file_name::as_text;
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
     context::{
         prompt::{GenerationPrompt, Medium},
         vocab::Token,
     },
+    file_name::{FileName, as_text},
     llama::{
         generate::{VisionGeneration, generate_vision},
         sampler::Draw,
@@ -86,7 +86,7 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let result = GenerateJson {
         prompt: &args.prompt,
         out: &args.out,
-        model: system.path().display().to_string(),
+        model: system.path().shown().to_string(),
         frames: n_frames,
         tokens: drawn.ids.len(),
         ids_outside_codebook: drawn.outside_codebook,
@@ -94,7 +94,7 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         generated_ids: args.debug_ids.then_some(drawn.ids),
     };
     voice.say(&result, || {
-        format!("{n_frames} frames in {}", args.out.display())
+        format!("{n_frames} frames in {}", args.out.shown())
     })
 }
 

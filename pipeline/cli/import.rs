@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use longreel_models::file_name::as_text;
 use longreel_models::{
     checkpoint::{
         import_lwm::{LwmFiles, import_lwm},
         writer::{ImportOptions, StoredDtype},
     },
+    file_name::{FileName, as_text},
     systems::import_hf::import_hf,
 };
 use serde::Serialize;
@@ -65,7 +65,7 @@ pub fn run(args: ImportArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
             "{} tensors, {} in {} ({:.1} s)",
             result.tensors,
             plan::bytes(result.bytes),
-            args.out.display(),
+            args.out.shown(),
             result.seconds
         )
     })

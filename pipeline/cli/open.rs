@@ -5,8 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use longreel_models::file_name::FileName;
 use longreel_models::{
+    file_name::FileName,
     spec::{
         ModelSpec,
         system::{Need, SystemSpec, refusal},
@@ -58,12 +58,12 @@ pub fn system_or_demo(model: Option<&Path>, voice: Voice, cancel: &Cancel) -> Re
 
 fn opened(dir: &Path) -> Result<Arc<System>> {
     let system = systems::open(dir).map(Arc::new);
-    system.doing(|| format!("open the model {}", dir.display()))
+    system.doing(|| format!("open the model {}", dir.shown()))
 }
 
 /// What the model file (TOML) at `path` describes.
 pub fn model_file(path: &Path) -> Result<SystemSpec> {
-    let doing = || format!("read {}", path.display());
+    let doing = || format!("read {}", path.shown());
     let text = std::fs::read_to_string(path).doing(doing)?;
     SystemSpec::from_toml(&text).doing(doing)
 }
@@ -72,7 +72,7 @@ pub fn model_file(path: &Path) -> Result<SystemSpec> {
 pub fn spec_file(path: &Path) -> Result<ModelSpec> {
     let spec = model_file(path)?;
     let answering = spec.answering().cloned();
-    answering.ok_or_else(|| refusal(&path.display().to_string(), spec.kind(), Need::Answers))
+    answering.ok_or_else(|| refusal(&path.shown().to_string(), spec.kind(), Need::Answers))
 }
 
 /// Opens every input: reels as they are, everything else as video, whose frames `chooser` may choose.
@@ -102,7 +102,7 @@ fn source(
     if !selection.is_usual {
         let message = format!(
             "{} is a reel, whose frames were chosen when it was made: expected no --fps, --frames, --all-frames or --sampler",
-            path.display()
+            path.shown()
         );
         return Err(Error::new(Kind::Usage, message));
     }
@@ -138,9 +138,9 @@ pub fn video(
     let progress = Progress::default();
     let choice = voice
         .show(&progress, || chooser.choose(candidates, &progress, cancel))
-        .doing(|| format!("choose frames of {}", path.display()))?;
+        .doing(|| format!("choose frames of {}", path.shown()))?;
     let kept = choice.reader.expected_frames().unwrap_or(0);
-    let (path, all) = (path.display(), choice.candidates);
+    let (path, all) = (path.shown(), choice.candidates);
     voice.note(&format!("{path}: {kept} of {all} frames are chosen"));
     Ok((choice.reader, choice.sampling))
 }

@@ -9,6 +9,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
+use longreel_models::file_name::FileName;
 use serde::Serialize;
 
 use crate::{
@@ -55,7 +56,7 @@ impl Voice {
     /// Says on stderr what the user should know about `path`.
     pub fn warn<'w>(self, path: &Path, warnings: impl IntoIterator<Item = &'w String>) {
         for warning in warnings {
-            self.note(&format!("{}: {warning}", path.display()));
+            self.note(&format!("{}: {warning}", path.shown()));
         }
     }
 

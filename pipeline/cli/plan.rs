@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use longreel_models::file_name::FileName;
 use longreel_models::{
+    file_name::FileName,
     spec::{
         ModelSpec,
         features::PositionRule,

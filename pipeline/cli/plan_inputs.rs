@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use longreel_models::file_name::as_text;
+use longreel_models::file_name::{FileName, as_text};
 use longreel_models::{spec::system::SystemSpec, systems::System};
 use serde::Serialize;
 
@@ -68,7 +68,7 @@ impl SourcePlan {
     /// `video      a.mp4 (13 frames, 1 frames/s)`
     pub fn line(&self) -> String {
         let frames = self.frames.map_or("?".to_owned(), |n| n.to_string());
-        let (path, sampling) = (self.path.display(), &self.sampling);
+        let (path, sampling) = (self.path.shown(), &self.sampling);
         format!("video      {path} ({frames} frames, {sampling})")
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use longreel_models::file_name::as_text;
+use longreel_models::file_name::{FileName, as_text};
 use serde::Serialize;
 
 use crate::{
@@ -34,7 +34,7 @@ pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let mut reel = ReelReader::open(&args.reel)?;
     reel.header()
         .check_codes(spec.grid(), spec.num_embeddings)
-        .doing(|| format!("reconstruct {}", args.reel.display()))?;
+        .doing(|| format!("reconstruct {}", args.reel.shown()))?;
     let mut out = PictureWriter::create(&args.out, spec.resolution, rate)?;
     let progress = Progress::default();
     progress.frames_expected.add(reel.n_frames());
@@ -56,6 +56,6 @@ pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         fps: rate,
     };
     voice.say(&result, || {
-        format!("{frames} frames in {}", args.out.display())
+        format!("{frames} frames in {}", args.out.shown())
     })
 }

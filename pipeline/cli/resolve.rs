@@ -5,6 +5,7 @@ use std::{ops::RangeInclusive, path::Path, time::Duration};
 use longreel_models::{
     attention::kv_cache::KvDtype,
     checkpoint::writer::StoredDtype,
+    file_name::FileName,
     llama::sampler::Draw,
     spec::{FrameEnd, features::AfterVideo},
 };
@@ -31,12 +32,10 @@ pub fn check_free(out: &Path, force: bool) -> Result<()> {
     match out.exists() && !force {
         true => Err(Error::new(
             Kind::Usage,
-            format!("{} exists already; --force replaces it", out.display()),
+            format!("{} exists already; --force replaces it", out.shown()),
         )),
         false if out.is_dir() => Ok(()),
-        false => replaceable(out)
-            .map(drop)
-            .doing(|| out.display().to_string()),
+        false => replaceable(out).map(drop).doing(|| out.shown().to_string()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use longreel_models::file_name::as_text;
+use longreel_models::file_name::{FileName, as_text};
 use serde::Serialize;
 
 use crate::{
@@ -63,7 +63,7 @@ pub fn run(args: SynthArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
             result.clips,
             result.kept,
             result.questions,
-            args.out.display()
+            args.out.shown()
         )
     })
 }

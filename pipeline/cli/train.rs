@@ -5,10 +5,10 @@ use std::{
     time::Instant,
 };
 
-use longreel_models::file_name::as_text;
 use longreel_models::{
     checkpoint::writer::{ImportOptions, check_layout, write_model},
     context::tokenizer::Tokenizer,
+    file_name::{FileName, as_text},
     spec::ModelSpec,
     training::{
         model_directory::{planned, planned_vqgan},
@@ -89,7 +89,7 @@ fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()>
     let mut tell = |figures: &Figures| bar.show(figures.step, &words(figures), figures.held_out);
     let trained = train(job, &run, &mut tell, cancel);
     drop(bar);
-    let (outcome, trainer) = trained.doing(|| format!("train {}", args.out.display()))?;
+    let (outcome, trainer) = trained.doing(|| format!("train {}", args.out.shown()))?;
     for line in &outcome.skipped {
         voice.note(&format!("left out: {line}"));
     }
@@ -108,7 +108,7 @@ fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()>
     )?;
     let result = DecoderJson {
         out: &args.out,
-        model: model.display().to_string(),
+        model: model.shown().to_string(),
         steps: outcome.standing.step,
         tokens: outcome.standing.tokens,
         last: outcome.last,

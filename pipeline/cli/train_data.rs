@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Instant};
 
-use longreel_models::file_name::as_text;
+use longreel_models::file_name::{FileName, as_text};
 use serde::Serialize;
 
 use crate::{
@@ -65,7 +65,7 @@ pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> R
     let written = voice.show(&progress, || {
         write_lines(&args.clips, &model, &rules, &args.out, other, done, cancel)
     });
-    let written = written.doing(|| format!("write {}", args.out.display()))?;
+    let written = written.doing(|| format!("write {}", args.out.shown()))?;
     let result = LinesJson {
         out: &args.out,
         clips: written.clips,
@@ -80,7 +80,7 @@ pub fn make_lines(args: &TrainMakeLinesArgs, voice: Voice, cancel: &Cancel) -> R
             result.clips,
             result.questions,
             result.lines,
-            args.out.display()
+            args.out.shown()
         )
     })
 }
@@ -110,7 +110,7 @@ pub fn tokenizer(args: &TrainTokenizerArgs, voice: Voice) -> Result<()> {
         skipped_lines: left_out,
     };
     voice.say(&result, || {
-        let (n, out) = (result.vocab_size, args.out.display());
+        let (n, out) = (result.vocab_size, args.out.shown());
         format!("{n} tokens in {out}")
     })
 }

@@ -2,8 +2,10 @@
 
 use std::{path::Path, time::Instant};
 
-use longreel_models::attention::kv_cache::KvDtype;
-use longreel_models::file_name::as_text;
+use longreel_models::{
+    attention::kv_cache::KvDtype,
+    file_name::{FileName, as_text},
+};
 use serde::Serialize;
 
 use crate::{
@@ -68,7 +70,7 @@ pub fn run(args: &TrainMakeQaArgs, voice: Voice, cancel: &Cancel) -> Result<()> 
     progress.frames_expected.add(chunks.len() as u64);
     let other = OtherJob::of(args.force);
     let written = voice.show(&progress, || job.write(&args.out, other, &progress, cancel));
-    let written = written.doing(|| format!("write {}", args.out.display()))?;
+    let written = written.doing(|| format!("write {}", args.out.shown()))?;
     for silence in written.chunks_without_pairs.iter().take(NAMED) {
         let (chunk, said) = (&silence.chunk, &silence.said);
         voice.note(&format!("no pair about {chunk}, the model said {said:?}"));
@@ -128,7 +130,7 @@ fn text(result: &QaJson) -> String {
         0 => String::new(),
         n => format!(" ({n} without one)"),
     };
-    let out = result.out.display();
+    let out = result.out.shown();
     format!(
         "{chunks} chunks{silent}, {pairs} pairs: {lines} lines of at most {longest_line_tokens} tokens in {out}"
     )

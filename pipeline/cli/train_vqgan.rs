@@ -5,9 +5,9 @@ use std::{
     time::Instant,
 };
 
-use longreel_models::file_name::as_text;
 use longreel_models::{
     checkpoint::writer::{ImportOptions, write_vqgan},
+    file_name::{FileName, as_text},
     spec::{VqganSpec, vqgan_alone::VqganAlone},
     training::{model_directory::planned, vqgan::perceptual::Lpips},
 };
@@ -82,7 +82,7 @@ pub fn run(args: &TrainVqganArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     };
     let trained = train_vqgan(job, &run, &mut tell, cancel);
     drop(bar);
-    let (last, trainer) = trained.doing(|| format!("train {}", args.out.display()))?;
+    let (last, trainer) = trained.doing(|| format!("train {}", args.out.shown()))?;
     let model = run.model();
     let options = ImportOptions {
         dtype: resolve::stored_dtype(args.dtype),
@@ -98,7 +98,7 @@ pub fn run(args: &TrainVqganArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     )?;
     let result = VqganJson {
         out: &args.out,
-        model: model.display().to_string(),
+        model: model.shown().to_string(),
         steps: trainer.steps(),
         frames,
         skipped_videos,

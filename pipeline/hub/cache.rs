@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use longreel_models::file_name::as_text;
+use longreel_models::file_name::{FileName, as_text};
 use serde::Serialize;
 
 use super::{Settings, files};
@@ -87,7 +87,7 @@ impl RepoCache {
     /// Links `name` of the snapshot to the blob `etag`, by a relative link.
     pub(super) fn link(&self, commit: &str, name: &str, etag: &str) -> Result<()> {
         let link = self.snapshot(commit).join(name);
-        let doing = || format!("link {}", link.display());
+        let doing = || format!("link {}", link.shown());
         let target = Path::new(&"../".repeat(2 + name.matches('/').count()))
             .join("blobs")
             .join(etag);
@@ -110,7 +110,7 @@ impl RepoCache {
     /// Waits until no other process downloads the blob `etag`, and locks it.
     pub(super) fn lock(&self, etag: &str, cancel: &Cancel) -> Result<File> {
         let path = self.locks.join(format!("{etag}.lock"));
-        let doing = || format!("lock {}", path.display());
+        let doing = || format!("lock {}", path.shown());
         fs::create_dir_all(&self.locks).doing(doing)?;
         let file = File::create(&path).doing(doing)?;
         loop {
@@ -131,7 +131,7 @@ pub(super) fn has_size(path: &Path, size: u64) -> bool {
 
 /// Writes a small file atomically, by renaming.
 fn write(path: &Path, text: &str) -> Result<()> {
-    let doing = || format!("write {}", path.display());
+    let doing = || format!("write {}", path.shown());
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).doing(doing)?;
     let mut file = tempfile::NamedTempFile::new_in(folder).doing(doing)?;
@@ -261,7 +261,7 @@ fn references(dir: &Path) -> Vec<(String, String)> {
             } else if let (Ok(name), Ok(commit)) =
                 (path.strip_prefix(dir), fs::read_to_string(&path))
             {
-                found.push((name.display().to_string(), commit.trim().to_owned()));
+                found.push((name.shown().to_string(), commit.trim().to_owned()));
             }
         }
     }

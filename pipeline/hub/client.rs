@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use longreel_models::file_name::FileName;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ureq::{
@@ -95,7 +96,7 @@ impl<'a> Client<'a> {
         }
         if let Some(path) = &settings.certificates {
             let roots = certificates(path)
-                .doing(|| format!("read the certificates in {}", path.display()))?;
+                .doing(|| format!("read the certificates in {}", path.shown()))?;
             config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
         }
         Ok(Self {
@@ -178,7 +179,7 @@ impl<'a> Client<'a> {
         cancel: &Cancel,
     ) -> Result<()> {
         let part = incomplete(blob);
-        let doing = || format!("write {}", part.display());
+        let doing = || format!("write {}", part.shown());
         std::fs::create_dir_all(blob.parent().unwrap_or(Path::new("."))).doing(doing)?;
         let mut file = OpenOptions::new()
             .create(true)
@@ -210,7 +211,7 @@ impl<'a> Client<'a> {
             return Err(error);
         }
         file.sync_all().doing(doing)?;
-        std::fs::rename(&part, blob).doing(|| format!("rename {}", part.display()))
+        std::fs::rename(&part, blob).doing(|| format!("rename {}", part.shown()))
     }
 
     /// One request for the missing bytes.

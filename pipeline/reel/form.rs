@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use longreel_models::file_name::FileName;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -380,7 +381,7 @@ impl ReelVideo {
     /// The file that `info` is of, as it is now, its frames chosen by `sampling`.
     pub fn of(info: &VideoInfo, sampling: &str) -> Self {
         Self {
-            path: absolute(&info.path).display().to_string(),
+            path: absolute(&info.path).shown().to_string(),
             bytes: std::fs::metadata(&info.path).map(|m| m.len()).unwrap_or(0),
             modified_s: modified_s(&info.path),
             time_base: [info.time_base.num, info.time_base.den],

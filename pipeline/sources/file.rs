@@ -8,6 +8,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use longreel_models::file_name::FileName;
 use serde::Serialize;
 
 use super::{
@@ -108,7 +109,7 @@ pub struct FrameReader {
 pub fn probe(path: &Path, cancel: &Cancel) -> Result<VideoInfo> {
     check_file(path)
         .and_then(|()| Demuxer::open(path, cancel)?.info(path))
-        .doing(|| format!("open {}", path.display()))
+        .doing(|| format!("open {}", path.shown()))
 }
 
 impl FrameReader {
@@ -131,7 +132,7 @@ impl FrameReader {
         strategy: Strategy,
     ) -> Result<Self> {
         Self::start(path, sampling, range, cancel, strategy)
-            .doing(|| format!("open {}", path.display()))
+            .doing(|| format!("open {}", path.shown()))
     }
 
     fn start(
@@ -238,7 +239,7 @@ impl FrameReader {
         }
         (self.chosen, self.cursor) = (Some(numbers), 0);
         self.rewind()
-            .doing(|| format!("open {}", self.info.path.display()))?;
+            .doing(|| format!("open {}", self.info.path.shown()))?;
         (self.ended, self.damaged_reads, self.resume_at) = (false, 0, 0);
         self.report = self.opened.clone();
         Ok(self)
@@ -305,7 +306,7 @@ impl FrameReader {
         self.advance().doing(|| {
             let at = self.pending().map(|t| Pts::new(t, self.info.time_base));
             let at = at.map_or(String::new(), |t| format!("frame at {t} of "));
-            format!("decode {at}{}", self.info.path.display())
+            format!("decode {at}{}", self.info.path.shown())
         })
     }
 

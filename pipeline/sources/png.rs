@@ -2,6 +2,8 @@
 
 use std::{fs::File, io::BufWriter, path::Path};
 
+use longreel_models::file_name::FileName;
+
 use crate::{
     error::{Context, Error, Kind, Result},
     flow::RgbImage,
@@ -11,7 +13,7 @@ use crate::{
 /// Writes `image` to `path`, through a temporary name beside it: a stopped
 /// write leaves no half picture.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
-    let doing = || format!("write {}", path.display());
+    let doing = || format!("write {}", path.shown());
     let file = temporary_beside(path, ".png").doing(doing)?;
     encode(image, file.as_file()).doing(doing)?;
     persist(file, path)

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use longreel_models::file_name::FileName;
+
 use crate::error::{Context, Error, Kind, Result};
 
 /// The file that takes what is written to `path`: behind a link the one that it names.
@@ -51,7 +53,7 @@ pub fn temporary_beside(path: &Path, suffix: &str) -> Result<tempfile::NamedTemp
 /// # Errors
 /// As [`replaceable`]; `Io` where that fails.
 pub fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<()> {
-    let doing = || format!("write {}", path.display());
+    let doing = || format!("write {}", path.shown());
     let kept = file.persist(replaceable(path).doing(doing)?);
     kept.map(drop)
         .map_err(|e| Error::from(e.error))

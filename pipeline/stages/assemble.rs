@@ -1,7 +1,10 @@
 //! Third verb: steps and question to context, piece by piece in order.
 
 use crossbeam_channel::{Receiver, Sender};
-use longreel_models::error::{Error, Kind};
+use longreel_models::{
+    error::{Error, Kind},
+    file_name::FileName,
+};
 
 use crate::{
     cancel::Cancel,
@@ -81,7 +84,7 @@ pub fn run(
 fn no_frame(seen: &[SourceSeen], source: usize) -> Error {
     let path = seen
         .get(source)
-        .map(|s| s.path.display().to_string())
+        .map(|s| s.path.shown().to_string())
         .unwrap_or_default();
     Error::new(
         Kind::BadInput,

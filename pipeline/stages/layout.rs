@@ -10,6 +10,7 @@ use longreel_models::{
         vision_prompt::{StepPlace, VisionPrompt, words_prompt},
         vocab::Token,
     },
+    file_name::FileName,
     spec::{
         FrameEnd,
         features::{PositionRule, VisionSpec},
@@ -598,7 +599,7 @@ fn no_template(model: &ModelFiles) -> Error {
     let message =
         "it has no chat template, expected chat_template.jinja or another of transformers' files";
     Error::new(Kind::BadInput, message)
-        .doing(format!("open the model {}", model.system.path().display()))
+        .doing(format!("open the model {}", model.system.path().shown()))
 }
 
 fn of_another_model() -> Error {

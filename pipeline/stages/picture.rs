@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use longreel_models::vision::{image::to_u8, vqgan::Vqgan};
+use longreel_models::{
+    file_name::FileName,
+    vision::{image::to_u8, vqgan::Vqgan},
+};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -36,7 +39,7 @@ impl PictureWriter {
             },
             Some("mp4") => Sink::Video(Box::new(VideoWriter::create(path, side, side, rate)?)),
             _ => {
-                let what = format!("{} ends in neither .png nor .mp4", path.display());
+                let what = format!("{} ends in neither .png nor .mp4", path.shown());
                 return Err(Error::new(Kind::Usage, what));
             }
         };
@@ -68,7 +71,7 @@ impl PictureWriter {
             } => {
                 let what = format!(
                     "{} can hold one picture, expected a name in .mp4 for more",
-                    path.display()
+                    path.shown()
                 );
                 Err(Error::new(Kind::Usage, what))
             }
@@ -89,7 +92,7 @@ impl PictureWriter {
             } => write_png(&path, &image),
             Sink::Png { path, image: None } => Err(Error::new(
                 Kind::BadInput,
-                format!("there is no frame to write to {}", path.display()),
+                format!("there is no frame to write to {}", path.shown()),
             )),
         }
     }

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use longreel_models::file_name::FileName;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -137,7 +138,7 @@ impl Collection {
     /// unknown origin.
     pub fn open(&self, dir: &Path, force: bool) -> Result<()> {
         self.check()?;
-        let doing = || format!("make the directory {}", dir.display());
+        let doing = || format!("make the directory {}", dir.shown());
         fs::create_dir_all(dir.join("clips")).doing(doing)?;
         match self.agrees_with(dir) {
             Err(error) if !force => return Err(error),
@@ -152,7 +153,7 @@ impl Collection {
     fn agrees_with(&self, dir: &Path) -> Result<()> {
         let path = dir.join("synth.json");
         let refuse = |what: &str| {
-            let message = format!("{} {what}; --force replaces it", dir.display());
+            let message = format!("{} {what}; --force replaces it", dir.shown());
             Err(Error::new(Kind::Usage, message))
         };
         let text = match fs::read_to_string(&path) {
@@ -245,7 +246,7 @@ impl Collection {
 /// `NotFound` where there is no such file, `BadInput` for an invalid line, naming it.
 pub fn read_questions(dir: &Path, each: &mut dyn FnMut(ClipLine) -> Result<()>) -> Result<()> {
     let path = dir.join("questions.jsonl");
-    let doing = || format!("read {}", path.display());
+    let doing = || format!("read {}", path.shown());
     let mut file = BufReader::new(fs::File::open(&path).doing(doing)?);
     let mut text = String::new();
     for number in 1.. {
@@ -254,7 +255,7 @@ pub fn read_questions(dir: &Path, each: &mut dyn FnMut(ClipLine) -> Result<()>) 
         if n.doing(doing)? == 0 {
             break;
         }
-        each(parsed(&text).doing(|| format!("{}, line {number}", path.display()))?)?;
+        each(parsed(&text).doing(|| format!("{}, line {number}", path.shown()))?)?;
     }
     Ok(())
 }
@@ -268,7 +269,7 @@ pub fn holds_clips(dir: &Path) -> bool {
 
 /// The error for a collection without questions.
 pub fn no_questions(dir: &Path) -> Error {
-    let message = format!("{} has no questions, expected some", dir.display());
+    let message = format!("{} has no questions, expected some", dir.shown());
     Error::new(Kind::BadInput, message)
 }
 
@@ -293,13 +294,13 @@ fn is_there(path: &Path) -> bool {
 fn clear(dir: &Path) -> Result<()> {
     ours(dir)?
         .iter()
-        .try_for_each(|path| fs::remove_file(path).doing(|| format!("remove {}", path.display())))
+        .try_for_each(|path| fs::remove_file(path).doing(|| format!("remove {}", path.shown())))
 }
 
 /// The files of `dir` whose names this program gives, clips first.
 fn ours(dir: &Path) -> Result<Vec<PathBuf>> {
     let clips = dir.join("clips");
-    let clips = fs::read_dir(&clips).doing(|| format!("list {}", clips.display()))?;
+    let clips = fs::read_dir(&clips).doing(|| format!("list {}", clips.shown()))?;
     let paths = clips.flatten().map(|entry| entry.path());
     let mut ours: Vec<PathBuf> = paths.filter(|path| is_clip_name(path)).collect();
     let lists = ["questions.jsonl", "synth.json"].map(|name| dir.join(name));
@@ -320,7 +321,7 @@ fn write_text(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<tempfile::NamedTempFile>) -> Result<()>,
 ) -> Result<()> {
-    let doing = || format!("write {}", path.display());
+    let doing = || format!("write {}", path.shown());
     let mut out = BufWriter::new(temporary_beside(path, ".json").doing(doing)?);
     fill(&mut out).doing(doing)?;
     let file = out.into_inner().map_err(|e| Error::from(e.into_error()));

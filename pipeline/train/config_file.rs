@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use longreel_models::file_name::FileName;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Context, Error, Kind, Result};
@@ -24,7 +25,7 @@ pub trait ConfigFile: DeserializeOwned {
     /// # Errors
     /// `BadInput` for an unknown key or a value outside its range.
     fn open(path: &Path) -> Result<Self> {
-        let doing = || format!("read {}", path.display());
+        let doing = || format!("read {}", path.shown());
         let text = std::fs::read_to_string(path).doing(doing)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let mut config = Self::from_toml(&text).doing(doing)?;

@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use longreel_models::training::data::example::{Example, ExampleRules};
+use longreel_models::{
+    file_name::FileName,
+    training::data::example::{Example, ExampleRules},
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -53,7 +56,7 @@ impl Dataset {
     pub fn open(paths: &[PathBuf], shuffle: Option<u64>) -> Result<Self> {
         let (mut files, mut places) = (Vec::new(), Vec::new());
         for (file, path) in paths.iter().enumerate() {
-            let doing = || format!("read the lines of {}", path.display());
+            let doing = || format!("read the lines of {}", path.shown());
             let opened = File::open(path).doing(doing)?;
             places.extend(lines_of(file, &opened).doing(doing)?);
             files.push((path.clone(), opened));
@@ -145,7 +148,7 @@ impl Dataset {
     fn skip(&mut self, at: usize, error: &Error) {
         let place = self.places[at];
         if self.skipped.insert(at) && self.named.len() < NAMED {
-            let path = self.files[place.file].0.display();
+            let path = self.files[place.file].0.shown();
             self.named
                 .push(format!("{path}, line {}: {error}", place.line + 1));
         }
@@ -156,7 +159,7 @@ impl Dataset {
         let (path, file) = &self.files[place.file];
         let mut line = vec![0; place.bytes as usize];
         file.read_exact_at(&mut line, place.start)
-            .doing(|| format!("read {}, line {}", path.display(), place.line + 1))?;
+            .doing(|| format!("read {}, line {}", path.shown(), place.line + 1))?;
         Ok(line)
     }
 }
@@ -254,7 +257,7 @@ fn shuffled(n: u32, seed: u64, pass: u64) -> Vec<u32> {
 /// # Errors
 /// `BadInput` for a reel without codes, or with codes of another codebook.
 pub fn codes_of_reel(path: &Path, grid: usize, codebook: usize) -> Result<Vec<u32>> {
-    let doing = || format!("read the reel {}", path.display());
+    let doing = || format!("read the reel {}", path.shown());
     let mut reel = ReelReader::open(path)?;
     reel.header().check_codes(grid, codebook).doing(doing)?;
     let mut codes = Vec::new();

@@ -12,6 +12,7 @@ use longreel_models::{
         weights::Weights,
     },
     context::{prompt::FrameTerminators, tokenizer::Tokenizer, vocab::Token},
+    file_name::FileName,
     spec::{DecoderSpec, FrameEnd, ModelSpec},
     systems,
     training::{
@@ -114,7 +115,7 @@ pub fn spec_of(config: &TrainConfig) -> Result<ModelSpec> {
     let of_init = of_init.map(|dir| answering(dir)).transpose()?;
     let mut spec = match (&config.model.spec, &of_init) {
         (Some(path), _) => {
-            let doing = || format!("read {}", path.display());
+            let doing = || format!("read {}", path.shown());
             let text = std::fs::read_to_string(path).doing(doing)?;
             ModelSpec::from_toml(&text).doing(doing)?
         }
@@ -375,7 +376,7 @@ fn first_parameters(config: &TrainConfig, spec: &ModelSpec) -> Result<Parameters
     let mut shapes = decoder_tensors(&spec.decoder);
     let mut taken = ByName::new();
     if let Some(dir) = &model.init {
-        let doing = || format!("take the weights of {}", dir.display());
+        let doing = || format!("take the weights of {}", dir.shown());
         let mut weights = weights_of(dir).doing(doing)?;
         let is_new = |name: &str| OF_CODES.contains(&name) && !weights.contains(name);
         let (new, there): (Vec<_>, Vec<_>) = shapes.into_iter().partition(|(n, _)| is_new(n));
@@ -386,7 +387,7 @@ fn first_parameters(config: &TrainConfig, spec: &ModelSpec) -> Result<Parameters
     }
     let random = Parameters::random(&shapes, model.initializer_range, config.seed)?;
     if let (true, Some(vqgan), Some(dir)) = (model.codes_from_codebook, &spec.vqgan, &model.vqgan) {
-        let doing = || format!("take the codebook of {}", dir.display());
+        let doing = || format!("take the codebook of {}", dir.shown());
         let shape = [vqgan.num_embeddings, vqgan.quantized_embed_dim];
         let mut weights = weights_of(dir).doing(doing)?;
         let codebook = weights.tensor("vqgan.quantize.embeddings", &shape);
@@ -438,7 +439,7 @@ fn open_codes(spec: &ModelSpec) -> impl Fn(&Path) -> Result<Vec<u32>> + Sync + u
     move |path| match shape {
         Some((grid, codebook)) => codes_of_reel(path, grid, codebook),
         None => {
-            let path = path.display();
+            let path = path.shown();
             let message =
                 format!("the model has no VQGAN, expected one that reads the reel {path}");
             Err(Error::new(Kind::BadInput, message))

@@ -14,7 +14,10 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use longreel_models::vision::image::{RgbView, lwm_frame, to_signed_unit};
+use longreel_models::{
+    file_name::FileName,
+    vision::image::{RgbView, lwm_frame, to_signed_unit},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -103,7 +106,7 @@ impl FrameFile {
     ) -> Result<Self> {
         let path = dir.join(format!("{name}.rgb"));
         let listed = dir.join(format!("{name}.json"));
-        let doing = || format!("read {}", listed.display());
+        let doing = || format!("read {}", listed.shown());
         let listing = match fs::read(&listed) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| Error::with_source(Kind::BadInput, "it is not a list of frames", e))
@@ -112,13 +115,13 @@ impl FrameFile {
                 let listing = decode_into(&path, order, done, cancel)?;
                 let json = serde_json::to_vec_pretty(&listing)
                     .map_err(|e| Error::with_source(Kind::Internal, "write a list of frames", e))?;
-                write_whole(&listed, &json).doing(|| format!("write {}", listed.display()))?;
+                write_whole(&listed, &json).doing(|| format!("write {}", listed.shown()))?;
                 listing
             }
             Err(error) => return Err(error).doing(doing),
         };
         let file = Self {
-            file: File::open(&path).doing(|| format!("read {}", path.display()))?,
+            file: File::open(&path).doing(|| format!("read {}", path.shown()))?,
             path,
             listing,
         };
@@ -127,7 +130,7 @@ impl FrameFile {
     }
 
     fn check(&self, side: usize) -> Result<()> {
-        let doing = || format!("read {}", self.path.display());
+        let doing = || format!("read {}", self.path.shown());
         let bytes = self.file.metadata().doing(doing)?.len();
         let expected = self.listing.frames.saturating_mul(frame_bytes(side) as u64);
         let fits = self.listing.side == side && self.listing.frames > 0 && bytes == expected;
@@ -162,7 +165,7 @@ impl FrameFile {
         for number in numbers {
             let start = number as u64 * frame.len() as u64;
             let read = self.file.read_exact_at(&mut frame, start);
-            read.doing(|| format!("read frame {number} of {}", self.path.display()))?;
+            read.doing(|| format!("read frame {number} of {}", self.path.shown()))?;
             pixels.extend(to_signed_unit(&frame));
             n += 1;
         }
@@ -185,7 +188,7 @@ fn frame_bytes(side: usize) -> usize {
 fn videos_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut videos = Vec::new();
     for path in paths {
-        let doing = || format!("find the videos of {}", path.display());
+        let doing = || format!("find the videos of {}", path.shown());
         if !fs::metadata(path).doing(doing)?.is_dir() {
             videos.push(path.clone());
             continue;
@@ -234,7 +237,7 @@ fn decode_into(
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let doing = || format!("write {}", partial.display());
+    let doing = || format!("write {}", partial.shown());
     let mut writer = FrameFileWriter {
         out: BufWriter::new(File::create(&partial).doing(doing)?),
         most: order.frames_max.unwrap_or(u64::MAX),
@@ -370,11 +373,11 @@ impl FrameFileWriter<'_> {
                 None => "they have no frames".to_owned(),
             };
             let n = listing.videos.len() + listing.skipped.len();
-            fs::remove_file(partial).doing(|| format!("remove {}", partial.display()))?;
+            fs::remove_file(partial).doing(|| format!("remove {}", partial.shown()))?;
             let message = format!("none of {n} videos can be used: {why}");
             return Err(Error::new(Kind::BadInput, message));
         }
-        let doing = || format!("write {}", path.display());
+        let doing = || format!("write {}", path.shown());
         let file = self
             .out
             .into_inner()

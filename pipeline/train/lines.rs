@@ -9,6 +9,7 @@ use std::{
 
 use longreel_models::{
     context::prompt::{CALL, further, opening},
+    file_name::FileName,
     spec::system::Need,
 };
 use rayon::prelude::*;
@@ -188,7 +189,7 @@ pub fn write_lines(
 /// Digest of the list of questions, which determines the clips.
 fn digest_of_questions(dir: &Path) -> Result<String> {
     let path = dir.join("questions.jsonl");
-    let doing = || format!("read {}", path.display());
+    let doing = || format!("read {}", path.shown());
     let mut file = BufReader::new(File::open(&path).doing(doing)?);
     let mut digest = Sha256::new();
     loop {
@@ -212,7 +213,7 @@ fn lines_of(
 ) -> Result<Vec<Value>> {
     let path = dir.join(&clip.video);
     let codes =
-        codes_of(&path, model, &rules.sampling).doing(|| format!("encode {}", path.display()))?;
+        codes_of(&path, model, &rules.sampling).doing(|| format!("encode {}", path.shown()))?;
     let mut questions = clip.questions.clone();
     let mut draws = Draws::new(&[rules.seed, number]);
     for i in (1..questions.len()).rev() {

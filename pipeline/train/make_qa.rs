@@ -13,6 +13,7 @@ use longreel_models::{
         tokenizer::Tokenizer,
         vocab::Token,
     },
+    file_name::FileName,
     training::data::example::{ExampleRules, FieldsOf, VisionRules},
 };
 use serde::Serialize;
@@ -115,7 +116,7 @@ pub struct Silence {
 /// # Errors
 /// `BadInput` for a file that is not UTF-8 text, or has no words.
 pub fn chunks_of_document(tokenizer: &Tokenizer, path: &Path, tokens: usize) -> Result<Vec<Chunk>> {
-    let doing = || format!("read the document {}", path.display());
+    let doing = || format!("read the document {}", path.shown());
     let bytes = fs::read(path).doing(doing)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -219,7 +220,7 @@ fn sentences(text: &str) -> Vec<&str> {
 /// `BadInput` for a reel of anything but codes of this grid and codebook, or without a frame.
 pub fn chunks_of_reel(path: &Path, model: &ModelFiles, frames: usize) -> Result<Vec<Chunk>> {
     let vqgan = model.check_codes()?;
-    let doing = || format!("read the reel {}", path.display());
+    let doing = || format!("read the reel {}", path.shown());
     let mut reel = ReelReader::open(path)?;
     let header = reel.header();
     header
@@ -531,7 +532,7 @@ impl QaJob<'_> {
             n_frames_max: None,
         });
         let no_files = |path: &Path| {
-            let message = format!("the line names the file {}, expected codes", path.display());
+            let message = format!("the line names the file {}, expected codes", path.shown());
             Err(Error::new(Kind::Internal, message))
         };
         let rules = ExampleRules {
@@ -597,14 +598,14 @@ pub fn instruction(path: Option<&PathBuf>, usual: &str, pairs: usize) -> Result<
     let written = match path {
         None => usual.to_owned(),
         Some(path) => {
-            let doing = || format!("read the instruction {}", path.display());
+            let doing = || format!("read the instruction {}", path.shown());
             fs::read_to_string(path).doing(doing)?
         }
     };
     match (written.trim(), path) {
         ("", Some(path)) => {
             let message = "it has no words, expected what the model is asked";
-            let doing = format!("read the instruction {}", path.display());
+            let doing = format!("read the instruction {}", path.shown());
             Err(Error::new(Kind::BadInput, message).doing(doing))
         }
         (words, _) => Ok(words.replace("{pairs}", &pairs.to_string())),

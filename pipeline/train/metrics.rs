@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use longreel_models::training::trainer::StepReport;
+use longreel_models::{file_name::FileName, training::trainer::StepReport};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -111,7 +111,7 @@ impl<L: MetricsLine> MetricsFile<L> {
     /// # Errors
     /// `BadInput` for an invalid line; an incomplete last line is left out.
     pub fn read(&self) -> Result<Vec<L>> {
-        let doing = || format!("read {}", self.path.display());
+        let doing = || format!("read {}", self.path.shown());
         let text = match fs::read_to_string(&self.path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             text => text.doing(doing)?,
@@ -129,7 +129,7 @@ impl<L: MetricsLine> MetricsFile<L> {
     /// # Errors
     /// `Io` where writing fails.
     pub fn append(&self, figures: &L) -> Result<()> {
-        let doing = || format!("write {}", self.path.display());
+        let doing = || format!("write {}", self.path.shown());
         let mut options = OpenOptions::new();
         let mut file = options
             .append(true)

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use longreel_models::file_name::FileName;
 use plotters::prelude::{
     BLACK, BLUE, ChartBuilder, Color, IntoDrawingArea, LineSeries, PathElement, RED, RGBColor,
     SVGBackend, SeriesLabelPosition, WHITE,
@@ -53,7 +54,7 @@ pub fn write_plot<L: MetricsLine>(path: &Path, plot: &Plot<L>, figures: &[L]) ->
     let mut svg = String::new();
     draw(&mut svg, plot, figures, last.step(), most)
         .map_err(|e| Error::new(Kind::Internal, format!("draw the losses: {e}")))?;
-    write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.display()))
+    write_whole(path, svg.as_bytes()).doing(|| format!("write {}", path.shown()))
 }
 
 fn draw<L: MetricsLine>(

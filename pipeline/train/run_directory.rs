@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::Device;
-use longreel_models::training::parameters::ByName;
+use longreel_models::{file_name::FileName, training::parameters::ByName};
 use safetensors::SafeTensorError;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -28,7 +28,7 @@ impl RunDirectory {
     /// # Errors
     /// `Usage` where it holds results of another configuration than `config`, or another process trains in it.
     pub fn open(path: &Path, config: &str) -> Result<Self> {
-        let doing = || format!("open the run {}", path.display());
+        let doing = || format!("open the run {}", path.shown());
         fs::create_dir_all(path).doing(doing)?;
         let lock = File::open(path).doing(doing)?;
         // A file system without locks must not prevent training.
@@ -82,7 +82,7 @@ impl RunDirectory {
         let Some(path) = self.newest()? else {
             return Ok(None);
         };
-        let doing = || format!("read the checkpoint {}", path.display());
+        let doing = || format!("read the checkpoint {}", path.shown());
         let text = fs::read_to_string(path.join("state.json")).doing(doing)?;
         let standing = serde_json::from_str(&text)
             .map_err(|e| Error::with_source(Kind::BadInput, "read state.json", e))
@@ -110,7 +110,7 @@ impl RunDirectory {
         files: &[(&str, &ByName)],
     ) -> Result<()> {
         let name = format!("checkpoint-{step}");
-        let doing = || format!("write the checkpoint {}", self.path.join(&name).display());
+        let doing = || format!("write the checkpoint {}", self.path.join(&name).shown());
         let last = self.newest()?;
         let partial = self.path.join(format!(".{name}.partial"));
         let write = || -> Result<()> {

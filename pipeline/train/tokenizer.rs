@@ -6,9 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use longreel_models::training::{
-    data::example::VISION_TAGS,
-    tokenizer::{TokenizerFiles, learn},
+use longreel_models::{
+    file_name::FileName,
+    training::{
+        data::example::VISION_TAGS,
+        tokenizer::{TokenizerFiles, learn},
+    },
 };
 use serde_json::Value;
 
@@ -39,7 +42,7 @@ pub fn learn_from(files: &[PathBuf], vocab_size: usize) -> Result<Learned> {
     let mut texts = Texts::default();
     let mut room = BYTES_MAX;
     for path in files {
-        let doing = || format!("read {}", path.display());
+        let doing = || format!("read {}", path.shown());
         room = texts.add_file(path, room).doing(doing)?;
     }
     let Texts { texts, left_out } = texts;
@@ -56,7 +59,7 @@ pub fn learn_from(files: &[PathBuf], vocab_size: usize) -> Result<Learned> {
 /// # Errors
 /// `Io` where that fails.
 pub fn write(files: &TokenizerFiles, dir: &Path) -> Result<()> {
-    let doing = || format!("write the tokenizer {}", dir.display());
+    let doing = || format!("write the tokenizer {}", dir.shown());
     std::fs::create_dir_all(dir).doing(doing)?;
     let named = [
         (TOKENIZER, &files.tokenizer),

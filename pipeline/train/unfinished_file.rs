@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use longreel_models::file_name::FileName;
 use serde_json::Value;
 
 use crate::{
@@ -64,7 +65,7 @@ impl UnfinishedFile {
         keep: &mut dyn FnMut(&[Value]),
     ) -> Result<Self> {
         let path = partial_path(out);
-        let doing = || format!("open {}", path.display());
+        let doing = || format!("open {}", path.shown());
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(&path).doing(doing)?;
@@ -88,7 +89,7 @@ impl UnfinishedFile {
     /// `Io` where that fails.
     pub fn append(&mut self, lines: &[Value]) -> Result<()> {
         let written = self.file.write_all(text_of(lines).as_bytes());
-        written.doing(|| format!("write {}", self.path.display()))
+        written.doing(|| format!("write {}", self.path.shown()))
     }
 
     /// Renames the file to `out`.
@@ -96,7 +97,7 @@ impl UnfinishedFile {
     /// # Errors
     /// `Io` where that fails; the unfinished file stays.
     pub fn finish(mut self, out: &Path) -> Result<()> {
-        let doing = || format!("write {}", out.display());
+        let doing = || format!("write {}", out.shown());
         self.file.rewind().doing(doing)?;
         let mut lines = BufReader::new(&self.file);
         lines.skip_until(b'\n').doing(doing)?;
@@ -111,7 +112,7 @@ impl UnfinishedFile {
     /// # Errors
     /// `Io` where that fails; the unfinished file stays.
     pub fn finish_as(self, lines: &[Value], out: &Path) -> Result<()> {
-        let doing = || format!("write {}", out.display());
+        let doing = || format!("write {}", out.shown());
         let mut whole = temporary_beside(out, "").doing(doing)?;
         for line in lines {
             whole
@@ -127,7 +128,7 @@ impl UnfinishedFile {
     /// # Errors
     /// `Io` where that fails.
     pub fn remove(self) -> Result<()> {
-        fs::remove_file(&self.path).doing(|| format!("remove {}", self.path.display()))
+        fs::remove_file(&self.path).doing(|| format!("remove {}", self.path.shown()))
     }
 }
 

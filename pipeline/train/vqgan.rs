@@ -5,6 +5,7 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use longreel_models::{
     checkpoint::layout::vqgan_tensors,
+    file_name::FileName,
     spec::VqganSpec,
     systems,
     training::{
@@ -327,7 +328,7 @@ fn first(job: &VqganJob) -> Result<Parameters> {
     match &job.config.model.init {
         None => first_parameters(&job.spec, job.config.seed),
         Some(dir) => {
-            let doing = || format!("take the VQGAN of {}", dir.display());
+            let doing = || format!("take the VQGAN of {}", dir.shown());
             let weights = systems::open(dir).and_then(|system| system.weights());
             let mut weights = weights.doing(doing)?;
             Parameters::of_weights(&vqgan_tensors(&job.spec), &mut weights).doing(doing)

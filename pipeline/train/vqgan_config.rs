@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use longreel_models::{
+    file_name::FileName,
     spec::{
         VqganSpec,
         system::{Need, SystemSpec, refusal},
@@ -186,10 +187,10 @@ impl VqganConfig {
         match (&self.model.vqgan, &self.model.spec, &self.model.init) {
             (Some(vqgan), ..) => Ok(vqgan.clone()),
             (_, Some(path), _) => {
-                let doing = || format!("read {}", path.display());
+                let doing = || format!("read {}", path.shown());
                 let text = std::fs::read_to_string(path).doing(doing)?;
                 let spec = SystemSpec::from_toml(&text).doing(doing)?;
-                let name = path.display().to_string();
+                let name = path.shown().to_string();
                 let vqgan = spec.vqgan().cloned();
                 vqgan.ok_or_else(|| refusal(&name, spec.kind(), Need::Codes))
             }

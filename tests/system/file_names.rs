@@ -112,6 +112,18 @@ fn every_verb_takes_names_of_any_bytes() {
 }
 
 #[test]
+fn a_name_that_is_not_text_is_shown_escaped() {
+    let gone = OsStr::from_bytes(b"gone\xff\n.mp4");
+    run(&[
+        "frames".as_ref(),
+        gone,
+        "--out".as_ref(),
+        "/tmp/never".as_ref(),
+    ])
+    .refused(2, r"gone\xff\n.mp4");
+}
+
+#[test]
 fn an_argument_that_is_not_text_is_a_usage_error_and_no_panic() {
     let bytes = OsStr::from_bytes(b"\xff");
     for args in [

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::{digest::Digest, foreign::View, tensor_file},
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
     training::vqgan::layers::{Chain, Conv, Layer, Picture, Wanted},
     vision::{conv_net::taps_first, vqgan::RGB},
 };
@@ -243,7 +244,7 @@ impl<'a> Tensors<'a> {
                 Some(x) => Err(bad(format!("it holds {x}, expected numbers"))),
             }
         };
-        let numbers = found().doing(|| format!("{}: {name}", self.path.display()))?;
+        let numbers = found().doing(|| format!("{}: {name}", self.path.shown()))?;
         self.digest.add(bytemuck::cast_slice(&numbers));
         Ok(numbers)
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use ffmpeg_next::{self as av, ffi};
+use longreel_models::file_name::FileName;
 
 use super::{
     convert::allocated,
@@ -42,7 +43,7 @@ pub struct VideoWriter {
 impl VideoWriter {
     /// Starts `path` with frames of an even size, shown at `frame_rate`.
     pub fn create(path: &Path, width: usize, height: usize, frame_rate: Rate) -> Result<Self> {
-        Self::start(path, (width, height), frame_rate).doing(|| format!("write {}", path.display()))
+        Self::start(path, (width, height), frame_rate).doing(|| format!("write {}", path.shown()))
     }
 
     fn start(path: &Path, size: (usize, usize), frame_rate: Rate) -> Result<Self> {
@@ -81,7 +82,7 @@ impl VideoWriter {
     /// Appends a frame of the size given at the start.
     pub fn write(&mut self, image: &RgbImage) -> Result<()> {
         self.encode(image)
-            .doing(|| format!("write frame {} of {}", self.n_written, self.path.display()))?;
+            .doing(|| format!("write frame {} of {}", self.n_written, self.path.shown()))?;
         self.n_written += 1;
         Ok(())
     }
@@ -152,7 +153,7 @@ impl VideoWriter {
     /// Ends the file and puts it in its place.
     pub fn finish(self) -> Result<()> {
         let path = self.path.clone();
-        self.end().doing(|| format!("write {}", path.display()))
+        self.end().doing(|| format!("write {}", path.shown()))
     }
 
     fn end(mut self) -> Result<()> {

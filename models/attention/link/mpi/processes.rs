@@ -31,6 +31,7 @@ use crate::{
         wire::{Arriving, envelope},
     },
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
 };
 
 /// The tag of all messages.
@@ -187,7 +188,7 @@ impl Processes {
         let greeting = Greeting {
             version,
             host,
-            namespace: namespace.display().to_string(),
+            namespace: namespace.shown().to_string(),
             pid,
         };
         let words = serde_json::to_string(&greeting)
