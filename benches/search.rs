@@ -111,6 +111,7 @@ fn header(shape: &Shape) -> ReelHeader {
             duration_s: None,
             sampling: "1 frames/s".into(),
             step: None,
+            start: 0,
             shown_s: None,
         }],
     }

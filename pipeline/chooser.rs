@@ -195,7 +195,12 @@ impl Query {
         pool.fill(&mut candidates.reader, progress, |frame, _| {
             let vector = RgbView::new(frame.image.width, frame.image.height, &frame.image.data)
                 .and_then(|view| model.of_picture(view))
-                .doing(|| format!("compare frame at {} with the query", frame.time.pts))?;
+                .doing(|| {
+                    format!(
+                        "compare frame at {} with the query",
+                        frame.time.since_start()
+                    )
+                })?;
             Ok(Some(f64::from(cosine_as_kept(&self.vector, &vector))))
         })?;
         Ok(pool)
@@ -240,7 +245,7 @@ impl Query {
         range: &TimeRange,
     ) -> Result<Option<Rated>> {
         let time = kept.step.frames.first().map(|frame| frame.time);
-        let Some(time) = time.filter(|time| range.contains(time.pts)) else {
+        let Some(time) = time.filter(|time| range.contains(time.since_start())) else {
             return Ok(None);
         };
         let number = usize::try_from(time.index).unwrap_or(usize::MAX);
@@ -248,7 +253,7 @@ impl Query {
         if known.is_none_or(|known| known.ticks != time.pts.ticks) {
             let message = format!(
                 "its frame {number} is shown at {}, expected the video's own frames",
-                time.pts
+                time.since_start()
             );
             return Err(bad(message));
         }
@@ -332,7 +337,7 @@ fn best(mut rated: Vec<Rated>, n: usize, is_near: impl Fn(usize, usize) -> bool)
 /// # Errors
 /// `BadInput` where it is not one of them, or was changed since.
 fn video_of(reel: &ReelReader, info: &VideoInfo) -> Result<usize> {
-    let own = ReelVideo::of(info, "");
+    let own = ReelVideo::of(info, 0, "");
     let videos = &reel.header().videos;
     let of_name = |video: &&ReelVideo| video.path == own.path;
     let is_same = |video: &ReelVideo| {

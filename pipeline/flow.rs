@@ -9,6 +9,24 @@ pub struct FrameTime {
     pub index: u64,
     /// Presentation time, from the container.
     pub pts: Pts,
+    /// Presentation time of its video's first frame, in the same ticks.
+    pub start: i64,
+}
+
+impl FrameTime {
+    /// How long behind the first frame of its video it is shown: what models are told, what is asked
+    /// for by time, and what is printed. A container's clock may begin anywhere.
+    pub fn since_start(self) -> Pts {
+        Pts::new(
+            self.pts.ticks.saturating_sub(self.start),
+            self.pts.time_base,
+        )
+    }
+
+    /// [`FrameTime::since_start`] in seconds, for output only.
+    pub fn seconds(self) -> f64 {
+        self.since_start().seconds()
+    }
 }
 
 /// A picture: RGB, 8 bits per channel, row-major, upright, square pixels.

@@ -38,6 +38,7 @@ pub use form::{
 
 use crate::{
     error::{Context, Error, Kind, Result},
+    flow::FrameMark,
     sources::{sampler::TimeRange, temporary::replaceable},
 };
 
@@ -178,6 +179,7 @@ pub struct ReelReader {
     whole: Whole,
     /// What of it is read.
     range: TimeRange,
+    straddling: Option<String>,
     /// Frames in the range.
     n_frames: u64,
     next: u64,
@@ -207,6 +209,7 @@ impl ReelReader {
             n_frames: whole.frames,
             whole,
             range: TimeRange::ALL,
+            straddling: None,
             next: 0,
             before: None,
         })
@@ -221,10 +224,20 @@ impl ReelReader {
         range.check().doing(|| doing.clone())?;
         self.range = range;
         self.n_frames = 0;
-        let mut n_frames = 0;
+        let (mut n_frames, mut straddling) = (0, None);
         for head in self.heads() {
-            n_frames += head?.frames.len() as u64;
+            let head = head?;
+            n_frames += head.frames.len() as u64;
+            let outside = |mark: &&FrameMark| !range.contains(mark.time.since_start());
+            if let Some(mark) = head.frames.iter().find(outside) {
+                straddling = Some(format!(
+                    "of the part {range}, a step of {} frames has one at {}, outside of it: a reel cannot part the frames of a step",
+                    head.frames.len(),
+                    mark.time.since_start()
+                ));
+            }
         }
+        self.straddling = straddling;
         if n_frames == 0 {
             let message = format!("no step of it begins {range}, expected at least one");
             return Err(Error::new(Kind::BadInput, message).doing(doing));
@@ -241,6 +254,11 @@ impl ReelReader {
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What should be said of frames that are read although they are outside the range.
+    pub fn straddling(&self) -> Option<&str> {
+        self.straddling.as_deref()
     }
 
     /// What of it is read.

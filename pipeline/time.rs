@@ -18,6 +18,12 @@ impl TimeBase {
     pub fn new(num: u32, den: u32) -> Option<Self> {
         (num > 0 && den > 0).then_some(Self { num, den })
     }
+
+    /// Whether its ticks are so short that times were rounded to them: milliseconds in Matroska and FLV, 90,000ths of
+    /// a second in MPEG. Ticks of 2 ms and more are whole frames, as in AVI, and times are exact.
+    pub fn rounds_times(self) -> bool {
+        u64::from(self.num) * 500 <= u64::from(self.den)
+    }
 }
 
 impl fmt::Display for TimeBase {
@@ -45,6 +51,21 @@ impl Pts {
     pub fn distance(self, other: Self) -> Self {
         let ticks = i64::try_from(self.ticks.abs_diff(other.ticks)).unwrap_or(i64::MAX);
         Self::new(ticks, self.time_base)
+    }
+
+    /// The nearest tick of `time_base`, where that is one to which times are rounded; else the same time.
+    pub fn as_kept_in(self, time_base: TimeBase) -> Self {
+        if !time_base.rounds_times() {
+            return self;
+        }
+        let [own, other] =
+            [self.time_base, time_base].map(|b| (i128::from(b.num), i128::from(b.den)));
+        let (ticks, unit) = (i128::from(self.ticks) * own.0, own.1 * other.0);
+        // Only times of billions of years are beyond 127 bits.
+        let ticks = ticks.saturating_mul(2 * other.1).saturating_add(unit);
+        let nearest = ticks.div_euclid(2 * unit);
+        let nearest = nearest.clamp(i128::from(i64::MIN), i128::from(i64::MAX));
+        Self::new(nearest as i64, time_base)
     }
 
     /// Seconds, for output only.

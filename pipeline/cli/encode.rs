@@ -182,6 +182,6 @@ fn reel_video(model: &EncoderModel, reader: &FrameReader, sampling: &str) -> Res
     Ok(ReelVideo {
         step,
         shown_s: step.and_then(|_| reader.shown_seconds()),
-        ..ReelVideo::of(info, sampling)
+        ..ReelVideo::of(info, reader.start(), sampling)
     })
 }

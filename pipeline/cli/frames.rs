@@ -162,7 +162,7 @@ fn write_frame(
         None => image,
         Some(shown) => shown
             .of_frame(&image, n_frames)
-            .doing(|| format!("frame at {}", time.pts))?,
+            .doing(|| format!("frame at {}", time.since_start()))?,
     };
     let file = format!("frame_{:06}_pts_{}.png", time.index, time.pts.ticks);
     write_png(&out.join(&file), &image)?;
@@ -171,7 +171,7 @@ fn write_frame(
         index: time.index,
         pts: time.pts.ticks,
         time_base: time.pts.time_base.to_string(),
-        seconds: time.pts.seconds(),
+        seconds: time.seconds(),
         key,
         corrupt,
         width: image.width,

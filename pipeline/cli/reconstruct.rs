@@ -41,7 +41,11 @@ pub fn run(args: ReconstructArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let frames = voice.show(&progress, || -> Result<u64> {
         while let Some(kept) = reel.next_step()? {
             cancel.check()?;
-            let at = kept.step.frames.first().map(|frame| frame.time.pts);
+            let at = kept
+                .step
+                .frames
+                .first()
+                .map(|frame| frame.time.since_start());
             let doing = || at.map_or_else(String::new, |at| format!("frame at {at}"));
             out.write_codes(vqgan, kept.codes()?).doing(doing)?;
             progress.frames_encoded.add(1);

@@ -110,7 +110,10 @@ pub struct ReelVideo {
     pub modified_s: u64,
     /// Seconds per tick of its records, `[numerator, denominator]`.
     pub time_base: [u32; 2],
-    /// Length in seconds, where the container states one.
+    /// Presentation time of the video's first frame, in ticks; its frames' times are told from there on.
+    #[serde(default)]
+    pub start: i64,
+    /// How long it is shown, in seconds; absent for a still picture.
     pub duration_s: Option<f64>,
     /// How its frames were chosen, in words.
     pub sampling: String,
@@ -378,13 +381,14 @@ impl std::fmt::Display for ReelContent {
 }
 
 impl ReelVideo {
-    /// The file that `info` is of, as it is now, its frames chosen by `sampling`.
-    pub fn of(info: &VideoInfo, sampling: &str) -> Self {
+    /// The file that `info` is of, as it is now, its frames chosen by `sampling`; its first frame is shown at `start` ticks.
+    pub fn of(info: &VideoInfo, start: i64, sampling: &str) -> Self {
         Self {
             path: absolute(&info.path).shown().to_string(),
             bytes: std::fs::metadata(&info.path).map(|m| m.len()).unwrap_or(0),
             modified_s: modified_s(&info.path),
             time_base: [info.time_base.num, info.time_base.den],
+            start,
             duration_s: info.duration.map(|d| d.seconds()),
             sampling: sampling.to_owned(),
             step: None,
@@ -641,7 +645,8 @@ impl RecordHead {
     /// `BadInput` for a video that is not listed, and frames behind one that is none.
     pub(super) fn parse(header: &ReelHeader, head: &[u8]) -> Result<Self> {
         let video = u32_at(head, 0) as usize;
-        let time_base = time_base_of(header.video(video)?)?;
+        let of_video = header.video(video)?;
+        let time_base = time_base_of(of_video)?;
         let frames = head.get(4..).unwrap_or_default().chunks_exact(FRAME_BYTES);
         let n = frames.clone().take_while(|f| u32_at(f, 0) & FLAG_NONE == 0);
         let n = n.count();
@@ -649,7 +654,10 @@ impl RecordHead {
         if n == 0 || behind.any(|f| u32_at(f, 0) != FLAG_NONE) {
             return Err(bad("a step begins without a frame, or has a gap".into()));
         }
-        let frames = frames.take(n).map(|f| frame_of(f, time_base)).collect();
+        let frames = frames
+            .take(n)
+            .map(|f| frame_of(f, time_base, of_video.start))
+            .collect();
         Ok(Self { video, frames })
     }
 
@@ -667,9 +675,9 @@ impl RecordHead {
         Ok(())
     }
 
-    /// When its first frame is shown; `None` for a head without one.
+    /// When its first frame is shown, from the first one of its video on; `None` for a head without one.
     pub fn start(&self) -> Option<Pts> {
-        self.frames.first().map(|frame| frame.time.pts)
+        self.frames.first().map(|frame| frame.time.since_start())
     }
 }
 
@@ -688,12 +696,13 @@ fn frame_bytes(frame: &FrameMark) -> Vec<u8> {
     bytes
 }
 
-fn frame_of(bytes: &[u8], time_base: TimeBase) -> FrameMark {
+fn frame_of(bytes: &[u8], time_base: TimeBase, start: i64) -> FrameMark {
     let flags = u32_at(bytes, 0);
     FrameMark {
         time: FrameTime {
             index: u64_at(bytes, 4),
             pts: Pts::new(u64_at(bytes, 12) as i64, time_base),
+            start,
         },
         key: flags & FLAG_KEY != 0,
         corrupt: flags & FLAG_CORRUPT != 0,

@@ -131,11 +131,11 @@ impl FrameReader {
         cancel: Cancel,
         strategy: Strategy,
     ) -> Result<Self> {
-        Self::start(path, sampling, range, cancel, strategy)
+        Self::looked_over(path, sampling, range, cancel, strategy)
             .doing(|| format!("open {}", path.shown()))
     }
 
-    fn start(
+    fn looked_over(
         path: &Path,
         sampling: &Sampling,
         range: &TimeRange,
@@ -144,7 +144,7 @@ impl FrameReader {
     ) -> Result<Self> {
         check_file(path)?;
         let demuxer = Demuxer::open(path, &cancel)?;
-        let info = demuxer.info(path)?;
+        let mut info = demuxer.info(path)?;
         let survey = Survey::of(demuxer, &info, &cancel)?;
         let mut report = DecodeReport::default();
         judge(&survey, &info, &mut report);
@@ -152,6 +152,9 @@ impl FrameReader {
             strategy = Strategy::Straight;
         }
         let timeline = survey.timeline;
+        if !info.still {
+            info.duration = timeline.duration();
+        }
         let is_everything = *sampling == Sampling::Every && *range == TimeRange::ALL;
         let chosen = if is_everything {
             None
@@ -196,6 +199,11 @@ impl FrameReader {
     /// When the frames are shown, those that are not chosen included.
     pub fn timeline(&self) -> &Timeline {
         &self.timeline
+    }
+
+    /// When the video's first frame is shown, in ticks.
+    pub fn start(&self) -> i64 {
+        self.timeline.frames.first().map_or(0, |frame| frame.ticks)
     }
 
     /// How long behind the first chosen frame the last one is shown, in seconds.
@@ -245,14 +253,9 @@ impl FrameReader {
         Ok(self)
     }
 
-    /// How long the video is shown, in seconds: as the file states it, else from its first frame's time to one step
-    /// behind its last one's; `None` for a still picture.
+    /// How long the video is shown, in seconds ([`VideoInfo::duration`]); `None` for a still picture.
     pub fn shown_seconds(&self) -> Option<f64> {
-        if self.info.still {
-            return None;
-        }
-        let stated = self.info.duration.map(|duration| duration.seconds());
-        Some(stated.unwrap_or_else(|| self.timeline.shown_seconds()))
+        self.info.duration.map(|duration| duration.seconds())
     }
 
     /// How many frames will be handed on if all of them decode. Always known.
@@ -304,7 +307,9 @@ impl FrameReader {
     /// The next chosen frame in presentation order.
     pub fn next_frame(&mut self) -> Result<Option<Frame>> {
         self.advance().doing(|| {
-            let at = self.pending().map(|t| Pts::new(t, self.info.time_base));
+            let since_start =
+                |t: i64| Pts::new(t.saturating_sub(self.start()), self.info.time_base);
+            let at = self.pending().map(since_start);
             let at = at.map_or(String::new(), |t| format!("frame at {t} of "));
             format!("decode {at}{}", self.info.path.shown())
         })
@@ -520,6 +525,7 @@ impl FrameReader {
         let time = FrameTime {
             index: number as u64,
             pts: Pts::new(ticks, self.info.time_base),
+            start: self.start(),
         };
         self.report.emitted += 1;
         Ok(Some(Frame {
@@ -613,9 +619,10 @@ fn choose(sampling: &Sampling, range: &TimeRange, timeline: &Timeline) -> Result
         return Err(Error::new(Kind::BadInput, "the video has no frames"));
     };
     if chosen.is_empty() {
-        let [first, last] = [first, last].map(|t| Pts::new(t, timeline.time_base));
-        let message =
-            format!("no frame is in the range asked for: the video's are from {first} to {last}");
+        let last = Pts::new(last.saturating_sub(first), timeline.time_base);
+        let message = format!(
+            "no frame is in the range asked for: the video's are from 00:00:00.000 to {last}"
+        );
         return Err(Error::new(Kind::Usage, message));
     }
     Ok(chosen)

@@ -44,7 +44,8 @@ pub struct VideoInfo {
     pub time_base: TimeBase,
     /// When the stream starts, if the container says.
     pub start: Option<Pts>,
-    /// How long it lasts, if the stream or the container says; estimates from a bit rate do not count.
+    /// How long it is shown: once the file is looked over, from its first frame to the end of its last one; before
+    /// that, as the stream states it, if it does.
     pub duration: Option<Pts>,
     /// How many frames the container says there are.
     pub declared_frames: Option<u64>,

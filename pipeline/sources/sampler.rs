@@ -73,13 +73,15 @@ pub enum Sampling {
     /// So many frames per second. Tick `k` is at `start + k / rate`, where start is
     /// the beginning of the range, or the first frame's time when the range has no
     /// beginning. A tick takes the first frame at or after it; a frame taken by
-    /// several ticks is emitted once.
+    /// several ticks is emitted once. Where the container rounds times ([`TimeBase::rounds_times`]), a
+    /// frame less than one of its ticks before a sampling tick is at it: so far can the times of two
+    /// frames be off against each other.
     Fps(Rate),
     /// At most so many frames, spread as LWM spreads them: all when there are no
     /// more than that, else the frame numbers `linspace(0, frames - 1, n)` cut to
     /// whole numbers (see [`uniform_indices`]).
     Uniform(usize),
-    /// At each time, the frame being shown then: the last one that starts at or
+    /// At each time from the first frame on, the frame being shown then: the last one that starts at or
     /// before it, or the first one when none does.
     At(Vec<Pts>),
     /// The frames of these numbers, counted from 0 in presentation order.
@@ -114,7 +116,8 @@ impl Sampling {
 
 /// The part of a video that is looked at: frames with `from <= PTS < to`.
 ///
-/// Both are on the video's own clock, the one its frames' times are printed in.
+/// Both count from the video's first frame, as the times do that are printed, and are rounded as the
+/// container rounds its own ([`Pts::as_kept_in`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TimeRange {
     /// The first time that is inside; the video's beginning when `None`.
@@ -144,9 +147,10 @@ impl TimeRange {
         }
     }
 
-    /// Whether `time` lies inside.
+    /// Whether `time`, counted from the video's first frame, lies inside.
     pub fn contains(&self, time: Pts) -> bool {
-        self.from.is_none_or(|from| from <= time) && self.to.is_none_or(|to| time < to)
+        let kept = |end: Pts| end.as_kept_in(time.time_base);
+        self.from.is_none_or(|from| kept(from) <= time) && self.to.is_none_or(|to| time < kept(to))
     }
 
     /// `words`, and behind them the range where it is not all.
@@ -160,7 +164,10 @@ impl TimeRange {
     /// The numbers of the frames inside, out of `ticks` in presentation order.
     fn frames(&self, ticks: &[i64], time_base: TimeBase) -> Result<Range<usize>> {
         self.check()?;
-        let before = |time: Pts| ticks.partition_point(|&t| Pts::new(t, time_base) < time);
+        let before = |time: Pts| {
+            let time = time.as_kept_in(time_base);
+            ticks.partition_point(|&t| Pts::new(t, time_base) < time)
+        };
         let start = self.from.map_or(0, before);
         Ok(start..self.to.map_or(ticks.len(), before))
     }
@@ -188,6 +195,9 @@ pub fn select(
     time_base: TimeBase,
 ) -> Result<Vec<usize>> {
     check(sampling)?;
+    let first = ticks.first().copied().unwrap_or(0);
+    let since_first: Vec<i64> = ticks.iter().map(|&t| t.saturating_sub(first)).collect();
+    let ticks = since_first.as_slice();
     let frames = range.frames(ticks, time_base)?;
     let inside = ticks.get(frames.clone()).unwrap_or_default();
     let offset = |numbers: Vec<usize>| numbers.into_iter().map(|i| frames.start + i).collect();
@@ -247,7 +257,11 @@ fn at_rate(rate: Rate, from: Option<Pts>, ticks: &[i64], time_base: TimeBase) ->
     let mut taken = Vec::new();
     let mut next_tick = 0;
     for (i, &t) in ticks.iter().enumerate() {
-        let last_tick = ticks_passed(Pts::new(t, time_base), start, rate);
+        let last_tick = match time_base.rounds_times() {
+            // The last tick before the end of this one of the container's: the ceiling, less one.
+            true => -ticks_passed(start, Pts::new(t.saturating_add(1), time_base), rate) - 1,
+            false => ticks_passed(Pts::new(t, time_base), start, rate),
+        };
         if last_tick >= next_tick {
             taken.push(i);
             next_tick = last_tick + 1;
@@ -298,7 +312,10 @@ fn shown_at(times: &[Pts], ticks: &[i64], time_base: TimeBase) -> Vec<usize> {
     if ticks.is_empty() {
         return Vec::new();
     }
-    let started = |time: &Pts| ticks.partition_point(|&t| Pts::new(t, time_base) <= *time);
+    let started = |time: &Pts| {
+        let time = time.as_kept_in(time_base);
+        ticks.partition_point(|&t| Pts::new(t, time_base) <= time)
+    };
     let shown: BTreeSet<usize> = times
         .iter()
         .map(|time| started(time).saturating_sub(1))

@@ -73,12 +73,14 @@ impl Survey {
             && clock.packets_have_times()
             && packets.has_all_times
             && packets.entries.is_sorted_by(|a, b| a.ticks < b.ticks);
+        // A field's length is half of its frame's.
+        let last_ticks = packets.last_ticks.filter(|_| !packets.has_fields);
         let entries = match can_jump {
             true => packets.entries,
             false => Vec::new(),
         };
         Ok(Self {
-            timeline: Timeline::new(info.time_base, frames, entries),
+            timeline: Timeline::new(info.time_base, frames, entries).ending(last_ticks),
             clock,
             is_decoded: !is_sure,
             can_jump,
@@ -101,6 +103,9 @@ struct Packets {
     n: u64,
     /// The time of a packet that the end of the file tears apart.
     torn: Option<i64>,
+    /// The latest presentation time, and how long its packet is shown.
+    last_pts: Option<i64>,
+    last_ticks: Option<i64>,
     /// The first of two fields, whose other one has to follow.
     open_field: Option<Parity>,
     has_fields: bool,
@@ -126,6 +131,8 @@ impl Packets {
             entries: Vec::new(),
             n: 0,
             torn: None,
+            last_pts: None,
+            last_ticks: None,
             open_field: None,
             has_fields: false,
             has_all_times: true,
@@ -164,6 +171,9 @@ impl Packets {
         }
         if self.is_second_field(header.shows) {
             return;
+        }
+        if packet.pts() > self.last_pts {
+            (self.last_pts, self.last_ticks) = (packet.pts(), packet.duration());
         }
         let Some(ticks) = packet.pts() else {
             self.has_all_times &= header.shows == Shows::Nothing;

@@ -12,6 +12,8 @@ pub struct Timeline {
     /// All frames, by time.
     pub frames: Vec<TimelineFrame>,
     entries: Vec<EntryPoint>,
+    /// How long the last frame is shown, where its packet says.
+    last_ticks: Option<i64>,
 }
 
 /// One frame of a [`Timeline`].
@@ -51,17 +53,28 @@ impl Timeline {
             time_base,
             frames,
             entries,
+            last_ticks: None,
         }
     }
 
-    /// From the first frame's time to one mean step behind the last one's, in seconds.
-    pub fn shown_seconds(&self) -> f64 {
-        let (Some(first), Some(last)) = (self.frames.first(), self.frames.last()) else {
-            return 0.0;
-        };
-        let span = Pts::new(last.ticks.saturating_sub(first.ticks), self.time_base).seconds();
-        let steps = self.frames.len() - 1;
-        span + span / steps.max(1) as f64
+    /// The same, whose last frame is shown for `ticks`.
+    pub fn ending(mut self, ticks: Option<i64>) -> Self {
+        self.last_ticks = ticks.filter(|&ticks| ticks > 0);
+        self
+    }
+
+    /// How long the frames are shown: from the first one's time to the end of the last one, which is
+    /// shown as long as its packet says, else as long as the others on average. `None` without frames.
+    ///
+    /// A container states the length of its longest stream, or the time at which it ends on a clock
+    /// that begins anywhere: neither is the video's.
+    pub fn duration(&self) -> Option<Pts> {
+        let (first, last) = (self.frames.first()?, self.frames.last()?);
+        let span = last.ticks.saturating_sub(first.ticks);
+        let steps = i64::try_from(self.frames.len() - 1).ok()?;
+        let mean = span.checked_div(steps).unwrap_or(0);
+        let ticks = span.saturating_add(self.last_ticks.unwrap_or(mean));
+        Some(Pts::new(ticks, self.time_base))
     }
 
     /// The last entry point at or before `ticks`.

@@ -112,7 +112,7 @@ impl<'a> Waiting<'a> {
             .progress
             .encode_busy
             .measure(|| encoder.encode(&pictures, self.size));
-        let at = frames.first().map(|frame| frame.time.pts);
+        let at = frames.first().map(|frame| frame.time.since_start());
         let doing = || at.map_or_else(String::new, |at| format!("encode frame at {at}"));
         Ok(EncodedStep {
             content: content.doing(doing)?,

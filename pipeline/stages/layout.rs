@@ -134,7 +134,7 @@ impl FeatureLayout {
         let tokens = self.prompt.step(&self.tokenizer, place, n_rows)?;
         let time = self.time(frames);
         if self.prompt.tells_times() {
-            let seconds = frames.iter().map(|frame| frame.time.pts.seconds());
+            let seconds = frames.iter().map(|frame| frame.time.seconds());
             self.times.extend(seconds);
         }
         self.steps += 1;
@@ -272,7 +272,7 @@ impl KeptSteps {
     }
 
     fn push(&mut self, frames: &[FrameMark], tokens: u64) {
-        let times = frames.iter().map(|frame| frame.time.pts.seconds());
+        let times = frames.iter().map(|frame| frame.time.seconds());
         self.times.extend(times);
         self.tokens.push(tokens);
     }
@@ -340,7 +340,7 @@ fn instruction(shown_seconds: Option<f64>, times: &[f64]) -> Option<String> {
 
 /// The time between the first and the last frame of a step, in seconds.
 fn middle(frames: &[FrameMark]) -> f64 {
-    let seconds = |frame: Option<&FrameMark>| frame.map_or(0.0, |f| f.time.pts.seconds());
+    let seconds = |frame: Option<&FrameMark>| frame.map_or(0.0, |f| f.time.seconds());
     (seconds(frames.first()) + seconds(frames.last())) / 2.0
 }
 

@@ -23,16 +23,16 @@ pub struct SourceSeen {
     /// The reel that its frames were kept in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reel: Option<String>,
-    /// Length in seconds, where the container states one.
+    /// How long the video is shown, in seconds; absent for a still picture.
     pub duration_s: Option<f64>,
     /// Frames taken.
     pub frames: u64,
     /// Frames taken per second of the span between the first and the last.
     pub fps_effective: Option<f64>,
-    /// Presentation times of the frames taken, in seconds; empty where only counts are kept.
+    /// When the frames taken are shown, in seconds from the first frame of the video; empty where only counts are kept.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pts: Vec<f64>,
-    /// The same in ticks of `time_base`, exact.
+    /// Their presentation times in ticks of `time_base`, as the container has them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ticks: Vec<i64>,
     /// Seconds per tick, as `num/den`.
@@ -40,9 +40,9 @@ pub struct SourceSeen {
     /// Decoded frame numbers of the frames taken.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub index: Vec<u64>,
-    /// Presentation time of the first frame taken, in seconds.
+    /// When the first frame taken is shown, in seconds from the first frame of the video.
     pub first_s: Option<f64>,
-    /// Presentation time of the last frame taken, in seconds.
+    /// When the last frame taken is shown, in seconds from the first frame of the video.
     pub last_s: Option<f64>,
     /// How the frames were chosen.
     pub sampling: String,
@@ -74,6 +74,7 @@ impl SourceSeen {
             duration_s: video.duration_s,
             time_base: format!("{}/{}", video.time_base[0], video.time_base[1]),
             reel: Some(reader.path().shown().to_string()),
+            warnings: reader.straddling().map(str::to_owned).into_iter().collect(),
             ..Self::new(PathBuf::from(&video.path), sampling(video))
         })
     }
@@ -100,14 +101,14 @@ impl SourceSeen {
     /// Counts one frame, without keeping its time.
     pub fn count(&mut self, time: FrameTime) {
         self.frames += 1;
-        self.last_s = Some(time.pts.seconds());
+        self.last_s = Some(time.seconds());
         self.first_s = self.first_s.or(self.last_s);
     }
 
     /// Counts one frame and keeps its time.
     pub fn saw(&mut self, time: FrameTime) {
         self.count(time);
-        self.pts.push(time.pts.seconds());
+        self.pts.push(time.seconds());
         self.ticks.push(time.pts.ticks);
         self.index.push(time.index);
     }

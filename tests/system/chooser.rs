@@ -66,6 +66,7 @@ fn frame(index: u64, ticks: i64, image: RgbImage) -> Frame {
         time: FrameTime {
             index,
             pts: Pts::new(ticks, TimeBase::new(1, 10).unwrap()),
+            start: 0,
         },
         key: false,
         corrupt: false,

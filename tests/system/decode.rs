@@ -110,13 +110,13 @@ fn assert_is_ffmpeg(path: &Path, frames: &[Frame], filters: &[&str]) {
 fn assert_seek_is_straight(path: &Path) -> Vec<Frame> {
     let (all, _) = read_all(path);
     let n = all.len();
-    let middle = all[n / 2].time.pts;
+    let middle = all[n / 2].time.since_start();
     let samplings = [
         Sampling::Every,
         Sampling::Fps(parse_rate("1").unwrap()),
         Sampling::Fps(parse_rate("7").unwrap()),
         Sampling::Uniform(5),
-        Sampling::At(vec![middle, all[n - 1].time.pts]),
+        Sampling::At(vec![middle, all[n - 1].time.since_start()]),
         Sampling::Indices(vec![0, (n as u64 - 1) / 3, n as u64 - 1]),
         Sampling::Indices(vec![n as u64 - 1]),
     ];
@@ -147,7 +147,7 @@ fn assert_seek_is_straight(path: &Path) -> Vec<Frame> {
     };
     let [straight, jumped] =
         [Strategy::Straight, Strategy::Seek].map(|s| read(path, &Sampling::Every, &late, s).0);
-    assert_eq!(straight[0].time.pts, middle);
+    assert_eq!(straight[0].time.since_start(), middle);
     assert_same_frames(
         &format!("{} second half", path.display()),
         &jumped,

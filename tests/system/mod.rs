@@ -26,5 +26,6 @@ mod stages;
 mod synth;
 mod systems;
 mod tidy;
+mod times;
 mod train;
 mod train_vqgan;

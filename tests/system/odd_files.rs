@@ -87,7 +87,7 @@ fn samplings(all: &[Frame]) -> Vec<Sampling> {
     for _ in 0..2 {
         let number = place();
         samplings.push(Sampling::Indices(vec![number]));
-        samplings.push(Sampling::At(vec![all[place() as usize].time.pts]));
+        samplings.push(Sampling::At(vec![all[place() as usize].time.since_start()]));
     }
     samplings
 }
@@ -104,7 +104,7 @@ fn wanted(sampling: &Sampling, all: &[Frame]) -> Vec<u64> {
         }
         Sampling::Indices(numbers) => numbers.clone(),
         Sampling::At(times) => {
-            let shown = all.iter().rev().find(|f| f.time.pts <= times[0]);
+            let shown = all.iter().rev().find(|f| f.time.since_start() <= times[0]);
             vec![shown.unwrap_or(&all[0]).time.index]
         }
         other => panic!("{other:?} is not checked here"),

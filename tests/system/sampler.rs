@@ -114,12 +114,14 @@ fn a_time_takes_the_frame_on_screen() {
         let times = times.iter().map(|t| parse_time(t).unwrap()).collect();
         take(Sampling::At(times), &ticks, base(1000))
     };
-    assert_eq!(at(&["0"]), [0], "before the first frame");
-    assert_eq!(at(&["0.199999"]), [0]);
-    assert_eq!(at(&["0.2"]), [1]);
-    assert_eq!(at(&["0.399"]), [1]);
+    assert_eq!(at(&["-1"]), [0], "before the first frame");
+    assert_eq!(at(&["0"]), [0], "times count from the first frame");
+    assert_eq!(at(&["0.099499"]), [0]);
+    assert_eq!(at(&["0.0995"]), [1], "as near as the container keeps it");
+    assert_eq!(at(&["0.1"]), [1]);
+    assert_eq!(at(&["0.299"]), [1]);
     assert_eq!(at(&["1:00:00"]), [2], "after the last frame");
-    assert_eq!(at(&["0.4", "0.1", "0.15"]), [0, 2], "sorted, each once");
+    assert_eq!(at(&["0.3", "0", "0.05"]), [0, 2], "sorted, each once");
 }
 
 #[test]
@@ -301,10 +303,11 @@ proptest! {
 
     #[test]
     fn ticks_taken_in_one_step_are_those_found_one_by_one(ticks in rising_ticks(), num in 1_u32..100, den in 1_u32..100) {
-        // The rule as it is told: walk over the ticks, each takes the first frame at or after it.
+        // The rule as it is told: walk over the ticks, each takes the first frame at or after it, or less than one
+        // of the container's ticks before it.
         let mut told: Vec<usize> = Vec::new();
         for k in 0_i128.. {
-            let at_or_after = |t: &i64| i128::from(t - ticks[0]) * i128::from(num) >= k * i128::from(den) * 90_000;
+            let at_or_after = |t: &i64| i128::from(t - ticks[0] + 1) * i128::from(num) > k * i128::from(den) * 90_000;
             match ticks.iter().position(at_or_after) {
                 Some(frame) if told.last() != Some(&frame) => told.push(frame),
                 Some(_) => {}

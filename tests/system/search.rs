@@ -44,6 +44,7 @@ fn header(dtype: RowsDtype, width: usize) -> ReelHeader {
             duration_s: None,
             sampling: "1 frames/s".into(),
             step: None,
+            start: 0,
             shown_s: None,
         }],
     }
@@ -54,6 +55,7 @@ fn frame(index: usize, vector: &[f32]) -> ReelStep {
         time: FrameTime {
             index: index as u64,
             pts: seconds(index as i64),
+            start: 0,
         },
         key: false,
         corrupt: false,

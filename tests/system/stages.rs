@@ -19,6 +19,7 @@ fn header() -> ReelHeader {
         duration_s: Some(2.0),
         sampling: "every frame".into(),
         step: None,
+        start: 0,
         shown_s: None,
     };
     ReelHeader {
@@ -36,7 +37,11 @@ fn frame(video: usize, index: u64) -> ReelStep {
     let den = if video == 0 { 90_000 } else { 1000 };
     let pts = Pts::new(index as i64 * 3003 - 5, TimeBase::new(1, den).unwrap());
     let mark = FrameMark {
-        time: FrameTime { index, pts },
+        time: FrameTime {
+            index,
+            pts,
+            start: 0,
+        },
         key: index.is_multiple_of(3),
         corrupt: index % 5 == 1,
     };

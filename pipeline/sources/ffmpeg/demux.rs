@@ -281,6 +281,11 @@ impl Packet {
         self.0.pts()
     }
 
+    /// Ticks that it is shown for, if the container says.
+    pub fn duration(&self) -> Option<i64> {
+        Some(self.0.duration()).filter(|&ticks| ticks > 0)
+    }
+
     /// Decoding time, if the container has one.
     pub fn dts(&self) -> Option<i64> {
         self.0.dts()

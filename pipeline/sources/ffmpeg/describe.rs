@@ -78,7 +78,9 @@ impl Container {
             duration: if still {
                 None
             } else {
-                self.duration(&stream, time_base)
+                some_ticks(stream.duration())
+                    .filter(|&ticks| ticks > 0)
+                    .map(|ticks| Pts::new(ticks, time_base))
             },
             declared_frames: u64::try_from(stream.frames()).ok().filter(|&n| n > 0),
             average_frame_rate: rate(stream.avg_frame_rate()),
@@ -102,21 +104,6 @@ impl Container {
             (Ok(num @ 1..), Ok(den @ 1..)) => (num, den),
             _ => (1, 1),
         }
-    }
-
-    fn duration(&self, stream: &av::Stream<'_>, stream_base: TimeBase) -> Option<Pts> {
-        let of_stream = some_ticks(stream.duration())
-            .filter(|&t| t > 0)
-            .map(|t| Pts::new(t, stream_base));
-        // SAFETY: the context is alive; this reads one of its fields.
-        let method = unsafe { (*self.input.as_ptr()).duration_estimation_method };
-        if of_stream.is_some()
-            || method == ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_BITRATE
-        {
-            return of_stream;
-        }
-        let ticks = some_ticks(self.input.duration()).filter(|&t| t > 0)?;
-        Some(Pts::new(ticks, TimeBase::new(1, ffi::AV_TIME_BASE as u32)?))
     }
 }
 
