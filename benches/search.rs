@@ -122,6 +122,7 @@ fn frame(index: usize, vector: Vec<f32>) -> ReelStep {
         time: FrameTime {
             index: index as u64,
             pts: Pts::new(index as i64, TimeBase::new(1, 1).unwrap()),
+            start: 0,
         },
         key: false,
         corrupt: false,

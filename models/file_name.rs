@@ -1,4 +1,4 @@
-//! File names of any bytes, shown: a name is bytes that need not be UTF-8, and may hold a line's end.
+//! Shows file names in messages: names need not be UTF-8 and may contain line breaks.
 
 use std::{
     fmt::{self, Write},
@@ -7,22 +7,22 @@ use std::{
 
 use serde::Serializer;
 
-/// A name as it stands in a message: what is not text is escaped, `\xff`, and what is no printable letter, `\n`.
-pub struct Shown<'a>(&'a Path);
+/// A file name for a message: bytes that are not UTF-8 are escaped as `\xff`, control characters as `\n`.
+pub struct ShownName<'a>(&'a Path);
 
-/// What [`Path::display`] hides behind replacement characters.
+/// An exact alternative to [`Path::display`], which replaces what it cannot show.
 pub trait FileName {
     /// The name for a message.
-    fn shown(&self) -> Shown<'_>;
+    fn shown(&self) -> ShownName<'_>;
 }
 
 impl FileName for Path {
-    fn shown(&self) -> Shown<'_> {
-        Shown(self)
+    fn shown(&self) -> ShownName<'_> {
+        ShownName(self)
     }
 }
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for ShownName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.as_os_str().as_encoded_bytes().utf8_chunks() {
             for letter in chunk.valid().chars() {
@@ -37,7 +37,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// `path` as JSON holds it: as shown, for `serde(serialize_with)`.
+/// Serializes `path` as it is shown in messages, for `serde(serialize_with)`.
 ///
 /// # Errors
 /// Those of the serializer.

@@ -1,5 +1,5 @@
-//! What a model is made of: as written (TOML in `configs/models/`, `config.json`
-//! in a model directory) and as run (validated, with the derived sizes).
+//! Specifications of models: as written (TOML in `configs/models/`, `config.json`
+//! in a model directory) and as run (validated, with derived sizes).
 
 pub mod conv_net;
 
@@ -63,44 +63,44 @@ pub struct DecoderSpec {
     /// Channels of one head; `hidden_size / num_attention_heads` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
-    /// Longest context the model was made for, in tokens.
+    /// Maximum context of the model, in tokens.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in RMSNorm.
+    /// The ε of RMSNorm.
     pub rms_norm_eps: f64,
-    /// RoPE base: the slowest channel turns once in about `2π·theta` positions.
+    /// RoPE theta: the slowest channel rotates once in about `2π·theta` positions.
     pub rope_theta: f64,
     /// Which channels RoPE rotates together.
     pub rope_pairs: RopePairs,
-    /// The text head is the embedding table.
+    /// Whether the text head is the embedding table.
     #[serde(default)]
     pub tie_word_embeddings: bool,
-    /// A token attends to itself and so many less one before it, as in Mistral 7B v0.1
+    /// Sliding window: a token attends to itself and the `window − 1` tokens before it, as in Mistral 7B v0.1
     /// (arXiv 2310.06825); to the whole context when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<usize>,
-    /// Query, key and value have biases (Qwen2).
+    /// Whether query, key and value have biases (Qwen2).
     #[serde(default, skip_serializing_if = "is_false")]
     pub qkv_bias: bool,
-    /// The matrix behind attention has a bias.
+    /// Whether the output projection of attention has a bias.
     #[serde(default, skip_serializing_if = "is_false")]
     pub attention_output_bias: bool,
-    /// The matrices of the feed-forward layer have biases.
+    /// Whether the matrices of the feed-forward layer have biases.
     #[serde(default, skip_serializing_if = "is_false")]
     pub mlp_bias: bool,
-    /// Each head's query and key go through RMSNorm before they turn (Qwen3).
+    /// Whether each head's query and key have an RMSNorm before RoPE (Qwen3).
     #[serde(default, skip_serializing_if = "is_false")]
     pub qk_norm: bool,
-    /// Several feed-forward layers, of which each token takes a few (Mixtral); one for all when absent.
+    /// Mixture of experts (Mixtral); a single feed-forward layer when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertsSpec>,
-    /// How RoPE's frequencies are changed for long contexts.
+    /// RoPE scaling for long contexts.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "rope_scaling::stated"
     )]
     pub rope_scaling: Option<RopeScaling>,
-    /// Positions have three components, time, height and width, and each turns its own channels
+    /// Positions of three components, time, height and width, each of which rotates its own channels
     /// (M-RoPE, arXiv 2409.12191); one when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mrope: Option<MropeSpec>,

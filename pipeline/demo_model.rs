@@ -1,4 +1,4 @@
-//! The small model that comes with the program, for those who name none.
+//! The small model compiled into the program, the default of some verbs.
 //!
 //! `models/demo/train` trains it on clips of `longreel synth`; it knows nothing else.
 
@@ -34,10 +34,10 @@ const FILES: [(&str, &[u8]); 5] = [
     ("config.json", include_bytes!("../models/demo/config.json")),
 ];
 
-/// Longest clips whose questions it learned to answer, in frames.
+/// Maximum length of the clips that it was trained on, in frames.
 const FRAMES: u64 = 4;
 
-/// What to tell someone who shows it `frames`, where those are more than it answers for.
+/// A warning where `frames` is more than it was trained for.
 pub fn doubt(frames: u64) -> Option<String> {
     (frames > FRAMES).then(|| {
         format!(
@@ -46,10 +46,10 @@ pub fn doubt(frames: u64) -> Option<String> {
     })
 }
 
-/// Its directory in the user's cache, where it is written when it is not there yet.
+/// Its directory in the user's cache, written on first use.
 ///
 /// # Errors
-/// `Usage` where the user has no cache, `Io` where it cannot be written.
+/// `Usage` where the user has no cache directory, `Io` where writing fails.
 pub fn directory() -> Result<PathBuf> {
     let cache = hub::user_cache(|key| std::env::var_os(key)).ok_or_else(|| {
         let message = "no model is named, and the demo model has no place: XDG_CACHE_HOME and HOME are not set; \
@@ -67,7 +67,7 @@ pub fn directory() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Another one for every content, so that two versions of the program do not write over one another.
+/// A name that depends on the content, so that versions of the program do not overwrite one another's files.
 fn name() -> String {
     let mut all = Sha256::new();
     FILES.iter().for_each(|(_, content)| all.update(content));
@@ -76,7 +76,7 @@ fn name() -> String {
     format!("demo-{hex}")
 }
 
-/// A file that holds something else is written anew.
+/// Files with other content are rewritten.
 fn write_into(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
     for (name, content) in FILES {

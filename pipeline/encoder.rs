@@ -1,4 +1,4 @@
-//! What looks at frames: a VQGAN that gives codes, a vision transformer with a
+//! Frame encoders: a VQGAN that gives codes, a vision transformer with a
 //! connector that gives features, or an encoder of pictures that gives vectors.
 
 use std::{path::Path, sync::Arc};
@@ -31,15 +31,15 @@ use crate::{
     vectors::VectorModel,
 };
 
-/// What a temporal step of a model is, before anything of it is loaded.
+/// The shape of a model's step, known before its weights are loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepShape {
-    /// One frame, always so many codes or rows.
+    /// One frame with a fixed number of codes or rows.
     Fixed {
-        /// Positions of it.
+        /// Tokens per frame.
         rows: usize,
     },
-    /// Frames of any size, several at a time.
+    /// Frames of any size, several per step.
     Native(PatchesSpec),
 }
 
@@ -59,7 +59,7 @@ impl StepShape {
         Ok(Some(Self::Native(budget.lift(patches)?)))
     }
 
-    /// Frames of a step.
+    /// Frames per step.
     pub fn frames(&self) -> usize {
         match self {
             Self::Fixed { .. } => 1,
@@ -67,15 +67,15 @@ impl StepShape {
         }
     }
 
-    /// Codes or rows of a step of a video of `n_frames` pictures of height and width `size`.
+    /// Codes or rows per step of a video of `n_frames` pictures of height and width `size`.
     ///
     /// # Errors
-    /// `BadInput` for sizes that the model does not take.
+    /// `BadInput` for sizes that the model does not accept.
     pub fn rows(&self, size: [usize; 2], n_frames: usize) -> Result<usize> {
         self.step(size, n_frames).map(|step| step.rows)
     }
 
-    /// [`StepShape::rows`], and the lines and columns that they are.
+    /// [`StepShape::rows`], with their grid.
     ///
     /// # Errors
     /// As there.
@@ -96,7 +96,7 @@ impl StepShape {
         }
     }
 
-    /// Refuses a reel of other features than those of the model in `dir`, whose rows have `width` numbers.
+    /// Checks that a reel has features of the model in `dir`, whose rows have `width` numbers.
     ///
     /// # Errors
     /// `BadInput`, with what the reel has and both models.
@@ -136,12 +136,12 @@ impl std::fmt::Display for StepShape {
     }
 }
 
-/// What the user says about a model's own budget of pixels.
+/// The user's limits in place of a model's own pixel budget.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PixelBudget {
-    /// Fewest pixels.
+    /// Minimum pixels.
     pub min: Option<usize>,
-    /// Most pixels.
+    /// Maximum pixels.
     pub max: Option<usize>,
 }
 
@@ -163,16 +163,16 @@ impl PixelBudget {
     }
 }
 
-/// The part of a model that looks at frames.
+/// The frame encoder of a model.
 pub enum FrameEncoder {
     /// Frames to codes of a codebook.
     Codes {
         /// The network.
         vqgan: Box<Vqgan>,
-        /// Its shape.
+        /// Its specification.
         spec: VqganSpec,
     },
-    /// Square pictures to rows that stand in a context in place of embeddings.
+    /// Square pictures to features.
     Pictures {
         /// The network.
         encoder: Box<SquareEncoder>,
@@ -181,7 +181,7 @@ pub enum FrameEncoder {
         /// Channels of a row.
         width: usize,
     },
-    /// Frames of any size, some at a time, to such rows.
+    /// Steps of frames of any size to features.
     Steps {
         /// The network.
         encoder: Box<NativeEncoder>,
@@ -190,7 +190,7 @@ pub enum FrameEncoder {
         /// Channels of a row.
         width: usize,
     },
-    /// Frames to vectors, which stand in no context but are compared with those of pictures or texts.
+    /// Frames to vectors, for comparison with pictures or texts instead of a context.
     Vectors(Box<VectorModel>),
 }
 
@@ -198,7 +198,7 @@ impl FrameEncoder {
     /// The encoder of `system`, whose model is of `spec`; `None` for a text model.
     ///
     /// # Errors
-    /// `BadInput` for weights or a processor that are not those of the model.
+    /// `BadInput` for weights or a processor that do not fit the model.
     pub fn load(
         system: &System,
         spec: &ModelSpec,
@@ -236,7 +236,7 @@ impl FrameEncoder {
         })
     }
 
-    /// Frames that are looked at together.
+    /// Frames per step.
     pub fn frames_per_step(&self) -> usize {
         match self {
             Self::Codes { .. } | Self::Pictures { .. } | Self::Vectors(_) => 1,
@@ -244,7 +244,7 @@ impl FrameEncoder {
         }
     }
 
-    /// The row that stands behind a video; empty where there is none.
+    /// The newline row after a video; empty where there is none.
     pub fn newline(&self) -> Vec<f32> {
         match self {
             Self::Codes { .. } | Self::Steps { .. } | Self::Vectors(_) => Vec::new(),
@@ -252,11 +252,11 @@ impl FrameEncoder {
         }
     }
 
-    /// The height and width that the frames of a video get, whose pictures have `size` and are `n_frames`; `None` where
-    /// all videos get the same.
+    /// The height and width to which the frames of a video of `n_frames` pictures of `size` are resized; `None` where
+    /// the size is fixed.
     ///
     /// # Errors
-    /// `BadInput` for sizes that the model does not take.
+    /// `BadInput` for sizes that the model does not accept.
     pub fn frame_size(&self, size: [usize; 2], n_frames: usize) -> Result<Option<[usize; 2]>> {
         match self {
             Self::Codes { .. } | Self::Pictures { .. } | Self::Vectors(_) => Ok(None),
@@ -264,10 +264,10 @@ impl FrameEncoder {
         }
     }
 
-    /// The pictures of one temporal step, at the [`FrameEncoder::frame_size`] of their video → what they are in a context.
+    /// Encodes the pictures of one step, at the [`FrameEncoder::frame_size`] of their video.
     ///
     /// # Errors
-    /// `BadInput` for a picture that cannot be prepared, `Compute` for numbers that are none.
+    /// `BadInput` for a picture that cannot be preprocessed, `Compute` for NaN or infinity.
     pub fn encode(&self, pictures: &[RgbImage], size: Option<[usize; 2]>) -> Result<StepContent> {
         let views = pictures.iter();
         let views = views.map(|p| RgbView::new(p.width, p.height, &p.data));
@@ -330,9 +330,9 @@ fn codes_of(vqgan: &Vqgan, side: usize, picture: RgbView) -> Result<StepContent>
 pub struct EncoderModel {
     /// What it was opened from.
     pub system: Arc<System>,
-    /// Frames to what they are in a context.
+    /// The encoder.
     pub encoder: FrameEncoder,
-    /// What a step is; `None` for what stands in no context of this model.
+    /// The step shape; `None` for vectors.
     shape: Option<StepShape>,
     digest: u64,
 }
@@ -371,15 +371,15 @@ impl EncoderModel {
         })
     }
 
-    /// What tells its weights from those of other encoders of codes or features ([`encoder_digest`]).
+    /// The digest of its weights ([`encoder_digest`]).
     pub fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// The frame tokenizer and its shape.
+    /// The VQGAN and its specification.
     ///
     /// # Errors
-    /// `BadInput` for an encoder that makes no codes.
+    /// `BadInput` for an encoder without codes.
     pub fn codes(&self) -> Result<(&Vqgan, &VqganSpec)> {
         match &self.encoder {
             FrameEncoder::Codes { vqgan, spec } => Ok((vqgan, spec)),
@@ -389,10 +389,10 @@ impl EncoderModel {
         }
     }
 
-    /// What a step is in a reel, with its numbers kept in `dtype`: vectors in f16 and features in bf16 where it is absent.
+    /// The content of a reel's steps with numbers in `dtype`, by default f16 for vectors and bf16 for features.
     ///
     /// # Errors
-    /// `Usage` for a type of codes, which are none.
+    /// `Usage` for a type with codes, which are integers.
     pub fn content(&self, dtype: Option<RowsDtype>) -> Result<ReelContent> {
         let row = |width: usize, usual| RowForm {
             width,
@@ -421,10 +421,10 @@ impl EncoderModel {
         }
     }
 
-    /// The rows of a step of a video of `n_frames` pictures of height and width `size`; `None` for what is no rows.
+    /// The rows per step of a video of `n_frames` pictures of height and width `size`; `None` unless features.
     ///
     /// # Errors
-    /// `BadInput` for sizes that the model does not take.
+    /// `BadInput` for sizes that the model does not accept.
     pub fn step(&self, size: [usize; 2], n_frames: usize) -> Result<Option<StepRows>> {
         match (&self.encoder, &self.shape) {
             (FrameEncoder::Pictures { .. } | FrameEncoder::Steps { .. }, Some(shape)) => {
@@ -453,12 +453,12 @@ pub fn content_of(spec: &SystemSpec) -> Option<ReelContent> {
     }
 }
 
-/// What tells the weights that make codes or features from those of other models, wherever they lie.
+/// Digest of the weights that make codes or features, wherever they are stored.
 pub fn encoder_digest(weights: &Weights) -> u64 {
     weights.digest(&["vqgan", "vision", "connector", "deepstack"])
 }
 
-/// When the youngest weights of `system` were written, in seconds; 0 when nobody knows.
+/// Unix time at which the newest weight file of `system` was written, in seconds; 0 if unknown.
 pub fn weights_modified_s(system: &System) -> u64 {
     let files = std::fs::read_dir(system.path())
         .into_iter()

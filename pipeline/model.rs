@@ -21,21 +21,21 @@ use crate::{
     plan::available_memory_bytes,
 };
 
-/// Everything that answers: weights stay mapped where they are bf16.
+/// A loaded model that answers; bf16 weights stay mapped.
 pub struct Model {
     /// What it was opened from.
     pub system: Arc<System>,
-    /// What it is made of.
+    /// Its specification.
     pub spec: ModelSpec,
-    /// Text to ids and back.
+    /// The tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// Conversations to text, where the folder has a template.
+    /// The chat template, where there is one.
     pub template: Option<Arc<ChatTemplate>>,
     /// Ids that end an answer.
     pub stop_ids: Vec<u32>,
-    /// What looks at frames; absent for a text model.
+    /// The frame encoder; absent for a text model.
     pub frames: Option<FrameEncoder>,
-    /// Context to answer.
+    /// The decoder.
     pub decoder: Decoder,
 }
 
@@ -43,11 +43,11 @@ pub struct Model {
 pub struct ModelFiles {
     /// What it was opened from.
     pub system: Arc<System>,
-    /// What it is made of.
+    /// Its specification.
     pub spec: ModelSpec,
-    /// Text to ids and back.
+    /// The tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// Conversations to text, where the folder has a template.
+    /// The chat template, where there is one.
     pub template: Option<Arc<ChatTemplate>>,
     weights: Weights,
 }
@@ -64,7 +64,7 @@ impl ModelFiles {
     /// [`ModelFiles::open`] with the decoder of the GGUF file `decoder` instead of the folder's.
     ///
     /// # Errors
-    /// `BadInput` when the two do not have one shape.
+    /// `BadInput` when their shapes differ.
     pub fn open_with(system: &Arc<System>, decoder: Option<&Path>) -> Result<Self> {
         let doing = || format!("open the model {}", system.path().shown());
         let spec = system.answering()?.clone();
@@ -87,7 +87,7 @@ impl ModelFiles {
         })
     }
 
-    /// Bytes that the weights will take in memory, mapped or not: what is stored in 2 bytes may take 4.
+    /// Bytes that the weights will take in memory, mapped or not: a number stored in 2 bytes may take 4.
     pub fn weight_bytes(&self) -> u64 {
         let mapped = self.weights.mapped_bytes();
         mapped.saturating_add(self.weights.resident_bytes())
@@ -107,10 +107,10 @@ impl ModelFiles {
         }
     }
 
-    /// The shape of the frame tokenizer.
+    /// The specification of the VQGAN.
     ///
     /// # Errors
-    /// `BadInput` for a model that makes no codes.
+    /// `BadInput` for a model without a VQGAN.
     pub fn check_codes(&self) -> Result<&VqganSpec> {
         self.system.vqgan()
     }
@@ -120,7 +120,7 @@ impl ModelFiles {
         self.load_with(&PixelBudget::default())
     }
 
-    /// [`ModelFiles::load`] of an encoder with another budget of pixels.
+    /// [`ModelFiles::load`] with another pixel budget.
     pub fn load_with(&self, budget: &PixelBudget) -> Result<Model> {
         let (system, spec) = (&self.system, &self.spec);
         let doing = || format!("load the model {}", system.path().shown());
@@ -141,10 +141,10 @@ impl ModelFiles {
 }
 
 impl Model {
-    /// The frame tokenizer and its specification.
+    /// The VQGAN and its specification.
     ///
     /// # Errors
-    /// `BadInput` for a model that makes no codes.
+    /// `BadInput` for a model without a VQGAN.
     pub fn codes(&self) -> Result<(&Vqgan, &VqganSpec)> {
         match &self.frames {
             Some(FrameEncoder::Codes { vqgan, spec }) => Ok((vqgan, spec)),
@@ -162,7 +162,7 @@ fn within_memory(mut weights: Weights) -> Weights {
     weights
 }
 
-/// A token for pictures, where the tokenizer has none.
+/// Adds a picture token, where the tokenizer has none.
 fn give_pictures_an_id(vision: &mut VisionSpec, tokenizer: &mut Tokenizer) -> Result<()> {
     if let Some(text) = &vision.image_token {
         vision.image_token_id = tokenizer.add_special(text)?;

@@ -484,7 +484,8 @@ fn encode_flops(spec: &ModelSpec, demand: &Demand) -> f64 {
     }
 }
 
-/// Operations of a native-resolution encoder on all frames: four patches per feature; text tokens around them are\n/// counted as features.
+/// Operations of a native-resolution encoder on all frames: four patches per feature; text tokens around them are
+/// counted as features.
 fn native_flops(spec: &NativeSpec, demand: &Demand) -> f64 {
     let (vision, encoder) = (&spec.vision, &spec.vision.encoder);
     let [hidden, inner, blocks] = [

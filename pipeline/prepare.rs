@@ -1,4 +1,4 @@
-//! What a question or an encoding is before it runs: which frames, whether reels are the model's own, and how much it takes.
+//! Preparation of a question or an encoding: the choice of frames, the check of reels against the model, and the plan.
 
 use longreel_models::{
     attention::kv_cache::KvDtype,
@@ -22,21 +22,21 @@ use crate::{
     stages::{decode::Source, layout::Layout},
 };
 
-/// Tokens of an answer where nothing else is asked for.
+/// Answer length assumed by default, in tokens.
 const SHORT_ANSWER_TOKENS: u64 = 128;
 
-/// Which frames are taken.
+/// The choice of frames.
 pub struct Selection {
-    /// By which rule.
+    /// The rule.
     pub sampling: Sampling,
-    /// Out of which part.
+    /// The part of the video.
     pub range: TimeRange,
-    /// Whether the rule is what holds where nobody says anything.
+    /// Whether the rule is the default rather than the user's.
     pub is_usual: bool,
 }
 
 impl Selection {
-    /// What holds where nobody asks for anything.
+    /// The default choice.
     pub fn usual(sampling: Sampling, range: TimeRange) -> Self {
         Self {
             sampling,
@@ -45,7 +45,7 @@ impl Selection {
         }
     }
 
-    /// What is asked for.
+    /// The user's choice.
     pub fn of(sampling: Sampling, range: TimeRange) -> Self {
         Self {
             sampling,
@@ -54,12 +54,12 @@ impl Selection {
         }
     }
 
-    /// Whether a model's own rule holds because nobody asked for another.
+    /// Whether the model's own rule applies, by default.
     pub fn is_own_rule(&self) -> bool {
         self.is_usual && matches!(self.sampling, Sampling::Rule { .. })
     }
 
-    /// As many frames of each of `n_videos` as fit the context, where a model's own rule gives more and nobody asked for it.
+    /// A choice of as many frames per video as fit the context, where the model's own rule, by default, gives more.
     pub fn fewer(&self, plan: &Plan, n_videos: usize) -> Option<Self> {
         let Sampling::Rule { choice, rate } = self.sampling else {
             return None;
@@ -80,10 +80,10 @@ impl Selection {
     }
 }
 
-/// Puts a choice of where text goes on behind a video into the specification.
+/// Sets in the specification the position of the text that follows a video.
 ///
 /// # Errors
-/// `Usage` for a model whose positions know no such choice.
+/// `Usage` for a model whose position rule has no such choice.
 pub fn choose_after_video(spec: &mut ModelSpec, chosen: Option<AfterVideo>) -> Result<()> {
     let Some(chosen) = chosen else {
         return Ok(());
@@ -96,16 +96,16 @@ pub fn choose_after_video(spec: &mut ModelSpec, chosen: Option<AfterVideo>) -> R
         }
         _ => {
             let message =
-                "--after-video is for Qwen2-VL and Qwen2.5-VL, the model has other positions";
+                "--after-video is for Qwen2-VL and Qwen2.5-VL, the model has another position rule";
             Err(Error::new(Kind::Usage, message))
         }
     }
 }
 
-/// Puts a choice of whether the times of frames are told into the specification.
+/// Sets in the specification whether the prompt tells the times of frames.
 ///
 /// # Errors
-/// `Usage` for a model whose videos do not stand in one piece, or that sees none.
+/// `Usage` for a model without vision, or whose prompt does not hold a video as one block.
 pub fn choose_time_instruction(spec: &mut ModelSpec, told: Option<bool>) -> Result<()> {
     let Some(told) = told else {
         return Ok(());
@@ -117,13 +117,13 @@ pub fn choose_time_instruction(spec: &mut ModelSpec, told: Option<bool>) -> Resu
         }
         _ => {
             let message =
-                "--time-instruction is for LLaVA-Video and LLaVA-OneVision, the model is another";
+                "--time-instruction is for LLaVA-Video and LLaVA-OneVision, the model is neither";
             Err(Error::new(Kind::Usage, message))
         }
     }
 }
 
-/// What `sources` ask of `model`, on one rank and with a short answer.
+/// The demand of a question about `sources`, on one rank and with a short answer.
 ///
 /// # Errors
 /// As [`Layout::sight`].
@@ -151,7 +151,7 @@ pub fn demand(
     })
 }
 
-/// The plan with the number of frames of these `sources` that fit it.
+/// The plan, with the number of frames of `sources` that fit the context.
 ///
 /// # Errors
 /// As [`Layout::frames_that_fit`].
@@ -167,15 +167,15 @@ pub fn with_frames_that_fit(
     Ok(plan)
 }
 
-/// Bytes of memory that this process may take: those that the machine has left, dealt to the processes that share it.
+/// Bytes of memory that this process may use: the machine's available memory divided by the processes on it.
 pub fn memory_of(ranks: &Ranks) -> Option<u64> {
     Some(available_memory_bytes()? / ranks.processes_here() as u64)
 }
 
-/// Refuses reels that `model`, whose steps have `shape`, did not make; codes and features mean something to their maker only.
+/// Refuses reels that another model made, or one with other pixel limits: codes and features are of use to their encoder only.
 ///
 /// # Errors
-/// `BadInput` with both models, `Usage` for a budget of pixels that comes too late.
+/// `BadInput` naming both models, `Usage` for pixel limits, which a reel has fixed.
 pub fn check_reels(
     model: &ModelFiles,
     shape: Option<&StepShape>,
@@ -203,19 +203,20 @@ fn check_reel(
     let width = model.spec.decoder.feature_width();
     shape.check_reel(header, model.system.path(), width)?;
     if *budget != PixelBudget::default() {
-        let message = "frames got their size when the reel was made, expected no --min-pixels and no --max-pixels";
+        let message =
+            "the reel fixes the size of its frames, expected no --min-pixels and no --max-pixels";
         return Err(Error::new(Kind::Usage, message));
     }
     check_maker(model, header)
 }
 
-/// Refuses features that an encoder of other weights made, wherever either lies.
+/// Refuses features of an encoder with other weights, whatever the paths of the models.
 fn check_maker(model: &ModelFiles, header: &ReelHeader) -> Result<()> {
     let digest = model.encoder_digest();
     match header.content {
         ReelContent::Features { encoder, .. } if encoder != digest => {
             let message = format!(
-                "the reel was made by {} (weights of {} s), the model {} (weights of {} s) has an encoder of other weights: expected one model",
+                "the reel was made by {} (weights of {} s), the model {} (weights of {} s) has other encoder weights: expected the same model",
                 header.model,
                 header.model_modified_s,
                 model.system.path().shown(),

@@ -1,23 +1,23 @@
-//! The reel: the kept sequence of what frames became, codes or rows of numbers, with
-//! their times, of one or more videos. A video is encoded once and asked for ever.
+//! The reel file: encoded frames (codes, features or vectors) with
+//! their times, of one or more videos, so that a video is encoded only once.
 //!
 //! Layout, little-endian: the 8 bytes of [`MAGIC`]; a `u32` length and that
 //! many bytes of JSON ([`ReelHeader`]); then one record a step. All records of a
 //! video have one length, which follows from the header, so that the end of an
-//! interrupted file is found without a mark. Videos stand in their order, and frames
-//! in theirs:
+//! interrupted file is found without a marker. Videos are in order, and frames
+//! within them:
 //!
 //! | bytes | content |
 //! | --- | --- |
 //! | 4 | index of the video in the header |
-//! | 4 | flags of a frame: 1 = key frame, 2 = damaged, 4 = no frame, where a video's last step has fewer |
+//! | 4 | flags of a frame: 1 = key frame, 2 = damaged, 4 = no frame, in an incomplete last step |
 //! | 8 | its decoded number |
 //! | 8 | its PTS in ticks of the video's time base |
 //! | 20 | each further frame of the step, likewise |
 //! | 2 × codes | codebook ids, row-major over the grid |
 //! | or 2 or 4 × rows × width | numbers in f16, bf16 or f32, row by row |
 //!
-//! A step is one frame, but for features of models that look at some together. At 256
+//! A step is one frame, except for features of models that read several together. At 256
 //! codes a frame takes 536 bytes, 1.9 MB per hour at one frame a second; as one vector of
 //! 512 numbers in f16 it takes 1048.
 
@@ -45,10 +45,10 @@ use crate::{
 /// First bytes of every reel.
 pub const MAGIC: [u8; 8] = *b"LREEL\x00\x01\n";
 
-/// Longest header that a reader accepts, in bytes.
+/// Maximum bytes of a header.
 const HEADER_BYTES_MAX: u32 = 64 << 20;
 
-/// Whether the file at `path` starts like a reel.
+/// Whether the file at `path` begins with [`MAGIC`].
 pub fn is_reel(path: &Path) -> bool {
     let mut magic = [0; MAGIC.len()];
     File::open(path)
@@ -59,8 +59,8 @@ pub fn is_reel(path: &Path) -> bool {
 
 /// Appends steps to `PATH.partial`; [`ReelWriter::finish`] renames it to `PATH`.
 ///
-/// A stopped run leaves the partial file, and the next run with the same
-/// header goes on behind its last whole record.
+/// An interrupted run leaves the partial file, and the next run with the same
+/// header resumes after its last whole record.
 pub struct ReelWriter {
     header: ReelHeader,
     file: BufWriter<File>,
@@ -74,7 +74,7 @@ impl ReelWriter {
     ///
     /// # Errors
     /// `Usage` when the partial file belongs to another job and `force` is not
-    /// given, or another process writes it; `Io` when the place cannot be written.
+    /// given, or another process writes it; `Io` when writing fails.
     pub fn open(path: &Path, header: ReelHeader, force: bool) -> Result<Self> {
         header.validate()?;
         let path = &replaceable(path).doing(|| format!("write {}", path.display()))?;
@@ -110,12 +110,12 @@ impl ReelWriter {
         })
     }
 
-    /// Where the unfinished reel lies.
+    /// The path of the unfinished reel.
     pub fn partial(&self) -> &Path {
         &self.partial
     }
 
-    /// Frames in the file, those of the resumed part included.
+    /// Number of frames in the file, the resumed part included.
     pub fn n_frames(&self) -> u64 {
         self.n_frames
     }
@@ -123,7 +123,7 @@ impl ReelWriter {
     /// Appends one step.
     ///
     /// # Errors
-    /// `Internal` for a step that is none of this reel's, `TooLarge` for a number that the reel's type has no room for.
+    /// `Internal` for a step that does not fit the header, `TooLarge` for a number beyond the range of the reel's type.
     pub fn append(&mut self, step: &ReelStep) -> Result<()> {
         let record = step.record(&self.header)?;
         self.file
@@ -133,14 +133,14 @@ impl ReelWriter {
         Ok(())
     }
 
-    /// Hands what was appended to the operating system.
+    /// Flushes appended records to the operating system.
     pub fn flush(&mut self) -> Result<()> {
         self.file
             .flush()
             .doing(|| format!("write {}", self.partial.display()))
     }
 
-    /// Writes everything out and gives the file its final name.
+    /// Flushes everything and renames the file to its final name.
     pub fn finish(mut self) -> Result<()> {
         self.flush()?;
         self.file
@@ -153,16 +153,16 @@ impl ReelWriter {
 }
 
 impl Drop for ReelWriter {
-    /// A partial reel without a frame is of no use to the next run.
+    /// Removes a partial reel without frames, which is of no use to the next run.
     fn drop(&mut self) {
         if self.n_frames == 0 {
-            // It may be gone already; nothing depends on it.
+            // It may be gone already, which is fine.
             let _ = std::fs::remove_file(&self.partial);
         }
     }
 }
 
-/// Whole records of a reel, in counts.
+/// Counts of the whole records of a reel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Whole {
     records: u64,
@@ -177,21 +177,21 @@ pub struct ReelReader {
     path: PathBuf,
     data_start: u64,
     whole: Whole,
-    /// What of it is read.
+    /// The range that is read.
     range: TimeRange,
     straddling: Option<String>,
     /// Frames in the range.
     n_frames: u64,
     next: u64,
-    /// Video and number of the frame before.
+    /// Video and number of the previous frame.
     before: Option<(usize, u64)>,
 }
 
 impl ReelReader {
-    /// Opens a reel; a record that was cut short at its end is left out.
+    /// Opens a reel; an incomplete record at its end is left out.
     ///
     /// # Errors
-    /// `BadInput` for a file that is no reel, or one of features whose records are out of order.
+    /// `BadInput` for a file that is not a reel, or one of features whose records are out of order.
     pub fn open(path: &Path) -> Result<Self> {
         let doing = || format!("read the reel {}", path.display());
         let mut file = BufReader::new(File::open(path).doing(doing)?);
@@ -215,7 +215,7 @@ impl ReelReader {
         })
     }
 
-    /// The same reel, of which only the steps are read that begin within `range`.
+    /// Restricts the reel to steps that begin within `range`.
     ///
     /// # Errors
     /// `Usage` for an empty range, `BadInput` for one without a step, `Io` when reading fails.
@@ -246,12 +246,12 @@ impl ReelReader {
         Ok(self)
     }
 
-    /// What the records mean.
+    /// The header.
     pub fn header(&self) -> &ReelHeader {
         &self.header
     }
 
-    /// Where it lies.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -261,12 +261,12 @@ impl ReelReader {
         self.straddling.as_deref()
     }
 
-    /// What of it is read.
+    /// The range that is read.
     pub fn range(&self) -> TimeRange {
         self.range
     }
 
-    /// Whole frames in the file, or in what is read of it.
+    /// Number of frames in the file, or in the range.
     pub fn n_frames(&self) -> u64 {
         self.n_frames
     }
@@ -276,20 +276,20 @@ impl ReelReader {
         self.whole.bytes
     }
 
-    /// The heads of all records that are read, without their contents; nothing of them is kept.
+    /// The heads of all records in the range, without their contents.
     pub fn heads(&self) -> impl Iterator<Item = Result<RecordHead>> + '_ {
         let file = self.file.get_ref();
         let read = |at: u64, out: &mut [u8]| file.read_exact_at(out, self.data_start + at);
-        let heads = Heads::of(&self.header, self.whole.bytes, read);
+        let heads = RecordHeads::of(&self.header, self.whole.bytes, read);
         let heads =
             heads.map(|head| head.doing(|| format!("read the reel {}", self.path.display())));
         heads.filter(|head| head.as_ref().map_or(true, |head| self.takes(head)))
     }
 
-    /// Fills `records` with the bytes of whole records of a reel of codes or vectors, from frame `first` on; any thread may call it at any time.
+    /// Fills `records` with whole records of a reel of codes or vectors, from frame `first` on; any thread may call it.
     ///
     /// # Errors
-    /// `Io` when the file has fewer, `BadInput` for a reel whose records are of many lengths.
+    /// `Io` when the file has fewer, `BadInput` for a reel with records of different lengths.
     pub fn read_records(&self, first: u64, records: &mut [u8]) -> Result<()> {
         let doing = || format!("read frame {first} of the reel {}", self.path.display());
         let at = self.data_start + first * regular_bytes(&self.header).doing(doing)?;
@@ -300,7 +300,7 @@ impl ReelReader {
     /// The next step, or `None` at the end.
     ///
     /// # Errors
-    /// `BadInput` for what no writer writes, `Io` when reading fails.
+    /// `BadInput` for an invalid record, `Io` when reading fails.
     pub fn next_step(&mut self) -> Result<Option<ReelStep>> {
         while self.next < self.whole.records {
             let number = self.next;
@@ -315,7 +315,7 @@ impl ReelReader {
         Ok(None)
     }
 
-    /// The record that stands here; `None` for one that is not in the range.
+    /// Reads the next record; `None` for one outside the range.
     fn read_step(&mut self) -> Result<Option<ReelStep>> {
         let mut record = vec![0; self.header.head_bytes()];
         self.file.read_exact(&mut record)?;
@@ -338,18 +338,18 @@ impl ReelReader {
     }
 }
 
-/// The heads of a reel's records one after another, by their lengths alone.
-struct Heads<'a, R> {
+/// Iterates over the heads of a reel's records, skipping contents by their lengths.
+struct RecordHeads<'a, R> {
     header: &'a ReelHeader,
-    /// Fills bytes from a place behind the header on.
+    /// Reads bytes at an offset after the header.
     read: R,
     at: u64,
     end: u64,
     before: Option<(usize, u64)>,
 }
 
-impl<'a, R: FnMut(u64, &mut [u8]) -> io::Result<()>> Heads<'a, R> {
-    /// Of `end` bytes of records.
+impl<'a, R: FnMut(u64, &mut [u8]) -> io::Result<()>> RecordHeads<'a, R> {
+    /// The heads in `end` bytes of records.
     fn of(header: &'a ReelHeader, end: u64, read: R) -> Self {
         Self {
             header,
@@ -360,7 +360,7 @@ impl<'a, R: FnMut(u64, &mut [u8]) -> io::Result<()>> Heads<'a, R> {
         }
     }
 
-    /// The next head; `None` where the record is not whole.
+    /// The next head; `None` where the record is incomplete.
     fn step(&mut self) -> Result<Option<RecordHead>> {
         let rest = self.end - self.at;
         let mut bytes = vec![0; self.header.head_bytes()];
@@ -379,7 +379,7 @@ impl<'a, R: FnMut(u64, &mut [u8]) -> io::Result<()>> Heads<'a, R> {
     }
 }
 
-impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> Iterator for Heads<'_, R> {
+impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> Iterator for RecordHeads<'_, R> {
     type Item = Result<RecordHead>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -391,7 +391,7 @@ impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> Iterator for Heads<'_, R> {
     }
 }
 
-/// What is whole of `bytes` of records.
+/// The whole records in `bytes` bytes of records.
 fn whole_records(
     header: &ReelHeader,
     bytes: u64,
@@ -405,7 +405,7 @@ fn whole_records(
             bytes: records * length,
         });
     }
-    let mut heads = Heads::of(header, bytes, read);
+    let mut heads = RecordHeads::of(header, bytes, read);
     let mut whole = Whole::default();
     for head in &mut heads {
         whole.records += 1;
@@ -415,7 +415,7 @@ fn whole_records(
     Ok(Whole { bytes, ..whole })
 }
 
-/// Bytes of every record of a reel of codes or vectors.
+/// Bytes per record of a reel of codes or vectors.
 fn regular_bytes(header: &ReelHeader) -> Result<u64> {
     match header.is_regular() {
         true => header.record_bytes(0).map(|bytes| bytes as u64),
@@ -438,7 +438,7 @@ pub fn parse(bytes: &[u8]) -> Result<(ReelHeader, Vec<ReelStep>)> {
     };
     let mut at = 0;
     let mut steps = Vec::new();
-    for head in Heads::of(&header, data.len() as u64, read) {
+    for head in RecordHeads::of(&header, data.len() as u64, read) {
         let end = at + header.record_bytes(head?.video)?;
         let record = data.get(at..end).unwrap_or_default();
         steps.push(ReelStep::parse(&header, record)?);
@@ -447,19 +447,19 @@ pub fn parse(bytes: &[u8]) -> Result<(ReelHeader, Vec<ReelStep>)> {
     Ok((header, steps))
 }
 
-/// Where the unfinished form of `path` lies.
+/// The path of the unfinished reel for `path`.
 pub fn partial_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
     PathBuf::from(name)
 }
 
-/// Whether `partial` is a reel that holds work.
+/// Whether `partial` is a reel with frames.
 fn has_frames(partial: &Path) -> bool {
     ReelReader::open(partial).is_ok_and(|reader| reader.n_frames() > 0)
 }
 
-/// What is whole in `partial` when it exists and was made for exactly `header`.
+/// The whole records of `partial`, if it exists and has exactly `header`.
 fn resumable(partial: &Path, header: &ReelHeader) -> Option<Whole> {
     let reader = ReelReader::open(partial).ok()?;
     (reader.header() == header).then_some(reader.whole)

@@ -1,4 +1,4 @@
-//! What a model is shown of a frame, before any of its weights is loaded.
+//! Preprocessing of frames as a model sees them, without its weights.
 
 use longreel_models::{
     file_name::FileName,
@@ -23,7 +23,7 @@ use crate::{
     sources::sampler::Sampling,
 };
 
-/// Which frames `system` is shown where nobody says: by the rule of its own processor, or one frame a second.
+/// The default sampling of frames for `system`: the rule of its processor, else one frame per second.
 ///
 /// # Errors
 /// `BadInput` where the folder's processor cannot be read.
@@ -39,11 +39,11 @@ pub fn usual_sampling(system: &System) -> Result<Sampling> {
 
 /// How frames are resized and cropped.
 pub enum Shown {
-    /// To a square of this side, as LWM does it.
+    /// To a square of this side, as in LWM.
     Square(usize),
-    /// By the processor of pictures of the model's folder.
+    /// By the picture processor of the model's folder.
     Picture(PictureProcessor),
-    /// To whole patches, within a budget of pixels.
+    /// To whole patches, within a pixel budget.
     Patches(VideoPatches),
 }
 
@@ -79,10 +79,10 @@ impl Shown {
         }
     }
 
-    /// The picture, one of `n_frames` of its video, as the model gets it but for the scale of its numbers.
+    /// The preprocessed picture, one of `n_frames` of its video, before normalization.
     ///
     /// # Errors
-    /// `BadInput` for a size that the model does not take.
+    /// `BadInput` for a size that the model does not accept.
     pub fn of_frame(&self, image: &RgbImage, n_frames: usize) -> Result<RgbImage> {
         let view = RgbView::new(image.width, image.height, &image.data)?;
         let (data, [height, width]) = match self {

@@ -1,4 +1,4 @@
-//! Encoders of pictures, opened: CLIP and SigLIP, whose vectors are those of texts as well, and ViT, DINOv2 and ResNet.
+//! Encoders of pictures to vectors: CLIP and SigLIP, which also encode texts, and ViT, DINOv2 and ResNet.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use longreel_models::{
 
 use crate::error::{Context, Error, Kind, Result};
 
-/// What pictures are compared with, and texts where it reads them.
+/// An encoder of pictures, and of texts where it has a text encoder.
 pub struct VectorModel {
     /// What it was opened from.
     pub system: Arc<System>,
@@ -28,7 +28,7 @@ pub struct VectorModel {
 pub enum PictureEncoder {
     /// CLIP or SigLIP.
     Dual(Box<DualEncoder>),
-    /// ViT or DINOv2: the class token behind the last norm.
+    /// ViT or DINOv2: the class token after the final norm.
     Vit(Box<Vit>),
     /// ResNet: the mean of the last stage.
     ConvNet(ConvNet),
@@ -64,7 +64,7 @@ impl VectorModel {
         }
     }
 
-    /// Numbers of a vector.
+    /// Width of a vector.
     pub fn width(&self) -> usize {
         match &self.encoder {
             PictureEncoder::Dual(model) => model.width(),
@@ -73,10 +73,10 @@ impl VectorModel {
         }
     }
 
-    /// picture → `[width]`, of length one.
+    /// picture → unit vector `[width]`.
     ///
     /// # Errors
-    /// `BadInput` for a picture that cannot be prepared.
+    /// `BadInput` for a picture that cannot be preprocessed.
     pub fn of_picture(&self, picture: RgbView<'_>) -> Result<Vec<f32>> {
         let (pixels, size) = self.processor.sized_pixels(picture)?;
         let mut vector = match &self.encoder {
@@ -88,10 +88,10 @@ impl VectorModel {
         Ok(vector)
     }
 
-    /// text → `[width]`, of length one; the tokenizer is that of the model's directory.
+    /// text → unit vector `[width]`; the tokenizer is that of the model's directory.
     ///
     /// # Errors
-    /// `NotFound` when there is no tokenizer, `BadInput` for an empty text or an encoder of pictures alone.
+    /// `NotFound` when there is no tokenizer, `BadInput` for an empty text or an encoder without texts.
     pub fn of_text(&self, text: &str) -> Result<Vec<f32>> {
         let PictureEncoder::Dual(model) = &self.encoder else {
             return Err(self.system.refusal(Need::TextVectors));
@@ -101,7 +101,7 @@ impl VectorModel {
         model.encode_text(&ids)
     }
 
-    /// The score for a cosine of CLIP and SigLIP, and SigLIP's probability that text and picture belong together.
+    /// The logit of CLIP and SigLIP for a cosine, and SigLIP's probability that the text describes the picture.
     pub fn judge(&self, cosine: f32) -> (Option<f32>, Option<f32>) {
         let PictureEncoder::Dual(model) = &self.encoder else {
             return (None, None);
@@ -148,7 +148,7 @@ impl PictureEncoder {
     }
 }
 
-/// The side of what the processor makes of every picture; `usual` is what the configuration says.
+/// The side of the processor's output; `usual` is the configuration's.
 fn square(processor: &PictureProcessor, usual: usize) -> Result<usize> {
     match processor.spec().shape() {
         Some([height, width]) if height == width => Ok(height),

@@ -1,7 +1,7 @@
 //! A context: keys and values of every layer in immutable blocks of 256 tokens.
 //!
 //! Blocks are behind `Arc`, so that a second question about the same video clones
-//! a list and not gigabytes; whoever appends to a shared block first copies
+//! a list and not gigabytes; an append to a shared block first copies
 //! that one block. Memory is charged to a budget before it
 //! is allocated; when the budget is exhausted, the oldest blocks are spilled to files, if a
 //! directory was given, and attended to from there.

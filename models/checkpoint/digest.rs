@@ -1,4 +1,4 @@
-//! A short name for many bytes, which tells one set of weights from another.
+//! A short digest of many bytes, to tell sets of weights apart. Not cryptographic.
 
 /// FNV-1a, 64 bits (Fowler, Noll, Vo).
 pub struct Digest(pub u64);
@@ -10,7 +10,7 @@ impl Default for Digest {
 }
 
 impl Digest {
-    /// Bytes that follow those of before.
+    /// Adds bytes.
     pub fn add(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);

@@ -1,5 +1,5 @@
-//! Tensors where a foreign checkpoint left them: strided views of element
-//! ranges in mapped files, written out block by block without being loaded whole.
+//! Tensors of foreign checkpoints in place: strided views of element
+//! ranges in mapped files, converted block by block without being loaded as a whole.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ const TILE_COLUMNS: usize = 64;
 /// Output bytes held in memory at once.
 const BLOCK_BYTES: usize = 64 << 20;
 
-/// Element types that weights come in.
+/// Element types of foreign weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
     /// IEEE double.
@@ -43,7 +43,7 @@ impl Element {
     /// The element type that numpy calls `name`.
     ///
     /// # Errors
-    /// `BadInput` for a type that no weight has.
+    /// `BadInput` for an unsupported type.
     pub fn from_numpy(name: &str) -> Result<Self> {
         match name {
             "float64" | "f8" => Ok(Self::F64),
@@ -59,7 +59,7 @@ impl Element {
     /// The element type of a safetensors entry.
     ///
     /// # Errors
-    /// `BadInput` for a type that no weight has.
+    /// `BadInput` for an unsupported type.
     pub fn from_safetensors(dtype: Dtype) -> Result<Self> {
         match dtype {
             Dtype::F64 => Ok(Self::F64),
@@ -72,7 +72,7 @@ impl Element {
         }
     }
 
-    /// The type it is stored as when nothing else is asked for: a model directory
+    /// The type it is stored as by default: a model directory
     /// holds bf16 and f32 only, and f32 holds every f16 number exactly.
     pub fn stored(self) -> Dtype {
         match self {
@@ -87,21 +87,21 @@ pub fn element_count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }
 
-/// At most 200 characters of a name from the file.
+/// A name from the file, shortened to 200 characters.
 pub(crate) fn shortened(name: &str) -> String {
     name.chars().take(200).collect()
 }
 
-/// Bytes of some elements: in a mapped file, or decoded from one.
+/// Bytes of elements: in a mapped file, or decoded from one.
 #[derive(Clone)]
-pub enum Piece {
-    /// Where the file has them.
+pub enum StoragePiece {
+    /// In the mapped file.
     Mapped(MappedBytes),
-    /// Decoded, because the file has them in an encoding.
+    /// Decoded from the file's encoding.
     Owned(Arc<[u8]>),
 }
 
-impl Piece {
+impl StoragePiece {
     fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Mapped(bytes) => bytes.as_bytes(),
@@ -114,18 +114,18 @@ impl Piece {
 #[derive(Clone)]
 pub struct Storage {
     element: Element,
-    pieces: Arc<[Piece]>,
+    pieces: Arc<[StoragePiece]>,
     /// Number of the first element of each piece.
     starts: Arc<[usize]>,
     len: usize,
 }
 
 impl Storage {
-    /// The elements of `pieces`, one after the other.
+    /// The elements of `pieces`, concatenated.
     ///
     /// # Errors
     /// `BadInput` when a piece is not a whole number of elements.
-    pub fn new(element: Element, pieces: Vec<Piece>) -> Result<Self> {
+    pub fn new(element: Element, pieces: Vec<StoragePiece>) -> Result<Self> {
         let mut starts = Vec::with_capacity(pieces.len());
         let mut len = 0usize;
         for piece in &pieces {
@@ -156,7 +156,7 @@ impl Storage {
         self.len == 0
     }
 
-    /// Hands the elements `start..start + count` to `take`, as the bytes of each piece they lie in.
+    /// Passes the elements `start..start + count` to `take`, as bytes, piece by piece.
     fn run(&self, mut start: usize, mut count: usize, mut take: impl FnMut(&[u8])) {
         let size = self.element.bytes();
         let mut i = self
@@ -176,7 +176,7 @@ impl Storage {
     }
 }
 
-/// A tensor as strides over a storage.
+/// A tensor as a strided view of a storage.
 #[derive(Clone)]
 pub struct View {
     storage: Storage,
@@ -331,11 +331,11 @@ impl View {
         Ok(values)
     }
 
-    /// Hands all elements, in row-major order and converted to `dtype`, to
+    /// Passes all elements, in row-major order and converted to `dtype`, to
     /// `sink`, at most about 64 MiB at a time.
     ///
     /// # Errors
-    /// What `sink` returns; `Internal` for a conversion that nothing needs.
+    /// The errors of `sink`; `Internal` for an unsupported conversion.
     pub fn write(&self, dtype: Dtype, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         use Element::{Bf16, F16, F32, F64};
         let half = |b| f16::from_le_bytes(b).to_f32();
@@ -433,7 +433,7 @@ impl View {
         }
     }
 
-    /// Hands `rows` elements, `stride` apart from `start` on, to `put`.
+    /// Passes `rows` elements, `stride` apart from `start` on, to `put`.
     fn gather<const S: usize>(
         &self,
         start: usize,
@@ -461,7 +461,7 @@ impl View {
     }
 }
 
-/// Converts the elements of `from` into the front of `to`; gives the bytes written.
+/// Converts the elements of `from` into the front of `to` → bytes written.
 fn convert_run<const S: usize, const D: usize>(
     from: &[u8],
     to: &mut [u8],
@@ -520,7 +520,7 @@ impl Rows {
     }
 }
 
-/// The same walk with neighbouring axes joined where one continues the other.
+/// Joins adjacent axes where one continues the other.
 fn coalesced(shape: &[usize], strides: &[usize]) -> (Vec<usize>, Vec<usize>) {
     let mut out: Vec<(usize, usize)> = Vec::new();
     for (&n, &stride) in shape.iter().zip(strides) {

@@ -1,7 +1,7 @@
-//! The head of a GGUF file, read in place: what is said of the model, and where its tensors lie
+//! The header of a GGUF file, read in place: metadata, and where tensors lie
 //! (`docs/gguf.md` of ggml; versions 2 and 3, little-endian).
 //!
-//! Nothing is copied but names: arrays stay where they are until somebody asks for their elements.
+//! Nothing is copied but names: arrays stay in the file until their elements are requested.
 //! candle has a reader (`gguf_file::Content`); it makes a value of 32 bytes of every byte of an array, and
 //! copies tensors. Here hostile bytes give an error, and no length in a file decides an allocation.
 
@@ -21,37 +21,37 @@ use crate::{
 /// The first four bytes of every file.
 const MAGIC: &[u8; 4] = b"GGUF";
 
-/// Most axes of a tensor (`GGML_MAX_DIMS`).
+/// Maximum axes of a tensor (`GGML_MAX_DIMS`).
 const MAX_AXES: u32 = 4;
 
-/// Where tensors begin, when the file says nothing.
+/// Default alignment of tensors.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// Most experts that one tensor holds.
+/// Maximum experts in one tensor.
 const MAX_EXPERTS: usize = 1024;
 
-/// Most parts of a key that becomes part of a configuration.
+/// Maximum parts of a key that becomes part of a configuration.
 const MAX_PARTS: usize = 8;
 
-/// Longest array of numbers that becomes part of a configuration: one number a layer.
+/// Maximum length of an array of numbers in a configuration: one number per layer.
 const MAX_LISTED: usize = 1024;
 
-/// What a file says under one key.
+/// A metadata value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Value<'a> {
-    /// A whole number, as wide as the file has it.
+    /// An integer of any width.
     Whole(i128),
-    /// A number.
+    /// A floating-point number.
     Float(f64),
-    /// Yes or no.
+    /// A boolean.
     Bool(bool),
-    /// A text, as bytes: some writers put other things than UTF-8 there.
+    /// A string, as bytes: some writers store other encodings than UTF-8.
     Text(&'a [u8]),
-    /// Values of one kind.
+    /// An array.
     Array(Array<'a>),
 }
 
-/// Values of one kind, one after the other in the file.
+/// An array of values of one type, contiguous in the file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Array<'a> {
     kind: u32,
@@ -59,22 +59,22 @@ pub struct Array<'a> {
     bytes: &'a [u8],
 }
 
-/// One tensor, as the head of its file states it.
+/// A tensor's entry in the header.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorInfo {
     /// Its name.
     pub name: String,
     /// How its elements are stored.
     pub stored: Stored,
-    /// Its shape, the axis that moves fastest last.
+    /// Its shape in row-major order.
     pub shape: Vec<usize>,
-    /// Its bytes, counted from the start of the file.
+    /// Its byte range, from the start of the file.
     pub range: Range<usize>,
 }
 
 impl TensorInfo {
-    /// The matrices of experts that stand in one tensor, as tensors of their own (`ffn_up.E`); any other, and one of
-    /// more experts than any model has, as it is.
+    /// Splits a tensor with the matrices of all experts into one tensor per expert (`ffn_up.E`); any other, and one of
+    /// more than [`MAX_EXPERTS`] experts, is returned unchanged.
     pub fn by_expert(self) -> Vec<Self> {
         let block = self.name.strip_suffix("_exps.weight");
         let (Some(block), &[experts, _, _]) = (block, self.shape.as_slice()) else {
@@ -90,12 +90,12 @@ impl TensorInfo {
             shape: self.shape[1..].to_vec(),
             range: self.range.start + expert * bytes..self.range.start + (expert + 1) * bytes,
         };
-        // A block of weights lies within a row: every expert has whole ones.
+        // Quantized blocks do not cross rows, so that every expert has whole blocks.
         (0..experts).map(part).collect()
     }
 }
 
-/// The head of a file.
+/// The header of a file.
 #[derive(Debug)]
 pub struct Header<'a> {
     values: BTreeMap<&'a str, Value<'a>>,
@@ -104,10 +104,10 @@ pub struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    /// Reads the head of `file`; every range lies inside it.
+    /// Parses the header of `file`; every range lies inside the file.
     ///
     /// # Errors
-    /// `BadInput` for bytes that are no GGUF file, or whose tensors are stored in a way that is not known here.
+    /// `BadInput` for bytes that are not a GGUF file, or tensors of an unknown storage type.
     pub fn read(file: &'a [u8]) -> Result<Self> {
         Self::read_all(file).doing(|| "read the GGUF header")
     }
@@ -132,7 +132,7 @@ impl<'a> Header<'a> {
             let kind = rest.u32()?;
             let value = rest.value(kind).doing(|| shortened(key))?;
             if values.insert(key, value).is_some() {
-                return Err(bad(format!("{} is said twice", shortened(key))));
+                return Err(bad(format!("the key {} occurs twice", shortened(key))));
             }
         }
         let mut tensors = Vec::new();
@@ -146,7 +146,7 @@ impl<'a> Header<'a> {
         Ok(header)
     }
 
-    /// Makes offsets behind the head places in the file.
+    /// Turns offsets relative to the end of the header into file positions.
     fn place(&mut self, head: usize, file_len: usize) -> Result<()> {
         let alignment = match self.values.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
@@ -161,7 +161,7 @@ impl<'a> Header<'a> {
             let TensorInfo { name, range, .. } = tensor;
             if !(range.start as u64).is_multiple_of(alignment) {
                 let message = format!(
-                    "tensor {name} begins {} bytes behind the head, expected a multiple of {alignment}",
+                    "tensor {name} begins {} bytes after the header, expected a multiple of {alignment}",
                     range.start
                 );
                 return Err(bad(message));
@@ -171,7 +171,7 @@ impl<'a> Header<'a> {
                 (Some(first), Some(end)) if end <= file_len => first..end,
                 _ => {
                     let message = format!(
-                        "tensor {name} ends {} bytes behind the head, but the file has {file_len} bytes in all",
+                        "tensor {name} ends {} bytes after the header, but the file has {file_len} bytes",
                         range.end
                     );
                     return Err(bad(message));
@@ -181,15 +181,15 @@ impl<'a> Header<'a> {
         Ok(())
     }
 
-    /// What the file says under `key`.
+    /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<Value<'a>> {
         self.values.get(key).copied()
     }
 
-    /// The text under `key`.
+    /// The string value of `key`.
     ///
     /// # Errors
-    /// `BadInput` when it is something else, or no UTF-8.
+    /// `BadInput` for another type, or invalid UTF-8.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {
             None => Ok(None),
@@ -198,10 +198,10 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The whole number under `key`.
+    /// The integer value of `key`.
     ///
     /// # Errors
-    /// `BadInput` when it is something else, or does not fit 32 bits.
+    /// `BadInput` for another type, or a value that does not fit 32 bits.
     pub fn id(&self, key: &str) -> Result<Option<u32>> {
         match self.get(key) {
             None => Ok(None),
@@ -210,10 +210,10 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// Yes or no under `key`.
+    /// The boolean value of `key`.
     ///
     /// # Errors
-    /// `BadInput` when it is something else.
+    /// `BadInput` for another type.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         match self.get(key) {
             None => Ok(None),
@@ -222,10 +222,10 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The array under `key`.
+    /// The array value of `key`.
     ///
     /// # Errors
-    /// `BadInput` when it is something else.
+    /// `BadInput` for another type.
     pub fn array(&self, key: &str) -> Result<Option<Array<'a>>> {
         match self.get(key) {
             None => Ok(None),
@@ -234,8 +234,8 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// What is said under keys that begin with `prefix` and a dot, as objects in one another. Long arrays, and
-    /// arrays of texts, become a sentence that no specification takes for a number.
+    /// The values of keys that begin with `prefix` and a dot, as nested objects. Long arrays, and
+    /// arrays of strings, become a description that no specification accepts as a number.
     pub fn config(&self, prefix: &str) -> Json {
         let mut config = Json::Object(Map::new());
         for (key, value) in &self.values {
@@ -248,7 +248,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Sets what stands at a path of keys; a value on the way gives way to what lies below it.
+/// Sets the value at a path of keys; a value on the path is replaced by an object.
 fn put(config: &mut Json, path: &str, value: Json) {
     let mut place = config;
     for key in path.split('.') {
@@ -277,20 +277,20 @@ impl Value<'_> {
 }
 
 impl<'a> Array<'a> {
-    /// How many values it has.
+    /// Number of values.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether it has none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Its texts.
+    /// Its strings.
     ///
     /// # Errors
-    /// `BadInput` when it has other values; each text that is no UTF-8 is an error of its own.
+    /// `BadInput` for another type; each string that is not UTF-8 is an error of its own.
     pub fn texts(&self) -> Result<impl Iterator<Item = Result<&'a str>> + use<'a>> {
         if self.kind != TEXT {
             return Err(bad(format!("values of type {}, expected texts", self.kind)));
@@ -305,7 +305,7 @@ impl<'a> Array<'a> {
     /// Its numbers.
     ///
     /// # Errors
-    /// `BadInput` when it has other values.
+    /// `BadInput` for another type.
     pub fn numbers(&self) -> Result<impl Iterator<Item = f64> + use<'a>> {
         let kind = self.kind;
         let size = size_of_kind(kind).filter(|_| kind != BOOL);
@@ -315,12 +315,12 @@ impl<'a> Array<'a> {
     }
 }
 
-/// The types of values that are not numbers (`gguf_type`).
+/// Value types that are not numbers (`gguf_type`).
 const BOOL: u32 = 7;
 const TEXT: u32 = 8;
 const ARRAY: u32 = 9;
 
-/// Bytes of a value of fixed size.
+/// Bytes of a value of a fixed-size type.
 fn size_of_kind(kind: u32) -> Option<usize> {
     match kind {
         0 | 1 | BOOL => Some(1),
@@ -331,7 +331,7 @@ fn size_of_kind(kind: u32) -> Option<usize> {
     }
 }
 
-/// The value of fixed size and the type `kind` that `bytes` begin with.
+/// Parses a value of the fixed-size type `kind` at the start of `bytes`.
 fn scalar(kind: u32, bytes: &[u8]) -> Option<Value<'static>> {
     let whole = |n: i128| Some(Value::Whole(n));
     match kind {
@@ -364,7 +364,7 @@ fn number(kind: u32, bytes: &[u8]) -> Option<f64> {
     }
 }
 
-/// What has not been read yet.
+/// The unread rest of the file.
 #[derive(Clone, Copy)]
 struct Rest<'a> {
     file: &'a [u8],
@@ -378,7 +378,7 @@ impl<'a> Rest<'a> {
         let found = found.ok_or_else(|| {
             let left = self.file.len() - self.at;
             bad(format!(
-                "{n} bytes are said to follow at byte {}, but {left} are left",
+                "{n} bytes expected at byte {}, but {left} are left",
                 self.at
             ))
         })?;
@@ -398,7 +398,7 @@ impl<'a> Rest<'a> {
 
     fn count(&mut self) -> Result<usize> {
         let n = self.u64()?;
-        usize::try_from(n).map_err(|_| bad(format!("a length of {n}, which no file has")))
+        usize::try_from(n).map_err(|_| bad(format!("a length of {n}, more than any file has")))
     }
 
     fn text(&mut self) -> Result<&'a [u8]> {
@@ -453,7 +453,7 @@ impl<'a> Rest<'a> {
         Ok(Array { kind, count, bytes })
     }
 
-    /// A tensor; its range is counted from the end of the head.
+    /// A tensor, with a range relative to the end of the header.
     fn tensor(&mut self, name: &str) -> Result<TensorInfo> {
         let axes = self.u32()?;
         if !(1..=MAX_AXES).contains(&axes) {
@@ -463,7 +463,7 @@ impl<'a> Rest<'a> {
         let mut shape = shape.collect::<Result<Vec<usize>>>()?;
         let stored = stored_as(self.u32()?)?;
         let start = self.count()?;
-        // The file has the axis that moves fastest first.
+        // GGUF lists the fastest axis first.
         shape.reverse();
         let bytes = bytes_of(stored, &shape)?;
         let end = start.checked_add(bytes);
@@ -493,7 +493,7 @@ fn bytes_of(stored: Stored, shape: &[usize]) -> Result<usize> {
     bytes.ok_or_else(|| bad(format!("its shape {shape:?} is larger than any file")))
 }
 
-/// How the elements of a tensor of ggml's type `number` are stored.
+/// The storage type of ggml's type `number`.
 fn stored_as(number: u32) -> Result<Stored> {
     use safetensors::Dtype;
     let stored = match number {
@@ -522,7 +522,7 @@ fn stored_as(number: u32) -> Result<Stored> {
     Ok(stored)
 }
 
-/// Numbers and names of types that are not computed here (`ggml_type`).
+/// Numbers and names of unsupported types (`ggml_type`).
 const OTHER_TYPES: [(u32, &str); 21] = [
     (4, "Q4_2"),
     (5, "Q4_3"),
@@ -548,7 +548,7 @@ const OTHER_TYPES: [(u32, &str); 21] = [
 ];
 
 fn utf8(bytes: &[u8]) -> Result<&str> {
-    std::str::from_utf8(bytes).map_err(|_| bad(format!("{} bytes that are no UTF-8", bytes.len())))
+    std::str::from_utf8(bytes).map_err(|_| bad(format!("{} bytes that are not UTF-8", bytes.len())))
 }
 
 fn unexpected(key: &str, found: &Value, expected: &str) -> Error {

@@ -14,12 +14,12 @@ use longreel_kernels::mapping::MappedBytes;
 
 use crate::{
     checkpoint::{
-        foreign::{Piece, Storage, View, shortened},
+        foreign::{Storage, StoragePiece, View, shortened},
         layout,
         msgpack::{self, TensorRef},
         pickle::{self, Data, Leaf},
         tensor_file::{self, open},
-        writer::{ImportOptions, Planned, Written, check_layout, refuse, write_model},
+        writer::{ImportOptions, ImportReport, Planned, check_layout, refuse, write_model},
     },
     error::{Context, Error, Kind, Result},
     file_name::FileName,
@@ -72,9 +72,9 @@ impl FromStr for ParamsSource {
     }
 }
 
-/// What an LWM model is imported from.
+/// The files that an LWM model is imported from.
 pub struct LwmFiles {
-    /// The model's shape; the checkpoint holds weights only.
+    /// The model's specification; the checkpoint holds weights only.
     pub spec: ModelSpec,
     /// The decoder's parameters.
     pub params: ParamsSource,
@@ -89,7 +89,7 @@ pub struct LwmFiles {
 /// # Errors
 /// `BadInput` naming unknown, missing, repeated or misshapen tensors; see
 /// [`write_model`] for the rest.
-pub fn import_lwm(files: &LwmFiles, out: &Path, options: ImportOptions) -> Result<Written> {
+pub fn import_lwm(files: &LwmFiles, out: &Path, options: ImportOptions) -> Result<ImportReport> {
     let mut tensors = decoder(&files.params, &files.spec.decoder)
         .doing(|| format!("import {}", files.params.path.shown()))?;
     match (&files.spec.vqgan, &files.vqgan) {
@@ -175,9 +175,9 @@ fn view_of(file: &MappedBytes, tensor: TensorRef) -> Result<View> {
     View::row_major(Storage::new(tensor.element, pieces)?, &tensor.shape)
 }
 
-fn mapped(file: &MappedBytes, range: Range<usize>) -> Result<Piece> {
+fn mapped(file: &MappedBytes, range: Range<usize>) -> Result<StoragePiece> {
     file.slice(range)
-        .map(Piece::Mapped)
+        .map(StoragePiece::Mapped)
         .ok_or_else(|| bad("a tensor beyond the end of the file".into()))
 }
 
@@ -214,7 +214,7 @@ const OUTSIDE: [(&str, &str, bool); 5] = [
 /// Where `lwm/llama.py` keeps the stacked layers.
 const STACKED: &str = "transformer/h/scan_decoder";
 
-/// Takes what the decoder needs out of `found`, under Hugging Face names and shapes.
+/// Takes the decoder's tensors out of `found`, under Hugging Face names and shapes.
 fn plan_decoder(found: &mut Found, spec: &DecoderSpec) -> Result<Vec<Planned>> {
     let expected: BTreeMap<String, Vec<usize>> =
         layout::decoder_tensors(spec).into_iter().collect();
@@ -230,8 +230,8 @@ fn plan_decoder(found: &mut Found, spec: &DecoderSpec) -> Result<Vec<Planned>> {
         if view.shape() != shape {
             return complaints.push(format!(
                 "{source} has shape {}, expected {}",
-                Shape(view.shape(), kernel),
-                Shape(shape, kernel)
+                ForeignShape(view.shape(), kernel),
+                ForeignShape(shape, kernel)
             ));
         }
         planned.push(Planned {
@@ -315,10 +315,10 @@ fn take_stacked(found: &mut Found, spec: &DecoderSpec) -> Result<Vec<(usize, Vie
     Ok(views.into_iter().map(|(_, _, view)| (axis, view)).collect())
 }
 
-/// A shape as the foreign file has it.
-struct Shape<'a>(&'a [usize], bool);
+/// A shape as it is in the foreign file.
+struct ForeignShape<'a>(&'a [usize], bool);
 
-impl fmt::Display for Shape<'_> {
+impl fmt::Display for ForeignShape<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shape = self.0.to_vec();
         if self.1 {
@@ -371,7 +371,7 @@ pub fn read_pickle(file: &MappedBytes) -> Result<BTreeMap<String, View>> {
         };
         let piece = match array.data {
             Data::InFile(range) => mapped(file, range)?,
-            Data::Latin1 { text, .. } => Piece::Owned(latin1(file, text)?),
+            Data::Latin1 { text, .. } => StoragePiece::Owned(latin1(file, text)?),
         };
         let storage = Storage::new(array.element, vec![piece])?;
         let view = if array.column_major {

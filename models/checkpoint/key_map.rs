@@ -1,4 +1,4 @@
-//! What tensors of a foreign checkpoint are called here: patterns, applied one after another.
+//! Renaming of a foreign checkpoint's tensors, by patterns applied one after another.
 
 use std::borrow::Cow;
 
@@ -6,15 +6,15 @@ use regex::Regex;
 
 use crate::error::{Error, Kind, Result};
 
-/// What tensors of a foreign checkpoint are called here.
+/// The renaming of a foreign checkpoint's tensors.
 #[derive(Debug, Clone, Default)]
 pub struct KeyMap(Vec<(Regex, String)>);
 
 impl KeyMap {
-    /// Patterns and what they become, applied one after another; an empty name drops the tensor.
+    /// Patterns and their replacements, applied in order; an empty name drops the tensor.
     ///
     /// # Errors
-    /// `Internal` when a pattern is none.
+    /// `Internal` when a pattern is invalid.
     pub fn new(rules: &[(String, String)]) -> Result<Self> {
         let rule = |(from, to): &(String, String)| {
             let pattern = Regex::new(from);
@@ -26,7 +26,7 @@ impl KeyMap {
         Ok(Self(rules.iter().map(rule).collect::<Result<_>>()?))
     }
 
-    /// Our name of the tensor `name`; `None` for one that is dropped.
+    /// This program's name of the tensor `name`; `None` for a dropped one.
     pub fn rename(&self, name: &str) -> Option<String> {
         let mut renamed = Cow::Borrowed(name);
         for (pattern, to) in &self.0 {

@@ -1,12 +1,12 @@
-//! Every tensor a model has, by name and shape: the one list that importers,
-//! `models verify` and the loaders agree on.
+//! All tensors of a model, by name and shape: the one list that importers,
+//! `models verify` and loaders share.
 
 use crate::spec::{DecoderSpec, ModelSpec, VqganSpec, rope_scaling::RopeScaling};
 
 /// A tensor's name in a model directory and its shape.
 pub type NamedShape = (String, Vec<usize>);
 
-/// What RoPE's frequencies are divided by, `[d/2]`, where the specification says that it is stored.
+/// Divisors of RoPE's frequencies, `[d/2]`, where the specification has them stored.
 pub const ROPE_DIVISORS: &str = "model.rope_divisors";
 
 /// All tensors of a model: the decoder's, then the VQGAN's.
@@ -18,7 +18,7 @@ pub fn model_tensors(spec: &ModelSpec) -> Vec<NamedShape> {
     tensors
 }
 
-/// The tensors that a decoder of texts and codes has beside those of one of texts: the table of codes, and their head.
+/// The tensors that a decoder of text and codes has in addition to a text decoder's: embedding and head of codes.
 pub const OF_CODES: [&str; 2] = ["model.vision_embed_tokens.weight", "vision_head.weight"];
 
 /// The decoder's tensors under their Hugging Face names, matrices as `[out, in]`.
@@ -109,7 +109,7 @@ pub fn layer_tensors(spec: &DecoderSpec) -> Vec<NamedShape> {
 
 /// The VQGAN's tensors: `vqgan.` and the flax path, kernels as `[h, w, in, out]` (`lwm/vqgan.py`).
 pub fn vqgan_tensors(spec: &VqganSpec) -> Vec<NamedShape> {
-    let mut list = Vqgan {
+    let mut list = VqganLayout {
         tensors: Vec::new(),
     };
     list.encoder(spec);
@@ -131,11 +131,11 @@ pub fn vqgan_tensors(spec: &VqganSpec) -> Vec<NamedShape> {
 /// Colour channels of a frame.
 const COLOURS: usize = 3;
 
-struct Vqgan {
+struct VqganLayout {
     tensors: Vec<NamedShape>,
 }
 
-impl Vqgan {
+impl VqganLayout {
     fn push(&mut self, name: &str, shape: &[usize]) {
         self.tensors.push(named(&format!("vqgan.{name}"), shape));
     }
@@ -194,7 +194,7 @@ impl Vqgan {
         self.conv("encoder.Conv_1", 3, channels, spec.z_channels);
     }
 
-    /// `UpsamplingBlock_0` is the deepest level: the first one that runs.
+    /// `UpsamplingBlock_0` is the deepest level, which runs first.
     fn decoder(&mut self, spec: &VqganSpec) {
         let deepest = spec.channel_mult.last().copied().unwrap_or(1);
         let mut channels = spec.hidden_channels * deepest;

@@ -2,7 +2,7 @@
 //! other (tux `StreamingCheckpointer`), with arrays as flax serializes them.
 //!
 //! Nothing is copied: a tensor is the byte ranges of its chunks. Every length
-//! is checked against the bytes that are there before it is believed.
+//! is checked against the remaining bytes before it is used.
 
 use std::ops::Range;
 
@@ -13,15 +13,15 @@ use crate::{
     error::{Context, Error, Kind, Result},
 };
 
-/// Longest path of a tensor; upstream's have six parts.
+/// Maximum parts of a tensor's path; upstream's have six.
 const MAX_PATH: usize = 32;
-/// Longest key of a flax document, in bytes; upstream's have at most 20.
+/// Maximum bytes of a flax document's key; upstream's have at most 20.
 const MAX_KEY: usize = 256;
-/// Most maps and tensors of a flax document.
+/// Maximum maps and tensors of a flax document.
 const MAX_NODES: usize = 1 << 16;
-/// Most bytes of all tensors' paths together.
+/// Maximum total bytes of tensors' paths.
 const MAX_PATH_BYTES: usize = 16 << 20;
-/// Most axes of a tensor.
+/// Maximum axes of a tensor.
 const MAX_AXES: usize = 16;
 /// Key that marks an array in chunks (flax `_chunk`).
 const CHUNKED: &str = "__msgpack_chunked_array__";
@@ -37,9 +37,9 @@ pub struct TensorRef {
     pub chunks: Vec<Range<usize>>,
 }
 
-/// One pair of the stream; the value is not yet looked into.
+/// One pair of the stream, with an unparsed value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct CheckpointEntry {
     /// Path of the tensor, outermost first.
     pub path: Vec<String>,
     /// Bytes of the inner document.
@@ -63,7 +63,7 @@ impl<'a> Stream<'a> {
 }
 
 impl Iterator for Stream<'_> {
-    type Item = Result<Entry>;
+    type Item = Result<CheckpointEntry>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.failed || self.reader.at >= self.reader.end {
@@ -102,7 +102,7 @@ pub fn document(file: &[u8]) -> Result<Vec<(Vec<String>, TensorRef)>> {
     Ok(tensors)
 }
 
-/// What the leaves of a tree have taken so far; the same for every nested format.
+/// Limits on the leaves of a tree, shared by nested formats.
 #[derive(Default)]
 pub(crate) struct Bounds {
     nodes: usize,
@@ -139,7 +139,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// `range` must lie inside `file`; what does not is cut off.
+    /// A reader of `range`, clipped to `file`.
     fn new(file: &'a [u8], range: Range<usize>) -> Self {
         let end = range.end.min(file.len());
         Self {
@@ -149,7 +149,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn entry(&mut self) -> Result<Entry> {
+    fn entry(&mut self) -> Result<CheckpointEntry> {
         let parts = self.array_len()?;
         if parts != 2 {
             return Err(bad(format!(
@@ -166,7 +166,7 @@ impl<'a> Reader<'a> {
             .map(|_| self.key().map(str::to_owned))
             .collect::<Result<_>>()?;
         let value = self.bin()?;
-        Ok(Entry { path, value })
+        Ok(CheckpointEntry { path, value })
     }
 
     fn tree(
@@ -313,7 +313,7 @@ impl<'a> Reader<'a> {
         Ok(Marker::from_u8(self.file[byte.start]))
     }
 
-    /// The next `n` bytes, which are there.
+    /// The next `n` bytes.
     fn take(&mut self, n: usize) -> Result<Range<usize>> {
         if n > self.end - self.at {
             return Err(bad(format!(

@@ -2,7 +2,7 @@
 //!
 //! A pickle is a program for a stack machine. This machine knows the opcodes
 //! that numpy arrays and torch tensors in dicts need, as Python 2 and 3 write
-//! them, and a closed list of globals, each with its own meaning here;
+//! them, and a closed list of globals with built-in meanings;
 //! everything else is an error with the opcode's offset. Containers live in
 //! arenas and values are plain indices, so that no input makes the machine recurse.
 
@@ -16,16 +16,16 @@ use crate::{
     error::{Context, Error, Kind, Result},
 };
 
-/// Deepest nesting of dicts.
+/// Maximum nesting of dicts.
 const MAX_DEPTH: usize = 32;
-/// Arguments that any of the globals looks at.
+/// Maximum arguments that any of the globals uses.
 const MAX_ARGUMENTS: usize = 8;
-/// Longest name of a dict's key or of a storage, in bytes.
+/// Maximum bytes of a dict's key or a storage's name.
 const MAX_NAME: usize = 256;
-/// Most axes of an array.
+/// Maximum axes of an array.
 const MAX_AXES: usize = 32;
 
-/// Which program wrote the pickle, and so which globals it may name.
+/// The program that wrote the pickle, which determines the allowed globals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writer {
     /// numpy, flax or JAX: arrays inside the file.
@@ -34,14 +34,14 @@ pub enum Writer {
     Torch,
 }
 
-/// Where an array's bytes lie.
+/// Location of an array's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
-    /// In the file as they are.
+    /// In the file, unencoded.
     InFile(Range<usize>),
     /// In the file as UTF-8 text whose characters are the bytes (protocol 2).
     Latin1 {
-        /// Where the text lies.
+        /// The text's byte range.
         text: Range<usize>,
         /// Its characters, each of which is one byte.
         len: usize,
@@ -50,7 +50,7 @@ pub enum Data {
 
 /// A numpy array in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Array {
+pub struct NumpyArray {
     /// Type of the elements.
     pub element: Element,
     /// Lengths of the axes.
@@ -74,7 +74,7 @@ pub struct TorchTensor {
     pub offset: usize,
     /// Lengths of the axes.
     pub shape: Vec<usize>,
-    /// Elements between neighbours along each axis.
+    /// Stride of each axis, in elements.
     pub strides: Vec<usize>,
 }
 
@@ -82,7 +82,7 @@ pub struct TorchTensor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leaf {
     /// numpy or JAX.
-    Array(Array),
+    Array(NumpyArray),
     /// torch.
     Torch(TorchTensor),
 }
@@ -93,7 +93,7 @@ pub enum Leaf {
 /// `BadInput` for an opcode or a global that is not on the list, for lengths
 /// beyond the file, and for a pickle that is not a nested dict of arrays.
 pub fn read(file: &[u8], writer: Writer) -> Result<Vec<(Vec<String>, Leaf)>> {
-    let mut machine = Machine::new(file, writer);
+    let mut machine = PickleMachine::new(file, writer);
     let root = machine.run().doing(|| "read the pickle")?;
     machine.leaves(root).doing(|| "read the pickle")
 }
@@ -101,16 +101,16 @@ pub fn read(file: &[u8], writer: Writer) -> Result<Vec<(Vec<String>, Leaf)>> {
 /// A `torch.save` file older than torch 1.6.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OldTorch {
-    /// As [`read`] gives them.
+    /// The leaves, as from [`read`].
     pub leaves: Vec<(Vec<String>, Leaf)>,
-    /// Where the elements of each storage lie, by its name.
+    /// Byte range of each storage, by name.
     pub storages: HashMap<String, Range<usize>>,
 }
 
-/// How such a file begins: torch's magic number (`torch/serialization.py`), pickled.
+/// The first bytes of such a file: torch's magic number (`torch/serialization.py`), pickled.
 const OLD_TORCH: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
-/// The version of the format that follows it.
+/// The version of the format.
 const OLD_TORCH_VERSION: i64 = 1001;
 
 /// Whether `file` begins like a `torch.save` file older than torch 1.6.
@@ -125,12 +125,12 @@ pub fn is_old_torch(file: &[u8]) -> bool {
 /// As [`read`], and `BadInput` for another version, a big-endian machine, a name that comes twice or that no tensor
 /// uses, and storages beyond the end of the file.
 pub fn read_old_torch(file: &[u8]) -> Result<OldTorch> {
-    let mut machine = Machine::new(file, Writer::Torch);
+    let mut machine = PickleMachine::new(file, Writer::Torch);
     machine.at = OLD_TORCH.len().min(file.len());
     machine.old_torch().doing(|| "read the pickles")
 }
 
-/// The bytes that latin-1 text stands for.
+/// Encodes text as latin-1.
 ///
 /// # Errors
 /// `BadInput` for a character above 255.
@@ -141,7 +141,7 @@ pub fn latin1(text: &str) -> Result<Vec<u8>> {
         .map_err(|_| bad("text with characters above 255 as latin-1".into()))
 }
 
-/// The globals that may be named, and nothing else.
+/// The allowed globals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Global {
     Reconstruct,
@@ -153,9 +153,9 @@ enum Global {
     JaxArray,
     Bfloat16,
     RebuildTensor,
-    /// `_rebuild_parameter`, and the class by which older files say the same.
+    /// `_rebuild_parameter`, and its equivalent class in older files.
     Parameter,
-    /// Rebuilt by the class itself, and the state that follows.
+    /// A tensor class, rebuilt with the state that follows.
     Tensor(Element),
     OrderedDict,
     Storage(Element),
@@ -207,9 +207,9 @@ impl Global {
     }
 }
 
-/// What the stack holds. Containers are indices into the machine's arenas.
+/// A value on the stack. Containers are indices into the machine's arenas.
 #[derive(Debug, Clone, PartialEq)]
-enum Value {
+enum PickleValue {
     None,
     Bool(bool),
     Int(i64),
@@ -234,24 +234,24 @@ struct StorageId {
     len: usize,
 }
 
-struct Machine<'a> {
+struct PickleMachine<'a> {
     file: &'a [u8],
     at: usize,
     writer: Writer,
-    stack: Vec<Value>,
+    stack: Vec<PickleValue>,
     marks: Vec<usize>,
-    memo: HashMap<u32, Value>,
-    tuples: Vec<Vec<Value>>,
-    lists: Vec<Vec<Value>>,
-    dicts: Vec<Vec<(Range<usize>, Value)>>,
-    arrays: Vec<Option<Array>>,
+    memo: HashMap<u32, PickleValue>,
+    tuples: Vec<Vec<PickleValue>>,
+    lists: Vec<Vec<PickleValue>>,
+    dicts: Vec<Vec<(Range<usize>, PickleValue)>>,
+    arrays: Vec<Option<NumpyArray>>,
     storages: Vec<StorageId>,
     tensors: Vec<Option<TorchTensor>>,
-    /// Bytes of text that may still be taken as latin-1.
+    /// Remaining bytes of text that may be decoded as latin-1.
     latin1_budget: usize,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> PickleMachine<'a> {
     fn new(file: &'a [u8], writer: Writer) -> Self {
         Self {
             file,
@@ -270,8 +270,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Runs to STOP and gives the value on top.
-    fn run(&mut self) -> Result<Value> {
+    /// Runs to STOP → the value on top of the stack.
+    fn run(&mut self) -> Result<PickleValue> {
         loop {
             let start = self.at;
             let opcode = self.byte()?;
@@ -321,9 +321,9 @@ impl<'a> Machine<'a> {
             // NEWOBJ: a call of a class.
             0x81 if self.writer == Writer::Torch => self.reduce(),
             b'b' => self.build(),
-            0x88 => self.push(Value::Bool(true)),
-            0x89 => self.push(Value::Bool(false)),
-            b'N' => self.push(Value::None),
+            0x88 => self.push(PickleValue::Bool(true)),
+            0x89 => self.push(PickleValue::Bool(false)),
+            b'N' => self.push(PickleValue::None),
             b'c' => self.global(),
             0x93 => self.stack_global(),
             0x94 => self.memoize(u32::try_from(self.memo.len()).ok()),
@@ -338,7 +338,7 @@ impl<'a> Machine<'a> {
             b'h' => self.recall(1),
             b'j' => self.recall(4),
             b'Q' if self.writer == Writer::Torch => self.persistent(),
-            // Python 2's texts, and the lists that its dicts were made from.
+            // Python 2's strings, and the lists of pairs for its ordered dicts.
             b'U' if self.writer == Writer::Torch => self.text(1),
             b'T' if self.writer == Writer::Torch => self.text(4),
             b']' if self.writer == Writer::Torch => self.push_list(),
@@ -396,12 +396,12 @@ impl<'a> Machine<'a> {
         if std::str::from_utf8(&self.file[range.clone()]).is_err() {
             return Err(bad("text that is not UTF-8".into()));
         }
-        self.push(Value::Text(range))
+        self.push(PickleValue::Text(range))
     }
 
     fn bytes(&mut self, length_bytes: usize) -> Result<()> {
         let range = self.block(length_bytes)?;
-        self.push(Value::Bytes(Data::InFile(range)))
+        self.push(PickleValue::Bytes(Data::InFile(range)))
     }
 
     /// BININT is signed, BININT1 and BININT2 are not.
@@ -412,7 +412,7 @@ impl<'a> Machine<'a> {
         } else {
             value
         };
-        self.push(Value::Int(value))
+        self.push(PickleValue::Int(value))
     }
 
     /// LONG1: up to 8 bytes here, two's complement.
@@ -424,16 +424,16 @@ impl<'a> Machine<'a> {
         let value = self.number(n)? as i64;
         let unused = 64 - 8 * n as u32;
         let value = value.checked_shl(unused).map_or(0, |v| v >> unused);
-        self.push(Value::Int(value))
+        self.push(PickleValue::Int(value))
     }
 
-    fn push(&mut self, value: Value) -> Result<()> {
+    fn push(&mut self, value: PickleValue) -> Result<()> {
         self.stack.push(value);
         Ok(())
     }
 
-    /// The top of the stack, which must lie above the last mark.
-    fn pop(&mut self) -> Result<Value> {
+    /// Pops the top of the stack, which must be above the last mark.
+    fn pop(&mut self) -> Result<PickleValue> {
         if self.marks.last().is_some_and(|&m| self.stack.len() <= m) {
             return Err(bad("a mark where a value is expected".into()));
         }
@@ -442,21 +442,21 @@ impl<'a> Machine<'a> {
 
     fn push_dict(&mut self) -> Result<()> {
         self.dicts.push(Vec::new());
-        self.push(Value::Dict(self.dicts.len() - 1))
+        self.push(PickleValue::Dict(self.dicts.len() - 1))
     }
 
     fn push_list(&mut self) -> Result<()> {
         self.lists.push(Vec::new());
-        self.push(Value::List(self.lists.len() - 1))
+        self.push(PickleValue::List(self.lists.len() - 1))
     }
 
-    /// APPEND and APPENDS: what stands from `from` on goes into the list below it.
+    /// APPEND and APPENDS: appends the values from `from` on to the list below them.
     fn append(&mut self, from: Option<usize>) -> Result<()> {
         let from = from
             .filter(|&f| f <= self.stack.len())
             .ok_or_else(empty_stack)?;
         let items = self.stack.split_off(from);
-        let Some(&Value::List(list)) = self.stack.last() else {
+        let Some(&PickleValue::List(list)) = self.stack.last() else {
             return Err(bad("items for something that is not a list".into()));
         };
         self.lists[list].extend(items);
@@ -468,7 +468,7 @@ impl<'a> Machine<'a> {
             return Err(empty_stack());
         }
         self.tuples.push(self.stack.split_off(from));
-        self.push(Value::Tuple(self.tuples.len() - 1))
+        self.push(PickleValue::Tuple(self.tuples.len() - 1))
     }
 
     /// SETITEM and SETITEMS: pairs from `from` on go into the dict below them.
@@ -477,7 +477,7 @@ impl<'a> Machine<'a> {
             .filter(|&f| f <= self.stack.len())
             .ok_or_else(empty_stack)?;
         let items = self.stack.split_off(from);
-        let Some(&Value::Dict(dict)) = self.stack.last() else {
+        let Some(&PickleValue::Dict(dict)) = self.stack.last() else {
             return Err(bad("items for something that is not a dict".into()));
         };
         let (pairs, rest) = items.as_chunks::<2>();
@@ -485,7 +485,7 @@ impl<'a> Machine<'a> {
             return Err(bad("a key without a value".into()));
         }
         for [key, value] in pairs {
-            let Value::Text(key) = key else {
+            let PickleValue::Text(key) = key else {
                 return Err(bad("a key that is not text".into()));
             };
             check_name(key)?;
@@ -521,7 +521,7 @@ impl<'a> Machine<'a> {
     fn stack_global(&mut self) -> Result<()> {
         let name = self.pop()?;
         let module = self.pop()?;
-        let (Value::Text(module), Value::Text(name)) = (module, name) else {
+        let (PickleValue::Text(module), PickleValue::Text(name)) = (module, name) else {
             return Err(bad("a global whose name is not text".into()));
         };
         self.push_global(module, name)
@@ -536,7 +536,7 @@ impl<'a> Machine<'a> {
                 shortened(name)
             ))
         })?;
-        self.push(Value::Global(global))
+        self.push(PickleValue::Global(global))
     }
 
     fn line(&mut self) -> Result<Range<usize>> {
@@ -554,9 +554,11 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(&self.file[range]).map_err(|_| bad("text that is not UTF-8".into()))
     }
 
-    fn arguments(&mut self) -> Result<Vec<Value>> {
+    fn arguments(&mut self) -> Result<Vec<PickleValue>> {
         match self.pop()? {
-            Value::Tuple(i) => Ok(self.tuples[i].iter().take(MAX_ARGUMENTS).cloned().collect()),
+            PickleValue::Tuple(i) => {
+                Ok(self.tuples[i].iter().take(MAX_ARGUMENTS).cloned().collect())
+            }
             _ => Err(bad("arguments that are not a tuple".into())),
         }
     }
@@ -564,7 +566,7 @@ impl<'a> Machine<'a> {
     /// REDUCE: a call of one of the globals.
     fn reduce(&mut self) -> Result<()> {
         let arguments = self.arguments()?;
-        let Value::Global(global) = self.pop()? else {
+        let PickleValue::Global(global) = self.pop()? else {
             return Err(bad("a call of something that is not a global".into()));
         };
         let value = self
@@ -573,11 +575,13 @@ impl<'a> Machine<'a> {
         self.push(value)
     }
 
-    fn call(&mut self, global: Global, arguments: &[Value]) -> Result<Value> {
+    fn call(&mut self, global: Global, arguments: &[PickleValue]) -> Result<PickleValue> {
         match (global, arguments) {
-            (Global::Reconstruct, [Value::Global(Global::NdArray), ..]) => Ok(self.new_array()),
+            (Global::Reconstruct, [PickleValue::Global(Global::NdArray), ..]) => {
+                Ok(self.new_array())
+            }
             (Global::Dtype, [name, ..]) => self.dtype(name),
-            (Global::FromBuffer, [bytes, dtype, shape, Value::Text(order)]) => {
+            (Global::FromBuffer, [bytes, dtype, shape, PickleValue::Text(order)]) => {
                 let column_major = match self.str(order.clone())? {
                     "C" => false,
                     "F" => true,
@@ -585,115 +589,123 @@ impl<'a> Machine<'a> {
                 };
                 let array = self.array(shape, dtype, column_major, bytes)?;
                 self.arrays.push(Some(array));
-                Ok(Value::Array(self.arrays.len() - 1))
+                Ok(PickleValue::Array(self.arrays.len() - 1))
             }
-            (Global::Encode, [Value::Text(text), Value::Text(codec)]) => {
+            (Global::Encode, [PickleValue::Text(text), PickleValue::Text(codec)]) => {
                 self.encode(text.clone(), codec.clone())
             }
-            (Global::FrozenDict, [Value::Dict(dict)]) => Ok(Value::Dict(*dict)),
-            (Global::JaxArray, [Value::Global(Global::Reconstruct), _, state, ..]) => {
-                let Value::Array(index) = self.new_array() else {
+            (Global::FrozenDict, [PickleValue::Dict(dict)]) => Ok(PickleValue::Dict(*dict)),
+            (Global::JaxArray, [PickleValue::Global(Global::Reconstruct), _, state, ..]) => {
+                let PickleValue::Array(index) = self.new_array() else {
                     return Err(bad("no array".into()));
                 };
                 self.set_array(index, state)?;
-                Ok(Value::Array(index))
+                Ok(PickleValue::Array(index))
             }
             (Global::OrderedDict, []) => self.ordered_dict(&[]),
-            (Global::OrderedDict, [Value::List(pairs)]) => {
+            (Global::OrderedDict, [PickleValue::List(pairs)]) => {
                 let pairs = self.take_list(*pairs);
                 self.ordered_dict(&pairs)
             }
             (Global::RebuildTensor, [storage, offset, shape, strides, ..]) => {
                 let tensor = self.tensor([storage, offset, shape, strides])?;
                 self.tensors.push(Some(tensor));
-                Ok(Value::Tensor(self.tensors.len() - 1))
+                Ok(PickleValue::Tensor(self.tensors.len() - 1))
             }
-            (Global::Parameter, [Value::Tensor(tensor), ..]) => Ok(Value::Tensor(*tensor)),
+            (Global::Parameter, [PickleValue::Tensor(tensor), ..]) => {
+                Ok(PickleValue::Tensor(*tensor))
+            }
             (Global::Tensor(_), []) => {
                 self.tensors.push(None);
-                Ok(Value::Tensor(self.tensors.len() - 1))
+                Ok(PickleValue::Tensor(self.tensors.len() - 1))
             }
             _ => Err(bad("called with unexpected arguments".into())),
         }
     }
 
-    /// What a list holds, which is empty behind it: a list that is taken again and again costs nothing.
-    fn take_list(&mut self, list: usize) -> Vec<Value> {
+    /// Takes a list's values, leaving it empty, so that taking it repeatedly costs nothing.
+    fn take_list(&mut self, list: usize) -> Vec<PickleValue> {
         std::mem::take(&mut self.lists[list])
     }
 
-    /// pairs, as lists of two → a dict of them.
-    fn ordered_dict(&mut self, pairs: &[Value]) -> Result<Value> {
+    /// Pairs, as lists of two → a dict.
+    fn ordered_dict(&mut self, pairs: &[PickleValue]) -> Result<PickleValue> {
         let mut dict = Vec::with_capacity(pairs.len());
         for pair in pairs {
             let pair = match pair {
-                Value::List(pair) => self.take_list(*pair),
+                PickleValue::List(pair) => self.take_list(*pair),
                 _ => Vec::new(),
             };
-            let [Value::Text(key), value] = pair.as_slice() else {
-                return Err(bad("a dict of something else than keys and values".into()));
+            let [PickleValue::Text(key), value] = pair.as_slice() else {
+                return Err(bad(
+                    "a dict entry that is not a pair of key and value".into()
+                ));
             };
             check_name(key)?;
             dict.push((key.clone(), value.clone()));
         }
         self.dicts.push(dict);
-        Ok(Value::Dict(self.dicts.len() - 1))
+        Ok(PickleValue::Dict(self.dicts.len() - 1))
     }
 
-    fn new_array(&mut self) -> Value {
+    fn new_array(&mut self) -> PickleValue {
         self.arrays.push(None);
-        Value::Array(self.arrays.len() - 1)
+        PickleValue::Array(self.arrays.len() - 1)
     }
 
-    fn dtype(&self, name: &Value) -> Result<Value> {
+    fn dtype(&self, name: &PickleValue) -> Result<PickleValue> {
         match name {
-            Value::Global(Global::Bfloat16) => Ok(Value::Dtype(Element::Bf16)),
-            Value::Text(name) => {
+            PickleValue::Global(Global::Bfloat16) => Ok(PickleValue::Dtype(Element::Bf16)),
+            PickleValue::Text(name) => {
                 Element::from_numpy(self.str(name.clone())?.trim_start_matches('<'))
-                    .map(Value::Dtype)
+                    .map(PickleValue::Dtype)
             }
             _ => Err(bad("called with unexpected arguments".into())),
         }
     }
 
     /// Protocol 2 writes bytes as `_codecs.encode(text, "latin1")`; they are decoded when they are used.
-    fn encode(&mut self, text: Range<usize>, codec: Range<usize>) -> Result<Value> {
+    fn encode(&mut self, text: Range<usize>, codec: Range<usize>) -> Result<PickleValue> {
         let codec = self.str(codec)?;
         if !matches!(codec, "latin1" | "latin-1") {
             return Err(bad(format!("codec {codec:?}, expected latin1")));
         }
-        // The same text encoded again and again would cost more than the file holds.
+        // Bounds the work: a small file could have the same long text encoded again and again.
         self.latin1_budget = self
             .latin1_budget
             .checked_sub(text.len())
             .ok_or_else(|| bad("more text to encode than the file holds".into()))?;
         let len = self.str(text.clone())?.chars().count();
-        Ok(Value::Bytes(Data::Latin1 { text, len }))
+        Ok(PickleValue::Bytes(Data::Latin1 { text, len }))
     }
 
     /// BUILD: the state of the array or dtype below.
     fn build(&mut self) -> Result<()> {
         let state = self.pop()?;
         match self.stack.last() {
-            Some(&Value::Array(index)) => self.set_array(index, &state).doing(|| "array state"),
-            Some(Value::Dtype(_)) => self.check_dtype_state(&state),
-            Some(&Value::Tensor(index)) => self.set_tensor(index, &state).doing(|| "tensor state"),
+            Some(&PickleValue::Array(index)) => {
+                self.set_array(index, &state).doing(|| "array state")
+            }
+            Some(PickleValue::Dtype(_)) => self.check_dtype_state(&state),
+            Some(&PickleValue::Tensor(index)) => {
+                self.set_tensor(index, &state).doing(|| "tensor state")
+            }
             // torch keeps format versions as attributes of its state dict.
-            Some(Value::Dict(_)) if self.writer == Writer::Torch => Ok(()),
-            _ => Err(bad("state for something that has none".into())),
+            Some(PickleValue::Dict(_)) if self.writer == Writer::Torch => Ok(()),
+            _ => Err(bad("a state for a value that takes none".into())),
         }
     }
 
-    fn tuple(&self, value: &Value) -> Result<&[Value]> {
+    fn tuple(&self, value: &PickleValue) -> Result<&[PickleValue]> {
         match value {
-            Value::Tuple(i) => Ok(&self.tuples[*i]),
+            PickleValue::Tuple(i) => Ok(&self.tuples[*i]),
             _ => Err(bad("a value that is not a tuple".into())),
         }
     }
 
     /// `(version, byte order, …)`.
-    fn check_dtype_state(&self, state: &Value) -> Result<()> {
-        let [_, Value::Text(order), ..] = self.tuple(state)? else {
+    fn check_dtype_state(&self, state: &PickleValue) -> Result<()> {
+        let [_, PickleValue::Text(order), ..] = self.tuple(state)? else {
             return Err(bad("a dtype state without a byte order".into()));
         };
         match self.str(order.clone())? {
@@ -703,8 +715,8 @@ impl<'a> Machine<'a> {
     }
 
     /// `(version, shape, dtype, Fortran order, bytes)`.
-    fn set_array(&mut self, index: usize, state: &Value) -> Result<()> {
-        let [_, shape, dtype, Value::Bool(column_major), bytes] = self.tuple(state)? else {
+    fn set_array(&mut self, index: usize, state: &PickleValue) -> Result<()> {
+        let [_, shape, dtype, PickleValue::Bool(column_major), bytes] = self.tuple(state)? else {
             return Err(bad("expected (version, shape, dtype, order, bytes)".into()));
         };
         let array = self.array(shape, dtype, *column_major, bytes)?;
@@ -714,12 +726,12 @@ impl<'a> Machine<'a> {
 
     fn array(
         &self,
-        shape: &Value,
-        dtype: &Value,
+        shape: &PickleValue,
+        dtype: &PickleValue,
         column_major: bool,
-        bytes: &Value,
-    ) -> Result<Array> {
-        let (&Value::Dtype(element), Value::Bytes(data)) = (dtype, bytes) else {
+        bytes: &PickleValue,
+    ) -> Result<NumpyArray> {
+        let (&PickleValue::Dtype(element), PickleValue::Bytes(data)) = (dtype, bytes) else {
             return Err(bad("an array without dtype or bytes".into()));
         };
         let shape = self.sizes(shape)?;
@@ -728,7 +740,7 @@ impl<'a> Machine<'a> {
             Data::Latin1 { len, .. } => *len,
         };
         check_bytes(element, &shape, n_bytes)?;
-        Ok(Array {
+        Ok(NumpyArray {
             element,
             shape,
             column_major,
@@ -736,7 +748,7 @@ impl<'a> Machine<'a> {
         })
     }
 
-    fn sizes(&self, value: &Value) -> Result<Vec<usize>> {
+    fn sizes(&self, value: &PickleValue) -> Result<Vec<usize>> {
         let values = self.tuple(value)?;
         if values.len() > MAX_AXES {
             return Err(bad(format!(
@@ -752,8 +764,8 @@ impl<'a> Machine<'a> {
         let id = self.pop()?;
         let [
             _,
-            Value::Global(Global::Storage(element)),
-            Value::Text(name),
+            PickleValue::Global(Global::Storage(element)),
+            PickleValue::Text(name),
             _,
             len,
             part @ ..,
@@ -761,7 +773,7 @@ impl<'a> Machine<'a> {
         else {
             return Err(bad("a persistent id that is not a storage".into()));
         };
-        if !matches!(part, [] | [Value::None]) {
+        if !matches!(part, [] | [PickleValue::None]) {
             return Err(bad("a part of a storage, expected a whole one".into()));
         }
         check_name(name)?;
@@ -771,11 +783,11 @@ impl<'a> Machine<'a> {
             len: size(len)?,
         };
         self.storages.push(storage);
-        self.push(Value::Storage(self.storages.len() - 1))
+        self.push(PickleValue::Storage(self.storages.len() - 1))
     }
 
-    /// `(storage, offset, shape, strides)` of a tensor that its class made; a parameter's state is nothing to us.
-    fn set_tensor(&mut self, index: usize, state: &Value) -> Result<()> {
+    /// `(storage, offset, shape, strides)` of a tensor that its class made; a parameter's state is ignored.
+    fn set_tensor(&mut self, index: usize, state: &PickleValue) -> Result<()> {
         if self.tensors[index].is_none() {
             let [storage, offset, shape, strides] = self.tuple(state)? else {
                 return Err(bad("expected (storage, offset, shape, strides)".into()));
@@ -785,8 +797,8 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn tensor(&self, [storage, offset, shape, strides]: [&Value; 4]) -> Result<TorchTensor> {
-        let Value::Storage(storage) = storage else {
+    fn tensor(&self, [storage, offset, shape, strides]: [&PickleValue; 4]) -> Result<TorchTensor> {
+        let PickleValue::Storage(storage) = storage else {
             return Err(bad("a tensor without a storage".into()));
         };
         let storage = &self.storages[*storage];
@@ -800,26 +812,26 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// From behind the magic number on.
+    /// Reads the rest of the file, after the magic number.
     fn old_torch(&mut self) -> Result<OldTorch> {
         let version = self.next_pickle()?;
-        if version != Value::Int(OLD_TORCH_VERSION) {
+        if version != PickleValue::Int(OLD_TORCH_VERSION) {
             return Err(bad(format!(
                 "the format is not version {OLD_TORCH_VERSION} of torch"
             )));
         }
-        let Value::Dict(system) = self.next_pickle()? else {
-            return Err(bad("nothing is said of the machine".into()));
+        let PickleValue::Dict(system) = self.next_pickle()? else {
+            return Err(bad("the description of the machine is missing".into()));
         };
-        let is_little = |(key, value): &(Range<usize>, Value)| {
-            &self.file[key.clone()] == b"little_endian" && *value == Value::Bool(true)
+        let is_little = |(key, value): &(Range<usize>, PickleValue)| {
+            &self.file[key.clone()] == b"little_endian" && *value == PickleValue::Bool(true)
         };
         if !self.dicts[system].iter().any(is_little) {
-            return Err(bad("its machine was not little-endian".into()));
+            return Err(bad("the machine that wrote it was not little-endian".into()));
         }
         let root = self.next_pickle()?;
         let leaves = self.leaves(root)?;
-        let Value::List(names) = self.next_pickle()? else {
+        let PickleValue::List(names) = self.next_pickle()? else {
             return Err(bad("the names of the storages are not a list".into()));
         };
         let names = self.take_list(names);
@@ -829,7 +841,7 @@ impl<'a> Machine<'a> {
         let elements: HashMap<&[u8], Element> = elements.collect();
         let mut storages = HashMap::new();
         for name in names {
-            let Value::Text(name) = name else {
+            let PickleValue::Text(name) = name else {
                 return Err(bad("the name of a storage is not text".into()));
             };
             let element = elements.get(&file[name.clone()]).copied();
@@ -845,7 +857,7 @@ impl<'a> Machine<'a> {
         Ok(OldTorch { leaves, storages })
     }
 
-    /// Eight bytes that count the elements, and the elements.
+    /// The number of elements as eight bytes, then the elements.
     fn old_storage(&mut self, element: Element) -> Result<Range<usize>> {
         let n = self.number(8)?;
         let bytes = usize::try_from(n).ok();
@@ -854,8 +866,8 @@ impl<'a> Machine<'a> {
         self.take(bytes)
     }
 
-    /// Runs a pickle that remembers nothing of the one before.
-    fn next_pickle(&mut self) -> Result<Value> {
+    /// Runs the next pickle, with an empty stack and memo.
+    fn next_pickle(&mut self) -> Result<PickleValue> {
         self.stack.clear();
         self.marks.clear();
         self.memo.clear();
@@ -863,7 +875,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Walks the nested dicts below `root`.
-    fn leaves(&self, root: Value) -> Result<Vec<(Vec<String>, Leaf)>> {
+    fn leaves(&self, root: PickleValue) -> Result<Vec<(Vec<String>, Leaf)>> {
         let mut leaves = Vec::new();
         self.walk(root, &mut Vec::new(), &mut Bounds::default(), &mut leaves)?;
         Ok(leaves)
@@ -871,19 +883,19 @@ impl<'a> Machine<'a> {
 
     fn walk(
         &self,
-        value: Value,
+        value: PickleValue,
         path: &mut Vec<String>,
         bounds: &mut Bounds,
         leaves: &mut Vec<(Vec<String>, Leaf)>,
     ) -> Result<()> {
-        // A dict that is mentioned twice counts twice.
+        // A dict that is referenced twice counts twice, so that shared references cannot multiply the output.
         bounds.node()?;
         if path.len() > MAX_DEPTH {
             let message = format!("dicts nested deeper than {MAX_DEPTH}, or in themselves");
             return Err(bad(message));
         }
         let leaf = match value {
-            Value::Dict(dict) => {
+            PickleValue::Dict(dict) => {
                 for (key, value) in &self.dicts[dict] {
                     path.push(shortened(self.str(key.clone())?));
                     self.walk(value.clone(), path, bounds, leaves)?;
@@ -891,8 +903,8 @@ impl<'a> Machine<'a> {
                 }
                 return Ok(());
             }
-            Value::Array(i) => self.arrays[i].clone().map(Leaf::Array),
-            Value::Tensor(i) => self.tensors[i].clone().map(Leaf::Torch),
+            PickleValue::Array(i) => self.arrays[i].clone().map(Leaf::Array),
+            PickleValue::Tensor(i) => self.tensors[i].clone().map(Leaf::Torch),
             _ => None,
         };
         let leaf = leaf.ok_or_else(|| bad(format!("{:?} is not an array", path.join("/"))))?;
@@ -912,9 +924,11 @@ fn check_name(name: &Range<usize>) -> Result<()> {
     Ok(())
 }
 
-fn size(value: &Value) -> Result<usize> {
+fn size(value: &PickleValue) -> Result<usize> {
     match value {
-        Value::Int(n) => usize::try_from(*n).map_err(|_| bad(format!("size {n} is negative"))),
+        PickleValue::Int(n) => {
+            usize::try_from(*n).map_err(|_| bad(format!("size {n} is negative")))
+        }
         _ => Err(bad("a size that is not an integer".into())),
     }
 }

@@ -1,4 +1,4 @@
-//! How the numbers of a tensor stand in its file.
+//! How the elements of a tensor are stored in its file.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! One file of named tensors, as another program left it.
+//! One file of named tensors, written by another program.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use longreel_kernels::mapping::MappedBytes;
 
 use crate::{
     checkpoint::{
-        foreign::{Element, Piece, Storage, View},
+        foreign::{Element, Storage, StoragePiece, View},
         torch,
         weights::{HeaderEntry, read_header},
     },
@@ -14,10 +14,10 @@ use crate::{
     file_name::FileName,
 };
 
-/// The tensors of `path` by name: of safetensors where it is named so, of `torch.save` elsewhere.
+/// The tensors of `path` by name: a safetensors file if its extension says so, else a `torch.save` file.
 ///
 /// # Errors
-/// `Io` for a file that cannot be opened, `BadInput` for one that holds something else.
+/// `Io` for a file that cannot be opened, `BadInput` for one of another format.
 pub fn read(path: &Path) -> Result<Vec<(String, View)>> {
     let doing = || path.shown().to_string();
     let file = open(path).doing(doing)?;
@@ -53,7 +53,7 @@ pub(crate) fn safetensors(file: &MappedBytes) -> Result<Vec<(String, View)>> {
             let message = format!("tensor {name} lies beyond the end of the file");
             Error::new(Kind::BadInput, message)
         })?;
-        let storage = Storage::new(element, vec![Piece::Mapped(bytes)])?;
+        let storage = Storage::new(element, vec![StoragePiece::Mapped(bytes)])?;
         Ok((name, View::row_major(storage, &shape)?))
     };
     entries.map(view).collect()

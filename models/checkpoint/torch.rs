@@ -9,13 +9,13 @@ use zip::{CompressionMethod, ZipArchive};
 
 use crate::{
     checkpoint::{
-        foreign::{Piece, Storage, View},
+        foreign::{Storage, StoragePiece, View},
         pickle::{self, Leaf, OldTorch, TorchTensor, Writer},
     },
     error::{Context, Error, Kind, Result},
 };
 
-/// Storages by their names, still in the mapping.
+/// Storages by name, borrowed from the mapped file.
 type Storages = HashMap<String, MappedBytes>;
 
 /// The tensors of a `torch.save` file by name, in the order of the file.
@@ -40,7 +40,7 @@ pub fn read(file: &MappedBytes) -> Result<Vec<(String, View)>> {
     views(leaves, &format!("{folder}data/"), &entries)
 }
 
-/// `folder` and a storage's name are the name of its bytes.
+/// Resolves each tensor's storage: the entry `folder/data/<storage>` of the archive.
 fn views(
     leaves: Vec<(Vec<String>, Leaf)>,
     folder: &str,
@@ -63,7 +63,7 @@ fn view(tensor: &TorchTensor, folder: &str, storages: &Storages) -> Result<View>
     let bytes = storages
         .get(&entry)
         .ok_or_else(|| bad(format!("no storage {entry} in the file")))?;
-    let storage = Storage::new(tensor.element, vec![Piece::Mapped(bytes.clone())])?;
+    let storage = Storage::new(tensor.element, vec![StoragePiece::Mapped(bytes.clone())])?;
     if storage.len() != tensor.storage_len {
         return Err(bad(format!(
             "storage {entry} has {} elements, expected {}",
@@ -74,7 +74,7 @@ fn view(tensor: &TorchTensor, folder: &str, storages: &Storages) -> Result<View>
     View::strided(storage, tensor.offset, &tensor.shape, &tensor.strides)
 }
 
-/// Every entry of the archive, still in the mapping.
+/// Every entry of the archive, borrowed from the mapped file.
 fn entries(file: &MappedBytes) -> Result<Storages> {
     let not_zip = |e: zip::result::ZipError| {
         let text = "neither a zip archive nor pickles and storages, as torch.save writes them \

@@ -1,8 +1,8 @@
 //! A model directory's tensors, taken by name with an expected shape.
 //!
 //! The directory's `*.safetensors` files, or those of a GGUF model, are mapped; nothing is read until
-//! a tensor is taken. [`Weights::finish`] makes a forgotten or a surplus tensor
-//! impossible to overlook.
+//! a tensor is taken. [`Weights::finish`] fails for a tensor that the
+//! model did not take.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +36,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Elements of the tensor; the header was checked to hold as many.
+    /// Elements of the tensor; [`read_header`] checked that its bytes hold as many.
     fn elements(&self) -> u64 {
         element_count(&self.shape).map_or(u64::MAX, |n| n as u64)
     }
@@ -48,11 +48,11 @@ pub struct Weights {
     shards: Vec<(PathBuf, MappedBytes)>,
     entries: BTreeMap<String, Entry>,
     taken: BTreeSet<String>,
-    /// Quantized matrices are multiplied where they are, not from copies.
+    /// Quantized matrices are multiplied from the mapped file, not from copies.
     blocks_in_place: bool,
 }
 
-/// Places of a tensor whose bytes go into a digest, and how many there.
+/// How many samples of a tensor's bytes go into a digest, and their length.
 const DIGEST_SAMPLES: usize = 4;
 const DIGEST_SAMPLE_BYTES: usize = 64;
 
@@ -72,11 +72,11 @@ pub enum Matrix {
     },
     /// `[out, in]` in blocks, row-major, still in the mapped file.
     MappedBlocks {
-        /// Whole blocks, `in` weights a row.
+        /// Whole blocks; `in` weights per row.
         bytes: MappedBytes,
-        /// How they are written.
+        /// Layout of a block.
         format: Format,
-        /// Whether they are to be multiplied from there, and not from a copy.
+        /// Whether products read the mapped file rather than a copy.
         in_place: bool,
     },
 }
@@ -89,7 +89,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Maps the weight files of the folders `parts` of `dir`; a folder's name comes before those of its tensors.
+    /// Maps the weight files of the folders `parts` of `dir`; a folder's name is the prefix of its tensors' names.
     ///
     /// # Errors
     /// As [`Weights::open`].
@@ -101,7 +101,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Maps the files of a GGUF model; tensors that hold several experts become one for each.
+    /// Maps the files of a GGUF model; a tensor that stacks several experts becomes one tensor per expert.
     ///
     /// # Errors
     /// As [`Header::read`]; `BadInput` when a tensor is in more than one file.
@@ -126,7 +126,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// The same tensors, and those of `others` instead of all that `gone` names.
+    /// These tensors without those that `gone` names, plus those of `others`.
     ///
     /// # Errors
     /// `BadInput` when both have a tensor of one name that `gone` does not name.
@@ -206,7 +206,7 @@ impl Weights {
         Ok(())
     }
 
-    /// The same tensors under the names that `keys` gives them; those that it drops are left out.
+    /// The tensors renamed by `keys`; those that `keys` drops are left out.
     ///
     /// # Errors
     /// `BadInput` when two tensors get one name.
@@ -217,7 +217,8 @@ impl Weights {
                 continue;
             };
             if self.entries.insert(renamed.clone(), entry).is_some() {
-                let message = format!("tensor {name} is another one that is called {renamed} here");
+                let message =
+                    format!("tensor {name} is renamed to {renamed}, which another tensor has");
                 return Err(Error::new(Kind::BadInput, message));
             }
         }
@@ -248,8 +249,8 @@ impl Weights {
         shard.as_bytes().get(entry.range.clone())
     }
 
-    /// A number that tells the tensors under some names from others: their names, types, shapes and some of their bytes,
-    /// spread over each (FNV-1a of 64 bits).
+    /// A digest (64-bit FNV-1a) of the tensors whose names begin with one of `parts`: their names, types, shapes and samples
+    /// of their bytes, spread over each tensor.
     pub fn digest(&self, parts: &[&str]) -> u64 {
         let mut digest = Digest::default();
         for (name, entry) in &self.entries {
@@ -274,7 +275,7 @@ impl Weights {
     }
 
     /// Bytes that loading all tensors takes on the heap: four for every element of
-    /// what does not stay mapped.
+    /// each tensor that does not stay mapped.
     pub fn resident_bytes(&self) -> u64 {
         self.entries
             .iter()
@@ -288,12 +289,12 @@ impl Weights {
             .fold(0, u64::saturating_add)
     }
 
-    /// Has quantized matrices multiplied where they are mapped: several times slower, in the least memory.
+    /// Makes products read quantized matrices from the mapped file: several times slower, with the least memory.
     pub fn keep_blocks_in_place(&mut self) {
         self.blocks_in_place = true;
     }
 
-    /// Bits of a weight in the copies that are multiplied; `None` where it is multiplied in place.
+    /// Bits per weight of the copies used by products; `None` where products read the mapped file.
     fn bits_of_copy(&self, format: Format) -> Option<f64> {
         bits_of_copy(format).filter(|_| !self.blocks_in_place)
     }
@@ -303,7 +304,7 @@ impl Weights {
         (entry.elements() as f64 * bits / 8.0).ceil() as u64
     }
 
-    /// Bytes of the tensors that are used where they are mapped: the decoder's bf16 and quantized matrices.
+    /// Bytes of the tensors that are read from the mapping: the decoder's bf16 and quantized matrices.
     pub fn mapped_bytes(&self) -> u64 {
         self.entries
             .iter()
@@ -364,12 +365,12 @@ impl Weights {
         Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
     }
 
-    /// The tensor `name` of shape `[n]` as numbers.
+    /// The tensor `name` of shape `[n]` as `n` values.
     pub fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
         Ok(self.tensor(name, &[n])?.to_vec1()?)
     }
 
-    /// The tensor `name` as numbers; axes of length 1 before those of `shape` do not count.
+    /// The tensor `name` as values in row-major order; leading axes of length 1 beyond `shape` are ignored.
     pub fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let stored = self.entries.get(name).map(|entry| entry.shape.clone());
         let whole = match stored {
@@ -416,19 +417,19 @@ impl Weights {
         )?))
     }
 
-    /// Counts the tensors of `part`, whose names begin with its own and a dot, as taken: this use of the model needs none.
+    /// Marks the tensors whose names begin with `part` and a dot as taken: this use of the model does not need them.
     pub fn leave_out(&mut self, part: &str) {
         let names = self.entries.keys().filter(|name| is_part(name, part));
         let names: Vec<String> = names.cloned().collect();
         self.taken.extend(names);
     }
 
-    /// Whether something took the tensor `name`.
+    /// Whether the tensor `name` was taken.
     pub fn is_taken(&self, name: &str) -> bool {
         self.taken.contains(name)
     }
 
-    /// Fails naming the tensors that nothing took.
+    /// Fails, naming the tensors that were not taken.
     pub fn finish(self) -> Result<()> {
         let unused: Vec<&str> = self
             .entries
@@ -453,21 +454,21 @@ impl Weights {
         Err(Error::new(
             Kind::BadInput,
             format!(
-                "the model has no place for {} tensors: {shown}{more}",
+                "the model does not use {} tensors: {shown}{more}",
                 unused.len()
             ),
         ))
     }
 }
 
-/// Whether a tensor's name begins with that of the part and a dot.
+/// Whether a tensor's name begins with the part's name and a dot.
 fn is_part(name: &str, part: &str) -> bool {
     let rest = name.strip_prefix(part);
     rest.is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// Bits of a weight in the copies from which candle multiplies a matrix in `format`: its blocks, and where it has a
-/// faster order for them, those again. `None` where our kernel is as fast in place.
+/// Bits per weight of the copies from which candle multiplies a matrix in `format`: its blocks, and a second copy
+/// where candle has a faster block order. `None` where this crate's kernel is as fast on the mapped file.
 ///
 /// Measured at 8192 × 4096 on two Zen 4 cores: one row of Q4_K takes 0.9 ms from the copies and 12 ms in place, 512 rows
 /// 140 and 358 ms; Q4_0 6 and 8 ms, 2295 and 400 ms.
@@ -475,7 +476,7 @@ pub fn bits_of_copy(format: Format) -> Option<f64> {
     let stored = 8.0 * format.block_bytes() as f64 / format.block_weights() as f64;
     match format {
         Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => None,
-        // A tile of 16 rows by 256 weights has scales in f32.
+        // candle's second copy of Q4_K keeps the scales of each tile of 16 rows by 256 weights in f32.
         Format::Q4K => Some(stored + 6.0),
         Format::Q6K => Some(stored + 10.0),
         Format::Q8_0 => Some(stored + 8.5),
@@ -485,7 +486,7 @@ pub fn bits_of_copy(format: Format) -> Option<f64> {
 
 /// The safetensors files that make up the model in `dir`, sorted: those that
 /// `model.safetensors.index.json` names, else `model.safetensors`, else all.
-/// Snapshots often hold the same weights a second time under other names.
+/// Other files are ignored: snapshots often hold the same weights twice, under other file names.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let index = dir.join("model.safetensors.index.json");
     if index.is_file() {
@@ -506,7 +507,7 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The files that an index names; they lie beside it.
+/// The files that an index names, which must be in the same directory.
 fn indexed_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     #[derive(serde::Deserialize)]
     struct Index {
@@ -524,13 +525,13 @@ fn indexed_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     Ok(names.iter().map(|name| dir.join(name)).collect())
 }
 
-/// Whether a tensor holds nothing but what follows from the configuration:
+/// Whether a tensor's values follow from the configuration, so that it is ignored:
 /// older Hugging Face snapshots store the RoPE frequencies of each layer.
 pub fn is_derived(name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
 }
 
-/// One tensor as the header of a safetensors file states it.
+/// One tensor of a safetensors header.
 pub struct HeaderEntry {
     /// Its name.
     pub name: String,

@@ -1,5 +1,5 @@
 //! Model directories: safetensors shards with their index, written beside the
-//! target and renamed into its place when all of it is there.
+//! target and renamed to it once complete, so that no half-written directory is ever seen.
 
 use std::{
     collections::BTreeSet,
@@ -17,10 +17,10 @@ use crate::{
     spec::{ModelSpec, VqganSpec, vqgan_alone::VqganAlone},
 };
 
-/// Data bytes of a shard, when nothing else is asked for.
+/// Default limit of a shard's data bytes.
 pub const SHARD_BYTES: u64 = 4 << 30;
 
-/// Files of a tokenizer that a model directory keeps.
+/// Tokenizer files that are copied into a model directory.
 const TOKENIZER_FILES: [&str; 5] = [
     "tokenizer.model",
     "tokenizer.json",
@@ -41,7 +41,7 @@ pub enum StoredDtype {
     Bf16,
 }
 
-/// How an import goes about its work.
+/// Options of an import.
 pub struct ImportOptions<'a> {
     /// How weights are stored.
     pub dtype: StoredDtype,
@@ -51,7 +51,7 @@ pub struct ImportOptions<'a> {
     pub force: bool,
     /// Called with bytes done and bytes in all.
     pub progress: &'a mut dyn FnMut(u64, u64),
-    /// Asked between blocks; the import stops when it says no.
+    /// Called between blocks; the import stops when it returns false.
     pub keep_going: &'a dyn Fn() -> bool,
 }
 
@@ -70,37 +70,37 @@ impl Default for ImportOptions<'_> {
 
 /// What an import wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
+pub struct ImportReport {
     /// Number of tensors.
     pub tensors: usize,
     /// Bytes of their elements.
     pub bytes: u64,
 }
 
-/// A tensor to write: its name and shape in the model directory, and where its elements are.
+/// A tensor to write: its name and shape in the model directory, and a view of its elements.
 pub struct Planned {
     /// Name in the model directory.
     pub name: String,
     /// Shape in the model directory.
     pub shape: Vec<usize>,
-    /// The elements, as many as the shape says.
+    /// The elements, as many as the shape holds.
     pub view: View,
 }
 
 /// Writes the model directory `out`: weights, `config.json`, the tokenizer's
-/// files and, for a model that sees, `preprocessor_config.json`.
+/// files and, for a vision-language model, `preprocessor_config.json`.
 ///
 /// # Errors
-/// `Usage` when `out` is there already and may not be replaced, `Interrupted`
-/// when `keep_going` says no, and what reading and writing give. On every error
-/// nothing of the new directory is left.
+/// `Usage` when `out` exists and may not be replaced, `Interrupted`
+/// when `keep_going` returns false, and errors of reading and writing. On every error
+/// the partly written directory is removed.
 pub fn write_model(
     out: &Path,
     spec: &ModelSpec,
     tensors: &[Planned],
     tokenizer: &Path,
     options: ImportOptions,
-) -> Result<Written> {
+) -> Result<ImportReport> {
     let parts = Parts {
         config: spec.to_json()?,
         vqgan: spec.vqgan.as_ref(),
@@ -118,7 +118,7 @@ pub fn write_vqgan(
     spec: &VqganAlone,
     tensors: &[Planned],
     options: ImportOptions,
-) -> Result<Written> {
+) -> Result<ImportReport> {
     check_tensors(&layout::vqgan_tensors(&spec.vqgan), tensors)?;
     let parts = Parts {
         config: spec.to_json()?,
@@ -128,7 +128,7 @@ pub fn write_vqgan(
     parts.write(out, tensors, options)
 }
 
-/// What stands in a model directory beside its weights.
+/// The files of a model directory other than its weights.
 struct Parts<'a> {
     /// Text of `config.json`.
     config: String,
@@ -142,8 +142,8 @@ impl Parts<'_> {
         out: &Path,
         tensors: &[Planned],
         mut options: ImportOptions,
-    ) -> Result<Written> {
-        let target = Target::prepare(out, options.force)?;
+    ) -> Result<ImportReport> {
+        let target = TemporaryDirectory::prepare(out, options.force)?;
         let doing = || format!("write the model directory {}", out.display());
         let dir = target.temporary.as_path();
         if let Some(tokenizer) = self.tokenizer {
@@ -207,13 +207,13 @@ pub(crate) fn refuse(what: &str, complaints: &[String]) -> Result<()> {
     Err(Error::new(Kind::BadInput, format!("{what} {shown}{more}")))
 }
 
-/// The directory being written, removed unless it is renamed.
-struct Target {
+/// The temporary directory being written, removed on drop unless it was renamed.
+struct TemporaryDirectory {
     temporary: PathBuf,
     out: PathBuf,
 }
 
-impl Target {
+impl TemporaryDirectory {
     fn prepare(out: &Path, force: bool) -> Result<Self> {
         let doing = || format!("make the model directory {}", out.display());
         check_replaceable(out, force).doing(doing)?;
@@ -237,7 +237,7 @@ impl Target {
         })
     }
 
-    /// Puts the finished directory in the place of whatever was there.
+    /// Renames the finished directory to the target, replacing what was there.
     fn rename(self) -> Result<()> {
         let old = self.temporary.with_extension("replaced");
         let replaces = self.out.is_dir();
@@ -257,19 +257,19 @@ impl Target {
     }
 }
 
-impl Drop for Target {
+impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
-        // After a rename there is nothing left to remove, which is no failure.
+        // After a rename nothing is left to remove, and that failure is expected.
         let _ = fs::remove_dir_all(&self.temporary);
     }
 }
 
-/// Only an empty directory, or by force one that holds a model and nothing else, may be replaced.
+/// Only an empty directory may be replaced, or with `force` one that holds a model and nothing else.
 fn check_replaceable(out: &Path, force: bool) -> Result<()> {
     let usage = |text: String| Err(Error::new(Kind::Usage, text));
     if !out.is_dir() {
         return match out.symlink_metadata() {
-            Ok(_) => usage("there is a file of this name".into()),
+            Ok(_) => usage("a file of this name exists".into()),
             Err(_) => Ok(()),
         };
     }
@@ -281,7 +281,7 @@ fn check_replaceable(out: &Path, force: bool) -> Result<()> {
         _ if files.is_empty() => Ok(()),
         _ if !force => usage("it exists and is not empty (--force replaces a model)".into()),
         Some(other) => usage(format!(
-            "it holds {other}, which is no file of a model, and is not replaced"
+            "it holds {other}, which is not a file of a model, so it is not replaced"
         )),
         None => Ok(()),
     }
@@ -296,7 +296,7 @@ fn is_model_file(name: &str) -> bool {
         )
 }
 
-/// Copies `tokenizer.model`, `tokenizer.json` or the tokenizer's files of a directory.
+/// Copies a tokenizer: `tokenizer.model`, `tokenizer.json`, or a directory of tokenizer files.
 fn copy_tokenizer(from: &Path, dir: &Path) -> Result<()> {
     let doing = || format!("copy the tokenizer {}", from.display());
     let (source, wanted): (&Path, Vec<&str>) = if from.is_dir() {
@@ -344,7 +344,7 @@ fn write_file(dir: &Path, name: &str, text: &str) -> Result<()> {
     fs::write(dir.join(name), text).doing(|| name.to_owned())
 }
 
-/// How LWM's `vision_chat.py` prepares a frame, in Hugging Face's words.
+/// LWM's frame preprocessing (`vision_chat.py`) as a Hugging Face `preprocessor_config.json`.
 fn preprocessor(resolution: usize) -> Result<String> {
     let side = json!({ "height": resolution, "width": resolution });
     let value = json!({
@@ -367,7 +367,7 @@ fn json_text(value: &serde_json::Value) -> Result<String> {
         .map_err(|e| Error::with_source(Kind::Internal, "serialize JSON", e))
 }
 
-/// A tensor with its type and place among the shards.
+/// A tensor with its stored type and size, to be assigned to a shard.
 struct Placed<'a> {
     tensor: &'a Planned,
     dtype: Dtype,
@@ -402,7 +402,11 @@ fn place<'a>(tensor: &'a Planned, options: &ImportOptions) -> Result<Placed<'a>>
     })
 }
 
-fn write_weights(dir: &Path, tensors: &[Planned], options: &mut ImportOptions) -> Result<Written> {
+fn write_weights(
+    dir: &Path,
+    tensors: &[Planned],
+    options: &mut ImportOptions,
+) -> Result<ImportReport> {
     let placed = tensors
         .iter()
         .map(|t| place(t, options))
@@ -425,13 +429,13 @@ fn write_weights(dir: &Path, tensors: &[Planned], options: &mut ImportOptions) -
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     write_file(dir, "model.safetensors.index.json", &json_text(&index)?)?;
-    Ok(Written {
+    Ok(ImportReport {
         tensors: placed.len(),
         bytes: total,
     })
 }
 
-/// An `Interrupted` error when the caller wants to stop.
+/// An `Interrupted` error when `ask` returns false.
 pub(crate) fn keep_going(ask: &dyn Fn() -> bool) -> Result<()> {
     if ask() {
         return Ok(());
@@ -439,7 +443,7 @@ pub(crate) fn keep_going(ask: &dyn Fn() -> bool) -> Result<()> {
     Err(Error::new(Kind::Interrupted, "stopped"))
 }
 
-/// Consecutive tensors of at most `limit` bytes together, at least one each.
+/// Splits the tensors, in order, into shards of at most `limit` bytes, at least one tensor each.
 fn shards<'p, 'a>(placed: &'p [Placed<'a>], limit: u64) -> Vec<&'p [Placed<'a>]> {
     let mut shards = Vec::new();
     let (mut from, mut bytes) = (0, 0u64);
@@ -460,7 +464,7 @@ fn write_shard(
     shard: &[Placed],
     on_block: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<()> {
-    // Wide elements first keeps every tensor aligned to its element.
+    // Wide element types first: then every tensor is aligned to its element size, as readers that map files need.
     let mut order: Vec<&Placed> = shard.iter().collect();
     order.sort_by_key(|p| p.dtype != Dtype::F32);
     let mut file = File::create_new(path)?;

@@ -1,10 +1,10 @@
-//! A conversation as the text that a model was trained on, by the template in its folder.
+//! Chat templates: a conversation as the text that a model was trained on.
 //!
-//! Templates are Jinja as transformers runs it: blocks take their line with them, text is not
+//! Templates are Jinja as transformers runs it: blocks are trimmed with their line, text is not
 //! escaped, strings and lists have Python's methods, `raise_exception` ends the rendering. There
-//! is no `strftime_now`: a prompt does not depend on the day, and templates that look
-//! for the function have a date of their own. A template is somebody else's program: its steps and the
-//! length of what it writes are bounded.
+//! is no `strftime_now`: a prompt must not depend on the day, and templates that test
+//! for the function have a fallback. A template is an untrusted program: its steps and the
+//! length of its output are bounded.
 
 use std::{io, path::Path};
 
@@ -24,46 +24,46 @@ use crate::{
     file_name::FileName,
 };
 
-/// Steps that a template may take; those in use take a few hundred a message.
+/// Maximum steps of a template; known ones take a few hundred per message.
 const FUEL: u64 = 2_000_000;
 
-/// Most bytes that a template may write.
+/// Maximum bytes of a template's output.
 const TEXT_BYTES_MAX: usize = 16 << 20;
 
-/// Largest file with a template that is read.
+/// Maximum bytes of a file with a template.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// Templates for folders that have none.
 const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/templates.rs"));
 
-/// Who speaks.
+/// The speaker of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Sets the tone.
+    /// The system prompt.
     System,
-    /// Asks.
+    /// The user.
     User,
-    /// Answers.
+    /// The model.
     Assistant,
 }
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Message {
-    /// Who speaks.
+pub struct Turn {
+    /// The speaker of a turn.
     pub role: Role,
-    /// What is said.
+    /// The content.
     pub content: Content,
 }
 
-/// What is said in a turn.
+/// The content of a turn.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Content {
-    /// Words: what text models' templates expect.
+    /// Text: what text models' templates expect.
     Words(String),
-    /// Words and what is shown: what vision-language models' templates expect.
+    /// Text and media: what vision-language models' templates expect.
     Parts(Vec<Part>),
 }
 
@@ -71,9 +71,9 @@ pub enum Content {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Part {
-    /// A picture stands here.
+    /// A picture.
     Image,
-    /// A video stands here.
+    /// A video.
     Video,
     /// Words.
     Text {
@@ -86,9 +86,9 @@ pub enum Part {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// `bos_token` and its like, as the template writes them.
+    /// `bos_token` and other special tokens, by their names in templates.
     specials: Vec<(String, String)>,
-    /// Where it stands.
+    /// Where it comes from, for errors.
     name: String,
 }
 
@@ -97,7 +97,7 @@ impl ChatTemplate {
     /// `processor_config.json`, the one in `tokenizer_config.json`, whichever comes first; of several that named `default`.
     ///
     /// # Errors
-    /// `BadInput` for a file that is none of those, or a template that does not compile.
+    /// `BadInput` for an invalid file, or a template that does not compile.
     pub fn of_directory(dir: &Path) -> Result<Option<Self>> {
         let specials = special_tokens(dir)?;
         let jinja = dir.join("chat_template.jinja");
@@ -127,7 +127,7 @@ impl ChatTemplate {
         Ok(None)
     }
 
-    /// The template of `context/templates` that is called `name`, for a folder `dir` that has none.
+    /// The built-in template `name` (`context/templates`), for a folder `dir` without one.
     ///
     /// # Errors
     /// `BadInput` when there is none of that name.
@@ -144,7 +144,7 @@ impl ChatTemplate {
         Self::new(name, (*source).to_owned(), special_tokens(dir)?)
     }
 
-    /// A template from its text; `name` is told in errors, `specials` are names and texts of tokens.
+    /// A template from its text; `name` is for errors, `specials` are names and texts of tokens.
     ///
     /// # Errors
     /// `BadInput` when it does not compile.
@@ -170,11 +170,11 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of the conversation up to where the model answers.
+    /// Renders the conversation up to the model's answer.
     ///
     /// # Errors
-    /// `BadInput` when the template refuses it, fails, or does not come to an end.
-    pub fn render(&self, messages: &[Message]) -> Result<String> {
+    /// `BadInput` when the template refuses it, fails, or does not terminate.
+    pub fn render(&self, messages: &[Turn]) -> Result<String> {
         let specials = self.specials.iter().cloned();
         let values = context! {
             messages => Value::from(Serde(messages)),
@@ -191,7 +191,7 @@ impl ChatTemplate {
     }
 }
 
-/// Text that may not grow beyond its bound.
+/// A buffer with a maximum length.
 struct Bounded(Vec<u8>);
 
 impl io::Write for Bounded {
@@ -209,12 +209,12 @@ impl io::Write for Bounded {
     }
 }
 
-/// `raise_exception` of templates.
+/// The function `raise_exception` of templates.
 fn refuse(message: String) -> std::result::Result<String, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// `tojson` of templates: as Python's `json.dumps` writes it, letters beyond ASCII as they are.
+/// The filter `tojson` of templates: as Python's `json.dumps` with `ensure_ascii=False`.
 fn to_json(value: &Value, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
     let failed = |e: serde_json::Error| {
         minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(e)
@@ -235,7 +235,7 @@ fn to_json(value: &Value, options: Kwargs) -> std::result::Result<String, miniji
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// A blank behind commas and colons.
+/// Python's separators: a space after commas and colons.
 struct Python;
 
 impl Formatter for Python {
@@ -260,12 +260,12 @@ impl Formatter for Python {
     }
 }
 
-/// `{% generation %}` marks what is learned in training and changes no text.
+/// Removes `{% generation %}`, which marks text for training and has no output.
 fn without_generation_marks(source: &str) -> Result<String> {
     let mark = Regex::new(r"\{%-?\s*(end)?generation\s*-?%\}");
     let mark = mark.map_err(|e| Error::with_source(Kind::Internal, "read a pattern", e))?;
     let blank = |found: &regex::Captures| {
-        // What trims the text around it must go on doing so.
+        // A mark that trims the text around it must keep doing so.
         found[0]
             .replace("endgeneration", "endif")
             .replace("generation", "if true")
@@ -325,7 +325,7 @@ fn read(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// The template's own words, and the line where it stopped.
+/// The error of a template, with its message and line.
 fn failed(name: &str, error: &minijinja::Error) -> Error {
     let line = error.line().map(|line| format!(", line {line}"));
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));

@@ -1,8 +1,8 @@
-//! How the pieces of a vocabulary become text.
+//! How the pieces of a vocabulary are joined to text.
 
 use tokenizers::DecoderWrapper;
 
-/// How pieces become text, as far as it can be done piece by piece.
+/// How pieces become text incrementally.
 #[derive(Debug)]
 pub(super) enum DecodingRule {
     /// LLaMA: substitutions within a piece, byte runs, characters stripped from the front.
@@ -13,12 +13,12 @@ pub(super) enum DecodingRule {
     },
     /// GPT-2: every character of a piece is one byte.
     ByteLevel,
-    /// Anything else: only the whole is certain.
+    /// Anything else: only the complete text is final.
     Whole,
 }
 
 impl DecodingRule {
-    /// The rule that gives the same text as `decoder`.
+    /// The rule equivalent to `decoder`.
     pub(super) fn of(decoder: Option<&DecoderWrapper>) -> Self {
         match decoder {
             Some(DecoderWrapper::Sequence(sequence)) => {

@@ -1,7 +1,7 @@
-//! What a GGUF file says of text: its vocabulary as a tokenizer, and its chat template.
+//! The tokenizer and the chat template of a GGUF file.
 //!
 //! `tokenizer.ggml.model` is `llama` (SentencePiece's pieces with their scores) or `gpt2` (BPE over bytes);
-//! how a text is cut before the latter is named by `tokenizer.ggml.pre` (`llama-vocab.cpp` of llama.cpp).
+//! the latter's pre-tokenizer is named by `tokenizer.ggml.pre` (`llama-vocab.cpp` of llama.cpp).
 
 use std::{collections::HashSet, path::Path};
 
@@ -27,23 +27,23 @@ use crate::{
     file_name::FileName,
 };
 
-/// Types of tokens (`llama_token_type`).
+/// Token types (`llama_token_type`).
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
-/// How a text is cut before bytes are merged.
+/// A pre-tokenizer: how a text is split before bytes are merged.
 struct Cut {
     /// Values of `tokenizer.ggml.pre`.
     names: &'static [&'static str],
-    /// Patterns whose matches become pieces, one after another.
+    /// Patterns whose matches become pieces, applied one after another.
     patterns: &'static [&'static str],
-    /// A word that is a token needs no merges, and texts begin with the first token where the file says nothing.
+    /// Whether a word that is a token needs no merges, and BOS is added where the file does not say.
     is_llama_3: bool,
-    /// Letters are composed first.
+    /// Whether text is normalized to NFC first.
     composes: bool,
 }
 
-/// Words of GPT-2.
+/// GPT-2's word pattern.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 
 const CUTS: [Cut; 4] = [
@@ -77,10 +77,10 @@ const CUTS: [Cut; 4] = [
     },
 ];
 
-/// The tokenizer that the head of a file brings.
+/// The tokenizer of a file's header.
 ///
 /// # Errors
-/// `BadInput` for a kind that is not known, and for lists that do not fit one another.
+/// `BadInput` for an unknown kind, and for lists of different lengths.
 pub fn tokenizer(header: &Header) -> Result<Tokenizer> {
     let vocabulary = Vocabulary::of(header)?;
     match header.text("tokenizer.ggml.model")? {
@@ -114,10 +114,10 @@ pub fn chat_template(header: &Header, file: &Path) -> Result<Option<ChatTemplate
     ChatTemplate::new(&name, source.to_owned(), specials).map(Some)
 }
 
-/// Ids that end an answer beside the end of sequence.
+/// Ids that end an answer besides EOS.
 ///
 /// # Errors
-/// `BadInput` when what the file says is no id.
+/// `BadInput` when a value is not a token id.
 pub fn stop_ids(header: &Header) -> Result<Vec<u32>> {
     let keys = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
     let ids = keys
@@ -158,9 +158,9 @@ impl Vocabulary {
             .map(|(token, _)| token)
     }
 
-    /// How the token is spelled of which the file gives the id.
+    /// The text of the special token `name`, whose id the file has.
     fn special(&self, header: &Header, name: &str) -> Result<Option<String>> {
-        // The key of the unknown token has a longer name.
+        // GGUF spells this key out.
         let name = if name == "unk" { "unknown" } else { name };
         let key = format!("tokenizer.ggml.{name}_token_id");
         let Some(id) = header.id(&key)? else {
@@ -232,7 +232,7 @@ fn of_merges(header: &Header, vocabulary: Vocabulary) -> Result<Tokenizer> {
     Tokenizer::of_vocabulary(inner, named)
 }
 
-/// Pairs that become one piece, first come first merged.
+/// Merges, in order of priority.
 fn merges(header: &Header, vocabulary: &Vocabulary) -> Result<Vec<(String, String)>> {
     let merges = header.array("tokenizer.ggml.merges")?;
     let merges = merges.ok_or_else(|| bad("tokenizer.ggml.merges is missing".into()))?;
@@ -255,7 +255,7 @@ fn merges(header: &Header, vocabulary: &Vocabulary) -> Result<Vec<(String, Strin
     merges.texts()?.map(pair).collect()
 }
 
-/// How texts are cut under a name.
+/// The pre-tokenizer of a name.
 fn cut(name: &str) -> Result<&'static Cut> {
     let found = CUTS.iter().find(|cut| cut.names.contains(&name));
     found.ok_or_else(|| {
@@ -267,7 +267,7 @@ fn cut(name: &str) -> Result<&'static Cut> {
     })
 }
 
-/// What stands before and behind the merging.
+/// Adds pre-tokenizer, decoder and post-processing.
 fn dress(inner: &mut Inner, cut: &Cut) -> tokenizers::Result<()> {
     let mut steps = Vec::new();
     for pattern in cut.patterns {

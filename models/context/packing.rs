@@ -1,11 +1,11 @@
 //! Masked sequence packing (LWM, arXiv 2402.08268, "masked sequence packing"):
-//! prompts of different lengths stand side by side in rows of one capacity, each
+//! prompts of different lengths are concatenated in rows of one capacity, each
 //! a segment that attends to itself only, with positions that begin at 0.
 //!
 //! The rule is best-fit decreasing: prompts in order of length, longest first
-//! (equal ones in their own order), each into the row with the least room that
-//! still holds it (of equal ones the earliest), or into a new row. Prompts stand in a
-//! row in the order in which they came to it.
+//! (in the given order on ties), each into the row with the least room that
+//! still holds it (the earliest on ties), or into a new row. Prompts are in a
+//! row in the order in which they were added.
 
 use std::{cmp::Reverse, collections::BTreeSet, ops::Range};
 
@@ -16,21 +16,21 @@ use crate::error::{Error, Kind, Result};
 pub struct Segment {
     /// Number of the prompt, as it was given.
     pub prompt: usize,
-    /// The places of the row that it takes.
+    /// The token indices of the row that it takes.
     pub indices: Range<usize>,
 }
 
-/// Prompts side by side; the number of a segment is its place in this list.
+/// Concatenated prompts; a segment's id is its index in this list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PackedRow {
-    /// From the first place on, without a gap.
+    /// The segments, contiguous from index 0.
     pub segments: Vec<Segment>,
 }
 
-/// Prompts dealt to rows.
+/// Prompts distributed over rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packing {
-    /// Most tokens of a row.
+    /// Maximum tokens of a row.
     pub capacity: usize,
     /// The rows, in the order in which they were opened.
     pub rows: Vec<PackedRow>,
@@ -47,7 +47,7 @@ impl PackedRow {
         self.segments.is_empty()
     }
 
-    /// Segment of every token, `[len]`.
+    /// Segment id of every token, `[len]`.
     pub fn segment_ids(&self) -> Vec<u32> {
         let ids = (0..).zip(&self.segments);
         ids.flat_map(|(id, segment)| segment.indices.clone().map(move |_| id))
@@ -60,7 +60,7 @@ impl PackedRow {
         lengths.flat_map(|n| 0..n).collect()
     }
 
-    /// The row's tokens, `[len]`, out of all prompts.
+    /// The row's tokens, `[len]`, gathered from all prompts.
     ///
     /// # Panics
     /// When `prompts` are not those that were packed.
@@ -85,9 +85,9 @@ impl Packing {
         self.rows.iter().map(PackedRow::len).sum()
     }
 
-    /// The share of the rows' places that no prompt takes, 0 to 1.
+    /// The unused share of the rows' capacity, 0 to 1.
     ///
-    /// Rows are ragged: what is left over is reported, and never computed.
+    /// Rows are ragged: padding is reported, but never computed.
     pub fn padding(&self) -> f64 {
         let indices = self.capacity as f64 * self.rows.len() as f64;
         if indices == 0.0 {
@@ -97,7 +97,7 @@ impl Packing {
     }
 }
 
-/// Prompts of these lengths in rows of `capacity` tokens, by best-fit decreasing.
+/// Packs prompts of these lengths into rows of `capacity` tokens, by best-fit decreasing.
 ///
 /// # Errors
 /// `BadInput` for a prompt without tokens, `TooLarge` for one that no row holds.
@@ -108,12 +108,14 @@ pub fn pack(lengths: &[usize], capacity: usize) -> Result<Packing> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&prompt| Reverse(lengths[prompt]));
     let mut rows: Vec<PackedRow> = Vec::new();
-    // Room left and number of every row.
+    // Remaining room and number of every row.
     let mut open: BTreeSet<(usize, usize)> = BTreeSet::new();
     for prompt in order {
         let tokens = lengths[prompt];
+        // The set is ordered by room, then row: the first entry at or above `tokens` is the best fit.
         let best = open.range((tokens, 0)..).next().copied();
         let (room, row) = best.unwrap_or((capacity, rows.len()));
+        // For a new row there is nothing to remove.
         open.remove(&(room, row));
         open.insert((room - tokens, row));
         if row == rows.len() {
@@ -130,7 +132,7 @@ fn check(prompt: usize, tokens: usize, capacity: usize) -> Result<()> {
         return Err(Error::new(Kind::BadInput, message));
     }
     if tokens > capacity {
-        let message = format!("prompt {prompt} has {tokens} tokens, a row was made for {capacity}");
+        let message = format!("prompt {prompt} has {tokens} tokens, a row holds {capacity}");
         return Err(Error::new(Kind::TooLarge, message));
     }
     Ok(())

@@ -15,7 +15,7 @@ pub struct Seconds {
 }
 
 impl Seconds {
-    /// So many whole seconds.
+    /// A whole number of seconds.
     pub fn whole(seconds: u64) -> Self {
         Self {
             ticks: seconds,
@@ -24,40 +24,40 @@ impl Seconds {
         }
     }
 
-    /// The last position at or before this time, of `per_second` in a second.
+    /// The last position at or before this time, at `per_second` positions per second.
     fn position(self, per_second: u32) -> u32 {
         let ticks = u128::from(self.ticks) * u128::from(self.num) * u128::from(per_second);
         u32::try_from(ticks / u128::from(self.den.max(1))).unwrap_or(u32::MAX)
     }
 }
 
-/// Numbers what enters a context, run after run.
+/// Assigns positions to a context, run after run.
 ///
-/// It goes on where it ended: a clone numbers a question on a fork, while the video streams on.
+/// It can be cloned: a clone numbers a question on a fork, while the video continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PositionBuilder {
     rule: PositionRule,
-    /// Where the next text or picture begins.
+    /// Position of the next text or picture.
     next: u32,
     video: Option<Video>,
 }
 
-/// The video whose steps are arriving.
+/// The current video.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Video {
-    /// Where it began.
+    /// Its first position.
     start: u32,
-    /// Steps so far.
+    /// Number of steps so far.
     steps: u64,
 }
 
 impl PositionBuilder {
-    /// For an empty context.
+    /// A builder for an empty context.
     pub fn new(rule: PositionRule) -> Self {
         Self::behind(rule, 0)
     }
 
-    /// For a context whose next position is `next`.
+    /// A builder for a context whose next position is `next`.
     pub fn behind(rule: PositionRule, next: u32) -> Self {
         Self {
             rule,
@@ -66,12 +66,12 @@ impl PositionBuilder {
         }
     }
 
-    /// Where the next text begins.
+    /// Position of the next text.
     pub fn next(&self) -> u32 {
         self.next
     }
 
-    /// Appends the positions of `n` tokens of text; a video ends with it.
+    /// Appends the positions of `n` text tokens, which end a video.
     pub fn text(&mut self, n: usize, positions: &mut Vec<[u32; 3]>) {
         self.video = None;
         for _ in 0..n {
@@ -80,7 +80,7 @@ impl PositionBuilder {
         }
     }
 
-    /// Appends the positions of a picture of `rows · columns` rows of features; a video ends with it.
+    /// Appends the positions of a picture of `rows · columns` features, which ends a video.
     pub fn picture(&mut self, rows: usize, columns: usize, positions: &mut Vec<[u32; 3]>) {
         self.video = None;
         let start = self.next;
@@ -88,11 +88,11 @@ impl PositionBuilder {
         self.next = behind_side(start, rows, columns);
     }
 
-    /// Appends the positions of one step of a video, of `rows · columns` rows of features: the next of the one that
-    /// goes on, or the first.
+    /// Appends the positions of one step of a video of `rows · columns` features: the next step of the
+    /// current video, or the first.
     ///
-    /// `time` is that of the step behind the first; without it a step takes a second. It says nothing where steps are
-    /// counted, or each is a picture.
+    /// `time` is the step's time since the first step; without it a step takes a second. It has no effect where steps
+    /// are counted, or each is a picture.
     pub fn step(
         &mut self,
         rows: usize,
@@ -129,7 +129,7 @@ impl PositionBuilder {
     }
 }
 
-/// Appends a grid at one time, line by line from `start` on.
+/// Appends a grid at one time, row by row, from position `start` on.
 fn grid(time: u32, start: u32, rows: usize, columns: usize, positions: &mut Vec<[u32; 3]>) {
     let place = |i: usize| start.saturating_add(i as u32);
     for row in 0..rows {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_stands_at_its_time_and_text_behind_the_last_or_behind_the_grid() {
+    fn steps_have_their_time_and_text_follows_the_last_step_or_the_grid() {
         assert_eq!(numbered(timed(AfterVideo::Highest)), (vec![3, 4, 8], 9));
         assert_eq!(numbered(timed(AfterVideo::Side)), (vec![3, 4, 8], 5));
         assert_eq!(numbered(PositionRule::Steps), (vec![3, 5, 7], 9));

@@ -1,8 +1,8 @@
-//! What a model is asked, as tokens: LWM's chat prompt, its prompts for making
+//! Prompts as tokens: LWM's chat prompt, its prompts for generating
 //! images and videos, and plain text prompts.
 //!
-//! Upstream tokenizes the pieces of a chat prompt one by one and lets the
-//! question stand before the video (`lwm/vision_chat.py`). `<vision>` and
+//! Upstream tokenizes the pieces of a chat prompt one by one and puts the
+//! question before the video (`lwm/vision_chat.py`). `<vision>` and
 //! `</vision>` are ordinary text to the tokenizer; `<s>`, spelled out, is its
 //! special token, so nothing is added around a piece, whatever the tokenizer's
 //! configuration says. A question may spell special tokens too, as upstream.
@@ -15,23 +15,23 @@ use crate::{
     spec::{FrameEnd, ModelSpec},
 };
 
-/// Tokens that a chat prompt may have beside those of its frames before it
+/// Tokens that a chat prompt may have besides those of its frames before it
 /// reaches [`max_input_length`] (`lwm/vision_chat.py`).
 const TEXT_TOKENS_MAX: usize = 256;
 
-/// Length to which upstream pads and cuts the prompt of an image or a video
+/// Length to which upstream pads and truncates the prompt of an image or a video
 /// (`lwm/vision_generation.py`).
 pub const GENERATION_PROMPT_LENGTH: usize = 128;
 
-/// What stands before an answer about a video.
+/// The text before an answer.
 pub const CALL: &str = " ASSISTANT:";
 
-/// What stands before a video, behind the token that begins a text.
+/// The text before a video, after BOS.
 pub fn opening(question: &str) -> String {
     format!("You are a helpful assistant. USER: {question}\n")
 }
 
-/// What stands between one answer and the next.
+/// The text between one answer and the next.
 pub fn further(question: &str) -> String {
     format!(" USER: {question}{CALL}")
 }
@@ -39,7 +39,7 @@ pub fn further(question: &str) -> String {
 /// The text around the frames of one or more videos, which are streamed in between.
 ///
 /// Without a video all of it is `head` ([`text_prompt`]). One video is `head`, frames, `tail`: upstream's prompt. Each further video
-/// stands between its own tags: `head`, frames, `between`, frames, `tail`.
+/// has its own tags: `head`, frames, `between`, frames, `tail`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatPrompt {
     /// `<s>You are a helpful assistant. USER: {question}\n`, then `<vision>`.
@@ -51,7 +51,7 @@ pub struct ChatPrompt {
 }
 
 impl ChatPrompt {
-    /// The prompt that asks `question`.
+    /// The prompt for `question`.
     pub fn new(tokenizer: &Tokenizer, question: &str) -> Result<Self> {
         let question = format!("<s>{}", opening(question));
         Ok(Self {
@@ -61,7 +61,7 @@ impl ChatPrompt {
         })
     }
 
-    /// Words alone.
+    /// A prompt of text alone.
     pub fn of_words(head: Vec<Token>) -> Self {
         Self {
             head,
@@ -83,18 +83,18 @@ impl ChatPrompt {
         tokens
     }
 
-    /// Tokens beside those of the frames, for `n_videos` videos.
+    /// Tokens besides those of the frames, for `n_videos` videos.
     pub fn n_text_tokens(&self, n_videos: usize) -> usize {
         self.head.len() + self.tail.len() + self.between.len() * n_videos.saturating_sub(1)
     }
 }
 
-/// What follows the codes of a frame.
+/// The terminators after the codes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameTerminators {
-    /// Which of the two ids stands where.
+    /// Which of the two ids is used where.
     pub end: FrameEnd,
-    /// Ends a frame that another follows (`<eof>` of `lwm/data.py`).
+    /// Ends a frame followed by another (`<eof>` of `lwm/data.py`).
     pub end_of_frame_id: u32,
     /// Ends the last frame (`<eov>` of `lwm/data.py`).
     pub end_of_vision_id: u32,
@@ -116,7 +116,7 @@ impl From<&ModelSpec> for FrameTerminators {
     }
 }
 
-/// Codes of a frame, then what ends it; `last` is said of the last frame of its video.
+/// Codes of a frame and its terminator; `last` for the last frame of its video.
 pub fn frame_tokens(codes: &[u32], last: bool, terminators: FrameTerminators) -> Vec<Token> {
     let terminator = match terminators.end {
         FrameEnd::Training if !last => terminators.end_of_frame_id,
@@ -131,7 +131,7 @@ pub fn frame_tokens(codes: &[u32], last: bool, terminators: FrameTerminators) ->
 }
 
 /// A question without a video: `You are a helpful assistant. USER: {question} ASSISTANT:`
-/// in one piece, with what the tokenizer's configuration puts around a text
+/// in one piece, with the special tokens of the tokenizer's configuration
 /// (as the template of upstream's `scripts/eval_needle.py`).
 pub fn text_prompt(tokenizer: &Tokenizer, question: &str) -> Result<ChatPrompt> {
     raw_prompt(
@@ -140,7 +140,7 @@ pub fn text_prompt(tokenizer: &Tokenizer, question: &str) -> Result<ChatPrompt> 
     )
 }
 
-/// `text` as it stands, with what the tokenizer's configuration puts around a text.
+/// `text` verbatim, with the special tokens of the tokenizer's configuration.
 pub fn raw_prompt(tokenizer: &Tokenizer, text: &str) -> Result<ChatPrompt> {
     let head = tokenizer
         .encode(text)?
@@ -154,7 +154,7 @@ pub fn raw_prompt(tokenizer: &Tokenizer, text: &str) -> Result<ChatPrompt> {
 /// closes the previous answer, then ` USER: {question} ASSISTANT:`.
 ///
 /// `last` is the last token so far: an answer that was not cut short has
-/// closed itself. Upstream has no conversations; this goes on in its style.
+/// closed itself. Upstream has no conversations; this continues in its style.
 pub fn follow_up(tokenizer: &Tokenizer, last: Option<Token>, question: &str) -> Result<Vec<Token>> {
     let close = tokenizer
         .eos_id()
@@ -164,12 +164,12 @@ pub fn follow_up(tokenizer: &Tokenizer, last: Option<Token>, question: &str) -> 
     Ok(close.into_iter().chain(question).collect())
 }
 
-/// What is to be made from a description.
+/// What is generated from a description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Medium {
+pub enum GeneratedMedium {
     /// One frame.
     Image,
-    /// A first frame as for an image, then the others.
+    /// A first frame as for an image, then further frames.
     Video,
 }
 
@@ -184,10 +184,10 @@ pub struct GenerationPrompt {
 
 impl GenerationPrompt {
     /// The prompts for a `medium` that shows `text`.
-    pub fn new(tokenizer: &Tokenizer, medium: Medium, text: &str) -> Result<Self> {
+    pub fn new(tokenizer: &Tokenizer, medium: GeneratedMedium, text: &str) -> Result<Self> {
         let medium = match medium {
-            Medium::Image => "an image",
-            Medium::Video => "a video",
+            GeneratedMedium::Image => "an image",
+            GeneratedMedium::Video => "a video",
         };
         let conditional = format!(
             "<s>You are a helpful assistant. USER: Generate {medium} of {text} ASSISTANT: <vision>"
@@ -199,7 +199,7 @@ impl GenerationPrompt {
     }
 }
 
-/// Upstream's bound of a chat prompt: the frames asked for (not those found)
+/// Upstream's limit of a chat prompt: the frames requested (not those found)
 /// and 256 more, rounded up to whole blocks (`lwm/vision_chat.py`).
 pub fn max_input_length(n_frames_max: usize, tokens_per_frame: usize, block_size: usize) -> usize {
     let block = block_size.max(1);
@@ -224,20 +224,20 @@ pub fn check_length(n_tokens: usize, max_input_length: usize) -> Result<()> {
     ))
 }
 
-/// Rows of equal length, row-major `[rows, length]`, the real tokens at the end of each.
+/// Left-padded rows of equal length, row-major `[rows, length]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PaddedRows {
     /// Tokens of a row.
     pub length: usize,
     /// Ids; the padding has the pad id.
     pub ids: Vec<u32>,
-    /// Whether the id is of the vision vocabulary; not so for padding.
+    /// Whether the id belongs to the vision vocabulary; `false` for padding.
     pub vision_mask: Vec<bool>,
-    /// Whether the position is a real token.
+    /// Whether it is a real token.
     pub attention_mask: Vec<bool>,
 }
 
-/// Pads each row on the left to `length`; of a longer row the last `length` tokens are kept.
+/// Pads each row on the left to `length`; longer rows keep their last `length` tokens.
 pub fn left_pad(rows: &[Vec<Token>], length: usize, pad: u32) -> PaddedRows {
     let mut padded = PaddedRows {
         length,

@@ -1,8 +1,8 @@
-//! A SentencePiece `tokenizer.model` as a `tokenizers` BPE, piece by piece the
+//! Converts a SentencePiece `tokenizer.model` to a `tokenizers` BPE, the
 //! way transformers 4.40 converts a `LlamaTokenizer` (`LlamaConverter` and
 //! `SentencePieceExtractor` in its `convert_slow_tokenizer.py`).
 //!
-//! As there, user-defined pieces get no treatment of their own, and the file's
+//! As there, user-defined pieces are not treated specially, and the file's
 //! character map and white space rules are not applied (LLaMA's file has none).
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ use crate::error::{Error, Kind, Result};
 /// SentencePiece's sign for a space.
 const SPACE: &str = "▁";
 
-/// Longest piece accepted, in bytes. SentencePiece's own default is 16
+/// Maximum bytes of a piece. SentencePiece's own default is 16
 /// characters; the bound keeps the search for merges linear in the file.
 const PIECE_BYTES_MAX: usize = 1024;
 
@@ -31,7 +31,7 @@ const PIECE_BYTES_MAX: usize = 1024;
 #[derive(Clone, PartialEq, Message)]
 struct ModelProto {
     #[prost(message, repeated, tag = "1")]
-    pieces: Vec<Piece>,
+    pieces: Vec<VocabPiece>,
     #[prost(message, optional, tag = "2")]
     trainer_spec: Option<TrainerSpec>,
     #[prost(message, optional, tag = "3")]
@@ -40,7 +40,7 @@ struct ModelProto {
 
 /// `sentencepiece.ModelProto.SentencePiece`.
 #[derive(Clone, PartialEq, Message)]
-struct Piece {
+struct VocabPiece {
     #[prost(string, optional, tag = "1")]
     piece: Option<String>,
     #[prost(float, optional, tag = "2")]
@@ -99,10 +99,10 @@ pub(super) fn convert(bytes: &[u8], add_prefix_space: Option<bool>) -> Result<Co
 
 /// Converts pieces, each with its score and the number of its type, as GGUF files have them.
 ///
-/// Pieces that the user defined are found before anything is merged, as llama.cpp does.
+/// User-defined pieces are matched before merging, as in llama.cpp.
 pub(super) fn of_pieces(pieces: Vec<(String, f32, i32)>, prefix: bool) -> Result<Converted> {
     let has_bytes = pieces.iter().any(|p| p.2 == PieceType::Byte as i32);
-    let piece = |(piece, score, kind)| Piece {
+    let piece = |(piece, score, kind)| VocabPiece {
         piece: Some(piece),
         score: Some(score),
         r#type: Some(kind),
@@ -116,6 +116,7 @@ pub(super) fn of_pieces(pieces: Vec<(String, f32, i32)>, prefix: bool) -> Result
         normalizer_spec: None,
     };
     let mut converted = convert_model(&model, Some(prefix))?;
+    // llama.cpp matches user-defined tokens in a text before BPE, so they are added tokens here.
     let defined = names(&model.pieces, PieceType::UserDefined);
     let defined = defined.map(|name| AddedToken::from(name, false).normalized(false));
     let added = converted.tokenizer.add_tokens(defined.collect::<Vec<_>>());
@@ -140,6 +141,8 @@ fn convert_model(model: &ModelProto, add_prefix_space: Option<bool>) -> Result<C
         .and_then(|n| n.add_dummy_prefix)
         .unwrap_or(true);
     let mut controls = names(&model.pieces, PieceType::Control);
+    // By SentencePiece's convention the first unknown piece is `<unk>`, the first two control pieces are
+    // `<s>` and `</s>`.
     let unk = names(&model.pieces, PieceType::Unknown)
         .next()
         .ok_or_else(|| bad("it has no unknown piece".into()))?;
@@ -187,6 +190,7 @@ fn dress(tokenizer: &mut Tokenizer, prefix: bool) -> tokenizers::Result<()> {
         Fuse::new().into(),
     ];
     if prefix {
+        // Before the spaces are replaced, as in `LlamaConverter.normalizer` of transformers.
         normalizers.insert(0, Prepend::new(SPACE.to_owned()).into());
         decoders.push(Strip::new(' ', 1, 0).into());
     }
@@ -209,8 +213,8 @@ fn check_model_type(spec: Option<&TrainerSpec>) -> Result<()> {
     )))
 }
 
-/// Piece to id. Duplicates, empty and oversized pieces and scores that are not numbers are errors.
-fn vocabulary(pieces: &[Piece]) -> Result<HashMap<&str, u32>> {
+/// Piece to id. Duplicates, empty and oversized pieces and NaN or infinite scores are errors.
+fn vocabulary(pieces: &[VocabPiece]) -> Result<HashMap<&str, u32>> {
     let mut vocab = HashMap::with_capacity(pieces.len());
     for (piece, id) in pieces.iter().zip(0u32..) {
         let name = piece.piece.as_deref().unwrap_or_default();
@@ -244,7 +248,7 @@ fn check_byte_pieces(vocab: &HashMap<&str, u32>) -> Result<()> {
 
 /// Every split of every piece into two pieces, best score first; splits of one
 /// piece in the order of their ids.
-fn merges(pieces: &[Piece], vocab: &HashMap<&str, u32>) -> Vec<(String, String)> {
+fn merges(pieces: &[VocabPiece], vocab: &HashMap<&str, u32>) -> Vec<(String, String)> {
     let mut merges = Vec::new();
     for piece in pieces {
         let name = piece.piece.as_deref().unwrap_or_default();
@@ -253,6 +257,8 @@ fn merges(pieces: &[Piece], vocab: &HashMap<&str, u32>) -> Vec<(String, String)>
             .skip(1)
             .filter_map(|(at, _)| split(name, at, vocab))
             .collect();
+        // `generate_merges` of transformers sorts the splits of a piece by the ids of both halves; the order
+        // decides ties of score.
         splits.sort_by_key(|&(left, right, ..)| (left, right));
         merges.extend(
             splits
@@ -260,7 +266,7 @@ fn merges(pieces: &[Piece], vocab: &HashMap<&str, u32>) -> Vec<(String, String)>
                 .map(|(_, _, left, right)| (score(piece), left, right)),
         );
     }
-    // A stable sort: equal scores stay in the order of their ids.
+    // A stable sort: on ties merges stay in order of id.
     merges.sort_by(|a, b| b.0.total_cmp(&a.0));
     merges
         .into_iter()
@@ -278,15 +284,15 @@ fn split<'a>(
     Some((*vocab.get(left)?, *vocab.get(right)?, left, right))
 }
 
-fn names(pieces: &[Piece], kind: PieceType) -> impl Iterator<Item = &str> {
+fn names(pieces: &[VocabPiece], kind: PieceType) -> impl Iterator<Item = &str> {
     pieces
         .iter()
         .filter(move |p| p.r#type == Some(kind as i32))
         .filter_map(|p| p.piece.as_deref())
 }
 
-/// A zero of either sign is one zero, as in Python's comparison.
-fn score(piece: &Piece) -> f32 {
+/// Maps −0 to 0, which are equal in Python's comparison but not in `total_cmp`.
+fn score(piece: &VocabPiece) -> f32 {
     piece.score.unwrap_or(0.0) + 0.0
 }
 

@@ -1,9 +1,9 @@
-//! Detokenisation one id at a time: what is printed is final, never half a
-//! character, and all of it together is what decoding the whole would give.
+//! Detokenization one id at a time: printed text is final, never half a
+//! character, and its concatenation equals decoding all ids at once.
 //!
 //! A byte-fallback run is decoded as a whole: valid UTF-8, or one U+FFFD per
-//! byte (`ByteFallback` of the tokenizers crate). So its bytes wait until the
-//! run ends or cannot become valid any more; from there on each byte is U+FFFD.
+//! byte (`ByteFallback` of the tokenizers crate). So its bytes are held back until the
+//! run ends or can no longer become valid; from then on each byte is U+FFFD.
 
 use tokenizers::{Decoder, DecoderWrapper};
 
@@ -13,19 +13,19 @@ use super::{
 };
 use crate::error::Result;
 
-/// Text of a growing list of ids.
+/// Decodes a growing list of ids.
 pub struct StreamingDecoder<'t> {
     tokenizer: &'t Tokenizer,
     skip_special: bool,
     run: ByteRun,
     /// Characters that may still be stripped from the front.
     strip_left: usize,
-    /// Every id, where only the whole is certain.
+    /// All ids, for [`Rule::Whole`].
     ids: Vec<u32>,
 }
 
 impl<'t> StreamingDecoder<'t> {
-    /// A decoder to which the ids of an answer are given one at a time; it skips special tokens.
+    /// An incremental decoder for the ids of an answer, without special tokens.
     pub fn of_answer(tokenizer: &'t Tokenizer) -> Self {
         Self::new(tokenizer, true)
     }
@@ -48,7 +48,7 @@ impl<'t> StreamingDecoder<'t> {
         }
     }
 
-    /// The text that `id` makes certain, if any.
+    /// Adds an id → the text that is now final, if any.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         let Some(piece) = self.tokenizer.piece(id, self.skip_special) else {
             return Ok(None);
@@ -78,7 +78,7 @@ impl<'t> StreamingDecoder<'t> {
         }
     }
 
-    /// The text that was still held back: there are no more ids.
+    /// Ends the ids → the text that was still held back.
     pub fn finish(&mut self) -> Result<String> {
         match self.tokenizer.rule() {
             DecodingRule::Pieces { strip, .. } => {
@@ -90,7 +90,7 @@ impl<'t> StreamingDecoder<'t> {
         }
     }
 
-    /// Takes the leading characters off the front of the whole text.
+    /// Strips leading characters of the whole text.
     fn strip(&mut self, text: String, strip: Option<(char, usize)>) -> String {
         let Some((content, _)) = strip else {
             return text;
@@ -115,7 +115,7 @@ fn substitute(replace: &[DecoderWrapper], piece: String) -> Result<String> {
     Ok(pieces.concat())
 }
 
-/// The byte that a byte-fallback piece stands for: `<0x0A>` is 10.
+/// The byte of a byte-fallback piece: `<0x0A>` is 10.
 fn byte_of(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2)
@@ -124,7 +124,7 @@ fn byte_of(piece: &str) -> Option<u8> {
 }
 
 /// Bytes of a byte-level piece (GPT-2's `bytes_to_unicode`, inverted); a piece
-/// with any other character stands for itself.
+/// with any other character is literal text.
 fn byte_level_bytes(piece: &str) -> Vec<u8> {
     piece
         .chars()
@@ -133,7 +133,7 @@ fn byte_level_bytes(piece: &str) -> Vec<u8> {
         .unwrap_or_else(|| piece.as_bytes().to_vec())
 }
 
-/// Printable Latin-1 stands for itself, the 68 other bytes for U+0100 and on, in order.
+/// Printable Latin-1 characters map to themselves, U+0100 and up to the 68 other bytes in order.
 fn byte_level_byte(c: char) -> Option<u8> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match u32::from(c) {
@@ -144,18 +144,18 @@ fn byte_level_byte(c: char) -> Option<u8> {
     }
 }
 
-/// Bytes whose text is not certain yet.
+/// Bytes whose text is not final yet.
 #[derive(Debug, Default)]
 struct ByteRun {
     held: Vec<u8>,
     /// Prefix of `held` that is whole characters.
     n_whole: usize,
-    /// The run is known not to be UTF-8.
+    /// Whether the run is known not to be UTF-8.
     broken: bool,
 }
 
 impl ByteRun {
-    /// One more byte of the run; text only once the run is broken.
+    /// Adds a byte of the run → text, once the run is broken.
     fn push(&mut self, byte: u8) -> String {
         self.held.push(byte);
         if !self.broken {
@@ -176,7 +176,7 @@ impl ByteRun {
         }
     }
 
-    /// Ends the run: its text, or U+FFFD for each byte not yet printed.
+    /// Ends the run → its text, or U+FFFD for each byte not yet printed.
     fn end(&mut self) -> String {
         let whole = !self.broken && self.n_whole == self.held.len();
         self.broken = false;
@@ -194,7 +194,7 @@ impl ByteRun {
         replacement(n)
     }
 
-    /// More bytes of a stream that is decoded as `String::from_utf8_lossy` does.
+    /// Adds bytes of a stream that is decoded like `String::from_utf8_lossy`.
     fn push_lossy(&mut self, bytes: &[u8]) -> String {
         self.held.extend_from_slice(bytes);
         let incomplete = match self.held.utf8_chunks().last() {

@@ -1,4 +1,4 @@
-//! The text half of CLIP and SigLIP: a short text becomes one vector.
+//! The text encoder of CLIP and SigLIP: a short text becomes one vector.
 
 use crate::{
     checkpoint::weights::Weights,
@@ -9,7 +9,7 @@ use crate::{
     spec::encoder::{TextEncoderSpec, TextPool},
 };
 
-/// What CLIP's configurations up to transformers 4.24 say in place of the id that ends a text.
+/// The `eos_token_id` in CLIP's configurations up to transformers 4.24, which is not the id that ends a text.
 const NO_END: u32 = 2;
 
 /// A text encoder with its weights.
@@ -49,13 +49,13 @@ impl TextEncoder {
         })
     }
 
-    /// What it is made of.
+    /// The encoder's specification.
     pub fn spec(&self) -> &TextEncoderSpec {
         &self.spec
     }
 
-    /// text → ids `[n]`, as the model was trained: cut to the positions with its last id kept, and
-    /// filled up where texts were. SigLIP's texts were in lower case, also where the tokenizer tells the two apart.
+    /// text → ids `[n]`, as in training: truncated to the positions with its last id kept, and
+    /// padded where training was. SigLIP's texts were lower case, even where the tokenizer is case-sensitive.
     ///
     /// # Errors
     /// `BadInput` for an empty text, or when the tokenizer fails.
@@ -73,7 +73,7 @@ impl TextEncoder {
         Ok(ids)
     }
 
-    /// ids `[n]` of one text, pads included where the model was trained with them → `[n, hidden]` behind the last norm.
+    /// ids `[n]` of one text, padding included where the model was trained with it → `[n, hidden]` after the final norm.
     ///
     /// # Errors
     /// `TooLarge` for a text longer than the positions, `BadInput` for an id outside the vocabulary.
@@ -94,7 +94,7 @@ impl TextEncoder {
         Ok(self.norm.forward(&x))
     }
 
-    /// ids `[n]` of one text → its vector `[embedding]`, not yet of length one.
+    /// ids `[n]` of one text → its vector `[embedding]`, not normalized.
     ///
     /// # Errors
     /// As [`TextEncoder::hidden`].
@@ -106,7 +106,7 @@ impl TextEncoder {
             .forward(&hidden[at * width..(at + 1) * width]))
     }
 
-    /// The token that the vector is taken from.
+    /// Index of the token that is pooled.
     fn pool_at(&self, ids: &[u32]) -> usize {
         let last = ids.len().saturating_sub(1);
         let largest = || {
@@ -121,7 +121,7 @@ impl TextEncoder {
     }
 }
 
-/// At most `limit` ids, of which the last stays the last: it ends the text.
+/// Truncates to `limit` ids, keeping the last id, which ends the text.
 fn cut(mut ids: Vec<u32>, limit: usize) -> Vec<u32> {
     let end = ids.last().copied();
     if ids.len() > limit {

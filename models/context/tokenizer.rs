@@ -1,6 +1,6 @@
 //! Text to ids and back, equal to transformers' `LlamaTokenizerFast`.
 //!
-//! A model directory brings either a `tokenizer.json` or a SentencePiece
+//! A model directory has either a `tokenizer.json` or a SentencePiece
 //! `tokenizer.model`, and often a `tokenizer_config.json` that names the
 //! special tokens. `<s>`, `</s>` and `<unk>` spelled out in a text are the
 //! special tokens, as they are upstream: LWM's prompts rely on it.
@@ -22,7 +22,7 @@ use crate::{
     file_name::FileName,
 };
 
-/// Largest tokenizer file that is read; the largest in use have about 30 MB.
+/// Maximum bytes of a tokenizer file; the largest in use have about 30 MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// A model's tokenizer.
@@ -36,7 +36,7 @@ pub struct Tokenizer {
     unk: Option<u32>,
 }
 
-/// What [`Tokenizer::encode`] puts around a text.
+/// The special tokens that [`Tokenizer::encode`] adds around a text.
 #[derive(Debug)]
 enum Ends {
     /// The post-processor of the `tokenizer.json`.
@@ -48,7 +48,7 @@ enum Ends {
     },
 }
 
-/// What is read of a `tokenizer_config.json`; other keys do not change ids.
+/// The keys of a `tokenizer_config.json` that change ids.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct TokenizerConfig {
     #[serde(default)]
@@ -71,7 +71,7 @@ pub struct TokenizerConfig {
     added_tokens_decoder: BTreeMap<u32, AddedToken>,
 }
 
-/// A special token is written as a string or as an object.
+/// A special token, written as a string or as an object.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum SpecialToken {
@@ -87,7 +87,7 @@ impl SpecialToken {
     }
 }
 
-/// Special tokens of a vocabulary by their spelling, and which of them stand around a text.
+/// Special tokens of a vocabulary by their text, and which of them are added around a text.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Named {
     pub bos: Option<String>,
@@ -146,7 +146,7 @@ impl Tokenizer {
 
     /// A SentencePiece BPE model with byte fallback.
     ///
-    /// Nothing is put around a text unless `config` asks for it: LWM was
+    /// No special tokens are added unless `config` says so: LWM was
     /// trained so, though transformers adds `<s>` when the key is absent.
     pub fn from_sentencepiece(bytes: &[u8], config: &TokenizerConfig) -> Result<Self> {
         let mut converted = guarded(|| sentencepiece::convert(bytes, config.add_prefix_space))?;
@@ -176,7 +176,7 @@ impl Tokenizer {
 
     /// A `tokenizer.json` of the tokenizers library.
     ///
-    /// As in transformers, the LLaMA classes take the ends of a text from
+    /// As in transformers, the LLaMA classes take the added special tokens from
     /// `config`, every other class from the file's own post-processor.
     pub fn from_json_with(bytes: &[u8], config: &TokenizerConfig) -> Result<Self> {
         check_json(bytes)?;
@@ -248,18 +248,22 @@ impl Tokenizer {
         })
     }
 
-    /// The id of the special token `text`, which becomes one if it is none.
+    /// The id of the special token `text`, which is added if necessary.
     ///
     /// # Errors
-    /// `BadInput` when the vocabulary has no place for it.
+    /// `BadInput` when it cannot be added.
     pub fn add_special(&mut self, text: &str) -> Result<u32> {
         let token = AddedToken::from(text.to_owned(), true);
         self.inner.add_special_tokens([token]).map_err(failed)?;
         let id = self.inner.token_to_id(text);
-        id.ok_or_else(|| bad(format!("the vocabulary has no place for {text:?}")))
+        id.ok_or_else(|| {
+            bad(format!(
+                "the token {text:?} cannot be added to the vocabulary"
+            ))
+        })
     }
 
-    /// Ids of `text`, with what the configuration puts around it (nothing, for LWM).
+    /// Ids of `text`, with the special tokens of the configuration (none, for LWM).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match self.ends {
             Ends::PostProcessor => self.encode_inner(text, true),
@@ -270,7 +274,7 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of `text` and nothing around them.
+    /// Ids of `text` without special tokens.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_inner(text, false)
     }
@@ -283,13 +287,13 @@ impl Tokenizer {
             .to_vec())
     }
 
-    /// Text of `ids`. Ids outside the vocabulary give nothing.
+    /// Text of `ids`. Ids outside the vocabulary are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         guarded(|| self.inner.decode(ids, skip_special).map_err(failed))
             .doing(|| format!("detokenize {} ids", ids.len()))
     }
 
-    /// Ids of the vocabulary, special and added tokens included.
+    /// Size of the vocabulary, special and added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -304,12 +308,12 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Padding, where the configuration names one.
+    /// The padding id, where the configuration names one.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad
     }
 
-    /// What unknown text becomes, `<unk>`.
+    /// The unknown id, `<unk>`.
     pub fn unk_id(&self) -> Option<u32> {
         self.unk
     }
@@ -318,8 +322,8 @@ impl Tokenizer {
         &self.rule
     }
 
-    /// The piece of `id` as the vocabulary spells it; none for an id outside
-    /// the vocabulary and for a special token that is to be skipped.
+    /// The piece of `id` in the vocabulary's spelling; `None` for an id outside
+    /// the vocabulary and for a skipped special token.
     pub fn piece(&self, id: u32, skip_special: bool) -> Option<String> {
         let added = self.inner.get_added_vocabulary();
         let piece = added
@@ -338,7 +342,7 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// The folder of a model's tokenizer and of what belongs to it: VILA has them in `llm/`, a model of one file beside it.
+/// The folder of a model's tokenizer files: `llm/` for VILA, the file's folder for a model in one file.
 pub fn tokenizer_folder(dir: &Path) -> PathBuf {
     let dir = folder_of(dir);
     let has_one = |dir: &Path| {
@@ -352,7 +356,7 @@ pub fn tokenizer_folder(dir: &Path) -> PathBuf {
     }
 }
 
-/// The folder that a model is, or in which its file lies.
+/// The model's folder, or the folder of its file.
 pub fn folder_of(model: &Path) -> &Path {
     let folder = model.parent().filter(|_| model.is_file());
     folder.unwrap_or(model)
@@ -379,7 +383,7 @@ fn utf8(bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| bad(e.to_string()).doing("read tokenizer_config.json"))
 }
 
-/// Registers the tokens that `tokenizer_config.json` adds, at the ids it gives them.
+/// Registers the tokens that `tokenizer_config.json` adds, at their ids.
 fn add_tokens(inner: &mut Inner, added: &BTreeMap<u32, AddedToken>) -> Result<()> {
     for (&id, token) in added {
         if inner.token_to_id(&token.content) == Some(id) {
@@ -400,8 +404,8 @@ fn add_tokens(inner: &mut Inner, added: &BTreeMap<u32, AddedToken>) -> Result<()
     Ok(())
 }
 
-/// Refuses what the tokenizers crate panics on: text that is not JSON, and a
-/// merge that gives a piece longer than any of the vocabulary.
+/// `BadInput` for what the tokenizers crate panics on: text that is not JSON, and a
+/// merge whose result is longer than any piece of the vocabulary.
 fn check_json(bytes: &[u8]) -> Result<()> {
     let file: Value =
         serde_json::from_slice(bytes).map_err(|e| bad(format!("not a tokenizer.json: {e}")))?;
@@ -427,7 +431,7 @@ fn check_json(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// The piece that a merge gives; older files write it `"a b"`, newer ones `["a", "b"]`.
+/// The result of a merge; older files write it `"a b"`, newer ones `["a", "b"]`.
 fn merged(merge: &Value) -> String {
     match merge {
         Value::String(line) => line.replacen(' ', "", 1),

@@ -1,11 +1,11 @@
-//! A question about videos as tokens, cut where their features go, so that it can be
-//! read while the videos still come.
+//! A question about videos as tokens, split where the features go, so that it can be
+//! prefilled while videos are still being decoded.
 //!
-//! The template is rendered with a token where each video (or each picture) stands, and its text is
-//! tokenized in one piece: what stands between two of those tokens cannot depend on how many rows come there.
+//! The template is rendered with a token for each video (or each picture), and its text is
+//! tokenized in one piece: the text between two of those tokens cannot depend on the number of feature rows.
 
 use super::{
-    chat_template::{ChatTemplate, Content, Message, Part, Role},
+    chat_template::{ChatTemplate, Content, Part, Role, Turn},
     tokenizer::Tokenizer,
     vocab::Token,
 };
@@ -18,16 +18,16 @@ use crate::{
     },
 };
 
-/// Pictures with which a template is tried: what stands between the first two must stand between all.
+/// Pictures with which a template is tried: the text between the first two must be that between all.
 const TRIED_PICTURES: usize = 3;
 
-/// Where the times of a video's frames are told, until they are known.
+/// Placeholder of the times of a video's frames until they are known.
 const TIMES: char = '\u{e001}';
 
-/// An answer that no model gives, to find what a template puts behind one.
+/// A placeholder answer, to find what a template puts after an answer.
 const ANSWER: &str = "\u{e000}";
 
-/// The text around the features of some videos.
+/// The text around the features of videos.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VisionPrompt {
     head: Vec<Token>,
@@ -35,29 +35,29 @@ pub struct VisionPrompt {
     tail: Vec<Token>,
     between_steps: Vec<Token>,
     placement: Placement,
-    /// What stands behind a video whose times are told.
-    told: Option<Told>,
-    /// The id that stands for a row of features.
+    /// The text after a video whose times are stated.
+    told: Option<DeferredText>,
+    /// The id of a feature row.
     id: u32,
 }
 
-/// The text behind a video, before and behind the place where the times of its frames are told.
+/// The text after a video, before and after the times of its frames.
 ///
-/// It becomes tokens when they are known: those of the words around them need not be the same.
+/// It is tokenized when they are known, as tokens of the surrounding text may depend on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Told {
+struct DeferredText {
     between_videos: [String; 2],
     tail: [String; 2],
 }
 
-/// Which step of its video.
+/// The position of a step in its video.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepPlace {
-    /// From 0.
+    /// Number of the step, from 0.
     pub number: usize,
     /// Its time, in seconds.
     pub seconds: f64,
-    /// Whether no other follows in its video.
+    /// Whether it is the last of its video.
     pub is_last: bool,
 }
 
@@ -65,7 +65,7 @@ impl VisionPrompt {
     /// The prompt that asks `question` about `n_videos` videos.
     ///
     /// # Errors
-    /// `BadInput` when the template has no place for them, or another number of places.
+    /// `BadInput` when the template does not place them exactly once each.
     pub fn new(
         tokenizer: &Tokenizer,
         template: &ChatTemplate,
@@ -81,13 +81,16 @@ impl VisionPrompt {
         };
         let mut text = template.render(&[asked(vision, part, n, question)])?;
         let told = match vision.time_instruction && n > 0 {
-            true => Some(Told::cut(&text, &spelled(tokenizer, id)?)?),
+            true => Some(DeferredText::cut(&text, &spelled(tokenizer, id)?)?),
             false => None,
         };
+        // The times are known only once the videos are decoded; `told` keeps the text around them.
         text = text.replace(TIMES, "");
         if let Placement::Apart { instead_of, .. } = &vision.placement {
             text = text.replace(instead_of, &spelled(tokenizer, id)?);
         }
+        // Tokenized in one piece and split at the placeholders: tokenizing the pieces one by one could merge
+        // their ends differently.
         let ids = encode(tokenizer, &text)?;
         let mut pieces: Vec<Vec<Token>> = ids
             .split(|&at| at == id)
@@ -104,7 +107,7 @@ impl VisionPrompt {
         let tail = pieces.pop().unwrap_or_default();
         let between = pieces.first().cloned().unwrap_or_default();
         if pieces.iter().any(|piece| *piece != between) {
-            let message = "the chat template puts other words between the first two places for features than between the next";
+            let message = "the chat template puts different text between the first two feature placeholders and between the next two";
             return Err(Error::new(Kind::BadInput, message));
         }
         let between_steps = match &vision.placement {
@@ -123,15 +126,15 @@ impl VisionPrompt {
         })
     }
 
-    /// What stands before the first step; all of it where there is no video.
+    /// The tokens before the first step; all tokens without a video.
     pub fn head(&self) -> &[Token] {
         &self.head
     }
 
-    /// What stands behind a video, which is the last or not; `instruction` tells when its frames were.
+    /// The tokens after a video, which is the last or not; `instruction` states the times of its frames.
     ///
     /// # Errors
-    /// `BadInput` when the words cannot be tokenized.
+    /// `BadInput` when the text cannot be tokenized.
     pub fn after(
         &self,
         tokenizer: &Tokenizer,
@@ -145,30 +148,30 @@ impl VisionPrompt {
         }
     }
 
-    /// Whether the times of a video's frames are told behind it.
+    /// Whether the times of a video's frames follow it in the prompt.
     pub fn tells_times(&self) -> bool {
         self.told.is_some()
     }
 
-    /// Most tokens that tell the times of `n_frames` frames.
+    /// Upper bound of the tokens that state the times of `n_frames` frames.
     ///
     /// # Errors
-    /// `BadInput` when the words cannot be tokenized.
+    /// `BadInput` when the text cannot be tokenized.
     pub fn times_tokens(&self, tokenizer: &Tokenizer, n_frames: u64) -> Result<u64> {
         if !self.tells_times() {
             return Ok(0);
         }
         let len = |text: &str| Ok::<_, Error>(words(tokenizer, text)?.len() as u64);
-        // The number of frames has a token a digit at most, and one token ends the line.
+        // The number of frames has at most one token per digit, and one token ends the line.
         let around = len(&time_instruction(TIME_MAX, &[]))? + n_frames.to_string().len() as u64 + 1;
         let one = len(&one_time())?;
         Ok(n_frames.saturating_mul(one).saturating_add(around))
     }
 
-    /// A step of `rows` features with the words around it.
+    /// A step of `rows` features with the text around it.
     ///
     /// # Errors
-    /// `BadInput` when the words cannot be tokenized.
+    /// `BadInput` when the text cannot be tokenized.
     pub fn step(&self, tokenizer: &Tokenizer, place: StepPlace, rows: usize) -> Result<Vec<Token>> {
         let mut tokens = Vec::with_capacity(rows + 16);
         let features = std::iter::repeat_n(Token::Feature(self.id), rows);
@@ -186,15 +189,15 @@ impl VisionPrompt {
         Ok(tokens)
     }
 
-    /// Tokens beside those of the steps, for `n_videos` videos.
+    /// Tokens other than those of the steps, for `n_videos` videos.
     pub fn n_text_tokens(&self, n_videos: usize) -> usize {
         let between = n_videos.saturating_sub(1) * self.between_videos.len();
         self.head.len() + between + if n_videos > 0 { self.tail.len() } else { 0 }
     }
 }
 
-impl Told {
-    /// What `text` has behind each of its `placeholder`s; `TIMES` stands there once at least.
+impl DeferredText {
+    /// Splits the text after each `placeholder`, which must contain `TIMES`.
     fn cut(text: &str, placeholder: &str) -> Result<Self> {
         let behind: Vec<&str> = text.split(placeholder).skip(1).collect();
         let around = |text: Option<&&str>| {
@@ -203,7 +206,7 @@ impl Told {
         };
         let places = around(behind.first()).zip(around(behind.last()));
         let (between_videos, tail) = places.ok_or_else(|| {
-            let message = "the chat template has no place for the times behind a video";
+            let message = "the chat template leaves out the times after a video";
             Error::new(Kind::BadInput, message)
         })?;
         Ok(Self {
@@ -226,14 +229,14 @@ impl Told {
     }
 }
 
-/// Where a template's placeholder has words around it, they stand in its text: `{seconds}`, `{number}`.
+/// The text around a placeholder with its fields filled in: `{seconds}`, `{number}`.
 fn filled(words: &str, place: StepPlace) -> String {
     words
         .replace("{seconds}", &format!("{:.1}", place.seconds))
         .replace("{number}", &(place.number + 1).to_string())
 }
 
-/// A question without anything shown.
+/// The prompt of a question without pictures or videos.
 ///
 /// # Errors
 /// As [`ChatTemplate::render`].
@@ -242,21 +245,21 @@ pub fn words_prompt(
     template: &ChatTemplate,
     question: &str,
 ) -> Result<Vec<Token>> {
-    let message = Message {
+    let message = Turn {
         role: Role::User,
         content: Content::Words(question.to_owned()),
     };
     let text = template.render(&[message])?;
-    // As transformers' tokenizers: everything around the text is the template's.
+    // As in transformers: special tokens come from the template, none are added.
     words(tokenizer, &text)
 }
 
-/// A further question in the same conversation: what the template puts behind an answer, and the question.
+/// A further question in the same conversation: the template's text after an answer, and the question.
 ///
-/// `last` is the last token so far: an answer that was not cut short has closed itself.
+/// `last` is the last token so far: an answer that was not cut short already ends in its end token.
 ///
 /// # Errors
-/// `BadInput` when the template does not show the answer as it was given.
+/// `BadInput` when the template changes or drops the answer.
 pub fn follow_up(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
@@ -272,7 +275,7 @@ pub fn follow_up(
             true => Content::Parts(vec![part]),
             false => Content::Words(text.to_owned()),
         };
-        Message { role, content }
+        Turn { role, content }
     };
     let text = template.render(&[
         said(Role::User, "?"),
@@ -281,16 +284,17 @@ pub fn follow_up(
     ])?;
     let behind = text.split_once(ANSWER).map(|(_, behind)| behind);
     let behind = behind.ok_or_else(|| {
-        let message = "the chat template leaves an answer out, expected it between the questions";
+        let message = "the chat template leaves out the answer between two questions";
         Error::new(Kind::BadInput, message)
     })?;
     let tokens = words(tokenizer, behind)?;
+    // The answer may end in the same end token that the template puts after it; it must not be there twice.
     let closed = last.is_some() && tokens.first() == last.as_ref();
     Ok(tokens.into_iter().skip(usize::from(closed)).collect())
 }
 
-/// What is shown, `n` times, each with a place for its times where they are told, then the question.
-fn asked(vision: &VisionSpec, part: Part, n: usize, question: &str) -> Message {
+/// A turn of `n` media, each followed by a placeholder for its times if they are stated, then the question.
+fn asked(vision: &VisionSpec, part: Part, n: usize, question: &str) -> Turn {
     let times = match vision.time_instruction {
         true => String::from(TIMES),
         false => String::new(),
@@ -306,16 +310,17 @@ fn asked(vision: &VisionSpec, part: Part, n: usize, question: &str) -> Message {
             Content::Parts(parts)
         }
     };
-    Message {
+    Turn {
         role: Role::User,
         content,
     }
 }
 
-/// As transformers' processors: with what the tokenizer puts around a text, unless it is there.
+/// As in transformers' processors: with the tokenizer's special tokens around the text, unless it has them.
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let bos = tokenizer.bos_id().and_then(|id| tokenizer.piece(id, false));
     match bos {
+        // Some templates write the BOS token themselves; a second one would shift every position.
         Some(bos) if text.starts_with(&bos) => tokenizer.encode_plain(text),
         _ => tokenizer.encode(text),
     }
@@ -326,11 +331,12 @@ fn words(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Token>> {
     Ok(ids.into_iter().map(Token::Text).collect())
 }
 
-/// How a text spells the token `id`.
+/// The text of the token `id`.
 fn spelled(tokenizer: &Tokenizer, id: u32) -> Result<String> {
     tokenizer.piece(id, false).ok_or_else(|| {
-        let message =
-            format!("the tokenizer has no token {id}, expected the one that stands for features");
+        let message = format!(
+            "the tokenizer has no token {id}, which the model uses as placeholder of features"
+        );
         Error::new(Kind::BadInput, message)
     })
 }
@@ -340,7 +346,7 @@ mod tests {
     use super::{StepPlace, filled};
 
     #[test]
-    fn times_are_rounded_as_python_rounds_them() {
+    fn times_are_rounded_as_in_python() {
         let at = |seconds| {
             let place = StepPlace {
                 number: 3,

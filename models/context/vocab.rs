@@ -3,14 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One position of the context.
+/// One token of the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Token {
     /// An id of the text vocabulary.
     Text(u32),
     /// An id of the vision vocabulary: a code of the codebook or a terminator.
     Vision(u32),
-    /// A place that a row of features takes instead of an embedding, with the text id that stands for it.
+    /// A token whose embedding is a row of features, with the text id that is its placeholder.
     Feature(u32),
 }
 
@@ -27,7 +27,7 @@ impl Token {
         matches!(self, Self::Vision(_))
     }
 
-    /// Whether a row of features stands here.
+    /// Whether its embedding is a row of features.
     pub fn is_feature(self) -> bool {
         matches!(self, Self::Feature(_))
     }

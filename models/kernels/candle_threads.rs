@@ -1,6 +1,7 @@
 //! Keeps candle's own worker threads from starting where a model is trained.
 //!
-//! candle uses them for element-wise operations and quantized matrices. They wait for one another in loops that\n//! never sleep (`candle-core` 0.11, `utils.rs`, `BarrierGuard`) and so take
+//! candle uses them for element-wise operations and quantized matrices. They wait for one another in loops that
+//! never sleep (`candle-core` 0.11, `utils.rs`, `BarrierGuard`) and so take
 //! the cores from the threads that compute: a small decoder trains nearly twice as fast without them. Quantized
 //! matrices are multiplied by them alone (`QMatMul`), so whoever answers questions needs them.
 
@@ -9,7 +10,8 @@ const N_THREADS: &str = "CANDLE_NUM_THREADS";
 
 /// Makes candle work on the calling thread, unless the user has set [`N_THREADS`].
 ///
-/// To be called before another thread is started: with other threads, which could be reading the environment, it\n/// does nothing.
+/// To be called before another thread is started: with other threads, which could be reading the environment, it
+/// does nothing.
 pub fn start_none() {
     let is_set = std::env::var_os(N_THREADS).is_some();
     if !is_set && is_alone() {

@@ -74,7 +74,8 @@ impl QuantizedMatrix {
     }
 
     /// # Errors
-    /// `Compute` for a weight that is NaN or infinite: candle's integer product would hide it, while ours propagates it\n    /// to the check that names the layer.
+    /// `Compute` for a weight that is NaN or infinite: candle's integer product would hide it, while ours propagates it
+    /// to the check that names the layer.
     fn copied(&self) -> Result<QMatMul> {
         let bytes = self.bytes.as_bytes();
         if !self.is_finite() {

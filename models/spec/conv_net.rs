@@ -1,4 +1,4 @@
-//! Convolutional networks, as a list of layers: LeNet, AlexNet, VGG, ResNet.
+//! Convolutional networks as lists of layers: LeNet, AlexNet, VGG, ResNet.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,102 +11,102 @@ use crate::error::{Error, Kind, Result};
 pub struct ConvNetSpec {
     /// Channels of a picture.
     pub num_channels: usize,
-    /// Added to the variance of a batch norm.
+    /// The ε of batch norms.
     #[serde(default = "default_norm_eps")]
     pub norm_eps: f64,
-    /// What happens to a picture, one after another.
+    /// The layers, in order.
     pub layers: Vec<ConvLayer>,
 }
 
-/// PyTorch's `BatchNorm2d`.
+/// The default of PyTorch's `BatchNorm2d`.
 fn default_norm_eps() -> f64 {
     1e-5
 }
 
-/// One layer; `name` is that of its tensors.
+/// One layer; `name` is the prefix of its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "layer", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ConvLayer {
-    /// A convolution, and the batch norm behind it.
+    /// A convolution, and the batch norm after it.
     Conv {
-        /// Of its tensors.
+        /// Prefix of its tensors.
         name: String,
-        /// Channels that come out.
+        /// Output channels.
         out: usize,
         /// Side of the kernel.
         kernel: usize,
-        /// Pixels from one output to the next.
+        /// The stride.
         #[serde(default = "one")]
         stride: usize,
-        /// Zeros on every side.
+        /// Zero padding on every side.
         #[serde(default)]
         padding: usize,
         /// Whether it has a bias.
         #[serde(default)]
         bias: bool,
-        /// The batch norm's tensors, where there is one.
+        /// Prefix of the batch norm's tensors, where there is one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         norm: Option<String>,
     },
-    /// A function of each number.
+    /// An activation function.
     Activation {
-        /// Which.
+        /// The function.
         act: HiddenAct,
     },
-    /// Squares of pixels become one.
+    /// A pooling layer.
     Pool {
-        /// How.
+        /// The kind of pooling.
         kind: Pool,
-        /// Side of a square.
+        /// Side of the window.
         size: usize,
-        /// Pixels from one to the next.
+        /// The stride.
         stride: usize,
-        /// Pixels on every side that are not there.
+        /// Padding on every side.
         #[serde(default)]
         padding: usize,
     },
-    /// Any picture becomes a square of means (PyTorch's `AdaptiveAvgPool2d`).
+    /// Average pooling to a fixed size (PyTorch's `AdaptiveAvgPool2d`).
     AdaptivePool {
-        /// Side of the square.
+        /// Side of the output.
         side: usize,
     },
-    /// What a block makes of its input is added to it (arXiv 1512.03385).
+    /// A residual block (arXiv 1512.03385).
     Residual {
-        /// Of its tensors.
+        /// Prefix of its tensors.
         name: String,
         /// The block.
         block: Residual,
     },
-    /// Residual blocks in stages, from each of which to the next the picture is halved; the output of stage N has
+    /// Stages of residual blocks, each of half the resolution of the one before; the output of stage N has
     /// the name `stageN`.
     Stages {
         /// Of its tensors: `{name}.{stage}.{block}`.
         name: String,
-        /// What the blocks are.
+        /// The kind of blocks.
         kind: ResidualKind,
         /// Channels of each stage.
         widths: Vec<usize>,
         /// Blocks of each stage.
         depths: Vec<usize>,
-        /// The first stage halves as well.
+        /// Whether the first stage halves the resolution too.
         #[serde(default)]
         first_halves: bool,
         /// As [`Residual::stride_in_first`].
         #[serde(default)]
         stride_in_first: bool,
     },
-    /// What is here can be asked for by this name.
+    /// Names the output of the layer before it.
     Tap {
         /// The name.
         name: String,
     },
-    /// Channel by channel, one row of numbers.
+    /// Flattens the feature map, channel by channel.
     Flatten,
-    /// A matrix with a bias.
+    /// A linear layer with a bias.
     Linear {
-        /// Of its tensors.
+        /// Prefix of its tensors.
         name: String,
-        /// Numbers that come out; as many as the matrix has rows when absent.
+        /// Output size; the number of rows of the stored matrix when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         out: Option<usize>,
     },
@@ -116,17 +116,17 @@ fn one() -> usize {
     1
 }
 
-/// What becomes of a square of pixels.
+/// The kind of pooling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pool {
-    /// The largest.
+    /// The maximum.
     Max,
-    /// The mean; pixels that are not there are zeros.
+    /// The mean, padding counted as zeros.
     Mean,
 }
 
-/// The convolutions of a residual block, each with its batch norm.
+/// The kind of a residual block; each of its convolutions has a batch norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResidualKind {
@@ -136,17 +136,17 @@ pub enum ResidualKind {
     Bottleneck,
 }
 
-/// A residual block. Its input goes through a 1×1 convolution of its own where the sizes differ.
+/// A residual block; its shortcut is a 1×1 convolution where the sizes differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Residual {
     /// Its convolutions.
     pub kind: ResidualKind,
-    /// Channels that come out.
+    /// Output channels.
     pub out: usize,
-    /// Pixels from one output to the next.
+    /// The stride.
     pub stride: usize,
-    /// The stride of a bottleneck is in its first convolution, as in the paper, and not in its second ("v1.5").
+    /// Whether a bottleneck's stride is in its first convolution, as in the paper, instead of its second ("v1.5").
     #[serde(default)]
     pub stride_in_first: bool,
 }
@@ -154,16 +154,16 @@ pub struct Residual {
 /// A convolution of a residual block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResidualConv {
-    /// Channels that come out.
+    /// Output channels.
     pub out: usize,
     /// Side of the kernel.
     pub kernel: usize,
-    /// Pixels from one output to the next.
+    /// The stride.
     pub stride: usize,
 }
 
 impl Residual {
-    /// Its convolutions, one after another; there is a ReLU between two.
+    /// Its convolutions in order, with a ReLU between two.
     pub fn convs(self) -> Vec<ResidualConv> {
         let conv = |out, kernel, stride| ResidualConv {
             out,
@@ -187,7 +187,7 @@ impl Residual {
 }
 
 impl ConvNetSpec {
-    /// The layers, with stages as the blocks that they stand for.
+    /// The layers, with stages replaced by their blocks.
     ///
     /// # Errors
     /// As [`ConvNetSpec::validate`].
@@ -196,7 +196,7 @@ impl ConvNetSpec {
         Ok(self.layers.iter().flat_map(ConvLayer::unfolded).collect())
     }
 
-    /// The same without what makes a grid of features to one row: the encoder of a network that names what it sees.
+    /// The network without its classification head: the encoder, whose output is a feature map.
     pub fn grid(mut self) -> Self {
         let is_behind = |layer: &ConvLayer| {
             matches!(
@@ -238,7 +238,7 @@ impl ConvNetSpec {
     }
 
     /// # Errors
-    /// `BadInput` for sizes that are none, naming the layer.
+    /// `BadInput` for invalid sizes, naming the layer.
     pub fn validate(&self) -> Result<()> {
         super::in_range("num_channels", self.num_channels)?;
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
@@ -259,7 +259,7 @@ impl ConvNetSpec {
 pub struct Convolution {
     /// Channels that go in.
     pub inputs: usize,
-    /// Channels that come out.
+    /// Output channels.
     pub out: usize,
     /// Side of the kernel.
     pub kernel: usize,
@@ -422,7 +422,7 @@ impl ConvLayer {
 }
 
 /// # Errors
-/// `BadInput` for a side, or a number of layers, that is none.
+/// `BadInput` for a value outside the range.
 fn small(at: &str, key: &str, value: usize) -> Result<()> {
     let most = super::MAX_LAYERS;
     if (1..=most).contains(&value) {
@@ -433,7 +433,7 @@ fn small(at: &str, key: &str, value: usize) -> Result<()> {
 }
 
 /// # Errors
-/// `BadInput` for more padding than something of `size` reaches over.
+/// `BadInput` for padding that is not smaller than the window of `size`.
 fn padded(at: &str, padding: usize, size: usize) -> Result<()> {
     if padding < size {
         return Ok(());
@@ -444,7 +444,7 @@ fn padded(at: &str, padding: usize, size: usize) -> Result<()> {
 }
 
 /// # Errors
-/// `BadInput` for a bottleneck whose channels are not four times a number.
+/// `BadInput` for a bottleneck whose channels are not a multiple of four.
 fn whole_quarters(at: &str, kind: ResidualKind, out: usize) -> Result<()> {
     if kind == ResidualKind::Basic || out.is_multiple_of(4) {
         return Ok(());

@@ -1,19 +1,19 @@
-//! Encoders of pictures and of texts: stacks of transformer blocks with what stands
-//! before and behind them.
+//! Encoders of pictures and of texts: stacks of transformer blocks, with the layers
+//! before and after them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
-/// The activation of a feed-forward layer, by the names of Hugging Face's `hidden_act`.
+/// Activation functions, by the names of Hugging Face's `hidden_act`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HiddenAct {
     /// `max(x, 0)`.
     Relu,
-    /// With the error function.
+    /// GELU with the error function.
     Gelu,
-    /// By a hyperbolic tangent.
+    /// GELU, tanh approximation.
     #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new", alias = "gelu_fast")]
     GeluTanh,
     /// `x σ(1.702 x)`.
@@ -25,7 +25,7 @@ pub enum HiddenAct {
     Tanh,
 }
 
-/// How rows are normalized.
+/// The kind of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
@@ -48,35 +48,35 @@ pub struct EncoderSpec {
     pub num_hidden_layers: usize,
     /// Heads, which divide `hidden_size`.
     pub num_attention_heads: usize,
-    /// Between the two matrices of the feed-forward layer.
+    /// The activation function of the feed-forward layer.
     pub hidden_act: HiddenAct,
-    /// Which norm stands before each layer.
+    /// The norm before each layer.
     #[serde(default)]
     pub norm: NormKind,
-    /// Added to the variance, or to the mean square.
+    /// The ε of the norm.
     pub layer_norm_eps: f64,
-    /// Query, key and value have biases.
+    /// Whether query, key and value have biases.
     pub qkv_bias: bool,
-    /// Query, key and value are one matrix.
+    /// Whether query, key and value are one matrix.
     #[serde(default)]
     pub fused_qkv: bool,
-    /// The feed-forward layer has a third matrix, by whose activated rows those of the first are multiplied
+    /// Whether the feed-forward layer is gated: `down(act(gate(x)) · up(x))`
     /// (arXiv 2002.05202).
     #[serde(default)]
     pub gated: bool,
-    /// That third matrix stands in one with the first, before it (DINOv2 giant).
+    /// Whether gate and up are one matrix, gate first (DINOv2 giant).
     #[serde(default)]
     pub fused_gate: bool,
-    /// Rows of queries and keys, all heads of a row together, are divided by the root of their mean square (InternViT
+    /// Whether queries and keys have an RMSNorm, over all heads together (InternViT
     /// 6B, arXiv 2312.14238).
     #[serde(default)]
     pub qk_norm: bool,
-    /// What a layer adds is multiplied, channel by channel (CaiT, arXiv 2103.17239).
+    /// Whether layers have a learned scale per channel, LayerScale (CaiT, arXiv 2103.17239).
     #[serde(default)]
     pub layer_scale: bool,
 }
 
-/// What one vector of a picture is made of.
+/// How a picture's vector is pooled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VisionPool {
@@ -84,7 +84,7 @@ pub enum VisionPool {
     Class,
     /// Attention of one learned query over all tokens, and a feed-forward layer (SigLIP).
     Attention,
-    /// Class token and mean of the patches, side by side (DINOv2).
+    /// Class token and mean of the patch tokens, concatenated (DINOv2).
     ClassAndMean,
 }
 
@@ -96,38 +96,38 @@ pub struct VitSpec {
     pub image_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
-    /// The patches' matrix has a bias.
+    /// Whether the patch embedding has a bias.
     pub patch_bias: bool,
-    /// A learned token stands before the patches.
+    /// Whether there is a class token, before the patches.
     pub class_token: bool,
-    /// A norm stands before the blocks (CLIP).
+    /// Whether there is a norm before the blocks (CLIP).
     #[serde(default)]
     pub pre_norm: bool,
-    /// A norm stands behind the blocks.
+    /// Whether there is a norm after the blocks.
     pub post_norm: bool,
-    /// How one vector is made; absent where only the tokens are used.
+    /// How a vector is pooled; absent where only the tokens are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<VisionPool>,
     /// The blocks.
     pub encoder: EncoderSpec,
 }
 
-/// A vision transformer over pictures, or pairs of frames, of any size: rotary positions in two dimensions.
+/// A vision transformer over pictures, or pairs of frames, of any size, with RoPE in two dimensions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NativeVitSpec {
     /// Side of a patch in pixels.
     pub patch_size: usize,
-    /// Frames of a patch.
+    /// Frames per patch.
     pub temporal_patch_size: usize,
-    /// The patches' matrix has a bias.
+    /// Whether the patch embedding has a bias.
     pub patch_bias: bool,
-    /// RoPE base of the patches' lines and columns.
+    /// RoPE theta of the patches' rows and columns.
     pub rope_theta: f64,
-    /// Learned positions of a square grid, interpolated to that of the picture.
+    /// Number of learned positions of a square grid, interpolated to the picture's grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_position_embeddings: Option<usize>,
-    /// Most blocks attend within windows; all of them to the whole picture when absent.
+    /// Windowed attention of most blocks; when absent, all blocks attend to the whole picture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub windows: Option<WindowsSpec>,
     /// The blocks.
@@ -144,13 +144,13 @@ pub struct WindowsSpec {
     pub full_attention_blocks: Vec<usize>,
 }
 
-/// Where a text's vector is taken from.
+/// How a text's vector is pooled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TextPool {
-    /// The token that ends the text.
+    /// The end-of-text token.
     End,
-    /// The last token, pads included.
+    /// The last token, padding included.
     Last,
 }
 
@@ -158,22 +158,22 @@ pub enum TextPool {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextEncoderSpec {
-    /// Ids.
+    /// Size of the vocabulary.
     pub vocab_size: usize,
-    /// Most tokens of a text.
+    /// Maximum tokens of a text.
     pub max_position_embeddings: usize,
-    /// A token sees no later one.
+    /// Whether attention is causal.
     pub causal: bool,
-    /// Where the vector is taken from.
+    /// How the vector is pooled.
     pub pool: TextPool,
     /// The id that ends a text. CLIP's old configurations say 2 and mean the largest id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eos_token_id: Option<u32>,
-    /// Every text is filled up with this id to the last position, as the model was trained (SigLIP);
-    /// absent where a text stands alone. A tokenizer that names its pad goes before.
+    /// The id with which every text is padded to the last position, as in training (SigLIP);
+    /// absent where texts are not padded. A padding token named by the tokenizer takes precedence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
-    /// The projection has a bias.
+    /// Whether the projection has a bias.
     #[serde(default)]
     pub projection_bias: bool,
     /// The blocks.
@@ -186,19 +186,19 @@ pub struct TextEncoderSpec {
 pub struct DualEncoderSpec {
     /// Channels of the vectors that are compared.
     pub embedding_size: usize,
-    /// A picture's vector is projected.
+    /// Whether a picture's vector is projected.
     pub vision_projection: bool,
-    /// A learned number is added to the scaled cosine.
+    /// Whether there is a learned logit bias.
     pub logit_bias: bool,
-    /// Of pictures.
+    /// The picture encoder.
     pub vision: VitSpec,
-    /// Of texts.
+    /// The text encoder.
     pub text: TextEncoderSpec,
 }
 
 impl EncoderSpec {
     /// # Errors
-    /// `BadInput` for sizes that are none, or heads that do not divide the width.
+    /// `BadInput` for invalid sizes, or heads that do not divide the width.
     pub fn validate(&self, name: &str) -> Result<()> {
         let sizes = [
             ("hidden_size", self.hidden_size),
@@ -231,7 +231,7 @@ impl VitSpec {
     }
 
     /// # Errors
-    /// `BadInput` for sizes that are none, or a pool without the token that it needs.
+    /// `BadInput` for invalid sizes, or a pool without the class token that it needs.
     pub fn validate(&self, name: &str) -> Result<()> {
         self.encoder.validate(&format!("{name}.encoder"))?;
         super::in_range(&format!("{name}.image_size"), self.image_size)?;
@@ -248,7 +248,7 @@ impl VitSpec {
         );
         if needs_class && !self.class_token {
             return Err(bad(format!(
-                "{name}.pool takes the class token, which {name}.class_token says is not there"
+                "{name}.pool needs a class token, expected {name}.class_token to be true"
             )));
         }
         Ok(())
@@ -256,7 +256,7 @@ impl VitSpec {
 }
 
 impl NativeVitSpec {
-    /// Numbers of one patch.
+    /// Numbers per patch.
     pub fn patch_len(&self) -> usize {
         3 * self.temporal_patch_size * self.patch_size * self.patch_size
     }
@@ -268,7 +268,7 @@ impl NativeVitSpec {
     }
 
     /// # Errors
-    /// `BadInput` for sizes that are none, or heads whose channels are not two for each of a line and a column.
+    /// `BadInput` for invalid sizes, or heads whose channels are not a multiple of four (pairs for row and column).
     pub fn validate(&self, name: &str) -> Result<()> {
         self.encoder.validate(&format!("{name}.encoder"))?;
         super::in_range(&format!("{name}.patch_size"), self.patch_size)?;
@@ -297,7 +297,7 @@ impl NativeVitSpec {
 
 impl DualEncoderSpec {
     /// # Errors
-    /// As those of its parts.
+    /// As the parts'.
     pub fn validate(&self) -> Result<()> {
         self.vision.validate("vision")?;
         self.text.encoder.validate("text.encoder")?;

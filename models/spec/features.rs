@@ -1,4 +1,4 @@
-//! Systems that give a language model features of pictures in place of embeddings.
+//! Vision-language systems, in which features of pictures stand in a decoder's context in place of embeddings.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,43 +9,43 @@ use super::{
 };
 use crate::error::{Error, Kind, Result};
 
-/// Most patches along a side of the square that becomes one.
+/// Maximum stride of a pooling step.
 const STRIDE_MAX: usize = 1024;
 
-/// A vision encoder, a connector, and a decoder in whose context the features stand (LLaVA, arXiv 2310.03744).
+/// A vision encoder, a connector, and a decoder that reads the features (LLaVA, arXiv 2310.03744).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionLanguageSpec {
-    /// The text id that stands for one row of a picture's features.
+    /// The text id that marks one feature row of a picture.
     pub image_token_id: u32,
-    /// The one for a video's, where it is another.
+    /// The id for a video's feature rows, where it differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub video_token_id: Option<u32>,
-    /// How that of a picture is written where the tokenizer does not know it; its id is then the tokenizer's next.
+    /// The text of the picture id where the tokenizer does not know it; it is then added at the next free id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_token: Option<String>,
-    /// Where the features of a video stand.
+    /// Where the features of a video are placed.
     #[serde(default)]
     pub placement: Placement,
-    /// The chat template (`context/templates`) of folders that have none.
+    /// The chat template (`context/templates`) for folders without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
-    /// Whether the frames' times are told behind a video, before what is said next (LLaVA-Video).
+    /// Whether a sentence with the frames' times follows a video (LLaVA-Video).
     #[serde(default)]
     pub time_instruction: bool,
-    /// What stands for a video in the words of a message, of models whose chat templates know words only.
+    /// The placeholder of a video in a message, for models whose chat templates support text only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shown_as: Option<String>,
-    /// Pictures to features.
+    /// How pictures become features.
     pub features: FeatureSpec,
-    /// Where tokens stand for a decoder whose positions have three components.
+    /// The rule for positions of three components, where the decoder has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub positions: Option<PositionRule>,
-    /// What reads them.
+    /// The decoder.
     pub decoder: DecoderSpec,
 }
 
-/// What a decoder reads in place of embeddings, and at which ids.
+/// The vision part of a system: features and their ids.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionSpec {
@@ -57,10 +57,10 @@ pub struct VisionSpec {
     /// As [`VisionLanguageSpec::image_token`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_token: Option<String>,
-    /// Where the features of a video stand.
+    /// Where the features of a video are placed.
     #[serde(default)]
     pub placement: Placement,
-    /// The chat template (`context/templates`) of folders that have none.
+    /// The chat template (`context/templates`) for folders without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
     /// As [`VisionLanguageSpec::time_instruction`].
@@ -69,7 +69,7 @@ pub struct VisionSpec {
     /// As [`VisionLanguageSpec::shown_as`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shown_as: Option<String>,
-    /// Pictures to features.
+    /// How pictures become features.
     pub features: FeatureSpec,
     /// As [`VisionLanguageSpec::positions`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,7 +77,7 @@ pub struct VisionSpec {
 }
 
 impl VisionLanguageSpec {
-    /// The decoder, and what it reads.
+    /// Splits into decoder and vision part.
     pub fn into_parts(self) -> (DecoderSpec, VisionSpec) {
         let Self {
             image_token_id,
@@ -106,41 +106,41 @@ impl VisionLanguageSpec {
     }
 }
 
-/// Time, height and width of what stands in a context. Text has one number for all three; a picture's are its
-/// line and its column, from where the text ended.
+/// How positions of three components (time, height, width) are assigned. Text has one number for all three; a picture's are
+/// rows and columns, starting at the position after the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
 pub enum PositionRule {
-    /// Steps of a video are counted (Qwen2-VL, arXiv 2409.12191).
+    /// Steps of a video count up (Qwen2-VL, arXiv 2409.12191).
     Counted {
-        /// Where the text goes on.
+        /// Where text continues.
         #[serde(default)]
         after_video: AfterVideo,
     },
-    /// Steps of a video stand at their time (Qwen2.5-VL, arXiv 2502.13923).
+    /// Steps of a video have positions proportional to their time (Qwen2.5-VL, arXiv 2502.13923).
     Timed {
-        /// Positions of one second.
+        /// Positions per second.
         tokens_per_second: u32,
-        /// Where the text goes on.
+        /// Where text continues.
         #[serde(default)]
         after_video: AfterVideo,
     },
-    /// Every step of a video is a picture; text between them says when it was (Qwen3-VL).
+    /// Every step of a video is a picture, and text between them states its time (Qwen3-VL).
     Steps,
 }
 
-/// Where text goes on behind a video.
+/// Where text continues after a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AfterVideo {
-    /// Behind its highest component: transformers 4.49, which the model came with.
+    /// After its highest component: transformers 4.49, with which the model was released.
     #[default]
     Highest,
-    /// Behind the longer side of its grid, inside its time where it is longer: transformers 5.
+    /// After the longer side of its grid, even if its time component is higher: transformers 5.
     Side,
 }
 
-/// How pictures become rows of features.
+/// How pictures become features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tower", rename_all = "snake_case")]
 pub enum FeatureSpec {
@@ -150,15 +150,15 @@ pub enum FeatureSpec {
     Native(NativeSpec),
 }
 
-/// How a picture, or a pair of frames, of any size becomes rows of features.
+/// How a picture, or a pair of frames, of any size becomes features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NativeSpec {
     /// The encoder.
     pub vision: NativeVitSpec,
-    /// What is done with its tokens, which come in squares of four.
+    /// The connector, for tokens in squares of 2×2.
     pub connector: Vec<ConnectorStep>,
-    /// What deeper layers of the decoder get.
+    /// Features for deeper layers of the decoder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deepstack: Option<DeepstackSpec>,
 }
@@ -167,48 +167,48 @@ pub struct NativeSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeepstackSpec {
-    /// Behind which blocks of the encoder they are taken, by number, in order.
+    /// The encoder blocks after which they are taken, rising.
     pub blocks: Vec<usize>,
-    /// What is done with each, under `deepstack.N`.
+    /// The connector of each, with tensors under `deepstack.N`.
     pub connector: Vec<ConnectorStep>,
 }
 
-/// How a square picture becomes rows of features.
+/// How a square picture becomes features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SquareSpec {
     /// The encoder.
     pub vision: VitSpec,
-    /// Behind which block its tokens are taken; −1 is the last, 0 is before the first.
+    /// The block after which tokens are taken; −1 is the last, 0 is before the first.
     pub vision_feature_layer: i64,
-    /// Which of its tokens.
+    /// Which tokens are taken.
     pub vision_feature_select_strategy: Select,
-    /// The norm behind the blocks is applied to them.
+    /// Whether the final norm is applied to them.
     #[serde(default)]
     pub vision_feature_norm: bool,
-    /// What is done with them then, step after step.
+    /// The connector.
     pub connector: Vec<ConnectorStep>,
-    /// Where a learned row stands among those of a video.
+    /// Where the learned newline row is inserted in a video.
     #[serde(default)]
     pub video_newline: Newline,
 }
 
-/// Where a learned row stands in a video: `mm_newline_position` of LLaVA-NeXT's code.
+/// Where the learned newline row is inserted in a video: `mm_newline_position` of LLaVA-NeXT's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Newline {
     /// Nowhere.
     #[default]
     None,
-    /// Behind the last frame (LLaVA-OneVision, arXiv 2408.03326).
+    /// After the last frame (LLaVA-OneVision, arXiv 2408.03326).
     End,
-    /// Behind every frame.
+    /// After every frame.
     Frame,
-    /// Behind every line of every frame's grid (LLaVA-Video, arXiv 2410.02713).
+    /// After every row of every frame's grid (LLaVA-Video, arXiv 2410.02713).
     Grid,
 }
 
-/// Which tokens of an encoder are features.
+/// Which tokens of an encoder are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Select {
@@ -218,11 +218,11 @@ pub enum Select {
     Full,
 }
 
-/// One step between an encoder and a decoder; `name` is that of its tensors under `connector`.
+/// One step of a connector; `name` is the prefix of its tensors under `connector`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ConnectorStep {
-    /// A matrix.
+    /// A linear layer.
     Linear {
         /// Of its tensors.
         name: String,
@@ -246,37 +246,37 @@ pub enum ConnectorStep {
         /// Added to the variance, or to the mean square.
         eps: f64,
     },
-    /// Squares of four patches become one row, their channels side by side.
+    /// Merges squares of 2×2 patches into one row by concatenating channels.
     Merge {
-        /// How the four and their squares are ordered.
+        /// The order within and of the squares.
         order: MergeOrder,
     },
-    /// Fewer patches along each side.
+    /// Pooling to a smaller grid.
     Pool {
-        /// How several become one.
+        /// The kind of pooling.
         #[serde(default)]
         mode: PoolMode,
-        /// How many times fewer.
+        /// The factor per side.
         #[serde(default = "two")]
         stride: usize,
     },
 }
 
-/// How squares of patches become one: `mm_spatial_pool_mode` of LLaVA-NeXT's code.
+/// The kind of pooling: `mm_spatial_pool_mode` of LLaVA-NeXT's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolMode {
-    /// Interpolated between the nearest four; a side that is no multiple is rounded up.
+    /// Bilinear interpolation; a side that is not a multiple of the stride is rounded up.
     #[default]
     Bilinear,
-    /// Their mean; a side that is no multiple loses its last patches.
+    /// The mean; a side that is not a multiple loses its last patches.
     Average,
-    /// The largest, likewise.
+    /// The maximum, likewise.
     Max,
 }
 
 impl PoolMode {
-    /// The side of what comes out of a grid of this side.
+    /// The side of the output for a grid of side `grid`.
     pub fn side(self, grid: usize, stride: usize) -> usize {
         match self {
             Self::Bilinear => grid.div_ceil(stride.max(1)),
@@ -289,27 +289,28 @@ fn two() -> usize {
     2
 }
 
-/// How squares of 2×2 patches are merged; a grid of odd side gets zeros on the far sides.
+/// How squares of 2×2 patches are merged; a grid of odd side is zero-padded at the right and bottom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MergeOrder {
-    /// Line by line, in the square and over the grid (VILA, and InternVL's pixel shuffle).
+    /// Row-major within the square and over the grid (VILA, and InternVL's pixel shuffle).
     Rows,
-    /// Line by line in the square, column by column over the grid (VILA 1.5's first code).
+    /// Row-major within the square, column-major over the grid (VILA 1.5's first code).
     Transposed,
-    /// As they come: four rows that follow one another become one (Qwen2-VL).
+    /// In the given order: four consecutive rows become one (Qwen2-VL).
     Given,
 }
 
 impl VisionSpec {
     /// # Errors
-    /// `BadInput` for what the parts do not allow, or parts that do not fit the decoder.
+    /// `BadInput` for invalid parts, or parts that do not fit the decoder.
     pub fn validate(&self, decoder: &DecoderSpec) -> Result<()> {
         self.features.validate()?;
         let (given, read) = (self.features.rows_deep(), 1 + decoder.deepstack_layers);
         if given != read {
-            let message =
-                format!("the encoder gives {given} rows a place, the decoder reads {read}");
+            let message = format!(
+                "the encoder gives {given} rows per feature token, the decoder reads {read}"
+            );
             return Err(Error::new(Kind::BadInput, message));
         }
         if self.positions.is_some() != decoder.mrope.is_some() {
@@ -321,7 +322,7 @@ impl VisionSpec {
 }
 
 impl FeatureSpec {
-    /// Rows that stand side by side at one place of the context: one, and those of deeper layers.
+    /// Rows per feature token: one, and those for deeper layers.
     pub fn rows_deep(&self) -> usize {
         match self {
             Self::Square(_) => 1,
@@ -329,7 +330,7 @@ impl FeatureSpec {
         }
     }
 
-    /// Learned rows that stand behind a video.
+    /// Learned rows after a video.
     pub fn newlines(&self) -> usize {
         match self {
             Self::Square(spec) => usize::from(spec.video_newline == Newline::End),
@@ -337,7 +338,7 @@ impl FeatureSpec {
         }
     }
 
-    /// Rows of features of one picture; `None` where they follow from its size.
+    /// Feature rows of one picture; `None` where they depend on its size.
     pub fn rows(&self) -> Option<usize> {
         match self {
             Self::Square(spec) => Some(spec.rows()),
@@ -346,7 +347,7 @@ impl FeatureSpec {
     }
 
     /// # Errors
-    /// `BadInput` for what the parts do not allow.
+    /// `BadInput` for invalid parts.
     pub fn validate(&self) -> Result<()> {
         match self {
             Self::Square(spec) => spec.validate(),
@@ -357,7 +358,7 @@ impl FeatureSpec {
 
 impl NativeSpec {
     /// # Errors
-    /// `BadInput` for what the parts do not allow.
+    /// `BadInput` for invalid parts.
     pub fn validate(&self) -> Result<()> {
         self.vision.validate("vision")?;
         let all = self.vision.encoder.num_hidden_layers;
@@ -373,10 +374,10 @@ impl NativeSpec {
 }
 
 impl SquareSpec {
-    /// Blocks of the encoder that are run.
+    /// Number of encoder blocks that are run.
     ///
     /// # Errors
-    /// `BadInput` when it has not so many.
+    /// `BadInput` when the encoder has fewer.
     pub fn blocks(&self) -> Result<usize> {
         let all = self.vision.encoder.num_hidden_layers as i64;
         let layer = self.vision_feature_layer;
@@ -388,7 +389,7 @@ impl SquareSpec {
         Err(Error::new(Kind::BadInput, message))
     }
 
-    /// Rows of features of one picture, those that are learned included.
+    /// Feature rows of one picture, newline rows included.
     pub fn rows(&self) -> usize {
         let rows = self.pooled();
         match self.video_newline {
@@ -398,7 +399,7 @@ impl SquareSpec {
         }
     }
 
-    /// Rows of features of one picture behind the connector.
+    /// Feature rows of one picture after the connector.
     fn pooled(&self) -> usize {
         let class = match self.vision_feature_select_strategy {
             Select::Default => 1,
@@ -415,7 +416,7 @@ impl SquareSpec {
     }
 
     /// # Errors
-    /// `BadInput` for what the parts do not allow.
+    /// `BadInput` for invalid parts.
     pub fn validate(&self) -> Result<()> {
         self.vision.validate("vision")?;
         self.blocks()?;

@@ -1,7 +1,7 @@
-//! Which frames of a video a model is shown: the rules of the models' own processors, number for number.
+//! Which frames of a video a model is shown: the rules of the models' own processors, exact to the frame.
 //!
-//! Rules count frames at a constant rate. Where frames come at varying times, [`nearest`] turns the
-//! numbers into frames at those times; at a constant rate it changes nothing.
+//! Rules assume a constant frame rate. For a variable frame rate, [`nearest`] maps the
+//! numbers to the frames nearest to those times; at a constant rate it changes nothing.
 
 use std::fmt;
 
@@ -10,60 +10,60 @@ use serde::Deserialize;
 use super::processor::{Medium, ProcessorFolder, processor_json};
 use crate::error::{Context, Error, Kind, Result};
 
-/// Numbers that PyTorch's `arange` computes from one base (`RangeFactoriesKernel.cpp`, 8 lanes of f32).
+/// Numbers that PyTorch's `arange` computes from one base: 8 lanes of f32 (`RangeFactoriesKernel.cpp`).
 const LANES: usize = 8;
 
-/// The latest time that is counted with before a video is seen, in seconds.
+/// The latest time that a plan assumes, in seconds.
 pub const TIME_MAX: f64 = 99_999.99;
 
-/// Most frames that are chosen of one video.
+/// Maximum frames chosen from one video.
 const FRAMES_MAX: usize = 1 << 24;
 
-/// How `n` of `total` frames are spread.
+/// How `n` of `total` frames are distributed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spread {
     /// `i · total / n` in f32, truncated: Qwen2-VL and Qwen2.5-VL in transformers.
     Steps,
-    /// The same from the middle of the first step: InternVL.
+    /// As `Steps`, from the middle of the first step: InternVL.
     Middles,
     /// `⌊i · total / n⌋`, exactly: transformers where a model has no rule, LLaVA-OneVision among them.
     Shares,
-    /// From the first to the last, rounded, halves to even: Qwen3-VL, and qwen-vl-utils.
+    /// Evenly from the first to the last, rounded half to even: Qwen3-VL, and qwen-vl-utils.
     EndsRounded,
-    /// From the first to the last, truncated: LLaVA's own code, VILA, LWM.
+    /// Evenly from the first to the last, truncated: LLaVA's own code, VILA, LWM.
     EndsTruncated,
-    /// Every frame that lies a rounded number of frames behind the one before; where these are
-    /// more than the largest number, that many from the first to the last: LLaVA-Video's own code.
+    /// Every frame at a rounded constant stride; where these are
+    /// more than the maximum, that many evenly from the first to the last: LLaVA-Video's own code.
     Stride,
 }
 
-/// How many frames.
+/// The number of frames.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Count {
-    /// So many.
+    /// A fixed number.
     Frames(usize),
-    /// So many per second.
+    /// A number per second.
     PerSecond(f64),
 }
 
-/// A rule with its numbers; the largest and the smallest are a processor's own caps, which a user may lift.
+/// A rule with its numbers; minimum and maximum are the processor's own caps, which a user may lift.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FrameChoice {
-    /// How they are spread.
+    /// The distribution.
     pub spread: Spread,
-    /// How many.
+    /// The number.
     pub count: Count,
-    /// At least so many for a rate.
+    /// Minimum for a rate.
     pub min_frames: usize,
-    /// At most so many for a rate.
+    /// Maximum for a rate.
     pub max_frames: usize,
-    /// Frames of one temporal patch: Qwen2-VL takes a multiple of it.
+    /// Frames per temporal patch: Qwen2-VL takes a multiple of it.
     pub multiple_of: usize,
 }
 
 /// The keys of a video processor's file.
 #[derive(Debug, Default, Deserialize)]
-struct File {
+struct FrameChoiceFile {
     num_frames: Option<usize>,
     fps: Option<f64>,
     min_frames: Option<usize>,
@@ -75,15 +75,16 @@ impl FrameChoice {
     /// The rule of a model's folder, by `model_type` of its `config.json` (and `force_sample` of
     /// LLaVA-Video's), with the numbers of its video processor.
     ///
-    /// Where the file gives neither a number of frames nor a rate (transformers then takes every frame),
-    /// the one that the model's authors use holds.
+    /// Where the file has neither a number of frames nor a rate (transformers then takes every frame),
+    /// the rule of the model's authors applies.
     ///
     /// # Errors
-    /// When a file cannot be read or has a number that makes no sense.
+    /// When a file cannot be read or has an invalid number.
     pub fn of_folder(folder: &ProcessorFolder) -> Result<Self> {
         let ProcessorFolder { dir, model } = folder;
         let mut usual = Self::of_model(folder.model_type().unwrap_or_default());
         let forced = model.as_ref().and_then(|model| model.force_sample);
+        // LLaVA-Video's `force_sample` turns the cap into the number of frames.
         if forced == Some(true) && usual.spread == Spread::Stride {
             usual.count = Count::Frames(usual.max_frames);
         }
@@ -91,13 +92,13 @@ impl FrameChoice {
             return Ok(usual);
         };
         let doing = || dir.join(name).display().to_string();
-        let file: File = serde_path_to_error::deserialize(json)
+        let file: FrameChoiceFile = serde_path_to_error::deserialize(json)
             .map_err(|e| bad(e.to_string()))
             .doing(doing)?;
         usual.with(&file).checked().doing(doing)
     }
 
-    /// What the authors of a model use.
+    /// The rule of a model's authors.
     pub fn of_model(model_type: &str) -> Self {
         let rate = |spread, per_second, max_frames| Self {
             spread,
@@ -111,6 +112,7 @@ impl FrameChoice {
             ..rate(spread, 1.0, 768)
         };
         match model_type {
+            // Defaults of each model's own code; transformers would take every frame.
             "qwen2_vl" | "qwen2_5_vl" => Self {
                 multiple_of: 2,
                 ..rate(Spread::Steps, 2.0, 768)
@@ -126,7 +128,7 @@ impl FrameChoice {
         }
     }
 
-    fn with(mut self, file: &File) -> Self {
+    fn with(mut self, file: &FrameChoiceFile) -> Self {
         match (file.num_frames, file.fps) {
             (Some(n), _) => self.count = Count::Frames(n),
             (None, Some(fps)) => self.count = Count::PerSecond(fps),
@@ -154,13 +156,13 @@ impl FrameChoice {
         }
     }
 
-    /// The chosen of `total` frames that come `rate` a second, in order.
+    /// The chosen ones of `total` frames at `rate` per second, in order.
     ///
-    /// Where transformers refuses a video (fewer frames than are asked for, or a single one for
+    /// Where transformers refuses a video (fewer frames than requested, or a single one for
     /// Qwen2-VL), all its frames are taken.
     ///
     /// # Errors
-    /// When the video has no frames, or its rate or the rule's numbers make no sense.
+    /// When the video has no frames, or its rate or the rule's numbers are invalid.
     pub fn numbers(&self, total: usize, rate: f64) -> Result<Vec<usize>> {
         self.checked()?;
         if total == 0 || !(rate.is_finite() && rate > 0.0) {
@@ -182,12 +184,13 @@ impl FrameChoice {
         }
     }
 
-    /// How many frames.
+    /// The number of frames.
     fn n(&self, total: usize, rate: f64) -> usize {
         let shown = |wanted: f64| total as f64 / rate * wanted;
         let multiple = self.multiple_of.max(1);
         match (self.spread, self.count) {
             (Spread::Steps, Count::Frames(n)) => {
+                // Python's `round`, as in qwen-vl-utils' `round_by_factor`.
                 let whole = (n as f64 / multiple as f64).round_ties_even() as usize * multiple;
                 whole.clamp(1, total)
             }
@@ -237,7 +240,7 @@ impl Spread {
     }
 }
 
-/// All of `total` frames, or `most` of them from the first to the last, truncated: LWM, at inference and in training.
+/// All of `total` frames, or `most` of them evenly from the first to the last, truncated: LWM, in inference and training.
 pub fn ends_truncated(total: usize, most: usize) -> Vec<usize> {
     match total <= most {
         true => (0..total).collect(),
@@ -247,11 +250,13 @@ pub fn ends_truncated(total: usize, most: usize) -> Vec<usize> {
 
 /// `torch.arange(start, total, step).int()`, with the rounding of its vectors of f32.
 ///
-/// Where rounding makes it one longer, the last would lie behind the video and is left out.
+/// Where rounding makes it one longer, the last number is beyond the video and is left out.
 fn arange(start: f64, total: usize, step: f64) -> Vec<usize> {
     let len = ((total as f64 - start) / step).ceil() as usize;
+    // PyTorch's vectorized loop handles two vectors per iteration; only the remainder is computed in f64.
     let vectors = len / (2 * LANES) * (2 * LANES);
     let at = |i: usize| {
+        // `Vectorized::arange` rounds its base to f32 and then adds lane × step, which changes the last bits.
         let base = match i < vectors {
             true => f64::from((start + step * (i / LANES * LANES) as f64) as f32),
             false => start + step * i as f64,
@@ -265,6 +270,8 @@ fn arange(start: f64, total: usize, step: f64) -> Vec<usize> {
 /// `numpy.linspace(0, total − 1, n)`, rounded.
 fn linspace(total: usize, n: usize, round: fn(f64) -> f64) -> Vec<usize> {
     let last = total - 1;
+    // numpy's `linspace` multiplies the step and sets the last value exactly; its rounding decides which
+    // frame is taken.
     let step = last as f64 / (n.max(2) - 1) as f64;
     let at = |i: usize| match i + 1 == n && n > 1 {
         true => last,
@@ -273,16 +280,16 @@ fn linspace(total: usize, n: usize, round: fn(f64) -> f64) -> Vec<usize> {
     (0..n).map(at).collect()
 }
 
-/// Numbers of frames at a constant rate → frames that stand nearest to those times, the earlier of two.
+/// Frame numbers at a constant rate → the frames nearest to those times, the earlier one on ties.
 ///
-/// `ticks` are the times of all frames, ascending. The rate is that at which as many frames fill the same time.
+/// `ticks` are the times of all frames, rising. The rate is that of as many frames in the same duration.
 pub fn nearest(numbers: &[usize], ticks: &[i64]) -> Vec<usize> {
     let (Some(&first), Some(&end)) = (ticks.first(), ticks.last()) else {
         return Vec::new();
     };
     let steps = (ticks.len() - 1).max(1) as i128;
     let span = i128::from(end) - i128::from(first);
-    // Times are compared in ticks · steps, in which they are whole.
+    // Times are compared in units of ticks / steps, in which all are integers.
     let time = |frame: usize| (i128::from(ticks[frame]) - i128::from(first)) * steps;
     let frame = |&number: &usize| {
         let wanted = number as i128 * span;
@@ -298,9 +305,9 @@ pub fn nearest(numbers: &[usize], ticks: &[i64]) -> Vec<usize> {
     numbers.iter().map(frame).collect()
 }
 
-/// The times of temporal steps of `per_step` frames: the mean of a step's first and last, in seconds.
+/// Times of steps of `per_step` frames, in seconds: the mean of a step's first and last frame.
 ///
-/// The last frame counts as often as its step needs (transformers, `_calculate_timestamps` of Qwen3-VL).
+/// The last frame is repeated to fill its step (transformers, `_calculate_timestamps` of Qwen3-VL).
 pub fn step_times(frame_seconds: &[f64], per_step: usize) -> Vec<f64> {
     let Some(&end) = frame_seconds.last() else {
         return Vec::new();
@@ -319,7 +326,7 @@ pub fn step_times(frame_seconds: &[f64], per_step: usize) -> Vec<f64> {
         .collect()
 }
 
-/// What LLaVA-Video is told about the frames it sees, before the question.
+/// LLaVA-Video's sentence about the frames and their times, before the question.
 pub fn time_instruction(duration_seconds: f64, frame_seconds: &[f64]) -> String {
     let times: Vec<String> = frame_seconds.iter().map(|t| format!("{t:.2}s")).collect();
     format!(
@@ -330,14 +337,14 @@ pub fn time_instruction(duration_seconds: f64, frame_seconds: &[f64]) -> String 
     )
 }
 
-/// Most characters of [`time_instruction`] for `n` frames, of a video shorter than a day and more.
+/// Maximum characters of [`time_instruction`] for `n` frames, with times up to [`TIME_MAX`].
 pub fn time_instruction_len(n: u64) -> u64 {
     let around = time_instruction(TIME_MAX, &[]).len() + n.to_string().len();
     n.saturating_mul(one_time().len() as u64)
         .saturating_add(around as u64)
 }
 
-/// The longest of the times in [`time_instruction`] that are counted with, and its comma.
+/// The longest time in [`time_instruction`] that a plan assumes, with its comma.
 pub fn one_time() -> String {
     format!("{TIME_MAX:.2}s,")
 }

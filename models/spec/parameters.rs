@@ -1,4 +1,4 @@
-//! Numbers of an encoder and its connector, for a plan that has a specification and no weights.
+//! Parameter counts of an encoder and its connector, for plans without weights.
 
 use super::{
     conv_net::{ConvNetSpec, Convolution},
@@ -10,7 +10,7 @@ use super::{
 use crate::error::Result;
 
 impl FeatureSpec {
-    /// Numbers of encoder and connector, for a decoder of `hidden` channels.
+    /// Number of parameters of encoder and connector, for a decoder of `hidden` channels.
     pub fn parameters(&self, hidden: usize) -> usize {
         match self {
             Self::Square(spec) => square(spec, hidden),
@@ -84,7 +84,7 @@ fn native(spec: &NativeSpec) -> usize {
     native_vit(&spec.vision) + connector(&spec.connector, width) + deep.sum::<usize>()
 }
 
-/// A matrix, and its bias.
+/// Parameters of a linear layer.
 fn matrix(inputs: usize, outputs: usize, bias: bool) -> usize {
     inputs * outputs + if bias { outputs } else { 0 }
 }
@@ -110,7 +110,7 @@ fn vit(spec: &VitSpec) -> usize {
     let width = spec.encoder.hidden_size;
     let norms = usize::from(spec.pre_norm) + usize::from(spec.post_norm);
     let class = if spec.class_token { width } else { 0 };
-    // One query, the matrices of attention and of a feed-forward layer, a norm between.
+    // One query, the matrices of attention and of a feed-forward layer, and a norm.
     let head = match spec.pool {
         Some(VisionPool::Attention) => {
             let inner = spec.encoder.intermediate_size;

@@ -1,7 +1,7 @@
-//! What an encoder does to a picture before it looks at it, as `preprocessor_config.json` has it.
+//! Preprocessing of pictures for an encoder, as in `preprocessor_config.json`.
 //!
-//! Keys that a file leaves out have the value of its class in transformers 5; a folder without
-//! a file is read by the `model_type` of its `config.json`.
+//! Absent keys have the default of the file's class in transformers 5; a folder without
+//! a file has the defaults of the `model_type` of its `config.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -10,43 +10,43 @@ use serde_json::Value;
 
 use crate::error::{Context, Error, Kind, Result};
 
-/// Mean of OpenAI's CLIP, and its standard deviation.
+/// Mean and standard deviation of OpenAI's CLIP.
 const CLIP: [[f64; 3]; 2] = [
     [0.48145466, 0.4578275, 0.40821073],
     [0.26862954, 0.26130258, 0.27577711],
 ];
-/// Mean of ImageNet, and its standard deviation.
+/// Mean and standard deviation of ImageNet.
 const IMAGENET: [[f64; 3]; 2] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
-/// To [-1, 1].
+/// Normalizes to [-1, 1].
 const HALF: [[f64; 3]; 2] = [[0.5; 3]; 2];
 
-/// `1 / 255` as the files write it.
+/// `1 / 255` as written in the files.
 const RESCALE: f64 = 0.003_921_568_627_450_98;
 
-/// From this size on ConvNext's pictures are resized to the square and not cropped.
+/// From this size on, ConvNext's pictures are resized to the square without a crop.
 const CONVNEXT_SQUARE: usize = 384;
 
 /// LLaVA-Video, and LLaVA-OneVision as its authors store it.
 const LLAVA_QWEN: &str = "llava_qwen";
 
-/// Largest side of a picture for an encoder.
+/// Maximum side of a picture for an encoder.
 pub const SIDE_MAX: usize = 16_384;
 
-/// Largest JSON file that is read.
+/// Maximum bytes of a JSON file.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// The size a picture is brought to.
+/// How a picture is resized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resize {
-    /// It stays as it is.
+    /// No resize.
     None,
-    /// The shorter side becomes this, the longer one is truncated.
+    /// The shorter side becomes this; the longer one is scaled and truncated.
     ShortestEdge(usize),
-    /// Height and width, whatever the picture's proportions.
+    /// To this height and width, whatever the aspect ratio.
     Exact([usize; 2]),
 }
 
-/// The filter's name; `resample` 3 and 2 of Pillow.
+/// The resize filter; `resample` 3 and 2 of Pillow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FilterName {
     /// 3
@@ -55,19 +55,19 @@ pub enum FilterName {
     Bilinear,
 }
 
-/// What bytes become.
+/// The normalization of bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normalize {
-    /// Each is multiplied by this.
+    /// Factor of each byte.
     pub rescale: Option<f64>,
-    /// Then mean and standard deviation of each channel, red first.
+    /// Then mean and standard deviation per channel, red first.
     pub mean_std: Option<[[f64; 3]; 2]>,
 }
 
 impl Normalize {
-    /// As CLIP was trained.
+    /// CLIP's normalization.
     pub(crate) const CLIP: Self = Self::by(CLIP);
-    /// To [-1, 1].
+    /// Normalizes to [-1, 1].
     pub(crate) const HALF: Self = Self::by(HALF);
 
     const fn by(mean_std: [[f64; 3]; 2]) -> Self {
@@ -77,7 +77,7 @@ impl Normalize {
         }
     }
 
-    /// A class's values with those of a file in their place.
+    /// A class's values, overridden by a file's.
     pub(crate) fn with(
         self,
         (do_rescale, factor): (Option<bool>, Option<f64>),
@@ -99,36 +99,36 @@ impl Normalize {
     }
 }
 
-/// Which of its two media a folder's processor is asked for.
+/// Whether a folder's processor is used for pictures or for video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
     /// Single pictures.
     Picture,
-    /// The frames of a video: some folders have a file of their own for them.
+    /// The frames of a video, for which some folders have a file of their own.
     Video,
 }
 
-/// What happens to a picture, in the order of the fields.
+/// The preprocessing of a picture, in the order of the fields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PictureSpec {
-    /// First padded to a square with the mean colour, the picture in the middle
+    /// Whether it is first padded to a square with the mean colour, centred
     /// (LLaVA-1.5's original `image_aspect_ratio: pad`).
     pub pad_to_square: bool,
-    /// Then brought to this size.
+    /// The resize.
     pub resize: Resize,
-    /// With this filter.
+    /// The resize filter.
     pub filter: FilterName,
-    /// The middle, height and width, is cut out; what is missing is 0.
+    /// Centre crop to this height and width, zero-padded where the picture is smaller.
     pub crop: Option<[usize; 2]>,
-    /// What bytes become.
+    /// The normalization of bytes.
     pub normalize: Normalize,
-    /// Blue comes first.
+    /// Whether blue comes first.
     pub flip_channels: bool,
 }
 
 /// A processor's file, whatever its class.
 #[derive(Debug, Clone, Default, Deserialize)]
-struct File {
+struct ProcessorFile {
     image_processor_type: Option<String>,
     video_processor_type: Option<String>,
     feature_extractor_type: Option<String>,
@@ -147,7 +147,7 @@ struct File {
     do_flip_channel_order: Option<bool>,
 }
 
-/// A size is a number in old files and an object in new ones.
+/// A size: a number in old files, an object in new ones.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged)]
 enum Size {
@@ -176,7 +176,7 @@ impl Channels {
 #[derive(Debug, Clone)]
 pub struct ProcessorFolder {
     pub(crate) dir: PathBuf,
-    pub(crate) model: Option<Model>,
+    pub(crate) model: Option<ProcessorModel>,
 }
 
 impl ProcessorFolder {
@@ -194,7 +194,7 @@ impl ProcessorFolder {
 
     /// `model_type` of its `config.json`.
     pub(crate) fn model_type(&self) -> Option<&str> {
-        self.model.as_ref().and_then(Model::family)
+        self.model.as_ref().and_then(ProcessorModel::family)
     }
 
     /// What is being done when its `config.json` does not say how.
@@ -203,9 +203,9 @@ impl ProcessorFolder {
     }
 }
 
-/// What of a folder's `config.json` matters here.
+/// The fields of a folder's `config.json` that preprocessing depends on.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct Model {
+pub(crate) struct ProcessorModel {
     model_type: Option<String>,
     architectures: Option<Vec<String>>,
     vision_config: Option<VisionModel>,
@@ -213,7 +213,7 @@ pub(crate) struct Model {
     /// Original LLaVA and VILA.
     image_aspect_ratio: Option<String>,
     mm_vision_tower: Option<String>,
-    /// LLaVA-Video: the largest number of frames, however short the video.
+    /// LLaVA-Video: always take the maximum number of frames, however short the video.
     pub(crate) force_sample: Option<bool>,
 }
 
@@ -225,13 +225,13 @@ struct VisionModel {
 impl PictureSpec {
     /// The specification of a folder.
     ///
-    /// As in transformers 5 the part of `processor_config.json` for the medium stands before
-    /// `video_preprocessor_config.json` (for a video), and that before `preprocessor_config.json`;
+    /// As in transformers 5, the part of `processor_config.json` for the medium takes precedence over
+    /// `video_preprocessor_config.json` (for video), and that over `preprocessor_config.json`;
     /// VILA has the last in `vision_tower/`.
     ///
     /// # Errors
-    /// When the folder has no such file and no `config.json` of a known model, and for what a
-    /// file asks and no encoder here needs.
+    /// When the folder has no such file and no `config.json` of a known model, and for keys
+    /// that are not supported.
     pub fn of_folder(folder: &ProcessorFolder, medium: Medium) -> Result<Self> {
         let ProcessorFolder { dir, model } = folder;
         let mut spec = match processor_json(dir, medium)? {
@@ -244,8 +244,8 @@ impl PictureSpec {
         };
         let aspect = model.as_ref().and_then(|m| m.image_aspect_ratio.as_deref());
         match aspect {
-            // LLaVA-NeXT brings pictures to it, and the frames of a video straight to the square.
-            _ if model.as_ref().and_then(Model::family) == Some(LLAVA_QWEN) => {}
+            // LLaVA-NeXT pads pictures, and resizes the frames of a video straight to the square.
+            _ if model.as_ref().and_then(ProcessorModel::family) == Some(LLAVA_QWEN) => {}
             Some("pad") => spec.pad_to_square = true,
             Some("resize") => spec.make_square(),
             _ => {}
@@ -253,14 +253,15 @@ impl PictureSpec {
         Ok(spec)
     }
 
-    /// The specification that the text of a `preprocessor_config.json` describes.
+    /// Parses the text of a `preprocessor_config.json`.
     pub fn from_json(text: &str) -> Result<Self> {
         let json = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         Self::of_json(json, None).doing(|| "read preprocessor_config.json")
     }
 
-    fn of_json(json: Value, model: Option<&Model>) -> Result<Self> {
-        let file: File = serde_path_to_error::deserialize(json).map_err(|e| bad(e.to_string()))?;
+    fn of_json(json: Value, model: Option<&ProcessorModel>) -> Result<Self> {
+        let file: ProcessorFile =
+            serde_path_to_error::deserialize(json).map_err(|e| bad(e.to_string()))?;
         let class = file.class();
         let spec = match (class, model) {
             (Some(class), _) => Self::of_class(class)?,
@@ -270,7 +271,7 @@ impl PictureSpec {
         spec.with(&file, class)?.checked()
     }
 
-    /// What a class of transformers 5 does where its file says nothing.
+    /// The defaults of a class of transformers 5.
     fn of_class(class: &str) -> Result<Self> {
         Ok(match class {
             "CLIP" | "Llava" | "Bit" | "LlavaNext" => Self::clip(224),
@@ -297,10 +298,11 @@ impl PictureSpec {
         })
     }
 
-    /// What the files of a model usually say; for a folder without one.
-    fn of_model(model: &Model) -> Result<Self> {
+    /// The usual values of a model, for a folder without a file.
+    fn of_model(model: &ProcessorModel) -> Result<Self> {
         let side = |usual| model.side().unwrap_or(usual);
         let spec = match model.family().unwrap_or_default() {
+            // Defaults of transformers' processor classes, for directories without a processor file.
             "clip" | "clip_vision_model" => Self::clip(side(224)),
             "siglip" | "siglip_vision_model" => Self::square(side(224), HALF),
             "vit" => Self {
@@ -323,7 +325,7 @@ impl PictureSpec {
             "internvl" => Self::square(side(448), IMAGENET),
             other => {
                 return Err(bad(format!(
-                    "there is no preprocessor_config.json, and of model_type {other:?} none is known"
+                    "there is no preprocessor_config.json, and model_type {other:?} has no known defaults"
                 )));
             }
         };
@@ -349,9 +351,9 @@ impl PictureSpec {
         }
     }
 
-    /// The class's values with those of the file in their place.
-    fn with(mut self, file: &File, class: Option<&str>) -> Result<Self> {
-        // A number is a square where the class has squares.
+    /// The class's values, overridden by the file's.
+    fn with(mut self, file: &ProcessorFile, class: Option<&str>) -> Result<Self> {
+        // A single number is a square size for classes that resize to squares.
         let square = matches!(self.resize, Resize::Exact(_)) && class != Some("Siglip");
         match (file.do_resize, file.size) {
             (Some(false), _) => self.resize = Resize::None,
@@ -377,6 +379,7 @@ impl PictureSpec {
             (file.do_rescale, file.rescale_factor),
             (file.do_normalize, file.image_mean, file.image_std),
         )?;
+        // Other classes use `do_pad` for batches of pictures of different sizes, which do not occur here.
         self.pad_to_square = file.do_pad == Some(true) && class == Some("Llava");
         self.flip_channels = file.do_flip_channel_order == Some(true);
         if class == Some("ConvNext") {
@@ -389,6 +392,7 @@ impl PictureSpec {
     /// `image_processing_convnext.py`).
     fn crop_as_convnext(&mut self, crop_pct: f64) {
         match self.resize {
+            // ConvNeXT below 384 pixels resizes to side / crop_pct, then crops (`ConvNextImageProcessor.resize`).
             Resize::ShortestEdge(side) if side < CONVNEXT_SQUARE => {
                 self.resize = Resize::ShortestEdge((side as f64 / crop_pct) as usize);
                 self.crop = Some([side; 2]);
@@ -398,7 +402,7 @@ impl PictureSpec {
         }
     }
 
-    /// The same picture size without a crop (VILA's `image_aspect_ratio: resize`).
+    /// Resizes straight to the square, without a crop (VILA's `image_aspect_ratio: resize`).
     fn make_square(&mut self) {
         match (self.crop.take(), self.resize) {
             (Some(crop), _) => self.resize = Resize::Exact(crop),
@@ -407,7 +411,7 @@ impl PictureSpec {
         }
     }
 
-    /// Height and width of what comes out, where it is the same for every picture.
+    /// Height and width of the output, where they do not depend on the picture.
     pub fn shape(&self) -> Option<[usize; 2]> {
         match (self.crop, self.resize) {
             (Some(crop), _) => Some(crop),
@@ -435,12 +439,13 @@ impl PictureSpec {
     }
 }
 
-impl File {
+impl ProcessorFile {
     /// `CLIPImageProcessorFast` and `CLIPFeatureExtractor` are `CLIP`.
     fn class(&self) -> Option<&str> {
         let name = (self.video_processor_type.as_deref())
             .or(self.image_processor_type.as_deref())
             .or(self.feature_extractor_type.as_deref())?;
+        // `CLIPImageProcessorFast` and `…Pil` are the same processor on another backend.
         let name = name.trim_end_matches("Fast").trim_end_matches("Pil");
         ["ImageProcessor", "VideoProcessor", "FeatureExtractor"]
             .iter()
@@ -472,8 +477,8 @@ impl Size {
     }
 }
 
-impl Model {
-    /// `model_type`; what LLaVA-NeXT's class says where the authors' folders call it after another's.
+impl ProcessorModel {
+    /// `model_type`, or that of LLaVA-NeXT's class where the authors' folders name another.
     pub(crate) fn family(&self) -> Option<&str> {
         let mut classes = self.architectures.iter().flatten();
         match classes.any(|class| class == "LlavaQwenForCausalLM") {
@@ -482,7 +487,7 @@ impl Model {
         }
     }
 
-    /// The side of the encoder's pictures, where the configuration tells it.
+    /// The side of the encoder's pictures, where the configuration has it.
     fn side(&self) -> Option<usize> {
         let vision = self
             .vision_config
@@ -496,6 +501,7 @@ impl Model {
             });
         let tower = self.mm_vision_tower.as_deref();
         size.and_then(|size| usize::try_from(size).ok())
+            // LLaVA 1.5 states the side only in its tower's name, `clip-vit-large-patch14-336`.
             .or_else(|| tower?.rsplit('-').next()?.parse().ok())
     }
 }
@@ -519,13 +525,14 @@ pub(crate) fn filter(code: u32) -> Result<FilterName> {
     }
 }
 
-/// The file of the folder that speaks of `medium`, and its name.
+/// The JSON that applies to `medium`, and its file name.
 pub(crate) fn processor_json(dir: &Path, medium: Medium) -> Result<Option<(&'static str, Value)>> {
     const BOTH: &str = "processor_config.json";
     let part = match medium {
         Medium::Picture => "image_processor",
         Medium::Video => "video_processor",
     };
+    // Order of precedence of transformers: the combined file, the video's own, the picture's.
     if let Some(mut json) = json(&dir.join(BOTH))?
         && let Some(part) = json.get_mut(part)
     {
@@ -547,7 +554,7 @@ pub(crate) fn processor_json(dir: &Path, medium: Medium) -> Result<Option<(&'sta
     Ok(None)
 }
 
-/// The JSON of a file, none where there is no such file.
+/// The JSON of a file; `None` where there is none.
 fn json(path: &Path) -> Result<Option<Value>> {
     let read = || -> Result<Option<Value>> {
         match std::fs::metadata(path) {
@@ -570,7 +577,7 @@ fn none_there(dir: &Path) -> Error {
         Kind::NotFound,
         "no preprocessor_config.json and no config.json, expected one of them",
     )
-    .doing(format!("look how {} prepares pictures", dir.display()))
+    .doing(format!("read the preprocessing of {}", dir.display()))
 }
 
 fn bad(message: String) -> Error {

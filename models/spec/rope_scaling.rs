@@ -1,61 +1,62 @@
-//! How RoPE's frequencies are changed for contexts longer than those of the first training.
+//! Scaling of RoPE's frequencies for contexts longer than those of pretraining.
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::{Map, Value};
 
-/// The rule; names of fields are those of Hugging Face's `rope_parameters`.
+/// The rule; field names are those of Hugging Face's `rope_parameters`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "rope_type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RopeScaling {
-    /// All frequencies divided (Chen et al., arXiv 2306.15595).
+    /// Linear: all frequencies are divided (Chen et al., arXiv 2306.15595).
     Linear {
-        /// By this.
+        /// The divisor.
         factor: f64,
     },
-    /// A larger base, by which the slowest frequency is divided by the factor and the fastest kept ("NTK-aware").
+    /// NTK-aware: a larger base, which divides the slowest frequency by the factor and keeps the fastest.
     Ntk {
-        /// What the slowest is divided by.
+        /// The divisor of the slowest frequency.
         factor: f64,
     },
-    /// The same with a factor that grows with the context: `factor · longest / first − (factor − 1)`.
+    /// Dynamic NTK: a factor that grows with the context: `factor · longest / first − (factor − 1)`.
     ///
-    /// Keys in a context cannot turn again, so that the longest context which the model allows is the one
-    /// that counts, from the first token on: what a reference gives for one pass over so many tokens.
+    /// Cached keys cannot be rotated again, so that the maximum context of the model is used
+    /// from the first token on: the result of a reference for one pass over that many tokens.
     Dynamic {
-        /// How fast it grows.
+        /// The growth factor.
         factor: f64,
-        /// The context of the first training; the longest one when absent.
+        /// The context of pretraining; the maximum context when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         original_max_position_embeddings: Option<f64>,
     },
-    /// Slow frequencies divided, fast ones kept, those between mixed (LLaMA 3.1).
+    /// LLaMA 3.1: slow frequencies are divided, fast ones kept, those between interpolated.
     Llama3 {
-        /// What slow frequencies are divided by.
+        /// The divisor of slow frequencies.
         factor: f64,
-        /// Waves longer than the first context over this are slow.
+        /// Wavelengths longer than the original context over this are slow.
         low_freq_factor: f64,
-        /// Waves shorter than the first context over this are fast.
+        /// Wavelengths shorter than the original context over this are fast.
         high_freq_factor: f64,
-        /// The context of the first training.
+        /// The context of pretraining.
         original_max_position_embeddings: f64,
     },
-    /// Slow frequencies divided, fast ones kept, a ramp over channels between, and warmer scores (YaRN, arXiv 2309.00071).
+    /// YaRN (arXiv 2309.00071): slow frequencies are divided, fast ones kept, with a ramp over channels between, and
+    /// attention scores are scaled.
     Yarn {
-        /// What slow frequencies are divided by.
+        /// The divisor of slow frequencies.
         factor: f64,
-        /// The context of the first training.
+        /// The context of pretraining.
         original_max_position_embeddings: f64,
-        /// Channels that turn so often in that context are kept.
+        /// Channels with at least this many rotations in that context are kept.
         #[serde(default = "beta_fast", skip_serializing_if = "is_beta_fast")]
         beta_fast: f64,
-        /// Channels that turn so often in it, or less, are divided.
+        /// Channels with at most this many rotations in it are divided.
         #[serde(default = "beta_slow", skip_serializing_if = "is_beta_slow")]
         beta_slow: f64,
         /// What cosine and sine are multiplied by; `0.1 ln(factor) + 1` when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attention_factor: Option<f64>,
     },
-    /// Each frequency divided by a number that stands among the weights, `model.rope_divisors` (GGUF files of LLaMA 3.1).
+    /// Each frequency is divided by a stored number, tensor `model.rope_divisors` (GGUF files of LLaMA 3.1).
     Stored,
 }
 
@@ -75,10 +76,10 @@ fn is_beta_slow(beta: &f64) -> bool {
     *beta == beta_slow()
 }
 
-/// The rule that `rope_parameters` (transformers 5) or `rope_scaling` (before) states; `None` for the plain one.
+/// Parses `rope_parameters` (transformers 5) or `rope_scaling` (before); `None` for plain RoPE.
 ///
 /// # Errors
-/// For a kind that is not known, or one without what it needs.
+/// For an unknown kind, or one without a required key.
 pub fn stated<'de, D: Deserializer<'de>>(from: D) -> Result<Option<RopeScaling>, D::Error> {
     let Some(mut stated) = Option::<Map<String, Value>>::deserialize(from)? else {
         return Ok(None);
@@ -91,11 +92,14 @@ pub fn stated<'de, D: Deserializer<'de>>(from: D) -> Result<Option<RopeScaling>,
         let message = "rope_scaling.mrope_section: the architecture has positions of one component";
         return Err(D::Error::custom(message));
     }
+    // "mrope" only names the positions' three components, which `features` describes; the frequencies stay
+    // unscaled.
     if kind == "default" || kind == "mrope" {
         return Ok(None);
     }
+    // transformers 5 repeats the base inside the scaling; it is read from its own key.
     stated.remove("rope_theta");
-    // A null stands for what is absent.
+    // A null counts as absent.
     stated.retain(|_, value| !value.is_null());
     stated.insert("rope_type".to_owned(), kind);
     let scaling = RopeScaling::deserialize(Value::Object(stated));

@@ -1,4 +1,4 @@
-//! What a model is: one that answers, or an encoder alone; the same for a folder, a GGUF file and a file of `configs/models`.
+//! The kinds of models: one that answers questions, or an encoder; for directories, GGUF files and files of `configs/models`.
 
 use std::fmt;
 
@@ -11,19 +11,19 @@ use super::{
 };
 use crate::error::{Error, Kind, Result};
 
-/// What a model is made of.
+/// The specification of a model of any kind.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum SystemSpec {
-    /// `lwm`, `llama`, `vision_language`: what can be asked, of text, of codes (LWM) or of features (LLaVA and its relatives).
+    /// `lwm`, `llama`, `vision_language`: answers questions about text, codes (LWM) or features (LLaVA and its relatives).
     Answers(Box<ModelSpec>),
-    /// `dual_encoder`: pictures and texts to vectors that are compared (CLIP, SigLIP).
+    /// `dual_encoder`: encodes pictures and texts to comparable vectors (CLIP, SigLIP).
     DualEncoder(Box<DualEncoderSpec>),
-    /// `classifier`: a vision transformer that names what it sees (ViT, DINOv2).
+    /// `classifier`: a vision transformer (ViT, DINOv2).
     Classifier(Box<VitSpec>),
     /// `conv_net`: a convolutional network (ResNet).
     ConvNet(Box<ConvNetSpec>),
-    /// `vqgan`: frames to codes and back.
+    /// `vqgan`: encodes frames to codes and decodes them.
     Vqgan(Box<VqganSpec>),
 }
 
@@ -31,17 +31,17 @@ pub enum SystemSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SystemKind {
-    /// Answers, and sees nothing.
+    /// Answers questions about text only.
     Text,
-    /// Answers, and reads frames as codes of a VQGAN (LWM).
+    /// Answers questions about frames, as codes of a VQGAN (LWM).
     Codes,
-    /// Answers, and reads frames as features of an encoder (LLaVA and its relatives).
+    /// Answers questions about frames, as features of an encoder (LLaVA and its relatives).
     VisionLanguage,
-    /// Makes vectors of pictures and of texts (CLIP, SigLIP).
+    /// Encodes pictures and texts to vectors (CLIP, SigLIP).
     DualEncoder,
-    /// Makes vectors of pictures (ViT, DINOv2, ResNet).
+    /// Encodes pictures to vectors (ViT, DINOv2, ResNet).
     PictureEncoder,
-    /// Makes codes of frames and pictures of codes.
+    /// Encodes frames to codes and decodes them (VQGAN).
     Vqgan,
 }
 
@@ -77,17 +77,17 @@ impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Answers => "a model that answers in words",
-            Self::Frames => "a model that looks at frames",
-            Self::Codes => "a model with a VQGAN, which makes codes of frames",
+            Self::Frames => "a model that takes frames",
+            Self::Codes => "a model with a VQGAN, which encodes frames to codes",
             Self::PictureVectors => {
-                "CLIP, SigLIP, ViT, DINOv2 or ResNet, which make vectors of pictures"
+                "CLIP, SigLIP, ViT, DINOv2 or ResNet, which encode pictures to vectors"
             }
-            Self::TextVectors => "CLIP or SigLIP, which make vectors of texts too",
+            Self::TextVectors => "CLIP or SigLIP, which also encode texts to vectors",
         })
     }
 }
 
-/// The one sentence that refuses a model for what it is: `name` says which, `found` what it is, `expected` what was needed.
+/// The error that refuses a model for its kind: `name` is the model, `found` its kind, `expected` what was needed.
 pub fn refusal(name: &str, found: SystemKind, expected: Need) -> Error {
     let message = format!("the model {name} is {found}, expected {expected}");
     Error::new(Kind::BadInput, message)
@@ -103,7 +103,7 @@ enum EncoderKind {
     Vqgan,
 }
 
-/// What stands in the file of a VQGAN alone, beside its kind.
+/// The file of a VQGAN without a decoder, without the key `model_type`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct VqganTable {
@@ -114,14 +114,14 @@ impl SystemSpec {
     /// Parses and validates the text of a file of `configs/models`.
     ///
     /// # Errors
-    /// `BadInput` for what is no specification of the kind that it names.
+    /// `BadInput` for an invalid specification of its kind.
     pub fn from_toml(text: &str) -> Result<Self> {
         let mut file: toml::Table =
             toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().replace('\n', " ")))?;
         let named = file.get("model_type").cloned();
         let kind = named.and_then(|kind| kind.try_into::<EncoderKind>().ok());
         let Some(kind) = kind else {
-            // Whatever else stands there: its error knows line and column.
+            // Models with a decoder: parsed from the text, whose errors have line and column.
             return ModelSpec::from_toml(text).map(|spec| Self::Answers(Box::new(spec)));
         };
         file.remove("model_type");
@@ -136,10 +136,10 @@ impl SystemSpec {
         Ok(spec)
     }
 
-    /// Checks every value and how the parts fit together.
+    /// Checks every value, and that the parts fit together.
     ///
     /// # Errors
-    /// `BadInput` naming the value that cannot be.
+    /// `BadInput` naming the invalid value.
     pub fn validate(&self) -> Result<()> {
         match self {
             Self::Answers(spec) => spec.validate(),
@@ -150,7 +150,7 @@ impl SystemSpec {
         }
     }
 
-    /// What kind of model it is.
+    /// The kind of model.
     pub fn kind(&self) -> SystemKind {
         match self {
             Self::Answers(spec) if spec.vqgan.is_some() => SystemKind::Codes,
@@ -162,7 +162,7 @@ impl SystemSpec {
         }
     }
 
-    /// The model that can be asked; `None` for an encoder alone.
+    /// The specification of a model that answers questions; `None` for an encoder.
     pub fn answering(&self) -> Option<&ModelSpec> {
         match self {
             Self::Answers(spec) => Some(spec),
@@ -170,7 +170,7 @@ impl SystemSpec {
         }
     }
 
-    /// Numbers of the vector that it makes of a picture; `None` for a model that makes none.
+    /// Width of a picture's vector; `None` for a model that does not encode pictures to vectors.
     pub fn vector_width(&self) -> Option<usize> {
         match self {
             Self::DualEncoder(spec) => Some(spec.embedding_size),
@@ -180,7 +180,7 @@ impl SystemSpec {
         }
     }
 
-    /// The shape of its VQGAN, with a decoder beside it or without.
+    /// The shape of its VQGAN, with or without a decoder.
     pub fn vqgan(&self) -> Option<&VqganSpec> {
         match self {
             Self::Answers(spec) => spec.vqgan.as_ref(),

@@ -1,24 +1,24 @@
-//! A VQGAN without a decoder: what `train vqgan` leaves, and what turns frames into codes and back.
+//! A model directory with a VQGAN and no decoder, as `train vqgan` writes it.
 
 use serde::{Deserialize, Serialize};
 
 use super::{VqganSpec, bad};
 use crate::error::{Error, Kind, Result};
 
-/// The `config.json` of its model directory.
+/// Its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VqganAlone {
-    /// What tells the file from those of other models.
+    /// Identifies the file among those of other models.
     pub model_type: VqganType,
-    /// One line for people.
+    /// A description for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Its shape.
+    /// The VQGAN.
     pub vqgan: VqganSpec,
 }
 
-/// The one kind that such a file names.
+/// The only `model_type` of such a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VqganType {
@@ -28,7 +28,7 @@ pub enum VqganType {
 }
 
 impl VqganAlone {
-    /// One of shape `vqgan`.
+    /// The configuration of `vqgan`.
     pub fn new(vqgan: VqganSpec, description: Option<String>) -> Self {
         Self {
             model_type: VqganType::Vqgan,
@@ -40,7 +40,7 @@ impl VqganAlone {
     /// Parses and validates a `config.json` written by [`VqganAlone::to_json`].
     ///
     /// # Errors
-    /// `BadInput` for an unknown key or a shape that cannot be.
+    /// `BadInput` for an unknown key or an invalid specification.
     pub fn from_json(text: &str) -> Result<Self> {
         let alone: Self = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         alone.vqgan.validate()?;

@@ -1,14 +1,14 @@
-//! How a Hugging Face folder, or a GGUF file, of a known architecture is read: as data.
+//! Descriptions, as data, of how Hugging Face folders and GGUF files of known architectures are read.
 //!
-//! Each file in `systems/architectures/` says which architectures it is for, what the
-//! specification is made of (values that begin with `$` are looked up in `config.json`, or in what a GGUF file says),
-//! and what the tensors are called here.
+//! Each file in `systems/architectures/` lists the architectures it is for, the
+//! specification (values that begin with `$` are looked up in `config.json`, or in a GGUF file's keys),
+//! and the renaming of tensors.
 //!
 //! ```toml
-//! hidden_size = "$vision_config.hidden_size | 768"   # a path, and what holds where it is absent
-//! head_dim = "$text_config.head_dim | $head_dim"     # another path; the key is left out where none is there
+//! hidden_size = "$vision_config.hidden_size | 768"   # a path, and its default
+//! head_dim = "$text_config.head_dim | $head_dim"     # alternative paths; the key is left out where none exists
 //! intermediate_size = { product = ["$hidden_size", "$mlp_ratio | 4"] }
-//! inner = { two_thirds = "$inner" }                           # of it, rounded up to a multiple of 8
+//! inner = { two_thirds = "$inner" }                           # 2/3 of it, rounded up to a multiple of 8
 //! tie_word_embeddings = { any = ["$tie_word_embeddings", "$text_config.tie_word_embeddings"] }
 //! deepstack_layers = { count = "$vision_config.deepstack_visual_indexes | [8, 16, 24]" }
 //! order = { choose = "$mm_projector_type", mlp_downsample = "transposed", otherwise = "rows" }
@@ -29,35 +29,35 @@ use crate::{
 /// The name and the text of every file of `systems/architectures`, as `build.rs` finds them.
 const FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/architectures.rs"));
 
-/// Those of GGUF files, by `general.architecture`.
+/// The descriptions of GGUF architectures, by `general.architecture`.
 const GGUF_FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/gguf_architectures.rs"));
 
-/// One architecture, as its file describes it.
+/// The description of one architecture.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
-    /// What `model_type` of a `config.json` says.
+    /// Values of `model_type` in `config.json`.
     model_types: Vec<String>,
-    /// What `architectures` of it says, where one type has several.
+    /// Values of `architectures`, where one `model_type` has several.
     #[serde(default)]
     architectures: Vec<String>,
-    /// What kind of model it is.
+    /// The kind of model.
     kind: ModelKind,
-    /// Keys of `config.json` whose other values would be another computation.
+    /// Required values of keys in `config.json`; other values would need another computation.
     #[serde(default)]
     expect: BTreeMap<String, Json>,
-    /// Where parts of the model have folders of their own: the key of `config.json` under which such a part's
-    /// configuration stands, and the folder, whose name comes before those of its tensors.
+    /// Parts of the model in folders of their own: the key of `config.json` for such a part's
+    /// configuration, and the folder, whose name is the prefix of its tensors.
     #[serde(default)]
     parts: BTreeMap<String, String>,
     /// The specification, with references to `config.json`.
     spec: Value,
-    /// Patterns of tensor names and what they become, applied one after another; an empty name drops the tensor.
+    /// Patterns of tensor names and their replacements, applied in order; an empty name drops the tensor.
     #[serde(default)]
     keys: Vec<(String, String)>,
 }
 
-/// Which of our specifications an architecture has.
+/// The kind of an architecture, which determines its specification's type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelKind {
@@ -74,14 +74,14 @@ pub enum ModelKind {
 }
 
 impl Architecture {
-    /// The architecture that the text of a `config.json` names.
+    /// The architecture of a `config.json`.
     ///
     /// # Errors
-    /// `BadInput` for one that is not known; the error lists those that are.
+    /// `BadInput` for an unknown one; the error lists the known ones.
     pub fn of_config(config: &Json) -> Result<Self> {
         let all = Self::all()?;
         let of_it = || all.iter().filter(|a| a.is_of(config));
-        // Of two for one type, the one that names classes is meant.
+        // Of two for one type, the one that lists classes takes precedence.
         let named = of_it().find(|a| !a.architectures.is_empty());
         if let Some(found) = named.or_else(|| of_it().next()) {
             found.check(config).doing(|| "read config.json")?;
@@ -96,7 +96,7 @@ impl Architecture {
         Err(Error::new(Kind::BadInput, message))
     }
 
-    /// The architecture of a GGUF file; `config` is what it says of its model, and `model_type` its architecture.
+    /// The architecture of a GGUF file; `config` has its keys, and its architecture as `model_type`.
     ///
     /// # Errors
     /// As [`Architecture::of_config`].
@@ -124,7 +124,7 @@ impl Architecture {
     /// Refuses a configuration that another computation belongs to.
     ///
     /// # Errors
-    /// `BadInput` when a key says what is not computed here.
+    /// `BadInput` when a key has an unsupported value.
     pub(super) fn check(&self, config: &Json) -> Result<()> {
         for (key, expected) in &self.expect {
             match at(config, key).filter(|found| !found.is_null()) {
@@ -141,7 +141,7 @@ impl Architecture {
     /// Every known architecture.
     ///
     /// # Errors
-    /// `Internal` when a file is no description.
+    /// `Internal` when a file is invalid.
     pub fn all() -> Result<Vec<Self>> {
         read_all(FILES)
     }
@@ -154,15 +154,15 @@ impl Architecture {
         read_all(GGUF_FILES)
     }
 
-    /// Which of our specifications it has.
+    /// Its kind.
     pub fn kind(&self) -> ModelKind {
         self.kind
     }
 
-    /// The specification of the model whose `config.json` this is, of the kind that `T` is.
+    /// The specification for `config`, a `config.json`; `T` is the type of `kind`.
     ///
     /// # Errors
-    /// `BadInput` when it is a model of another kind, when a key is missing, or says what no model of this kind has.
+    /// `BadInput` for a model of another kind, a missing key, or an invalid value.
     pub fn spec<T: DeserializeOwned>(&self, kind: ModelKind, config: &Json) -> Result<T> {
         if self.kind != kind {
             let message = format!(
@@ -174,7 +174,7 @@ impl Architecture {
         self.read(config).doing(|| "read config.json")
     }
 
-    /// The specification of a decoder of which a GGUF file says `config`.
+    /// The specification of a GGUF file's decoder, whose keys are `config`.
     ///
     /// # Errors
     /// As [`Architecture::spec`].
@@ -190,7 +190,7 @@ impl Architecture {
         spec.map_err(|e| Error::new(Kind::BadInput, e.to_string()))
     }
 
-    /// Keys of `config.json` and the folders of the parts that they describe.
+    /// Keys of `config.json` and the folders of their parts.
     pub fn parts(&self) -> &BTreeMap<String, String> {
         &self.parts
     }
@@ -198,7 +198,7 @@ impl Architecture {
     /// The renaming of tensors.
     ///
     /// # Errors
-    /// `Internal` when a pattern is none.
+    /// `Internal` when a pattern is invalid.
     pub fn keys(&self) -> Result<KeyMap> {
         KeyMap::new(&self.keys)
     }
@@ -212,7 +212,7 @@ fn read_all(files: &[(&str, &str)]) -> Result<Vec<Architecture>> {
     files.iter().copied().map(read).collect()
 }
 
-/// The names of architectures, in order.
+/// The names of architectures, sorted.
 fn known(all: &[Architecture]) -> String {
     let names = all.iter().flat_map(|a| a.model_types.iter());
     let mut names: Vec<&str> = names.map(String::as_str).collect();
@@ -221,7 +221,7 @@ fn known(all: &[Architecture]) -> String {
     names.join(", ")
 }
 
-/// A value with its references looked up; `None` for a reference that leads nowhere.
+/// A value with its references resolved; `None` for a reference without a value.
 fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
     match value {
         Value::String(text) if text.starts_with('$') => look_up(text, config),
@@ -256,7 +256,7 @@ fn resolve(value: &Value, config: &Json) -> Result<Option<Json>> {
     }
 }
 
-/// What a table has for a value of `config.json`; `None` where neither the value nor anything else is there.
+/// The entry of a table for a value of `config.json`; `None` without a value and a default.
 fn choose(table: &toml::Table, config: &Json) -> Result<Option<Json>> {
     let found = resolve(&table["choose"], config)?.unwrap_or(Json::Null);
     let name = found.as_str().map_or(found.to_string(), str::to_owned);
@@ -273,7 +273,7 @@ fn choose(table: &toml::Table, config: &Json) -> Result<Option<Json>> {
     Err(Error::new(Kind::BadInput, message))
 }
 
-/// What stands at a path of keys, or places in a list, with dots between them.
+/// The value at a dotted path of keys or list indices.
 fn at<'a>(config: &'a Json, path: &str) -> Option<&'a Json> {
     path.split('.')
         .try_fold(config, |config, key| match key.parse::<usize>() {
@@ -282,7 +282,7 @@ fn at<'a>(config: &'a Json, path: &str) -> Option<&'a Json> {
         })
 }
 
-/// Whether one of the alternatives is true; those that are absent are not.
+/// Whether one of the alternatives is true; absent ones are false.
 fn any(alternatives: &Value, config: &Json) -> Result<Option<Json>> {
     for alternative in alternatives.as_array().into_iter().flatten() {
         if resolve(alternative, config)? == Some(Json::Bool(true)) {
@@ -292,7 +292,7 @@ fn any(alternatives: &Value, config: &Json) -> Result<Option<Json>> {
     Ok(Some(Json::Bool(false)))
 }
 
-/// The product of whole numbers; `None` where one is not there.
+/// The product of whole numbers; `None` where one is absent.
 fn product(factors: &Value, config: &Json) -> Result<Option<Json>> {
     let mut product = 1_u64;
     for factor in factors.as_array().into_iter().flatten() {
@@ -311,15 +311,15 @@ fn product(factors: &Value, config: &Json) -> Result<Option<Json>> {
     Ok(Some(product.into()))
 }
 
-/// Two thirds of a whole number, rounded up to a multiple of 8: the width of gated layers that are to have as many
-/// numbers as plain ones (DINOv2, arXiv 2304.07193). `None` where it is not there.
+/// Two thirds of a whole number, rounded up to a multiple of 8: the width of gated layers with as many
+/// parameters as plain ones (DINOv2, arXiv 2304.07193). `None` where it is absent.
 fn two_thirds(number: &Value, config: &Json) -> Result<Option<Json>> {
     let of = product(&Value::Array(vec![number.clone()]), config)?;
     let whole = of.as_ref().and_then(Json::as_u64);
     Ok(whole.map(|n| (n.saturating_mul(2) / 3).next_multiple_of(8).into()))
 }
 
-/// How many values a list has; `None` where it is not there.
+/// The length of a list; `None` where it is absent.
 fn count(list: &Value, config: &Json) -> Result<Option<Json>> {
     let Some(found) = resolve(list, config)? else {
         return Ok(None);
@@ -331,7 +331,7 @@ fn count(list: &Value, config: &Json) -> Result<Option<Json>> {
     Ok(Some(values.len().into()))
 }
 
-/// The first of some alternatives that is there. A path that says null is none, and no literal takes its place.
+/// The first alternative that exists. A path to null gives `None`, without falling back to a literal.
 fn look_up(reference: &str, config: &Json) -> Result<Option<Json>> {
     let mut is_none = false;
     for alternative in reference.split('|').map(str::trim) {
@@ -361,19 +361,23 @@ mod tests {
     use super::{Architecture, look_up, resolve};
 
     #[test]
-    fn the_first_path_that_is_there_counts_then_the_literal_then_nothing() {
+    fn the_first_existing_path_counts_then_the_literal() {
         let config = json!({"text": {"width": 3, "none": null}});
         let of = |reference| look_up(reference, &config).unwrap();
         assert_eq!(of("$text.width | 5"), Some(json!(3)));
         assert_eq!(of("$text.none | $text.width"), Some(json!(3)));
-        assert_eq!(of("$text.none | 4096"), None, "null is said, not absent");
+        assert_eq!(
+            of("$text.none | 4096"),
+            None,
+            "null is a value, not absence"
+        );
         assert_eq!(of("$text.depth | \"gelu\""), Some(json!("gelu")));
         assert_eq!(of("$text.depth"), None);
         assert!(look_up("$a | gelu", &config).is_err());
     }
 
     #[test]
-    fn a_choice_is_made_by_what_the_configuration_says() {
+    fn a_choice_depends_on_the_configuration() {
         let table = r#"order = { choose = "$kind | 7", rows = "r", 7 = "seven" }"#;
         let value: toml::Value = toml::from_str(table).unwrap();
         let of = |config| resolve(&value, &config);
@@ -390,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn every_file_is_a_description_whose_patterns_are_some() {
+    fn every_file_is_a_valid_description() {
         let gguf = Architecture::all_gguf().unwrap();
         for architecture in Architecture::all().unwrap().iter().chain(&gguf) {
             architecture.keys().unwrap();

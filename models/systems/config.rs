@@ -1,4 +1,4 @@
-//! The `config.json` of a folder, read once.
+//! The `config.json` of a model directory, read once.
 
 use std::path::{Path, PathBuf};
 
@@ -18,43 +18,43 @@ use crate::{
     systems::architecture::{Architecture, ModelKind},
 };
 
-/// What a `config.json` says, and who wrote it.
+/// A `config.json` and the program that wrote it.
 pub struct Config {
     path: PathBuf,
     json: Json,
-    writer: Writer,
+    writer: ConfigWriter,
 }
 
-/// Who wrote a configuration.
-enum Writer {
-    /// This program: a model that answers.
+/// The program that wrote a configuration.
+enum ConfigWriter {
+    /// This program, for a model that answers questions.
     Ours,
-    /// This program: a VQGAN alone.
+    /// This program, for a VQGAN without a decoder.
     OursVqgan,
-    /// Another one, for an architecture that is known here.
+    /// Another program, for a known architecture.
     Other(Box<Architecture>),
 }
 
 impl Config {
-    /// The configuration of the folder `dir`, with those of the parts that have folders of their own in their places.
+    /// The configuration of the directory `dir`; those of parts in directories of their own are inserted under their keys.
     ///
     /// # Errors
-    /// `NotFound` where there is none, `BadInput` for what is no configuration of a known architecture.
+    /// `NotFound` without `config.json`, `BadInput` for anything but a configuration of a known architecture.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let mut config = Self::of_json(read_json(&path)?, path)?;
-        if let Writer::Other(architecture) = &config.writer {
+        if let ConfigWriter::Other(architecture) = &config.writer {
             for (key, folder) in architecture.parts() {
                 config.json[key.as_str()] = read_json(&dir.join(folder).join("config.json"))?;
             }
-            // Only now do the parts say what they are.
+            // The values that the architecture requires may be in the parts' configurations, so they are checked after inserting them.
             let doing = || format!("read {}", config.path.display());
             architecture.check(&config.json).doing(doing)?;
         }
         Ok(config)
     }
 
-    /// The configuration that has this text.
+    /// Parses the text of a configuration.
     ///
     /// # Errors
     /// As [`Config::read`].
@@ -64,48 +64,48 @@ impl Config {
 
     fn of_json(json: Json, path: PathBuf) -> Result<Self> {
         let doing = || format!("read {}", path.display());
-        let writer = Writer::of(&json).doing(doing)?;
+        let writer = ConfigWriter::of(&json).doing(doing)?;
         Ok(Self { path, json, writer })
     }
 
-    /// What is being done when something in it is wrong.
+    /// The context of errors about its values.
     pub fn doing(&self) -> String {
         format!("read {}", self.path.display())
     }
 
-    /// What the model is made of.
+    /// The model's specification.
     ///
     /// # Errors
-    /// `BadInput` for what this program cannot run, naming the key.
+    /// `BadInput` for an unsupported value, naming the key.
     pub fn spec(&self) -> Result<SystemSpec> {
         let spec = match &self.writer {
-            Writer::Ours => {
+            ConfigWriter::Ours => {
                 SystemSpec::Answers(Box::new(ModelSpec::from_json(&self.json.to_string())?))
             }
-            Writer::OursVqgan => {
+            ConfigWriter::OursVqgan => {
                 let alone = VqganAlone::from_json(&self.json.to_string())?;
                 SystemSpec::Vqgan(Box::new(alone.vqgan))
             }
-            Writer::Other(architecture) => spec_of(architecture, &self.json)?,
+            ConfigWriter::Other(architecture) => spec_of(architecture, &self.json)?,
         };
         spec.validate()?;
         Ok(spec)
     }
 
-    /// How the folder `dir` prepares pictures.
+    /// The configurations of the picture and video processors in `dir`.
     ///
     /// # Errors
-    /// `BadInput` for a key of another type than it has.
+    /// `BadInput` for a value of the wrong type.
     pub fn processor(&self, dir: &Path) -> Result<ProcessorFolder> {
         ProcessorFolder::new(dir, Some(&self.json)).doing(|| self.doing())
     }
 
-    /// The tensors of the folder `dir` under the names that they have here.
+    /// The tensors of the directory `dir` under this program's names.
     ///
     /// # Errors
     /// As [`Weights::open`] and [`Weights::renamed`].
     pub fn weights(&self, dir: &Path) -> Result<Weights> {
-        let Writer::Other(architecture) = &self.writer else {
+        let ConfigWriter::Other(architecture) = &self.writer else {
             return Weights::open(dir);
         };
         let weights = match architecture.parts() {
@@ -116,8 +116,8 @@ impl Config {
     }
 }
 
-impl Writer {
-    /// By what [`ModelSpec::to_json`] and [`VqganAlone::to_json`] write, else by the architecture that is named.
+impl ConfigWriter {
+    /// This program, if the keys are those of [`ModelSpec::to_json`] or [`VqganAlone::to_json`]; else by architecture.
     fn of(config: &Json) -> Result<Self> {
         if config["model_type"] == "vqgan" && config["vqgan"].is_object() {
             return Ok(Self::OursVqgan);
@@ -142,7 +142,7 @@ fn parsed(text: &str) -> Result<Json> {
     serde_json::from_str(text).map_err(|e| Error::with_source(Kind::BadInput, "not JSON", e))
 }
 
-/// The model of another program's configuration.
+/// The specification given by another program's configuration.
 fn spec_of(architecture: &Architecture, config: &Json) -> Result<SystemSpec> {
     Ok(match architecture.kind() {
         kind @ ModelKind::DualEncoder => SystemSpec::DualEncoder(architecture.spec(kind, config)?),

@@ -1,6 +1,6 @@
-//! A GGUF file, or a row of them, as a decoder: its specification and its weights.
+//! A GGUF file, or a split one, as a decoder: its specification and its weights.
 //!
-//! The files of `systems/architectures/gguf` say what the keys and the tensors mean.
+//! The files of `systems/architectures/gguf` map its keys and tensors.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ pub fn gguf_of(path: &Path) -> Result<Option<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path)? {
         let path = entry?.path();
-        let later = Part::of(&path).is_some_and(|part| part.number > 1);
+        let later = SplitPart::of(&path).is_some_and(|part| part.number > 1);
         if is_gguf(&path) && path.is_file() && !later {
             found.push(path);
         }
@@ -59,14 +59,14 @@ fn is_gguf(path: &Path) -> bool {
         .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
-/// One of the files that a model is cut into: `NAME-00001-of-00003.gguf`.
-struct Part {
+/// One file of a split model: `NAME-00001-of-00003.gguf`.
+struct SplitPart {
     name: String,
     number: usize,
     count: usize,
 }
 
-impl Part {
+impl SplitPart {
     fn of(path: &Path) -> Option<Self> {
         let stem = path.file_stem()?.to_str()?;
         let (rest, count) = stem.rsplit_once("-of-")?;
@@ -90,10 +90,10 @@ pub struct GgufModel {
 }
 
 impl GgufModel {
-    /// Maps the file at `path`, and those that follow it where a model is cut into several.
+    /// Maps the file at `path`, and the further files of a split model.
     ///
     /// # Errors
-    /// `BadInput` for a file that is not the first, and for one whose number of parts is not what its name says.
+    /// `BadInput` for a file that is not the first, or whose number of files differs from its name.
     pub fn open(path: &Path) -> Result<Self> {
         let doing = || format!("open {}", path.display());
         let first = map(path)?;
@@ -102,7 +102,7 @@ impl GgufModel {
             .doing(doing)?;
         let mut files = vec![(path.to_owned(), first)];
         if let Some(count @ 2..) = count {
-            let part = Part::of(path).filter(|p| p.number == 1 && p.count == count as usize);
+            let part = SplitPart::of(path).filter(|p| p.number == 1 && p.count == count as usize);
             let part = part.ok_or_else(|| {
                 let message = format!(
                     "it is one of {count} parts, expected the first, NAME-00001-of-{count:05}.gguf"
@@ -117,12 +117,12 @@ impl GgufModel {
         Ok(Self { files })
     }
 
-    /// Where its first file is.
+    /// The path of the first file.
     pub fn path(&self) -> &Path {
         self.files.first().map_or(Path::new(""), |(path, _)| path)
     }
 
-    /// The head of the first file, which says what the model is.
+    /// The header of the first file, which describes the model.
     ///
     /// # Errors
     /// As [`Header::read`].
@@ -131,10 +131,10 @@ impl GgufModel {
         Header::read(bytes.unwrap_or_default()).doing(|| self.path().display().to_string())
     }
 
-    /// What the decoder is made of.
+    /// The specification of the decoder.
     ///
     /// # Errors
-    /// `BadInput` for an architecture that is not known, or one whose keys say what is not computed here.
+    /// `BadInput` for an unknown architecture, or an unsupported value of a key.
     pub fn decoder(&self) -> Result<DecoderSpec> {
         let doing = || format!("read {}", self.path().display());
         let config = self.config()?;
@@ -146,7 +146,7 @@ impl GgufModel {
         Ok(spec)
     }
 
-    /// The text model that the file is.
+    /// The specification as a text model.
     ///
     /// # Errors
     /// As [`GgufModel::decoder`].
@@ -164,7 +164,7 @@ impl GgufModel {
         })
     }
 
-    /// Its tensors under the names that they have here.
+    /// Its tensors under this program's names.
     ///
     /// # Errors
     /// As [`Weights::open_gguf`] and [`Weights::renamed`].
@@ -173,7 +173,7 @@ impl GgufModel {
         Weights::open_gguf(&self.files)?.renamed(&architecture.keys()?)
     }
 
-    /// What the files say of the model: keys without the name of the architecture, and what the tensors tell.
+    /// The files' metadata: keys without the architecture's name, and facts that follow from the tensors.
     fn config(&self) -> Result<Json> {
         let header = self.header()?;
         let name = header.text("general.architecture")?.ok_or_else(|| {
@@ -196,7 +196,7 @@ fn map(path: &Path) -> Result<MappedBytes> {
     MappedBytes::open(path).doing(|| format!("open {}", path.display()))
 }
 
-/// Adds what no key says: which tensors there are.
+/// Adds the facts that only the presence of tensors shows: biases, experts, RoPE factors.
 fn tell_of_tensors(config: &mut Json, tensors: &[TensorInfo]) {
     let named = |name: &str| tensors.iter().find(|t| t.name == name);
     let is_there = |name: &str| named(name).is_some();
@@ -220,7 +220,7 @@ fn tell_of_tensors(config: &mut Json, tensors: &[TensorInfo]) {
     }
 }
 
-/// Refuses heads whose values have other channels than their keys, or of which only some channels turn.
+/// `BadInput` for heads whose values have other channels than their keys, or of which only some channels are rotated.
 fn check_heads(config: &Json, spec: &DecoderSpec) -> Result<()> {
     let d = spec.head_dim();
     for key in ["/rope/dimension_count", "/attention/value_length"] {
@@ -236,24 +236,24 @@ fn check_heads(config: &Json, spec: &DecoderSpec) -> Result<()> {
     Ok(())
 }
 
-/// A folder's model whose decoder is that of a GGUF file: the rest, its tower, codes and configuration, stays the folder's.
+/// A folder's model with the decoder of a GGUF file: encoder, codes and configuration are the folder's.
 ///
 /// # Errors
-/// `BadInput` when their shapes or numbers do not agree; the error names both.
+/// `BadInput` when their shapes or constants differ; the error names both.
 pub fn with_decoder(
     (mut spec, weights): (ModelSpec, Weights),
     file: &GgufModel,
 ) -> Result<(ModelSpec, Weights)> {
     let decoder = file.decoder()?;
     check_same(&spec.decoder, &decoder)
-        .doing(|| format!("put the decoder of {} in place", file.path().display()))?;
+        .doing(|| format!("replace the decoder by that of {}", file.path().display()))?;
     let folders = DecoderSpec {
         vision_vocab_size: None,
         ..spec.decoder.clone()
     };
     let gone = layout::decoder_tensors(&folders);
     let weights = weights.replaced(gone.into_iter().map(|(name, _)| name), file.weights()?)?;
-    // What a file may say otherwise: how many words it has, and how its rows are ordered.
+    // The file may differ in the size of its vocabulary and the order of its rows.
     spec.decoder.vocab_size = decoder.vocab_size;
     spec.decoder.tie_word_embeddings = decoder.tie_word_embeddings;
     spec.decoder.rope_pairs = decoder.rope_pairs;
@@ -264,7 +264,7 @@ pub fn with_decoder(
     Ok((spec, weights))
 }
 
-/// Refuses a decoder of another shape than the folder's.
+/// `BadInput` for a decoder of another shape than the folder's.
 fn check_same(folder: &DecoderSpec, file: &DecoderSpec) -> Result<()> {
     let experts = |spec: &DecoderSpec| spec.experts.map_or(0, |e| e.num_local_experts);
     let sizes = |spec: &DecoderSpec| {
@@ -291,7 +291,7 @@ fn check_same(folder: &DecoderSpec, file: &DecoderSpec) -> Result<()> {
         ("rope_theta", folder.rope_theta, file.rope_theta),
         ("rms_norm_eps", folder.rms_norm_eps, file.rms_norm_eps),
     ] {
-        // The file has them in f32.
+        // GGUF stores them as f32, `config.json` as decimal text.
         if (folders - files).abs() > 1e-6 * folders.abs() {
             return Err(differ(key, &folders, &files));
         }

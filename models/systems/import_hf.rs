@@ -1,4 +1,4 @@
-//! Hugging Face folders of decoders, safetensors or torch shards, to a model directory.
+//! Imports Hugging Face directories of decoders, with safetensors or torch shards, to a model directory.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use crate::{
         foreign::View,
         layout::model_tensors,
         tensor_file, weights,
-        writer::{ImportOptions, Planned, Written, check_layout, write_model},
+        writer::{ImportOptions, ImportReport, Planned, check_layout, write_model},
     },
     error::{Context, Error, Kind, Result},
     spec::ModelSpec,
@@ -20,18 +20,18 @@ use crate::{
 /// Imports the Hugging Face LLaMA directory `dir` to the model directory `out`.
 ///
 /// Names and layouts stay as they are; what changes is the configuration, the
-/// container of torch shards, and the element type if one is asked for.
+/// container of torch shards, and the element type if requested.
 ///
 /// # Errors
 /// `BadInput` for an unsupported configuration and for unknown, missing,
 /// repeated or misshapen tensors; see [`write_model`] for the rest.
-pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<Written> {
+pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<ImportReport> {
     let doing = || format!("import {}", dir.display());
     let system = systems::open(dir).doing(doing)?;
     let spec = system.answering()?;
     let mut found = tensors_of(dir).doing(doing)?;
     if spec.decoder.tie_word_embeddings {
-        // Some writers store the tied head a second time.
+        // Some programs store the tied output head a second time.
         found.remove("lm_head.weight");
     }
     let tensors: Vec<Planned> = found
@@ -46,7 +46,7 @@ pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<Writt
     write_model(out, spec, &in_model_order(spec, tensors), dir, options)
 }
 
-/// The tensors in the order of the layout, so that a shard holds neighbours.
+/// The tensors in the order of the layout, so that a shard holds adjacent ones.
 fn in_model_order(spec: &ModelSpec, mut tensors: Vec<Planned>) -> Vec<Planned> {
     let order: BTreeMap<String, usize> = model_tensors(spec)
         .into_iter()
@@ -78,14 +78,14 @@ fn add(found: &mut BTreeMap<String, View>, tensors: Vec<(String, View)>) -> Resu
             continue;
         }
         if found.contains_key(&name) {
-            return Err(bad(format!("tensor {name} is in more than one place")));
+            return Err(bad(format!("tensor {name} is in more than one file")));
         }
         found.insert(name, view);
     }
     Ok(())
 }
 
-/// The weight files of `dir` with this extension, sorted; other `.bin` files (optimizer, arguments) are none.
+/// The weight files of `dir` with this extension, sorted, without other `.bin` files (optimizer, arguments).
 fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {

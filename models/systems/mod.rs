@@ -1,7 +1,7 @@
-//! What is in a model folder, or in a GGUF file: the one place that asks.
+//! Opens model directories and GGUF files; no other module inspects what they contain.
 //!
-//! [`open`] reads the configuration and says what the model is; tokenizer, template, processor and weights are
-//! those of the same opened [`System`], whoever loads which part of it.
+//! [`open`] reads the configuration and determines the kind of model; tokenizer, template, processor and weights are
+//! then taken from the same [`System`].
 
 pub mod architecture;
 mod config;
@@ -31,39 +31,39 @@ use crate::{
     },
 };
 
-/// A model folder or a GGUF file, opened: what it is and what its files say, nothing of it loaded.
+/// An opened model directory or GGUF file: its specification and configuration, without loaded weights.
 pub struct System {
     path: PathBuf,
     spec: SystemSpec,
-    source: Source,
+    source: SystemSource,
     processor: ProcessorFolder,
-    /// Headers of the weights' files, read when somebody first needs them.
+    /// Headers of the weight files, read at first use.
     weights: OnceLock<Weights>,
 }
 
-/// What says what the model is.
-enum Source {
-    /// The keys of a GGUF file.
+/// The source of the specification.
+enum SystemSource {
+    /// The metadata of a GGUF file.
     Gguf(GgufModel),
     /// A `config.json`.
     Config(Config),
 }
 
-/// Opens the model at `path`: a folder, or a GGUF file.
+/// Opens the model at `path`: a directory, or a GGUF file.
 ///
 /// # Errors
-/// `BadInput` for a configuration that this program cannot run, naming the key.
+/// `BadInput` for an unsupported configuration, naming the key.
 pub fn open(path: &Path) -> Result<System> {
     let source = match gguf_of(path)? {
-        Some(file) => Source::Gguf(GgufModel::open(&file)?),
-        None => Source::Config(Config::read(path)?),
+        Some(file) => SystemSource::Gguf(GgufModel::open(&file)?),
+        None => SystemSource::Config(Config::read(path)?),
     };
     let (spec, processor) = match &source {
-        Source::Gguf(file) => {
+        SystemSource::Gguf(file) => {
             let spec = SystemSpec::Answers(Box::new(file.spec()?));
             (spec, ProcessorFolder::new(folder_of(path), None)?)
         }
-        Source::Config(config) => (
+        SystemSource::Config(config) => (
             config.spec().doing(|| config.doing())?,
             config.processor(path)?,
         ),
@@ -77,7 +77,7 @@ pub fn open(path: &Path) -> Result<System> {
     })
 }
 
-/// The model whose `config.json` has this text.
+/// The specification given by the text of a `config.json`.
 ///
 /// # Errors
 /// As [`open`].
@@ -86,50 +86,50 @@ pub fn spec_of_config(text: &str) -> Result<SystemSpec> {
 }
 
 impl System {
-    /// Where it is: a folder, or a GGUF file.
+    /// Path of the directory or GGUF file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What it is made of.
+    /// The specification.
     pub fn spec(&self) -> &SystemSpec {
         &self.spec
     }
 
-    /// What kind of model it is.
+    /// The kind of model.
     pub fn kind(&self) -> SystemKind {
         self.spec.kind()
     }
 
-    /// How its pictures and videos are prepared.
+    /// The configurations of its picture and video processors.
     pub fn processor(&self) -> &ProcessorFolder {
         &self.processor
     }
 
-    /// The sentence that refuses it where something else was needed.
+    /// The error where `expected` was needed and this model is of another kind.
     pub fn refusal(&self, expected: Need) -> Error {
         refusal(&self.path.shown().to_string(), self.kind(), expected)
     }
 
-    /// The model that can be asked.
+    /// The specification of a model that answers questions.
     ///
     /// # Errors
-    /// `BadInput` for an encoder alone.
+    /// `BadInput` for an encoder without a decoder.
     pub fn answering(&self) -> Result<&ModelSpec> {
         let found = self.spec.answering();
         found.ok_or_else(|| self.refusal(Need::Answers))
     }
 
-    /// The shape of its VQGAN, with a decoder beside it or without.
+    /// The shape of its VQGAN, with or without a decoder.
     ///
     /// # Errors
-    /// `BadInput` for a model that has none.
+    /// `BadInput` for a model without one.
     pub fn vqgan(&self) -> Result<&VqganSpec> {
         let found = self.spec.vqgan();
         found.ok_or_else(|| self.refusal(Need::Codes))
     }
 
-    /// Its tensors under the names that they have here, none of them taken yet.
+    /// Its tensors under this program's names, none of them taken yet.
     ///
     /// # Errors
     /// As [`Weights::open`] and [`Weights::renamed`].
@@ -138,16 +138,16 @@ impl System {
             return Ok(weights.clone());
         }
         let weights = match &self.source {
-            Source::Gguf(file) => file.weights()?,
-            Source::Config(config) => config.weights(&self.path)?,
+            SystemSource::Gguf(file) => file.weights()?,
+            SystemSource::Config(config) => config.weights(&self.path)?,
         };
         Ok(self.weights.get_or_init(|| weights).clone())
     }
 
     fn gguf(&self) -> Option<&GgufModel> {
         match &self.source {
-            Source::Gguf(file) => Some(file),
-            Source::Config(_) => None,
+            SystemSource::Gguf(file) => Some(file),
+            SystemSource::Config(_) => None,
         }
     }
 }

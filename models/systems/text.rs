@@ -1,4 +1,4 @@
-//! The words of a system: its tokenizer, its chat template, and the ids that end an answer.
+//! Text parts of a system: the tokenizer, the chat template, and the ids that end an answer.
 
 use serde_json::Value as Json;
 
@@ -14,10 +14,10 @@ use crate::{
 };
 
 impl System {
-    /// The tokenizer of its folder, else that of its GGUF file.
+    /// The tokenizer of its directory, else that of its GGUF file.
     ///
     /// # Errors
-    /// `NotFound` where there is none, `BadInput` for one that cannot be read.
+    /// `NotFound` if there is none, `BadInput` for one that cannot be read.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match (self.gguf(), Tokenizer::of_directory(&self.path)?) {
             (_, Some(tokenizer)) => Ok(tokenizer),
@@ -29,7 +29,7 @@ impl System {
         }
     }
 
-    /// The chat template of its folder, else that of its GGUF file, else that of its family.
+    /// The chat template of its directory, else that of its GGUF file, else that of its family.
     ///
     /// # Errors
     /// `BadInput` for a template that does not compile.
@@ -47,11 +47,11 @@ impl System {
             .transpose()
     }
 
-    /// The end of sequence of its `tokenizer`, those that a GGUF file names beside it, and those that
-    /// `generation_config.json` names: one or a list.
+    /// The ids that end an answer: the end of sequence of its `tokenizer`, further ones named by a GGUF file, and those of
+    /// `generation_config.json`, one or a list.
     ///
     /// # Errors
-    /// `BadInput` for what is no id, or a file that cannot be read.
+    /// `BadInput` for an invalid id, or a file that cannot be read.
     pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
         if let Some(file) = self.gguf() {

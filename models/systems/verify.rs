@@ -1,5 +1,5 @@
 //! Whether a model directory holds what its configuration says: every tensor's
-//! name, shape and type, and no value that is not a number.
+//! name, shape and type, and finite values only.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -21,7 +21,7 @@ use crate::{
     systems::System,
 };
 
-/// Bytes looked at between two questions whether to go on.
+/// Bytes checked between two checks for an interrupt.
 const BLOCK_BYTES: usize = 64 << 20;
 
 /// What [`verify`] found.
@@ -33,18 +33,18 @@ pub struct Report {
     pub bytes: u64,
     /// Number of tensors per element type.
     pub dtypes: BTreeMap<String, usize>,
-    /// Expected, and not there.
+    /// Names that are expected and absent.
     pub missing: Vec<String>,
-    /// There, and not expected.
+    /// Names that are present and not expected.
     pub unknown: Vec<String>,
-    /// Of another shape or of a type that no weight has.
+    /// Tensors of another shape, or of an element type that weights do not have.
     pub misshapen: Vec<String>,
     /// Tensors with NaN or infinite values, and how many.
     pub not_finite: BTreeMap<String, u64>,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Whether no tensor is missing, unknown, misshapen or not finite.
     pub fn is_sound(&self) -> bool {
         self.missing.is_empty()
             && self.unknown.is_empty()
@@ -86,11 +86,11 @@ impl fmt::Display for Report {
     }
 }
 
-/// Reads every value of the model `system`, asking `going` between blocks; `load` takes the weights that no list names:
+/// Reads every value of the model `system`, calling `going` between blocks; `load` takes the weights without a list of names:
 /// those of encoders.
 ///
 /// # Errors
-/// What is wrong with the weights stands in the report; an error is a directory
+/// Faults of the weights are in the report; an error is a directory
 /// that cannot be read, or `Interrupted`.
 pub fn verify(
     system: &System,
@@ -113,7 +113,7 @@ pub fn verify(
         *report.dtypes.entry(stored.to_string()).or_default() += 1;
         match expected.remove(name) {
             None if weights.is_taken(name) => {}
-            // What stands behind the one that failed was not asked for.
+            // Loading stopped at the failed tensor, so the remaining ones are not unknown.
             None if loaded.is_err() => {}
             None => report.unknown.push(name.to_owned()),
             Some(s) if s != shape => report
@@ -137,7 +137,7 @@ pub fn verify(
     Ok(report)
 }
 
-/// The tensors that a list names: those of decoders and VQGANs.
+/// The tensors with a list of names: those of decoders and VQGANs.
 fn listed(spec: &SystemSpec) -> Vec<NamedShape> {
     match spec {
         SystemSpec::Answers(spec) => layout::model_tensors(spec),
@@ -148,7 +148,7 @@ fn listed(spec: &SystemSpec) -> Vec<NamedShape> {
     }
 }
 
-/// How many values are NaN or infinite; `None` for a type that no weight has.
+/// How many values are NaN or infinite; `None` for an element type that weights do not have.
 fn not_finite(stored: Stored, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<Option<u64>> {
     let dtype = match stored {
         Stored::Plain(dtype) => dtype,
@@ -168,7 +168,7 @@ fn not_finite(stored: Stored, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<
     Ok(Some(total))
 }
 
-/// How many weights of quantized blocks are NaN or infinite: those of a block whose scale is.
+/// How many weights of quantized blocks are NaN or infinite: all those of a block whose scale is.
 fn blocks_not_finite(format: Format, bytes: &[u8], going: &dyn Fn() -> bool) -> Result<u64> {
     let count = |blocks: &[u8]| {
         let mut weights = vec![0.0; format.weights_of(blocks)];

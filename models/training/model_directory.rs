@@ -6,7 +6,7 @@ use safetensors::Dtype;
 
 use crate::{
     checkpoint::{
-        foreign::{Element, Piece, Storage, View},
+        foreign::{Element, Storage, StoragePiece, View},
         layout::vqgan_tensors,
         stored::Stored,
         writer::Planned,
@@ -61,7 +61,7 @@ pub fn planned_vqgan(dir: &Path, spec: &VqganSpec) -> Result<Vec<Planned>> {
 }
 
 fn owned(name: &str, shape: &[usize], element: Element, bytes: Vec<u8>) -> Result<Planned> {
-    let storage = Storage::new(element, vec![Piece::Owned(bytes.into())])?;
+    let storage = Storage::new(element, vec![StoragePiece::Owned(bytes.into())])?;
     Ok(Planned {
         name: name.to_owned(),
         shape: shape.to_vec(),

@@ -91,7 +91,7 @@ pub struct Numbers<'a> {
     layout: &'a Layout,
 }
 
-/// Locks the numbers of a tensor: nobody writes them while they are held.
+/// Locks the values of a tensor for reading, so that they cannot be written meanwhile.
 pub fn numbers(tensor: &Tensor) -> Numbers<'_> {
     let (storage, layout) = tensor.storage_and_layout();
     Numbers { storage, layout }

@@ -35,7 +35,7 @@ pub(crate) enum LayerSpec {
         shape: [usize; 4],
         sampling: Resampling,
     },
-    /// A residual block from so many channels to so many.
+    /// A residual block from one number of channels to another.
     Resnet { path: String, channels: [usize; 2] },
     /// GroupNorm and SiLU.
     NormSilu { path: String, channels: usize },

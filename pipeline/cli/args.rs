@@ -50,9 +50,9 @@ pub enum Verb {
     Reconstruct(ReconstructArgs),
     /// Make an image or a video from a description.
     Generate(GenerateArgs),
-    /// Make clips of a synthetic world, with questions and exact answers.
+    /// Render clips of a synthetic world, with questions and exact answers.
     Synth(SynthArgs),
-    /// Make a clip that no training saw, ask a model all about it, and compare.
+    /// Render a clip held out from training and compare a model's answers.
     Demo(DemoArgs),
     /// Turn a foreign checkpoint into a model directory.
     Import(ImportArgs),
@@ -64,7 +64,7 @@ pub enum Verb {
     Models(ModelsVerb),
     /// Count frames, tokens, bytes and operations before anything runs.
     Plan(PlanArgs),
-    /// Train a model by LWM's recipe.
+    /// Train a model with LWM's recipe.
     #[command(
         subcommand,
         after_help = "Examples:\n  longreel train decoder configs/train/text.toml --out runs/text/\n  \
@@ -72,7 +72,7 @@ pub enum Verb {
                         longreel train vqgan vqgan.toml --out runs/vqgan/"
     )]
     Train(TrainVerb),
-    /// Measure this machine and what the program makes of it.
+    /// Measure this machine, and the program's speed on it.
     #[command(
         subcommand,
         after_help = "Examples:\n  longreel bench kernels\n  longreel bench kernels --op attend --s 8192 --threads 1,2 --json"
@@ -107,20 +107,20 @@ pub struct SamplingArgs {
     pub choosing: ChoosingArgs,
 }
 
-/// Frames chosen by what they show.
+/// Frames chosen by content.
 #[derive(Debug, Clone, Args, Default)]
 pub struct ChoosingArgs {
-    /// Choose by what frames show, in a pass before: out of one a second, whatever the model's own
-    /// rule, or out of those of --fps or --all-frames.
+    /// Choose by content, in a first pass over the video: among one frame per second, whatever the model's own
+    /// rule, or among those of --fps or --all-frames.
     #[arg(long, value_enum)]
     pub sampler: Option<SamplerArg>,
 
-    /// Keep a frame that differs by more from the last one kept, as a share of black against white
+    /// Keep a frame that differs from the last one kept by more than this share of the difference of black and white
     /// [default: 0.01].
     #[arg(long, value_name = "X", requires = "sampler")]
     pub change_threshold: Option<f64>,
 
-    /// Leave no longer hole between changed frames.
+    /// Longest time without a kept frame; frames are added to fill longer gaps.
     #[arg(long, value_name = "TIME", requires = "sampler")]
     pub max_gap: Option<String>,
 
@@ -128,52 +128,52 @@ pub struct ChoosingArgs {
     #[arg(long, value_name = "MODEL", requires = "sampler")]
     pub query_model: Option<PathBuf>,
 
-    /// What the frames should show, for --sampler query; the question of `ask` when absent.
+    /// Description of the frames wanted, for --sampler query; the question of `ask` when absent.
     #[arg(long, value_name = "TEXT", requires = "sampler")]
     pub query: Option<String>,
 
-    /// A reel of vectors of the videos: its frames are the candidates, and nothing is encoded again.
+    /// A reel of vectors of the videos: its frames are the candidates, so that nothing is encoded again.
     #[arg(long, value_name = "FILE", requires = "sampler", conflicts_with_all = ["fps", "all_frames"])]
     pub query_reel: Option<PathBuf>,
 
-    /// Frames nearest to a query lie no nearer to one another than this.
+    /// Least time between two frames chosen by a query.
     #[arg(long, value_name = "TIME", requires = "sampler")]
     pub min_gap: Option<String>,
 }
 
-/// By what frames are chosen.
+/// How frames are chosen by content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SamplerArg {
-    /// Those that differ from the last one kept; with --frames the first and those that differ most.
+    /// Frames that differ from the last one kept; with --frames, the first and those that differ most.
     Change,
-    /// The --frames that CLIP or SigLIP finds nearest to a text.
+    /// The --frames frames whose CLIP or SigLIP vectors are most similar to a text's.
     Query,
 }
 
-/// The budget of pixels of models that take frames of any size (Qwen2.5-VL, Qwen3-VL).
+/// Pixel budget of models that take frames of any size (Qwen2.5-VL, Qwen3-VL).
 #[derive(Debug, Clone, Args, Default)]
 pub struct PixelArgs {
-    /// Fewest pixels of a frame (Qwen3-VL: of all frames together); the model's processor decides when absent.
+    /// Least number of pixels of a frame (Qwen3-VL: of all frames together); that of the model's processor when absent.
     #[arg(long, value_name = "N")]
     pub min_pixels: Option<usize>,
 
-    /// Most pixels, likewise.
+    /// Largest number of pixels, likewise.
     #[arg(long, value_name = "N")]
     pub max_pixels: Option<usize>,
 }
 
-/// How ids are drawn.
+/// How tokens are sampled.
 #[derive(Debug, Clone, Args)]
 pub struct DrawArgs {
-    /// 0 takes the most likely token; above 0 draws at that temperature.
+    /// 0 takes the most likely token; above 0 samples at that temperature.
     #[arg(long, default_value_t = 0.0, value_name = "T")]
     pub temperature: f64,
 
-    /// Draw among the K most likely tokens only.
+    /// Sample among the K most likely tokens only.
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
 
-    /// Draw among the most likely tokens whose probabilities add up to P.
+    /// Sample among the most likely tokens whose probabilities add up to P.
     #[arg(long, value_name = "P")]
     pub top_p: Option<f64>,
 
@@ -182,27 +182,27 @@ pub struct DrawArgs {
     pub seed: u64,
 }
 
-/// How keys and values are kept.
+/// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvDtypeArg {
-    /// 4 bytes an element, exact.
+    /// 4 bytes per element, exact.
     F32,
-    /// 2 bytes an element.
+    /// 2 bytes per element.
     Bf16,
-    /// 1 byte an element and a scale per token and head.
+    /// 1 byte per element and a scale per token and head.
     Int8,
-    /// Half a byte an element and a scale per 32 channels.
+    /// Half a byte per element and a scale per 32 channels.
     Int4,
 }
 
-/// How the numbers of a reel are kept.
+/// Element type of a reel's features or vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ReelDtypeArg {
-    /// 4 bytes a number, exact.
+    /// 4 bytes per element, exact.
     F32,
     /// 2 bytes, 8 bits of precision.
     Bf16,
-    /// 2 bytes, 11 bits of precision, numbers up to 65504.
+    /// 2 bytes, 11 bits of precision, values up to 65504.
     F16,
 }
 
@@ -215,21 +215,21 @@ pub enum FrameEndArg {
     Training,
 }
 
-/// Where text goes on behind a video.
+/// Position of the text that follows a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AfterVideoArg {
-    /// Behind its highest position, as when these models came out.
+    /// After the video's highest position, as when these models were released.
     Highest,
-    /// Behind its longest side, as transformers 5 has it: later text may stand inside a long video's time.
+    /// After the length of its longest axis, as in transformers 5: text may then get a time position inside a long video.
     Side,
 }
 
-/// Whether something is done.
+/// A switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SwitchArg {
-    /// It is.
+    /// Switched on.
     On,
-    /// It is not.
+    /// Switched off.
     Off,
 }
 
@@ -247,13 +247,13 @@ pub struct AskArgs {
     #[arg(required = true, num_args = 1.., value_name = "VIDEO... QUESTION")]
     pub inputs: Vec<OsString>,
 
-    /// A model directory, org/name on the hub, or a GGUF file [default: the small demo model that comes with the
-    /// program, which knows clips like those of `longreel synth --plain --length 4` and nothing else; it is kept in
+    /// A model directory, org/name on the hub, or a GGUF file [default: the small demo model built into the
+    /// program, which only understands clips like those of `longreel synth --plain --length 4`; it is written to
     /// ~/.cache/longreel].
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<PathBuf>,
 
-    /// A GGUF file whose decoder takes the place of the model's own.
+    /// A GGUF file whose decoder replaces the model's own.
     #[arg(long, requires = "model", value_name = "FILE.gguf")]
     pub decoder: Option<PathBuf>,
 
@@ -270,24 +270,24 @@ pub struct AskArgs {
     #[command(flatten)]
     pub draw: DrawArgs,
 
-    /// Stop the answer before this text; may be given more than once.
+    /// End the answer before this text; may be given more than once.
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
 
-    /// How keys and values are kept.
+    /// How keys and values are stored.
     #[arg(long, value_enum, default_value_t = KvDtypeArg::F32)]
     pub kv_dtype: KvDtypeArg,
 
-    /// Tokens per prefill step and rank: more is faster, less takes less memory.
+    /// Tokens per prefill step and rank: more is faster, fewer take less memory.
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub prefill_chunk: usize,
 
-    /// Share the context among so many ranks, each with its part of the threads; under `mpirun` a
+    /// Number of ranks that share the context, each with its part of the threads; under `mpirun` a
     /// rank is a process.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     pub ring: Option<u16>,
 
-    /// Seconds of silence after which another process counts as lost.
+    /// Seconds without a message after which another process counts as lost.
     #[arg(long, default_value_t = 30.0, value_name = "S")]
     pub ring_timeout: f64,
 
@@ -295,20 +295,20 @@ pub struct AskArgs {
     #[arg(long, value_enum)]
     pub frame_end: Option<FrameEndArg>,
 
-    /// Where text goes on behind a video (Qwen2-VL, Qwen2.5-VL).
+    /// Position of the text that follows a video (Qwen2-VL, Qwen2.5-VL).
     #[arg(long, value_enum)]
     pub after_video: Option<AfterVideoArg>,
 
-    /// Tell the model the times of the frames, before the question (LLaVA-Video, LLaVA-OneVision); as it was trained
+    /// Tell the model the times of the frames before the question (LLaVA-Video, LLaVA-OneVision); as in its training
     /// when absent.
     #[arg(long, value_enum)]
     pub time_instruction: Option<SwitchArg>,
 
-    /// Print the answer as it is made.
+    /// Print the answer while it is decoded.
     #[arg(long)]
     pub stream: bool,
 
-    /// Go on asking: one follow-up question per line on stdin; the context is kept.
+    /// Read follow-up questions from stdin, one per line; the context is kept.
     #[arg(long)]
     pub interactive: bool,
 
@@ -327,7 +327,7 @@ pub struct FramesArgs {
     /// The video or image.
     pub video: PathBuf,
 
-    /// Directory for the PNG files and frames.jsonl; made when absent.
+    /// Directory for the PNG files and frames.jsonl; created when absent.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
@@ -342,7 +342,7 @@ pub struct FramesArgs {
     #[arg(long, value_name = "I", conflicts_with_all = ["fps", "frames", "all_frames", "sampler"])]
     pub index: Vec<u64>,
 
-    /// As in the video, or as the model is shown it.
+    /// Size as in the video, or as the model gets it.
     #[arg(long, value_enum, default_value_t = FrameSize::Native)]
     pub size: FrameSize,
 
@@ -389,7 +389,7 @@ pub struct EncodeArgs {
     #[command(flatten)]
     pub pixels: PixelArgs,
 
-    /// How numbers are kept; features in bf16 and vectors in f16 when absent.
+    /// Element type; bf16 for features and f16 for vectors when absent.
     #[arg(long, value_enum, value_name = "TYPE")]
     pub reel_dtype: Option<ReelDtypeArg>,
 
@@ -406,23 +406,23 @@ pub struct EncodeArgs {
                         longreel search --image boat.png day.reel night.reel --json"
 )]
 pub struct SearchArgs {
-    /// What to look for (left out with --image), then reels of vectors made by one model.
+    /// The text to search for (left out with --image), then reels of vectors made by one model.
     #[arg(required = true, num_args = 1.., value_name = "QUERY REEL...")]
     pub inputs: Vec<OsString>,
 
-    /// Look for what this picture shows.
+    /// Search with this picture instead of a text.
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
 
-    /// Most moments.
+    /// Largest number of moments.
     #[arg(long, default_value_t = 10, value_name = "K")]
     pub top: usize,
 
-    /// Frames of a video nearer than this to a better one belong to its moment; 0: every frame for itself.
+    /// Frames of a video closer in time than this to a better match belong to its moment; 0: each frame is a moment.
     #[arg(long, default_value = "2", value_name = "TIME")]
     pub min_gap: String,
 
-    /// Where the model lies that made the vectors; the reels say it when absent.
+    /// The model that made the vectors; the reels name it when absent.
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<PathBuf>,
 }
@@ -438,7 +438,7 @@ pub struct ReconstructArgs {
     #[arg(long, value_name = "VIDEO")]
     pub out: PathBuf,
 
-    /// The model whose VQGAN made the reel.
+    /// The model whose VQGAN encoded the reel.
     #[arg(long, short, value_name = "MODEL")]
     pub model: PathBuf,
 
@@ -454,7 +454,7 @@ pub struct ReconstructArgs {
                         longreel generate \"fireworks over the sea\" --out clip.mp4 --n-frames 8 --model lwm/"
 )]
 pub struct GenerateArgs {
-    /// What to show.
+    /// Description of the picture or video.
     pub prompt: String,
 
     /// The image (.png) or video (.mp4) to write.
@@ -469,23 +469,23 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub n_frames: usize,
 
-    /// Classifier-free guidance of an image, or of a video's first frame; 1 is none.
+    /// Classifier-free guidance scale of an image, or of a video's first frame; 1 switches it off.
     #[arg(long, default_value_t = 5.0, value_name = "S")]
     pub cfg_image: f64,
 
-    /// Classifier-free guidance of a video's later frames; 1 is none.
+    /// Classifier-free guidance scale of a video's later frames; 1 switches it off.
     #[arg(long, default_value_t = 1.0, value_name = "S")]
     pub cfg_video: f64,
 
-    /// 0 takes the most likely code; above 0 draws at that temperature.
+    /// 0 takes the most likely code; above 0 samples at that temperature.
     #[arg(long, default_value_t = 1.0, value_name = "T")]
     pub temperature: f64,
 
-    /// Draw an image's codes among the K most likely.
+    /// Sample an image's codes among the K most likely.
     #[arg(long, default_value_t = 8192, value_name = "K")]
     pub top_k_image: usize,
 
-    /// Draw a video's later codes among the K most likely.
+    /// Sample the codes of a video's later frames among the K most likely.
     #[arg(long, default_value_t = 1000, value_name = "K")]
     pub top_k_video: usize,
 
@@ -502,12 +502,12 @@ pub struct GenerateArgs {
     pub debug_ids: bool,
 }
 
-/// What synthetic clips are for.
+/// Split of the synthetic clips.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SplitArg {
-    /// To learn from: seven of eight stories.
+    /// For training: seven of eight stories.
     Train,
-    /// To measure with: the others.
+    /// For evaluation: the other stories.
     Test,
 }
 
@@ -518,15 +518,15 @@ pub enum SplitArg {
                         The clip is one of `longreel synth`, of the stories that are not for training: every question \
                         of it is asked, and what is true stands beside what is said.")]
 pub struct DemoArgs {
-    /// The directory of the clip; one of an earlier call is replaced.
+    /// Directory of the clip; that of an earlier call is replaced.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// A model directory, org/name on the hub, or a GGUF file [default: the demo model that comes with the program].
+    /// A model directory, org/name on the hub, or a GGUF file [default: the demo model built into the program].
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<PathBuf>,
 
-    /// The same seed gives the same clip; another one every second when absent.
+    /// The same seed gives the same clip; when absent, the current time in seconds.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 
@@ -539,11 +539,11 @@ pub struct DemoArgs {
     )]
     pub length: u32,
 
-    /// Most objects at a time: 1 to 3.
+    /// Largest number of objects at a time: 1 to 3.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub difficulty: u8,
 
-    /// Black backgrounds only; so it is where no model is named.
+    /// Black backgrounds only; the default where no model is named.
     #[arg(long)]
     pub plain: bool,
 }
@@ -559,7 +559,7 @@ pub struct DemoArgs {
                         longreel synth --clips 30 --needle --length 60,600 --depth 0,50,100 --split test --out hay/"
 )]
 pub struct SynthArgs {
-    /// How many clips.
+    /// Number of clips.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub clips: u64,
 
@@ -571,11 +571,11 @@ pub struct SynthArgs {
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
 
-    /// What they are for.
+    /// The split: for training or for evaluation.
     #[arg(long, value_enum, default_value_t = SplitArg::Train)]
     pub split: SplitArg,
 
-    /// Seconds of a clip; of several, clips take one after the other.
+    /// Seconds of a clip; with several values, clips take them in turn.
     #[arg(
         long,
         visible_alias = "seconds",
@@ -585,19 +585,19 @@ pub struct SynthArgs {
     )]
     pub length: Vec<u32>,
 
-    /// Most objects at a time: 1 to 3.
+    /// Largest number of objects at a time: 1 to 3.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub difficulty: u8,
 
-    /// One coloured object in one second among drifting grey blobs.
+    /// Needle clips: one coloured object for one second among drifting grey blobs.
     #[arg(long)]
     pub needle: bool,
 
-    /// Where the needle lies, in percent of the clip; of several, each for every length in turn.
+    /// Depth of the needle, in percent of the clip; with several values, each is used with every length.
     #[arg(long, value_name = "PERCENT", value_delimiter = ',')]
     pub depth: Vec<u32>,
 
-    /// Levels of noise, up or down, in every pixel.
+    /// Amplitude of the noise of every pixel, in levels of 255.
     #[arg(long, default_value_t = 0, value_name = "LEVELS")]
     pub noise: u8,
 
@@ -605,23 +605,23 @@ pub struct SynthArgs {
     #[arg(long)]
     pub plain: bool,
 
-    /// Only questions of these kinds; `story`, all that happens in one answer, is asked where it is named.
+    /// Only questions of these kinds; `story` (everything that happens, in one answer) is asked only if it is named.
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = QUESTION_NAMES)]
     pub kinds: Vec<String>,
 
-    /// Questions of each kind for a clip.
+    /// Questions of each kind per clip.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub per_kind: usize,
 
-    /// Pixels of a side.
+    /// Width and height, in pixels.
     #[arg(long, default_value_t = 96, value_name = "PIXELS")]
     pub side: usize,
 
-    /// Frames in a second, a whole number.
+    /// Frames per second, a whole number.
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub fps: u32,
 
-    /// Replace clips that were made with other options.
+    /// Replace clips that other options made.
     #[arg(long)]
     pub force: bool,
 }
@@ -629,9 +629,9 @@ pub struct SynthArgs {
 /// How imported weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum WeightDtypeArg {
-    /// 4 bytes a weight.
+    /// 4 bytes per weight.
     F32,
-    /// 2 bytes a weight.
+    /// 2 bytes per weight.
     Bf16,
     /// As in the checkpoint (half precision becomes bf16 only when exact, else f32).
     Stored,
@@ -645,7 +645,7 @@ pub enum WeightDtypeArg {
                         longreel import --hf LWM-Text-Chat-1M/ --out lwm-text-1m/"
 )]
 pub struct ImportArgs {
-    /// The model's shape, for checkpoints that hold weights only.
+    /// The model's specification (TOML), for checkpoints that hold weights only.
     #[arg(long, value_name = "TOML", required_unless_present = "hf")]
     pub spec: Option<PathBuf>,
 
@@ -653,11 +653,11 @@ pub struct ImportArgs {
     #[arg(long, value_name = "[FORM::]PATH", required_unless_present = "hf")]
     pub params: Option<String>,
 
-    /// LWM's VQGAN checkpoint (a pickle; nothing in it is executed).
+    /// LWM's VQGAN checkpoint (a pickle; no code in it is executed).
     #[arg(long, value_name = "PATH", conflicts_with = "hf")]
     pub vqgan: Option<PathBuf>,
 
-    /// tokenizer.model, tokenizer.json, or a directory that has one.
+    /// tokenizer.model, tokenizer.json, or a directory that has one of them.
     #[arg(
         long,
         value_name = "PATH",
@@ -698,7 +698,7 @@ pub enum ModelsVerb {
         /// A model directory, org/name on the hub, or a GGUF file.
         model: PathBuf,
     },
-    /// Fetch a model from the hub into the cache; goes on where it stopped.
+    /// Fetch a model from the hub into the cache; resumes an interrupted download.
     Pull {
         /// org/name, or org/name@revision.
         model: PathBuf,
@@ -715,12 +715,12 @@ pub struct PlanArgs {
     #[arg(value_name = "VIDEO")]
     pub videos: Vec<PathBuf>,
 
-    /// A model directory, org/name on the hub, a GGUF file, or a .toml model file; of an encoder alone, what `encode`
-    /// takes is planned.
+    /// A model directory, org/name on the hub, a GGUF file, or a .toml model file; for an encoder, what `encode`
+    /// would take is planned.
     #[arg(long, short, value_name = "MODEL")]
     pub model: PathBuf,
 
-    /// A GGUF file whose decoder takes the place of the model's own.
+    /// A GGUF file whose decoder replaces the model's own.
     #[arg(long, value_name = "FILE.gguf")]
     pub decoder: Option<PathBuf>,
 
@@ -734,7 +734,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "H", conflicts_with_all = ["videos", "sampler"])]
     pub hours: Option<f64>,
 
-    /// The question, where its length matters.
+    /// The question, whose tokens are counted.
     #[arg(long, default_value = SHORT_QUESTION, value_name = "TEXT")]
     pub question: String,
 
@@ -746,7 +746,7 @@ pub struct PlanArgs {
     #[arg(long, default_value_t = 128, value_name = "N")]
     pub max_new_tokens: usize,
 
-    /// How keys and values are kept.
+    /// How keys and values are stored.
     #[arg(long, value_enum, default_value_t = KvDtypeArg::F32)]
     pub kv_dtype: KvDtypeArg,
 
@@ -754,7 +754,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "GIB")]
     pub memory_gib: Option<f64>,
 
-    /// Measure this machine for a moment and predict seconds.
+    /// Measure this machine briefly and predict seconds.
     #[arg(long, action = ArgAction::SetTrue)]
     pub measure: bool,
 }
@@ -762,11 +762,11 @@ pub struct PlanArgs {
 /// `longreel bench`
 #[derive(Debug, Subcommand)]
 pub enum BenchVerb {
-    /// Operations per second of every kernel, as a share of the machine's own ceilings.
+    /// Operations per second of every kernel, as a share of the machine's peak.
     Kernels(KernelsArgs),
     /// Seconds and memory of long contexts, on one rank or several.
     Context(ContextArgs),
-    /// Exact answers to questions about clips, by kind, against someone who sees nothing.
+    /// Accuracy of answers to questions about clips, by kind, next to that of always giving the most frequent answer.
     Answers(AnswersArgs),
 }
 
@@ -782,22 +782,22 @@ pub enum BenchVerb {
                         longreel bench answers needles/ --model demo/ --heat-map needles.svg"
 )]
 pub struct AnswersArgs {
-    /// The folder of clips.
+    /// Directory of clips.
     pub clips: PathBuf,
 
     /// A model directory, org/name on the hub, or a GGUF file; the demo model when absent.
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<PathBuf>,
 
-    /// Frames in a second.
+    /// Frames per second.
     #[arg(long, default_value = "1", value_name = "RATE")]
     pub fps: String,
 
-    /// Only the first clips.
+    /// Only the first N clips.
     #[arg(long, value_name = "N")]
     pub first: Option<usize>,
 
-    /// Show noise of each clip's length in its place.
+    /// Replace each clip by noise of the same length.
     #[arg(long)]
     pub noise: bool,
 
@@ -805,15 +805,15 @@ pub struct AnswersArgs {
     #[arg(long, default_value_t = 16, value_name = "N")]
     pub max_new_tokens: usize,
 
-    /// Write every question with its answers to this file, one JSON object a line.
+    /// Write every question with its answers to this file, one JSON object per line.
     #[arg(long, value_name = "FILE.jsonl")]
     pub answers: Option<PathBuf>,
 
-    /// Draw needles by length and depth.
+    /// Draw the share of needles found, by length and depth, as a picture.
     #[arg(long, value_name = "FILE.svg")]
     pub heat_map: Option<PathBuf>,
 
-    /// Append the rows to this file, one JSON object a line.
+    /// Append the rows to this file, one JSON object per line.
     #[arg(long, value_name = "FILE.jsonl")]
     pub out: Option<PathBuf>,
 }
@@ -835,11 +835,11 @@ pub struct ContextArgs {
     #[arg(long, short, value_name = "MODEL")]
     pub model: PathBuf,
 
-    /// Tokens of the context; several are measured one after another.
+    /// Tokens of the context; several values are measured one after the other.
     #[arg(long, value_name = "N", value_delimiter = ',', required = true)]
     pub tokens: Vec<usize>,
 
-    /// Tokens of a question on it.
+    /// Tokens of a question after the context.
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub question: usize,
 
@@ -847,7 +847,7 @@ pub struct ContextArgs {
     #[arg(long, default_value_t = 16, value_name = "N")]
     pub answer: usize,
 
-    /// How keys and values are kept.
+    /// How keys and values are stored.
     #[arg(long, value_enum, default_value_t = KvDtypeArg::F32)]
     pub kv_dtype: KvDtypeArg,
 
@@ -855,15 +855,15 @@ pub struct ContextArgs {
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub prefill_chunk: usize,
 
-    /// Share the context among so many ranks; under `mpirun` a rank is a process.
+    /// Number of ranks that share the context; under `mpirun` a rank is a process.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     pub ring: Option<u16>,
 
-    /// Seconds of silence after which another process counts as lost.
+    /// Seconds without a message after which another process counts as lost.
     #[arg(long, default_value_t = 30.0, value_name = "S")]
     pub ring_timeout: f64,
 
-    /// Append the rows to this file, one JSON object a line.
+    /// Append the rows to this file, one JSON object per line.
     #[arg(long, value_name = "FILE.jsonl")]
     pub out: Option<PathBuf>,
 }
@@ -889,11 +889,11 @@ pub struct KernelsArgs {
     #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = DTYPE_NAMES)]
     pub dtype: Vec<String>,
 
-    /// Lengths of the prompts of `attend` [default: 8192,32768].
+    /// Sequence lengths of `attend` [default: 8192,32768].
     #[arg(long, value_name = "S", value_delimiter = ',')]
     pub s: Vec<usize>,
 
-    /// Tokens of the cache of `decode` [default: 131072].
+    /// Tokens in the KV cache of `decode` [default: 131072].
     #[arg(long, value_name = "N")]
     pub cache: Option<usize>,
 
@@ -909,7 +909,7 @@ pub struct KernelsArgs {
     #[arg(long, value_name = "N")]
     pub kv_heads: Option<usize>,
 
-    /// Instructions, of those that this machine has; the widest when absent.
+    /// Instruction sets, of those that this machine has; the widest when absent.
     #[arg(long, value_name = "LEVEL", value_delimiter = ',', value_parser = LEVEL_NAMES)]
     pub level: Vec<String>,
 
@@ -917,15 +917,15 @@ pub struct KernelsArgs {
     #[arg(long, value_name = "N")]
     pub repeats: Option<usize>,
 
-    /// Small shapes and short windows, to see that everything runs; no figure to quote.
+    /// Small shapes and short measurements, to check that everything runs; its figures mean nothing.
     #[arg(long)]
     pub quick: bool,
 
-    /// A program that does the same operations, asked in turn (benches/README.md).
+    /// A program that performs the same operations, measured in turn (benches/README.md).
     #[arg(long, value_name = "COMMAND")]
     pub peer: Option<String>,
 
-    /// Append the rows to this file, one JSON object a line.
+    /// Append the rows to this file, one JSON object per line.
     #[arg(long, value_name = "FILE.jsonl")]
     pub out: Option<PathBuf>,
 }
@@ -949,7 +949,7 @@ const DTYPE_NAMES: [&str; 4] = ["f32", "bf16", "int8", "int4"];
 /// Names of `longreel_kernels::cpu::Level`.
 const LEVEL_NAMES: [&str; 5] = ["scalar", "neon", "avx2", "avx512", "avx512bf16"];
 
-/// Words of `longreel::synth::questions::QuestionKind`.
+/// Names of `longreel::synth::questions::QuestionKind`.
 const QUESTION_NAMES: [&str; 9] = [
     "shape", "colour", "motion", "count", "order", "when", "what_at", "needle", "story",
 ];
@@ -957,13 +957,13 @@ const QUESTION_NAMES: [&str; 9] = [
 /// What to train.
 #[derive(Debug, Subcommand)]
 pub enum TrainVerb {
-    /// A decoder, on text and codes of frames.
+    /// A decoder, on text and frame codes.
     Decoder(TrainDecoderArgs),
-    /// A VQGAN, on frames of videos: what turns frames into the codes that a decoder reads.
+    /// A VQGAN, on frames of videos: it turns frames into the codes that a decoder reads.
     Vqgan(TrainVqganArgs),
-    /// Turn clips with questions into the lines that a decoder is trained on.
+    /// Turn clips with questions into training examples (JSON lines) for a decoder.
     MakeLines(TrainMakeLinesArgs),
-    /// Have a model write questions and answers about a long text or video, as lines that a decoder is trained on.
+    /// Have a model write questions and answers about a long text or video, as training examples (JSON lines).
     MakeQa(TrainMakeQaArgs),
     /// Learn a tokenizer from texts.
     Tokenizer(TrainTokenizerArgs),
@@ -982,10 +982,10 @@ pub enum TrainVerb {
                         it, and `model.vqgan` of `train decoder`."
 )]
 pub struct TrainVqganArgs {
-    /// The run: model, data, recipe (TOML).
+    /// Configuration of the run: model, data, recipe (TOML).
     pub config: PathBuf,
 
-    /// The folder of the run.
+    /// Directory of the run.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
@@ -1004,10 +1004,10 @@ pub struct TrainVqganArgs {
                         where it was."
 )]
 pub struct TrainMakeLinesArgs {
-    /// The folder of clips.
+    /// Directory of clips.
     pub clips: PathBuf,
 
-    /// The model directory whose VQGAN looks at frames.
+    /// The model directory whose VQGAN encodes frames.
     #[arg(long, short, value_name = "MODEL")]
     pub model: PathBuf,
 
@@ -1015,21 +1015,21 @@ pub struct TrainMakeLinesArgs {
     #[arg(long, value_name = "FILE.jsonl")]
     pub out: PathBuf,
 
-    /// Frames in a second, as `ask` will take them.
+    /// Frames per second, as `ask` will be given.
     #[arg(long, default_value = "1", value_name = "RATE")]
     pub fps: String,
 
-    /// Most questions of a line: the first stands before the frames, the others follow it. What a clip has more goes to
-    /// further lines. Questions of one clip tell of one another's answers, so that a model that gets several learns to
-    /// read them instead of the frames.
+    /// Largest number of questions per line: the first precedes the frames, the others follow them. A clip's
+    /// further questions go to further lines. Questions of one clip reveal one another's answers, so that a model that
+    /// gets several at once may learn from them instead of the frames.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub questions: usize,
 
-    /// Of the order of questions.
+    /// Seed of the order of questions.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
 
-    /// Predict answers alone, not the codes of frames.
+    /// Train on answers only, not on the codes of frames.
     #[arg(long)]
     pub answers_only: bool,
 
@@ -1048,7 +1048,7 @@ pub struct TrainMakeLinesArgs {
                         A stopped run goes on where it was."
 )]
 pub struct TrainMakeQaArgs {
-    /// A text, or a reel of codes that `encode` made.
+    /// A text file, or a reel of codes that `encode` made.
     pub input: PathBuf,
 
     /// The model that writes: a directory, org/name on the hub, or a GGUF file.
@@ -1059,15 +1059,15 @@ pub struct TrainMakeQaArgs {
     #[arg(long, value_name = "FILE.jsonl")]
     pub out: PathBuf,
 
-    /// About so many tokens of text in a chunk, or frames of a reel [default: 1024 tokens, 16 frames].
+    /// Approximate tokens of text per chunk, or frames of a reel [default: 1024 tokens, 16 frames].
     #[arg(long, value_name = "N")]
     pub chunk: Option<usize>,
 
-    /// Most pairs of question and answer about a chunk.
+    /// Largest number of question-answer pairs per chunk.
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub pairs: usize,
 
-    /// Most tokens of a line; those of the model's context when absent.
+    /// Largest number of tokens of a line; the model's context length when absent.
     #[arg(long, value_name = "N")]
     pub context: Option<usize>,
 
@@ -1075,15 +1075,15 @@ pub struct TrainMakeQaArgs {
     #[arg(long, default_value_t = 256, value_name = "N")]
     pub max_new_tokens: usize,
 
-    /// What the model is asked, in place of the usual instruction: `{pairs}` stands for the number. It must ask for lines
-    /// `Question: ...` and `Answer: ...`.
+    /// File with an instruction that replaces the default one; `{pairs}` stands for the number of pairs. It must ask for
+    /// lines `Question: ...` and `Answer: ...`.
     #[arg(long, value_name = "FILE")]
     pub prompt: Option<PathBuf>,
 
     #[command(flatten)]
     pub draw: DrawArgs,
 
-    /// Replace FILE.jsonl, and what a stopped run with other options left of it.
+    /// Replace FILE.jsonl, and the unfinished file of a stopped run with other options.
     #[arg(long)]
     pub force: bool,
 }
@@ -1095,19 +1095,19 @@ pub struct TrainMakeQaArgs {
                         Of a .jsonl file the texts of its lines are read, of another file all of it."
 )]
 pub struct TrainTokenizerArgs {
-    /// Texts, or lines of JSON.
+    /// Text files, or JSON lines.
     #[arg(required = true, num_args = 1.., value_name = "FILE")]
     pub files: Vec<PathBuf>,
 
-    /// Most tokens of the vocabulary.
+    /// Largest size of the vocabulary.
     #[arg(long, default_value_t = 32_000, value_name = "N")]
     pub vocab_size: usize,
 
-    /// The folder to write.
+    /// Directory to write.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// Replace the tokenizer that is there.
+    /// Replace an existing tokenizer.
     #[arg(long)]
     pub force: bool,
 }
@@ -1121,14 +1121,14 @@ pub struct TrainTokenizerArgs {
                         shows them, OUT/model/ is the model directory."
 )]
 pub struct TrainDecoderArgs {
-    /// The stage: model, data, recipe (TOML).
+    /// Configuration of the stage: model, data, recipe (TOML).
     pub config: PathBuf,
 
-    /// The folder of the run.
+    /// Directory of the run.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// Share every row among so many ranks, each with its part of the threads.
+    /// Number of ranks that share every sequence, each with its part of the threads.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     pub ring: Option<u16>,
 

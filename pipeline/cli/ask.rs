@@ -48,7 +48,7 @@ struct AskJson<'a> {
     model: String,
     video: &'a [SourceSeen],
     tokens: Tokens,
-    seconds: Seconds,
+    seconds: AskSeconds,
     /// Keys and values in this process.
     kv_bytes: usize,
     peak_memory_bytes: Option<u64>,
@@ -67,7 +67,7 @@ struct AskJson<'a> {
     error: Option<String>,
 }
 
-/// What the leading rank moved.
+/// Traffic of rank 0.
 #[derive(Serialize)]
 struct RingJson {
     link: &'static str,
@@ -77,18 +77,18 @@ struct RingJson {
 
 #[derive(Serialize)]
 struct Tokens {
-    /// Positions of the prompt.
+    /// Tokens of the prompt.
     prompt: usize,
-    /// Positions of the prompt that are frames.
+    /// Tokens of the prompt that are frames.
     vision: usize,
-    /// Positions the model was made for.
+    /// Context length of the model.
     context: usize,
     generated: usize,
 }
 
 #[derive(Serialize)]
-struct Seconds {
-    /// Opening the videos and choosing their frames by what they show.
+struct AskSeconds {
+    /// Opening the videos and choosing their frames by content.
     #[serde(skip_serializing_if = "Option::is_none")]
     choose: Option<f64>,
     load: f64,
@@ -116,7 +116,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
     let (question, videos) = split_inputs(&args)?;
     if args.model.is_none() && videos.is_empty() {
-        let message = "no model is named, and the demo model knows nothing but videos: expected one before the question, or --model";
+        let message = "no model and no video is given, and the demo model only answers about videos: expected a video before the question, or --model";
         return Err(Error::new(Kind::Usage, message));
     }
     let options = options(&args)?;
@@ -136,7 +136,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         model,
         chosen,
     } = prepared;
-    // A video that cannot tell its length, and later questions, are not in the plan.
+    // The plan leaves out follow-up questions and videos of unknown length: the KV cache may then grow into the rest.
     let kv_room = plan.kv_room().and_then(|bytes| usize::try_from(bytes).ok());
     let options = AnswerOptions {
         kv_limit_bytes: kv_room.map(|bytes| bytes / ranks.here()),
@@ -160,7 +160,7 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })
 }
 
-/// The part of a process that another one leads.
+/// Runs a rank other than 0, which takes its work from rank 0.
 fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel) -> Result<()> {
     let system = open::system_or_demo(args.model.as_deref(), voice, cancel);
     let files = system.and_then(|system| ModelFiles::open_with(&system, args.decoder.as_deref()));
@@ -170,13 +170,13 @@ fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel
     }
 }
 
-/// What must be there before the ranks begin.
+/// The opened model and inputs, ready before the ranks start.
 struct Prepared {
     sources: Vec<Source>,
     layout: Layout,
     plan: Plan,
     model: Model,
-    /// How long opening the videos took, where frames were chosen by what they show.
+    /// How long opening the videos took, where frames were chosen by content.
     chosen: Option<Duration>,
 }
 
@@ -214,7 +214,7 @@ fn prepare(
     if chooses && let Some(fewer) = selection.fewer(&plan, n_videos) {
         let (given, fit) = (plan.frames, plan.frames_that_fit);
         voice.note(&format!(
-            "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"
+            "the model's own rule gives {given} frames, of which {fit} fit its context: {fit} are taken"
         ));
         sources = open::sources(videos, &fewer, None, voice, cancel)?;
         plan = planned(&sources)?;
@@ -233,7 +233,7 @@ fn prepare(
     })
 }
 
-/// A question, and what it is asked of.
+/// A question with the prompt that it is asked in.
 struct Asking<'a> {
     args: &'a AskArgs,
     question: &'a str,
@@ -278,10 +278,10 @@ impl Asking<'_> {
             )
         };
         let video = voice.show(&progress, view)?;
-        let asked = Asked {
+        let asked = FirstAnswer {
             prompt: conversation.tokens().to_vec(),
             answer: first_answer(args, voice, &mut conversation, &progress, self.cancel)?,
-            seconds: Seconds {
+            seconds: AskSeconds {
                 choose: self.chosen.map(|time| time.as_secs_f64()),
                 load: self.loaded.as_secs_f64(),
                 decode: progress.decode_busy.get().as_secs_f64(),
@@ -300,11 +300,11 @@ impl Asking<'_> {
         self.go_on(conversation, asked, &video)
     }
 
-    /// Follow-up questions, and the one JSON object; a follow-up that fails takes no earlier answer with it.
+    /// Follow-up questions, then the JSON object; if a follow-up fails, the earlier answers are still printed.
     fn go_on(
         &self,
         mut conversation: Conversation<'_>,
-        asked: Asked,
+        asked: FirstAnswer,
         video: &[SourceSeen],
     ) -> Result<()> {
         let (args, voice) = (self.args, self.voice);
@@ -341,14 +341,14 @@ impl Asking<'_> {
     }
 }
 
-/// The first answer, with what it was drawn from.
-struct Asked {
+/// The first answer, with its prompt and timings.
+struct FirstAnswer {
     prompt: Vec<Token>,
     answer: Answer,
-    seconds: Seconds,
+    seconds: AskSeconds,
 }
 
-impl Asked {
+impl FirstAnswer {
     fn into_json<'a>(
         self,
         args: &AskArgs,
@@ -386,7 +386,7 @@ impl Asked {
     }
 }
 
-/// Draws the answer; a streamed answer and a bar would write over one another.
+/// Decodes the answer, without a progress bar where the answer is streamed: they would overwrite each other.
 fn first_answer(
     args: &AskArgs,
     voice: Voice,
@@ -402,7 +402,7 @@ fn first_answer(
     voice.show(progress, answer)
 }
 
-/// The last input is the question, those before it are videos.
+/// Splits the inputs: the last is the question, the others are videos.
 fn split_inputs(args: &AskArgs) -> Result<(&str, Vec<PathBuf>)> {
     let (question, videos) = args
         .inputs
@@ -410,7 +410,7 @@ fn split_inputs(args: &AskArgs) -> Result<(&str, Vec<PathBuf>)> {
         .ok_or_else(|| Error::new(Kind::Usage, "the question is missing"))?;
     if videos.is_empty() && Path::new(question).is_file() {
         let question = Path::new(question).shown();
-        let message = format!("{question} is a file, expected a question behind it");
+        let message = format!("{question} is a file, expected a question after it");
         return Err(Error::new(Kind::Usage, message));
     }
     let question = question.to_str().ok_or_else(|| {
@@ -442,7 +442,7 @@ fn options(args: &AskArgs) -> Result<AnswerOptions> {
     })
 }
 
-/// What the question takes, whether or not it fits.
+/// The plan for the question, whether or not it fits.
 fn planned(
     model: &ModelFiles,
     layout: &Layout,
@@ -462,12 +462,12 @@ fn planned(
     prepare::with_frames_that_fit(plan, layout, shape, sources)
 }
 
-/// Prints the answer as it is made, where that was asked for.
+/// Prints the pieces of the answer as they are decoded, with `--stream`.
 fn speaker(args: &AskArgs, voice: Voice) -> impl FnMut(&str) + use<> {
     let speak = args.stream && !voice.json;
     move |piece: &str| {
         if speak {
-            // A closed stdout ends the answer's display, not the program.
+            // A closed stdout ends the display, not the run.
             let _ = write_stdout(piece, false);
         }
     }
@@ -481,7 +481,7 @@ fn finish_text(args: &AskArgs, answer: &Answer) -> Result<()> {
     }
 }
 
-/// One follow-up question a line, until the input ends.
+/// Answers one follow-up question per line of stdin, until it ends.
 fn follow(
     args: &AskArgs,
     voice: Voice,
@@ -513,7 +513,7 @@ fn follow(
     Ok(())
 }
 
-/// Lines of stdin from a thread of their own: a blocked read cannot be told to stop.
+/// Reads the lines of stdin on a thread of its own, because a blocked read cannot be interrupted.
 fn lines_of_stdin() -> Receiver<std::io::Result<String>> {
     let (out, lines) = bounded(1);
     std::thread::spawn(move || {

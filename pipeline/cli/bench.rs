@@ -1,4 +1,4 @@
-//! `longreel bench`: the machine's ceilings, and what the program reaches.
+//! `longreel bench`: the machine's peak, and the share of it that the program reaches.
 
 use std::{
     fs::{File, OpenOptions},
@@ -31,11 +31,11 @@ use crate::{
     plan::{available_memory_bytes, bytes},
 };
 
-/// Bytes whose reading is timed: far more than any cache holds, but for `--quick`.
+/// Bytes read to measure memory bandwidth: far more than any CPU cache holds, except with `--quick`.
 const READ_BYTES: usize = 1 << 30;
 const QUICK_READ_BYTES: usize = 8 << 20;
 
-/// Seconds of a window of multiply-adds.
+/// Seconds of one measurement of multiply-adds.
 const WINDOW_S: f64 = 0.02;
 const QUICK_WINDOW_S: f64 = 0.001;
 
@@ -48,13 +48,13 @@ pub fn run(verb: BenchVerb, threads: &[usize], voice: Voice, cancel: &Cancel) ->
     }
 }
 
-/// Everything that was measured, and where.
+/// All rows, and the machine they were measured on.
 #[derive(Serialize)]
-struct Report {
+struct KernelReport {
     #[serde(flatten)]
     build: Build,
     machine: Machine,
-    /// Seconds since 1970 at the start.
+    /// Unix time of the start, in seconds.
     unix_s: u64,
     quick: bool,
     /// Whether it was stopped before the last row.
@@ -63,9 +63,9 @@ struct Report {
     rows: Vec<KernelRow>,
 }
 
-/// A row that stands alone, in a file of results.
+/// A row with the machine, as appended to a file of results.
 #[derive(Serialize)]
-struct Line<'a> {
+struct KernelLine<'a> {
     #[serde(flatten)]
     build: Build,
     machine: &'a Machine,
@@ -80,7 +80,7 @@ fn run_kernels(args: &KernelsArgs, threads: &[usize], voice: Voice, cancel: &Can
     check_memory(&options)?;
     let mut out = args.out.as_deref().map(open_results).transpose()?;
     let mut peer = args.peer.as_deref().map(Peer::start).transpose()?;
-    let mut report = Report {
+    let mut report = KernelReport {
         build: Build::HERE,
         machine: Machine::here(),
         unix_s: unix_s(),
@@ -107,7 +107,7 @@ fn run_kernels(args: &KernelsArgs, threads: &[usize], voice: Voice, cancel: &Can
 fn measure(
     options: &Options,
     peer: Option<&mut Peer>,
-    report: &mut Report,
+    report: &mut KernelReport,
     mut out: Option<&mut File>,
     voice: Voice,
     cancel: &Cancel,
@@ -134,8 +134,8 @@ fn open_results(path: &Path) -> Result<File> {
     file.doing(|| format!("open {}", path.shown()))
 }
 
-fn append(out: &mut File, report: &Report, row: &KernelRow) -> Result<()> {
-    let line = Line {
+fn append(out: &mut File, report: &KernelReport, row: &KernelRow) -> Result<()> {
+    let line = KernelLine {
         build: report.build,
         machine: &report.machine,
         unix_s: report.unix_s,
@@ -204,7 +204,7 @@ fn selection(args: &KernelsArgs) -> Result<CaseFilter> {
     })
 }
 
-/// The items of `all` that are named, or `default`.
+/// The items of `all` that `names` lists, or `default` if it is empty.
 fn named<T: Copy>(
     names: &[String],
     all: &[T],
@@ -231,7 +231,7 @@ fn levels(names: &[String]) -> Result<Vec<Level>> {
     Ok(named(names, &allowed, &[Level::allowed()], Level::name))
 }
 
-/// Refuses shapes whose inputs the memory cannot hold.
+/// Refuses shapes whose inputs do not fit into memory.
 fn check_memory(options: &Options) -> Result<()> {
     let Some(available) = available_memory_bytes() else {
         return Ok(());
@@ -267,7 +267,7 @@ fn sentence(row: &KernelRow) -> String {
     )
 }
 
-/// Against the ceiling that the row comes nearer to.
+/// The speed against the peak that the row comes closer to: arithmetic or memory bandwidth.
 fn speed(row: &KernelRow) -> String {
     match (&row.gflops, row.fraction_of_peak) {
         (Some(gflops), Some(share)) if share >= row.fraction_of_read => {
@@ -277,12 +277,12 @@ fn speed(row: &KernelRow) -> String {
         _ => {
             let percent = 100.0 * row.fraction_of_read;
             let speed = row.gb_per_s.median;
-            format!("{speed:.1} GB/s, {percent:.0}% of reading memory")
+            format!("{speed:.1} GB/s, {percent:.0}% of the memory bandwidth")
         }
     }
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &KernelReport) -> String {
     let machine = &report.machine;
     let mut lines = vec![
         format!(
@@ -315,7 +315,7 @@ fn text(report: &Report) -> String {
     lines.push(header());
     lines.extend(report.rows.iter().map(line));
     if report.interrupted {
-        lines.push("stopped on request: not every row was measured".to_owned());
+        lines.push("interrupted: not all rows were measured".to_owned());
     }
     lines.join("\n")
 }

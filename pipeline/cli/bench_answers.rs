@@ -1,4 +1,4 @@
-//! `longreel bench answers`: exact answers to questions about clips.
+//! `longreel bench answers`: accuracy of answers to questions about clips.
 
 use std::{fs::OpenOptions, io::Write, path::Path, time::Instant};
 
@@ -29,17 +29,17 @@ use crate::{
 };
 
 #[derive(Serialize)]
-struct Report<'a> {
+struct AnswersReport<'a> {
     #[serde(flatten)]
     build: Build,
     machine: Machine,
     model: &'a str,
     clips: usize,
     noise: bool,
-    /// Whether it was stopped, or a clip failed: the questions are then those that were asked until then.
+    /// Whether the run was interrupted or a clip failed; the report then covers the questions asked before.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     stopped: bool,
-    /// Answers that were longer than what may be said.
+    /// Answers that `--max-new-tokens` cut off.
     cut: usize,
     kinds: Vec<OfKind>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -75,7 +75,7 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         if asked.is_empty() {
             return taken;
         }
-        // What was answered until then is told all the same.
+        // An interrupt keeps the answers so far: they are reported as a partial result.
         let n = asked.len();
         voice.note(&format!(
             "ended early: {n} of {questions} questions were asked"
@@ -88,7 +88,7 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
             "answers that were cut off: {cut} (--max-new-tokens is {most})"
         ));
     }
-    let report = Report {
+    let report = AnswersReport {
         build: Build::HERE,
         machine: Machine::here(),
         model: &name_of(args),
@@ -105,13 +105,13 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     taken
 }
 
-/// The model as it was named.
+/// The model's name as given.
 fn name_of(args: &AnswersArgs) -> String {
     let name = args.model.as_deref().map(|model| model.shown().to_string());
     name.unwrap_or_else(|| "the demo model".into())
 }
 
-/// Refuses before the first question what could not be written behind the last.
+/// Checks that the output directories exist, so that hours of questions do not end in a failed write.
 fn check_folders(args: &AnswersArgs) -> Result<()> {
     let files = [&args.answers, &args.heat_map, &args.out];
     for file in files.into_iter().flatten() {
@@ -121,7 +121,7 @@ fn check_folders(args: &AnswersArgs) -> Result<()> {
             .unwrap_or_default();
         if !folder.is_dir() {
             let message = format!(
-                "{} is no folder, expected one to write {} into",
+                "{} is not a directory, expected one to write {} into",
                 folder.display(),
                 file.display()
             );
@@ -153,8 +153,8 @@ fn clips(args: &AnswersArgs) -> Result<Vec<ClipLine>> {
     Ok(clips)
 }
 
-/// Writes what the user wants to have as files.
-fn keep(args: &AnswersArgs, asked: &[AskedQuestion], report: &Report) -> Result<()> {
+/// Writes the files that the options ask for.
+fn keep(args: &AnswersArgs, asked: &[AskedQuestion], report: &AnswersReport) -> Result<()> {
     if let Some(path) = &args.answers {
         let lines = asked.iter().map(to_json).collect::<Result<Vec<_>>>()?;
         let text = lines.join("\n") + "\n";
@@ -169,7 +169,7 @@ fn keep(args: &AnswersArgs, asked: &[AskedQuestion], report: &Report) -> Result<
         .map_or(Ok(()), |path| append(path, report))
 }
 
-fn append(path: &Path, report: &Report) -> Result<()> {
+fn append(path: &Path, report: &AnswersReport) -> Result<()> {
     let doing = || format!("write {}", path.display());
     let mut file = OpenOptions::new()
         .create(true)
@@ -179,7 +179,7 @@ fn append(path: &Path, report: &Report) -> Result<()> {
     writeln!(file, "{}", to_json(report)?).doing(doing)
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &AnswersReport) -> String {
     let mut lines = vec![format!(
         "{:<10} {:>6} {:>6} {:>9} {:>7} {:>8}",
         "kind", "asked", "right", "accuracy", "prior", "by form"

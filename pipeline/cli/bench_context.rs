@@ -1,4 +1,4 @@
-//! `longreel bench context`: what a context of so many tokens takes on this machine.
+//! `longreel bench context`: seconds and memory of contexts of given lengths on this machine.
 
 use std::{fs::OpenOptions, io::Write, path::Path};
 
@@ -28,7 +28,7 @@ use crate::{
 };
 
 #[derive(Serialize)]
-struct Report {
+struct ContextReport {
     #[serde(flatten)]
     build: Build,
     machine: Machine,
@@ -39,9 +39,9 @@ struct Report {
     rows: Vec<ContextRow>,
 }
 
-/// A row that stands alone, in a file of results.
+/// A row with the machine and model, as appended to a file of results.
 #[derive(Serialize)]
-struct Line<'a> {
+struct ContextLine<'a> {
     #[serde(flatten)]
     build: Build,
     machine: &'a Machine,
@@ -72,7 +72,7 @@ pub fn run(args: &ContextArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         output::tell(&format!("rank {rank} of {n}: peak memory {peak} bytes"));
         return Ok(());
     }
-    let mut report = Report {
+    let mut report = ContextReport {
         build: Build::HERE,
         machine: Machine::here(),
         model: args.model.shown().to_string(),
@@ -104,7 +104,7 @@ pub fn run(args: &ContextArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     measured
 }
 
-/// Lengths in rising order: the most memory that a process has had never falls.
+/// Lengths in ascending order, because a process's peak memory never falls.
 fn lengths(args: &ContextArgs) -> Result<Vec<usize>> {
     let lengths = args
         .tokens
@@ -139,7 +139,7 @@ fn load(
     let path = args.model.as_path();
     if path.extension().is_some_and(|e| e == "toml") {
         let mut spec = open::spec_file(path)?;
-        // The length that the model was trained for says nothing about the machine.
+        // The context length that the model was trained for does not limit a measurement of the machine.
         let longest = tokens.last().copied().unwrap_or(0) + args.question + args.answer;
         let limit = &mut spec.decoder.max_position_embeddings;
         *limit = longest.max(*limit);
@@ -153,7 +153,7 @@ fn load(
     Ok((files.load()?.decoder, weight_bytes))
 }
 
-/// Refuses the longest context where it does not fit, before the first is measured.
+/// Checks that the longest context fits before the first is measured.
 fn check(
     args: &ContextArgs,
     spec: &ModelSpec,
@@ -178,9 +178,9 @@ fn check(
     Plan::new(spec, demand, prepare::memory_of(ranks)).check("--frames", 0)
 }
 
-fn append(path: Option<&Path>, report: &Report, row: &ContextRow) -> Result<()> {
+fn append(path: Option<&Path>, report: &ContextReport, row: &ContextRow) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
-    let line = Line {
+    let line = ContextLine {
         build: report.build,
         machine: &report.machine,
         model: &report.model,
@@ -196,7 +196,7 @@ fn append(path: Option<&Path>, report: &Report, row: &ContextRow) -> Result<()> 
         .doing(|| format!("append a row to {}", path.shown()))
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &ContextReport) -> String {
     let machine = &report.machine;
     let head = format!(
         "machine  {}, {} cores, {}\nprogram  longreel {}, commit {}\nmodel    {}, {} threads\n",
@@ -228,7 +228,7 @@ fn text(report: &Report) -> String {
     lines.extend(report.rows.iter().map(row));
     lines.extend(report.rows.last().and_then(|row| row.traffic).map(traffic));
     if report.interrupted {
-        lines.push("stopped on request: not every length was measured".to_owned());
+        lines.push("interrupted: not all lengths were measured".to_owned());
     }
     lines.join("\n")
 }

@@ -1,4 +1,4 @@
-//! `--sampler` and what belongs to it, as written, to a chooser of frames.
+//! `--sampler` and its options, resolved to a chooser of frames.
 
 use longreel_models::file_name::FileName;
 
@@ -18,12 +18,12 @@ use crate::{
     vectors::VectorModel,
 };
 
-/// How frames are chosen by what they show; `None` where the user does not ask for it.
+/// The chooser that selects frames by content; `None` without `--sampler`.
 ///
-/// `question` is what a query looks for unless the user says something else.
+/// `question` is the query unless `--query` gives another.
 ///
 /// # Errors
-/// `Usage` for options that do not go together, and those of opening the model of a query.
+/// `Usage` for options that exclude each other, and errors of opening the query's model.
 pub fn chooser(
     args: &SamplingArgs,
     question: Option<&str>,
@@ -64,7 +64,7 @@ fn check_options(args: &ChoosingArgs, sampler: SamplerArg) -> Result<()> {
     };
     let name = if *of == change { "change" } else { "query" };
     Err(usage(format!(
-        "{option} is for --sampler {name}, expected that or no such option"
+        "{option} is for --sampler {name}, which was not given"
     )))
 }
 
@@ -81,7 +81,7 @@ fn changes(args: &SamplingArgs) -> Result<Changes> {
         return Err(usage("--max-gap is 0, expected more than 0 seconds".into()));
     }
     if max_gap.is_some() && args.frames.is_some() {
-        let message = "--max-gap keeps as many frames as it needs: it cannot be used with --frames";
+        let message = "--max-gap cannot be used with --frames: it decides how many frames are kept";
         return Err(usage(message.into()));
     }
     Ok(Changes {
@@ -101,15 +101,15 @@ fn query(
     let expected = |what: &str| usage(format!("--sampler query was given, expected {what}"));
     let n = args
         .frames
-        .ok_or_else(|| expected("--frames with the number that is kept"))?;
+        .ok_or_else(|| expected("--frames with the number to keep"))?;
     let text = choosing.query.as_deref().or(question);
-    let text = text.ok_or_else(|| expected("--query with what the frames should show"))?;
+    let text = text.ok_or_else(|| expected("--query with a description of the frames"))?;
     let min_gap = gap("--min-gap", choosing.min_gap.as_deref())?;
     let model = model(choosing, voice, cancel)?
         .ok_or_else(|| expected("--query-model (or --query-reel), with CLIP or SigLIP"))?;
     let vector = model
         .of_text(text)
-        .doing(|| format!("understand the query {text:?}"))?;
+        .doing(|| format!("encode the query {text:?}"))?;
     Ok(Query {
         text: text.to_owned(),
         vector,
@@ -122,7 +122,7 @@ fn query(
     })
 }
 
-/// The model that understands the query: the one that is named, or the one that made the reel.
+/// The model that encodes the query: the one given, else the one that made the reel.
 fn model(args: &ChoosingArgs, voice: Voice, cancel: &Cancel) -> Result<Option<VectorModel>> {
     let name = args.query_model.as_deref();
     match (&args.query_reel, name) {
@@ -140,7 +140,7 @@ fn model(args: &ChoosingArgs, voice: Voice, cancel: &Cancel) -> Result<Option<Ve
     }
 }
 
-/// The time of `option`, 0 or more.
+/// The time given for `option`, 0 or more.
 fn gap(option: &'static str, text: Option<&str>) -> Result<Option<Pts>> {
     let Some(text) = text else {
         return Ok(None);

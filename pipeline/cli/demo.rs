@@ -1,4 +1,4 @@
-//! `longreel demo`: a clip that no training saw, and what a model says of it.
+//! `longreel demo`: a clip held out from all training, and a model's answers about it.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// Pixels of a side, and frames in a second, of a clip that people look at.
+/// Width, height and frames per second of the clip: enough to look good to a person.
 const SIDE: usize = 256;
 const FPS: u32 = 8;
 /// Longest answer, in tokens.
@@ -38,7 +38,7 @@ struct DemoJson {
     /// The directory of the model that answered.
     #[serde(serialize_with = "as_text")]
     model: PathBuf,
-    /// What was seen of the clip.
+    /// The frames of the clip that the model was shown.
     video: Vec<SourceSeen>,
     answers: Vec<AnswerJson>,
     right: usize,
@@ -49,10 +49,10 @@ struct DemoJson {
 struct AnswerJson {
     question: String,
     answer: String,
-    /// What is true.
+    /// The right answer.
     expected: String,
     exact: bool,
-    /// Where it is to be seen: the first second, and the first one behind.
+    /// When the answer can be seen: seconds, start and exclusive end.
     time: [u32; 2],
     seconds: f64,
 }
@@ -68,7 +68,7 @@ pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let clip = make_clip(args, seed, cancel)?;
     let path = args.out.join(&clip.video);
     voice.note(&format!(
-        "made {}: {} s of {SIDE}x{SIDE} at {FPS} frames/s, seed {seed}; its story is not one of those to learn from",
+        "made {}: {} s of {SIDE}x{SIDE} at {FPS} frames/s, seed {seed}; its story is not in the training split",
         path.display(),
         clip.seconds
     ));
@@ -88,31 +88,33 @@ pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     voice.say(&result, || text(&result, args.model.as_deref()))
 }
 
-/// Says what the demo model has not learned.
+/// Warns of clips that the demo model was not trained for.
 fn warn(args: &DemoArgs, voice: Voice) {
     if let Some(doubt) = demo_model::doubt(u64::from(args.length)) {
         voice.note(&doubt);
     }
     if args.difficulty > 1 {
-        voice.note("the demo model learned from one object at a time: do not trust its answers");
+        voice.note(
+            "the demo model was trained on one object at a time: its answers here are unreliable",
+        );
     }
 }
 
-/// Another one every second.
+/// The current Unix time as a seed.
 fn seed_of_now() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
 }
 
-/// One clip of the test split, in the place of an earlier one.
+/// Makes one clip of the test split, replacing that of an earlier call.
 fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
-    // The demo model has seen no other backgrounds.
+    // The demo model was trained on black backgrounds only.
     let plain = args.plain || args.model.is_none();
     let collection = collection(seed, args.length, args.difficulty, plain);
     let is_replaced = is_of_a_demo(&args.out);
     if !is_replaced && holds_clips(&args.out) {
         let out = args.out.display();
-        let message = format!("{out} holds clips that no demo made, expected another --out");
+        let message = format!("{out} holds clips that `demo` did not make, expected another --out");
         return Err(Error::new(Kind::Usage, message));
     }
     collection.open(&args.out, is_replaced)?;
@@ -125,7 +127,7 @@ fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
     found.ok_or_else(|| Error::new(Kind::Internal, "the clip has no questions"))
 }
 
-/// Whether `dir` holds the one clip of an earlier call, which may be replaced.
+/// Whether `dir` holds just the one clip of an earlier call, which may be replaced.
 fn is_of_a_demo(dir: &Path) -> bool {
     let text = std::fs::read_to_string(dir.join("synth.json")).unwrap_or_default();
     let Ok(found) = serde_json::from_str::<Collection>(&text) else {
@@ -141,7 +143,7 @@ fn is_of_a_demo(dir: &Path) -> bool {
     found == collection(seed, length, difficulty, plain)
 }
 
-/// What a demo makes.
+/// Options of the clip that a demo makes.
 fn collection(seed: u64, length: u32, difficulty: u8, plain: bool) -> Collection {
     Collection {
         clips: 1,
@@ -209,7 +211,7 @@ fn text(result: &DemoJson, model: Option<&Path>) -> String {
     let times = |video: &SourceSeen| {
         let times: Vec<String> = video.pts.iter().map(|t| format!("{t:.3}")).collect();
         format!(
-            "{} frames were seen, at {} s",
+            "{} frames were shown to the model, at {} s",
             video.frames,
             times.join(", ")
         )

@@ -29,12 +29,12 @@ struct EncodeJson<'a> {
     resumed_frames: u64,
     bytes: u64,
     video: Vec<SourceSeen>,
-    seconds: Seconds,
+    seconds: EncodeSeconds,
     peak_memory_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
-struct Seconds {
+struct EncodeSeconds {
     /// Opening the videos and choosing their frames by what they show.
     #[serde(skip_serializing_if = "Option::is_none")]
     choose: Option<f64>,
@@ -49,7 +49,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     resolve::check_free(&args.out, args.force)?;
     if args.out.is_dir() {
         let message = format!(
-            "{} is a directory, expected the name of a file",
+            "{} is a directory, expected a file name",
             args.out.display()
         );
         return Err(Error::new(Kind::Usage, message));
@@ -63,7 +63,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let resumed = writer.n_frames();
     if resumed > 0 {
         voice.note(&format!(
-            "going on behind frame {resumed} of {}",
+            "resuming after frame {resumed} of {}",
             partial_path(&args.out).display()
         ));
     }
@@ -90,7 +90,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         resumed_frames: resumed,
         bytes: std::fs::metadata(&args.out).map(|m| m.len()).unwrap_or(0),
         video,
-        seconds: Seconds {
+        seconds: EncodeSeconds {
             choose: chosen,
             decode: progress.decode_busy.get().as_secs_f64(),
             encode: progress.encode_busy.get().as_secs_f64(),
@@ -107,7 +107,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })
 }
 
-/// The videos, with the frames that `ask` would take of them, and how many seconds choosing by what they show took.
+/// The videos, with the frames that `ask` would take of them, and the seconds spent on choosing frames by content.
 fn sources(
     args: &EncodeArgs,
     system: &Arc<System>,
@@ -129,13 +129,13 @@ fn sources(
     };
     let (given, fit) = (plan.frames, plan.frames_that_fit);
     voice.note(&format!(
-        "the model's own rule gives {given} frames, its context holds {fit}: fewer are taken"
+        "the model's own rule gives {given} frames, of which {fit} fit its context: {fit} are taken"
     ));
     let sources = open::sources(&args.videos, &fewer, None, voice, cancel)?;
     Ok((sources, chosen))
 }
 
-/// What a short question about `sources` would take.
+/// The plan for a short question about `sources`.
 fn short_question(system: &Arc<System>, budget: &PixelBudget, sources: &[Source]) -> Result<Plan> {
     let files = ModelFiles::open(system)?;
     let n_videos = sources.iter().map(Source::n_videos).sum();

@@ -1,4 +1,4 @@
-//! `longreel frames`: what would be seen, as PNG files with exact times.
+//! `longreel frames`: the frames a model would be shown, as PNG files with exact times.
 
 use std::{
     fs,
@@ -102,7 +102,7 @@ fn selection(args: &FramesArgs) -> Result<Selection> {
     resolve::selection(&args.sampling, Sampling::ONE_A_SECOND)
 }
 
-/// What the model does to frames, with `--size model`.
+/// The model's preprocessing of frames, with `--size model`.
 fn shown(args: &FramesArgs, voice: Voice, cancel: &Cancel) -> Result<Option<Shown>> {
     let (FrameSize::Model, Some(model)) = (args.size, &args.model) else {
         return Ok(None);
@@ -133,7 +133,7 @@ fn write_all(
     }
     if n == 0 {
         let message = format!(
-            "none of the chosen frames of {} decodes",
+            "none of the chosen frames of {} can be decoded",
             reader.info().path.display()
         );
         return Err(Error::new(Kind::BadInput, message));

@@ -5,7 +5,7 @@ use std::path::Path;
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
     context::{
-        prompt::{GenerationPrompt, Medium},
+        prompt::{GeneratedMedium, GenerationPrompt},
         vocab::Token,
     },
     file_name::{FileName, as_text},
@@ -34,7 +34,7 @@ struct GenerateJson<'a> {
     model: String,
     frames: usize,
     tokens: usize,
-    /// Drawn ids that are no codes; they are shown as code 0.
+    /// Sampled ids outside the codebook; they are decoded as code 0.
     ids_outside_codebook: usize,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,9 +50,9 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let files = ModelFiles::open(&system)?;
     let mut out = PictureWriter::create(&args.out, files.check_codes()?.resolution, rate)?;
     let (medium, n_frames) = if out.is_video() {
-        (Medium::Video, args.n_frames)
+        (GeneratedMedium::Video, args.n_frames)
     } else {
-        (Medium::Image, 1)
+        (GeneratedMedium::Image, 1)
     };
     let prompt = GenerationPrompt::new(&files.tokenizer, medium, &args.prompt)?;
     check_plan(&files, &prompt, n_frames)?;
@@ -78,7 +78,7 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })?;
     if drawn.outside_codebook > 0 {
         voice.note(&format!(
-            "{} drawn ids are no codes and are shown as code 0",
+            "{} sampled ids are outside the codebook and are decoded as code 0",
             drawn.outside_codebook
         ));
     }
@@ -98,16 +98,16 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })
 }
 
-/// What was drawn, terminators included.
+/// The sampled ids, terminators included.
 struct Drawn {
     ids: Vec<u32>,
     outside_codebook: usize,
 }
 
-/// The codes with every id outside the codebook as code 0, and how many those were.
+/// The codes, with every id outside the codebook replaced by code 0, and the number of such ids.
 ///
-/// Any id of the vision vocabulary can be drawn, terminators and spare ids in
-/// mid-frame too: upstream masks none, and neither do we.
+/// Any id of the vision vocabulary can be sampled, including terminators and spare ids in
+/// mid-frame: LWM's code masks none of them, and this follows it.
 fn into_codebook(ids: &[u32], n_codes: usize) -> (Vec<u32>, usize) {
     let inside = |&id: &u32| (id as usize) < n_codes;
     let codes = ids.iter().map(|id| if inside(id) { *id } else { 0 });
@@ -135,7 +135,7 @@ fn check(args: &GenerateArgs) -> Result<()> {
         if !value.is_finite() {
             return Err(Error::new(
                 Kind::Usage,
-                format!("{flag} is {value}, expected a number"),
+                format!("{flag} is {value}, expected a finite number"),
             ));
         }
     }
@@ -143,7 +143,7 @@ fn check(args: &GenerateArgs) -> Result<()> {
 }
 
 fn check_plan(model: &ModelFiles, prompt: &GenerationPrompt, n_frames: usize) -> Result<()> {
-    // Guidance keeps two contexts.
+    // Classifier-free guidance decodes a conditioned and an unconditioned context.
     let demand = Demand {
         frames: n_frames as u64,
         tokens_per_frame: model.spec.tokens_per_frame().unwrap_or(0) as u64,
@@ -203,7 +203,7 @@ fn draw_frames(
             &mut |_| progress.tokens_generated.add(1),
         )?;
         progress.frames_encoded.add(frames as u64);
-        // The last id is drawn but not in the contexts yet.
+        // The last id has been sampled but not yet appended to the contexts.
         let last: Vec<Token> = drawn
             .last()
             .map(|&id| Token::Vision(id))

@@ -1,4 +1,4 @@
-//! The command line: one file a verb.
+//! The command line: one file per verb.
 
 mod args;
 mod ask;
@@ -48,7 +48,7 @@ use crate::{
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    // Of several processes one speaks.
+    // Only rank 0 of several processes writes output.
     let follows = mpi::launched_as().is_some_and(|rank| rank > 0);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -71,13 +71,13 @@ pub fn main() -> ExitCode {
         Verb::Encode(_) | Verb::Synth(_) | Verb::Train(_) | Verb::Models(ModelsVerb::Pull { .. })
     );
     let work = || {
-        // That bench has pools of its own, of every size that it is told.
+        // `bench kernels` makes its own pools, one for each number of threads that is measured.
         if !matches!(cli.verb, Verb::Bench(BenchVerb::Kernels(_))) {
             start_threads(&cli.threads)?;
         }
         run(cli.verb, &cli.threads, voice, &signals)
     };
-    // Nothing is used after a panic but the message that it left on stderr.
+    // Unwind safety: after a panic nothing is used but the message on stderr.
     let result = catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the program panicked")));
     match result {
@@ -125,7 +125,7 @@ fn run(verb: Verb, threads: &[usize], voice: Voice, signals: &Signals) -> Result
     }
 }
 
-/// Several processes share one question; any other work each would do again.
+/// Refuses verbs that do not distribute their work: each process would repeat it.
 fn check_launch(verb: &Verb) -> Result<()> {
     match mpi::launched() {
         Some(processes) if processes > 1 && !runs_on_several(verb) => Err(Error::new(
@@ -138,7 +138,7 @@ fn check_launch(verb: &Verb) -> Result<()> {
     }
 }
 
-/// Whether gradients are computed, of which candle does much number by number.
+/// Whether gradients are computed, which uses many of candle's element-wise operations.
 fn is_training(verb: &Verb) -> bool {
     matches!(
         verb,
@@ -165,7 +165,7 @@ fn start_threads(threads: &[usize]) -> Result<()> {
     pool.map_err(|e| Error::with_source(Kind::Internal, "start the thread pool", e))
 }
 
-/// 2 bad usage or bad input, 75 stopped by SIGTERM and resumable, 130 interrupted, else 1.
+/// 2 for bad usage or bad input, 75 for stopped by SIGTERM and resumable, 130 for interrupted, else 1.
 fn exit_code(error: &Error, resumable: bool) -> u8 {
     match error.kind() {
         Kind::Usage | Kind::BadInput | Kind::NotFound | Kind::TooLarge => 2,
@@ -196,7 +196,7 @@ fn report(error: &Error, voice: Voice, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// The one JSON object of a run that failed.
+/// Prints the JSON object of a failed run.
 fn say_error(kind: Kind, message: &str, exit_code: u8) {
     let body = ErrorJson {
         error: ErrorBody {
@@ -205,7 +205,7 @@ fn say_error(kind: Kind, message: &str, exit_code: u8) {
             exit_code,
         },
     };
-    // Stdout may be what failed; the sentence is on stderr already.
+    // Writing to stdout may be the failure itself; the message is on stderr already.
     let _ = output::to_json(&body).and_then(|json| output::write_stdout(&json, true));
 }
 

@@ -63,16 +63,16 @@ fn list(voice: Voice) -> Result<()> {
     })
 }
 
-/// What the files of weights hold.
+/// Number, size and element types of the stored weights.
 #[derive(Serialize)]
-struct Stored {
+struct WeightFileSummary {
     tensors: usize,
     weight_bytes: u64,
     parameters: u64,
     dtypes: Vec<String>,
 }
 
-impl Stored {
+impl WeightFileSummary {
     fn of(weights: &Weights) -> Self {
         let mut dtypes: Vec<String> = weights
             .list()
@@ -108,20 +108,20 @@ struct ShowJson<'a> {
     #[serde(serialize_with = "as_text")]
     path: &'a Path,
     kind: SystemKind,
-    /// What it is made of; under `vqgan` that of a VQGAN alone.
+    /// The specification; under `vqgan` that of a VQGAN without a decoder.
     #[serde(skip_serializing_if = "Option::is_none")]
     spec: Option<&'a SystemSpec>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vqgan: Option<&'a VqganSpec>,
     #[serde(flatten)]
-    stored: Stored,
+    stored: WeightFileSummary,
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_bytes_per_token_f32: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens_per_frame: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     codes_per_frame: Option<usize>,
-    /// Numbers of a picture's vector.
+    /// Width of a picture's vector.
     #[serde(skip_serializing_if = "Option::is_none")]
     vector_width: Option<usize>,
 }
@@ -138,7 +138,7 @@ fn show(system: &System, voice: Voice) -> Result<()> {
         kind: system.kind(),
         spec: Some(spec).filter(|_| alone.is_none()),
         vqgan: alone,
-        stored: Stored::of(&system.weights()?),
+        stored: WeightFileSummary::of(&system.weights()?),
         kv_bytes_per_token_f32: answering.map(|spec| spec.decoder.kv_bytes_per_token(4)),
         tokens_per_frame: answering.and_then(ModelSpec::tokens_per_frame),
         codes_per_frame: alone.map(VqganSpec::codes_per_frame),
@@ -153,13 +153,16 @@ fn show(system: &System, voice: Voice) -> Result<()> {
             line(name, words);
         }
         if let Some(width) = json.vector_width {
-            line("vector", format!("{width} numbers, of length one"));
+            line(
+                "vector",
+                format!("{width} elements, normalized to length 1"),
+            );
         }
         lines.join("\n")
     })
 }
 
-/// The lines that tell what a model is made of.
+/// The lines that describe a model's parts.
 fn parts(spec: &SystemSpec) -> Vec<(&'static str, String)> {
     match spec {
         SystemSpec::Answers(spec) => of_answering(spec),
@@ -241,7 +244,7 @@ fn tower(vit: &VitSpec) -> String {
     )
 }
 
-/// What a frame is to the model, in words.
+/// How the model encodes a frame, in words.
 fn frame(spec: &ModelSpec) -> String {
     match (&spec.vqgan, &spec.vision, spec.tokens_per_frame()) {
         (Some(v), _, Some(n)) => {
@@ -249,7 +252,7 @@ fn frame(spec: &ModelSpec) -> String {
             format!("{side}x{side} pixels, {codes} codes, {n} tokens")
         }
         (_, Some(_), Some(n)) => format!("{n} features"),
-        (_, Some(_), None) => "as many features as its size asks for".to_owned(),
+        (_, Some(_), None) => "features in proportion to its size".to_owned(),
         _ => "none: a text model".to_owned(),
     }
 }
@@ -264,11 +267,14 @@ fn check(system: &System, voice: Voice, cancel: &Cancel) -> Result<()> {
     }
     Err(Error::new(
         Kind::BadInput,
-        format!("the model {} is not sound", system.path().display()),
+        format!(
+            "the weights of the model {} are faulty",
+            system.path().display()
+        ),
     ))
 }
 
-/// Takes the weights that no list names: those of the encoder.
+/// Takes the weights of the encoder, for which there is no list of names.
 fn take_encoder(system: &System, weights: &mut Weights) -> Result<()> {
     match system.spec() {
         SystemSpec::Answers(spec) if spec.vision.is_some() => {

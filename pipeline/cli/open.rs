@@ -1,4 +1,4 @@
-//! What arguments name, opened: models, and videos whose frames may be chosen by what they show.
+//! Opens what arguments name: models, and videos whose frames may be chosen by content.
 
 use std::{
     path::{Path, PathBuf},
@@ -27,7 +27,7 @@ use crate::{
     stages::{decode::Source, progress::Progress},
 };
 
-/// The directory of `model`: a path as it is, a name through the hub cache.
+/// The directory of `model`: a path is returned as given, a name is looked up in the hub cache.
 pub fn model_dir(model: &Path, voice: Voice, cancel: &Cancel) -> Result<PathBuf> {
     let bar = voice.byte_bar("fetch");
     hub::resolve(
@@ -39,12 +39,12 @@ pub fn model_dir(model: &Path, voice: Voice, cancel: &Cancel) -> Result<PathBuf>
     .doing(|| format!("find the model {}", model.shown()))
 }
 
-/// The model that `model` names, opened: a path or a name of the hub.
+/// Opens `model`, a path or a name on the hub.
 pub fn system(model: &Path, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
     opened(&model_dir(model, voice, cancel)?)
 }
 
-/// [`system`], or the demo model where none is named, which is then said.
+/// [`system`], or the demo model where none is named, with a note on stderr.
 pub fn system_or_demo(model: Option<&Path>, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
     if let Some(model) = model {
         return system(model, voice, cancel);
@@ -61,21 +61,21 @@ fn opened(dir: &Path) -> Result<Arc<System>> {
     system.doing(|| format!("open the model {}", dir.shown()))
 }
 
-/// What the model file (TOML) at `path` describes.
+/// Reads the model file (TOML) at `path`.
 pub fn model_file(path: &Path) -> Result<SystemSpec> {
     let doing = || format!("read {}", path.shown());
     let text = std::fs::read_to_string(path).doing(doing)?;
     SystemSpec::from_toml(&text).doing(doing)
 }
 
-/// [`model_file`], of a model that answers.
+/// [`model_file`], for a model that answers questions.
 pub fn spec_file(path: &Path) -> Result<ModelSpec> {
     let spec = model_file(path)?;
     let answering = spec.answering().cloned();
     answering.ok_or_else(|| refusal(&path.shown().to_string(), spec.kind(), Need::Answers))
 }
 
-/// Opens every input: reels as they are, everything else as video, whose frames `chooser` may choose.
+/// Opens every input: reels as such, everything else as video, whose frames `chooser` may choose.
 pub fn sources(
     paths: &[PathBuf],
     selection: &Selection,
@@ -114,7 +114,7 @@ fn source(
     Ok(Source::Reel(Box::new(reel)))
 }
 
-/// Opens the video at `path`, whose frames `chooser` may choose; and how they are chosen, in words.
+/// Opens the video at `path`, whose frames `chooser` may choose; with a description of the choice.
 pub fn video(
     path: &Path,
     selection: &Selection,

@@ -17,7 +17,7 @@ use crate::{
     stages::progress::Progress,
 };
 
-/// How a verb may speak.
+/// Output options of a verb.
 #[derive(Debug, Clone, Copy)]
 pub struct Voice {
     /// One JSON object on stdout and nothing else there.
@@ -26,15 +26,15 @@ pub struct Voice {
     pub quiet: bool,
 }
 
-/// Whether a result went to stdout already: `--json` promises one object only.
+/// Whether a result was written to stdout: `--json` promises exactly one object.
 static SAID: AtomicBool = AtomicBool::new(false);
 
-/// Whether a result went to stdout already.
+/// Whether a result was written to stdout.
 pub fn has_spoken() -> bool {
     SAID.load(Ordering::Acquire)
 }
 
-/// Time between two redraws of a bar, and between two lines where stderr is a file.
+/// Time between two redraws of a bar, and between two lines where stderr is not a terminal.
 const REDRAW: Duration = Duration::from_millis(100);
 const LINE: Duration = Duration::from_secs(10);
 
@@ -46,26 +46,26 @@ impl Voice {
         write_stdout(&line, true)
     }
 
-    /// Says something on stderr, unless quiet.
+    /// Writes a line to stderr, unless quiet.
     pub fn note(self, text: &str) {
         if !self.quiet {
             tell(text);
         }
     }
 
-    /// Says on stderr what the user should know about `path`.
+    /// Writes the warnings about `path` to stderr.
     pub fn warn<'w>(self, path: &Path, warnings: impl IntoIterator<Item = &'w String>) {
         for warning in warnings {
             self.note(&format!("{}: {warning}", path.shown()));
         }
     }
 
-    /// Runs `work` while a bar (or a line now and then) shows `progress`.
+    /// Runs `work` while a bar (or a line from time to time) shows `progress`.
     pub fn show<T>(self, progress: &Progress, work: impl FnOnce() -> T) -> T {
         if self.quiet {
             return work();
         }
-        // Dropping the sender, also by a panic, ends the drawing at once.
+        // Dropping the sender, even by a panic in `work`, wakes and ends the drawing thread.
         let (working, done) = bounded::<()>(0);
         std::thread::scope(|scope| {
             scope.spawn(move || draw(progress, &done));
@@ -75,7 +75,7 @@ impl Voice {
         })
     }
 
-    /// A bar over bytes, for imports and downloads.
+    /// A bar that counts bytes, for imports and downloads.
     pub fn byte_bar(self, what: &str) -> ByteBar {
         let shown = !self.quiet && std::io::stderr().is_terminal();
         let bar = if shown {
@@ -92,7 +92,7 @@ impl Voice {
     }
 }
 
-/// A bar over bytes; cleared when dropped.
+/// A bar that counts bytes; cleared when dropped.
 pub struct ByteBar(ProgressBar);
 
 impl ByteBar {
@@ -112,7 +112,7 @@ impl Drop for ByteBar {
     }
 }
 
-/// One line on stderr; a stderr that was closed is not an error of ours.
+/// Writes one line to stderr; a closed stderr is ignored.
 pub fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "longreel: {text}");
 }
@@ -173,7 +173,7 @@ fn progress_line(progress: &Progress, elapsed: Duration) -> String {
     line
 }
 
-/// Time left by the slower of frames and tokens; `None` while nothing can be said.
+/// Estimated time left, the larger of frames and tokens; `None` before there is anything to extrapolate.
 fn eta_seconds(progress: &Progress, elapsed: Duration) -> Option<f64> {
     let share = |done: u64, total: u64| {
         (total > 0 && done > 0 && done < total).then(|| done as f64 / total as f64)
@@ -201,7 +201,7 @@ pub fn to_json(value: &impl Serialize) -> Result<String> {
         .map_err(|e| Error::with_source(Kind::Internal, "serialize the result", e))
 }
 
-/// Writes to stdout; a reader that went away is not an error of ours (as in `longreel ... | head`).
+/// Writes to stdout; a reader that closed the pipe (as in `longreel ... | head`) is not an error.
 pub fn write_stdout(text: &str, newline: bool) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| {

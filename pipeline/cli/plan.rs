@@ -1,4 +1,4 @@
-//! `longreel plan`: what a question would take, and whether it fits.
+//! `longreel plan`: tokens, memory and operations of a question, and whether it fits.
 
 use std::sync::Arc;
 
@@ -58,11 +58,11 @@ struct Predicted {
     read_gb_per_s_measured: f64,
 }
 
-/// The model as far as a plan needs it.
+/// The facts about a model that a plan needs.
 struct Facts {
     spec: ModelSpec,
     weight_bytes: u64,
-    /// Absent for a model file, which has no tokenizer.
+    /// `None` for a model file, which has no tokenizer.
     files: Option<ModelFiles>,
     shape: Option<StepShape>,
     usual: Sampling,
@@ -135,7 +135,7 @@ fn facts(args: &PlanArgs, model: &PlannedModel) -> Result<Facts> {
 
 fn of_file(args: &PlanArgs, spec: &SystemSpec, usual: Sampling) -> Result<Facts> {
     if args.decoder.is_some() {
-        let message = "--decoder needs a model directory, the model is a file of shapes";
+        let message = "--decoder needs a model directory, but --model is a model file (.toml)";
         return Err(Error::new(Kind::Usage, message));
     }
     let answering = spec.answering().cloned();
@@ -167,7 +167,7 @@ fn of_system(args: &PlanArgs, system: &Arc<System>, usual: Sampling) -> Result<F
     })
 }
 
-/// How question and videos will stand; `None` for a model file.
+/// Layout of the question and videos in the prompt; `None` for a model file.
 fn layout(args: &PlanArgs, facts: &Facts, sources: &[Source]) -> Result<Option<Layout>> {
     let Some(files) = &facts.files else {
         return Ok(None);
@@ -182,12 +182,12 @@ fn layout(args: &PlanArgs, facts: &Facts, sources: &[Source]) -> Result<Option<L
 fn text_tokens(args: &PlanArgs, layout: Option<&Layout>, n_videos: usize) -> u64 {
     match layout {
         Some(layout) => layout.n_text_tokens(n_videos.max(1)) as u64,
-        // No tokenizer here: a token per character is more than any question takes.
+        // Without a tokenizer: one token per character plus a template is an upper bound.
         None => args.question.len() as u64 + 64,
     }
 }
 
-/// What a step of a video takes in a model without a folder, whose processor would have its own budget.
+/// Shape of a video step in a model file, which has no processor configuration to give a pixel budget.
 fn usual_shape(spec: &ModelSpec) -> Option<StepShape> {
     let fixed = |rows| StepShape::Fixed { rows };
     let patches = || match spec.vision.as_ref()?.positions? {
@@ -200,7 +200,7 @@ fn usual_shape(spec: &ModelSpec) -> Option<StepShape> {
     spec.tokens_per_frame().map(fixed).or_else(native)
 }
 
-/// Frames and the positions that they take: of the sources, or of so many hours.
+/// Number of frames and of their tokens, of the sources or of `--hours`.
 fn sight(
     args: &PlanArgs,
     facts: &Facts,
@@ -218,7 +218,7 @@ fn sight(
             let of_step = shape.frames() as u64;
             let steps = frames.div_ceil(of_step);
             let vision = facts.spec.vision.as_ref();
-            // As for the question: a token a character.
+            // Without a tokenizer: one token per character, as for the question.
             let times = match vision.is_some_and(|vision| vision.time_instruction) {
                 true => time_instruction_len(frames),
                 false => 0,

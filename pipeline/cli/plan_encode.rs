@@ -1,4 +1,4 @@
-//! `longreel plan` of a model that makes something of frames and answers nothing: what `encode` would take.
+//! `longreel plan` for an encoder without a decoder: what `encode` would take.
 
 use longreel_models::{
     checkpoint::layout::vqgan_tensors,
@@ -54,7 +54,8 @@ pub fn run(args: &PlanArgs, model: &PlannedModel, voice: Voice, cancel: &Cancel)
         spec,
         side_of(model)?,
         frames,
-        content_of(spec).ok_or_else(|| Error::new(Kind::Internal, "no encoder is planned for"))?,
+        content_of(spec)
+            .ok_or_else(|| Error::new(Kind::Internal, "the model has no encoder to plan for"))?,
         weight_bytes(model)?,
         available(args)?,
     )?;
@@ -73,7 +74,7 @@ pub fn run(args: &PlanArgs, model: &PlannedModel, voice: Voice, cancel: &Cancel)
     verdict
 }
 
-/// Refuses options of models that answer.
+/// Refuses options that only models with a decoder have.
 fn check_options(args: &PlanArgs) -> Result<()> {
     let given = [
         ("--decoder", args.decoder.is_some()),
@@ -82,18 +83,19 @@ fn check_options(args: &PlanArgs) -> Result<()> {
     match given.iter().find(|(_, is_given)| *is_given) {
         None => Ok(()),
         Some((option, _)) => {
-            let message = format!("{option} is for models that answer, the model is an encoder");
+            let message =
+                format!("{option} is for models that answer questions, the model is an encoder");
             Err(Error::new(Kind::Usage, message))
         }
     }
 }
 
-/// The side of the pictures that it reads.
+/// Side length of the encoder's input pictures, in pixels.
 fn side_of(model: &PlannedModel) -> Result<usize> {
     let usual = match model.spec() {
         SystemSpec::DualEncoder(spec) => spec.vision.image_size,
         SystemSpec::Classifier(spec) => spec.image_size,
-        // ResNet's, of the pictures that it was trained on.
+        // ResNet takes any size; 224 is that of its ImageNet training.
         SystemSpec::ConvNet(_) | SystemSpec::Answers(_) => 224,
         SystemSpec::Vqgan(spec) => spec.resolution,
     };
@@ -107,7 +109,7 @@ fn side_of(model: &PlannedModel) -> Result<usize> {
     Ok(processor.shape().map_or(usual, |[height, _]| height))
 }
 
-/// Bytes of the weights: encoders are in memory as f32.
+/// Bytes of the weights, which encoders keep as f32.
 fn weight_bytes(model: &PlannedModel) -> Result<u64> {
     if let PlannedModel::System(system) = model {
         let weights = system.weights()?;

@@ -1,4 +1,4 @@
-//! What `longreel plan` plans for: a model or the file of one, and videos or so many hours of them.
+//! Inputs of `longreel plan`: a model or model file, and videos or a number of hours.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -16,10 +16,10 @@ use crate::{
     stages::{self, decode::Source},
 };
 
-/// Frames per second of a video that nobody has seen yet.
+/// Frame rate assumed for `--hours`, which names no video.
 const ASSUMED_RATE: f64 = 25.0;
 
-/// The model that is planned for.
+/// The model to plan for.
 pub enum PlannedModel {
     /// A file of `configs/models`.
     File(Box<SystemSpec>),
@@ -37,7 +37,7 @@ impl PlannedModel {
         }
     }
 
-    /// What it is made of.
+    /// Its specification.
     pub fn spec(&self) -> &SystemSpec {
         match self {
             Self::File(spec) => spec,
@@ -45,7 +45,7 @@ impl PlannedModel {
         }
     }
 
-    /// Which frames it is shown where nobody says.
+    /// The model's default sampling of frames.
     pub fn usual_sampling(&self) -> Result<Sampling> {
         match self {
             Self::File(_) => Ok(Sampling::ONE_A_SECOND),
@@ -54,7 +54,7 @@ impl PlannedModel {
     }
 }
 
-/// One source, as it is planned for.
+/// One source of the plan.
 #[derive(Serialize)]
 pub struct SourcePlan {
     #[serde(serialize_with = "as_text")]
@@ -73,7 +73,7 @@ impl SourcePlan {
     }
 }
 
-/// What is told of a source.
+/// The summary of a source.
 pub fn source_plan(source: &Source) -> SourcePlan {
     let (path, duration_s, sampling) = match source {
         Source::Video { reader, sampling } => {
@@ -97,13 +97,13 @@ pub fn source_plan(source: &Source) -> SourcePlan {
     }
 }
 
-/// Frames of the sources, or of so many hours.
+/// Number of frames of the sources, or of `--hours`.
 pub fn expected_frames(args: &PlanArgs, sources: &[Source], sampling: &Sampling) -> Result<u64> {
     let Some(hours) = args.hours else {
         return stages::expected_frames(sources).ok_or_else(|| {
             Error::new(
                 Kind::BadInput,
-                "a video does not tell how many frames it has",
+                "a video does not state its number of frames",
             )
         });
     };
@@ -127,7 +127,7 @@ pub fn expected_frames(args: &PlanArgs, sources: &[Source], sampling: &Sampling)
     }
 }
 
-/// Bytes of memory that there are: those of this machine, or as many as the user says.
+/// Available memory in bytes: this machine's, or `--memory-gib`.
 pub fn available(args: &PlanArgs) -> Result<Option<u64>> {
     match args.memory_gib {
         None => Ok(available_memory_bytes()),

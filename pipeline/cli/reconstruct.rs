@@ -1,4 +1,4 @@
-//! `longreel reconstruct`: a reel back to pictures.
+//! `longreel reconstruct`: a reel of codes decoded to pictures.
 
 use std::path::Path;
 

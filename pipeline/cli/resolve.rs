@@ -1,4 +1,4 @@
-//! From arguments as written to values that hold.
+//! Turns arguments as written into checked values.
 
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
@@ -27,7 +27,7 @@ use crate::{
     stages::decode::Source,
 };
 
-/// Refuses the name of a file that is there already, unless it may be replaced.
+/// Refuses the name of an existing file, unless it may be replaced.
 pub fn check_free(out: &Path, force: bool) -> Result<()> {
     match out.exists() && !force {
         true => Err(Error::new(
@@ -39,7 +39,7 @@ pub fn check_free(out: &Path, force: bool) -> Result<()> {
     }
 }
 
-/// Who computes, from `--ring` and `--ring-timeout`.
+/// The ranks given by `--ring` and `--ring-timeout`.
 pub fn ranks(ring: Option<u16>, timeout_s: f64) -> Result<Ranks> {
     let deadline = Duration::try_from_secs_f64(timeout_s).ok();
     let deadline = deadline.filter(|d| !d.is_zero()).ok_or_else(|| {
@@ -61,7 +61,7 @@ pub fn within(option: &str, value: usize, range: RangeInclusive<usize>) -> Resul
     ))
 }
 
-/// The budget of pixels that the user gives.
+/// The user's pixel budget.
 pub fn pixel_budget(args: &PixelArgs) -> PixelBudget {
     PixelBudget {
         min: args.min_pixels,
@@ -69,7 +69,7 @@ pub fn pixel_budget(args: &PixelArgs) -> PixelBudget {
     }
 }
 
-/// Which frames, and the range they come from; `usual` where the user says nothing.
+/// The choice of frames and their range; `usual` by default.
 ///
 /// With `--sampler` these are the candidates, and `--frames` is how many of them are kept.
 pub fn selection(args: &SamplingArgs, usual: Sampling) -> Result<Selection> {
@@ -81,7 +81,8 @@ pub fn selection(args: &SamplingArgs, usual: Sampling) -> Result<Selection> {
     let spread = args.frames.filter(|_| !is_choosing);
     let sampling = match (&args.fps, args.all_frames, spread) {
         (Some(_), _, Some(_)) | (_, true, Some(_)) => {
-            let message = "--frames cannot be used with --fps or --all-frames, but with --sampler";
+            let message =
+                "--frames cannot be used with --fps or --all-frames unless --sampler is given";
             return Err(Error::new(Kind::Usage, message));
         }
         (Some(rate), ..) => Some(Sampling::Fps(parse_rate(rate).doing(|| "--fps")?)),
@@ -101,7 +102,7 @@ pub fn selection(args: &SamplingArgs, usual: Sampling) -> Result<Selection> {
     })
 }
 
-/// The candidates where no rate is given: all frames of a reel of vectors, or one a second.
+/// The candidates if no rate is given: all frames of a reel of vectors, else one per second.
 fn usual_candidates(args: &ChoosingArgs) -> Result<Sampling> {
     match args.query_reel {
         Some(_) => Ok(Sampling::Every),
@@ -109,7 +110,7 @@ fn usual_candidates(args: &ChoosingArgs) -> Result<Sampling> {
     }
 }
 
-/// What sets the number of frames of each video, for advice.
+/// The options that set the number of frames, for the advice in messages.
 pub fn frames_option(sources: &[Source]) -> &'static str {
     let is_reel = |source: &Source| matches!(source, Source::Reel(_));
     match sources.iter().any(is_reel) {
@@ -129,7 +130,7 @@ pub fn range(args: &SamplingArgs) -> Result<TimeRange> {
     })
 }
 
-/// Refuses a temperature that is no temperature.
+/// Refuses a temperature that is negative, NaN or infinite.
 pub fn check_temperature(temperature: f64) -> Result<()> {
     if temperature.is_finite() && temperature >= 0.0 {
         return Ok(());
@@ -138,7 +139,7 @@ pub fn check_temperature(temperature: f64) -> Result<()> {
     Err(Error::new(Kind::Usage, message))
 }
 
-/// How ids are drawn.
+/// How tokens are sampled.
 pub fn draw(args: &DrawArgs) -> Result<Draw> {
     check_temperature(args.temperature)?;
     if args.top_k == Some(0) {
@@ -168,7 +169,7 @@ pub fn kv_dtype(arg: KvDtypeArg) -> KvDtype {
     }
 }
 
-/// How numbers of a reel are kept.
+/// Element type of a reel.
 pub fn reel_dtype(arg: ReelDtypeArg) -> RowsDtype {
     match arg {
         ReelDtypeArg::F32 => RowsDtype::F32,
@@ -177,7 +178,7 @@ pub fn reel_dtype(arg: ReelDtypeArg) -> RowsDtype {
     }
 }
 
-/// What follows a frame's codes, where the user chose.
+/// What follows a frame's codes.
 pub fn frame_end(arg: FrameEndArg) -> FrameEnd {
     match arg {
         FrameEndArg::Upstream => FrameEnd::Upstream,
@@ -185,7 +186,7 @@ pub fn frame_end(arg: FrameEndArg) -> FrameEnd {
     }
 }
 
-/// Where text goes on behind a video, where the user chose.
+/// Position of the text that follows a video.
 pub fn after_video(arg: AfterVideoArg) -> AfterVideo {
     match arg {
         AfterVideoArg::Highest => AfterVideo::Highest,

@@ -26,7 +26,7 @@ use crate::{
     vectors::VectorModel,
 };
 
-/// Most moments that are asked for.
+/// Upper bound of `--top`.
 const TOP_MAX: usize = 100_000;
 
 #[derive(Serialize)]
@@ -36,7 +36,7 @@ struct SearchJson {
     frames: u64,
     bytes: u64,
     results: Vec<MomentJson>,
-    seconds: Seconds,
+    seconds: SearchSeconds,
     peak_memory_bytes: Option<u64>,
 }
 
@@ -58,7 +58,7 @@ struct MomentJson {
 }
 
 #[derive(Serialize)]
-struct Seconds {
+struct SearchSeconds {
     query: f64,
     search: f64,
     total: f64,
@@ -82,7 +82,7 @@ pub fn run(args: SearchArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         }
         None => model.of_text(&query),
     };
-    let vector = vector.doing(|| format!("understand the query {query:?}"))?;
+    let vector = vector.doing(|| format!("encode the query {query:?}"))?;
     let queried = start.elapsed().as_secs_f64();
     let hits = library.moments(&vector, k, gap, cancel)?;
     let total = start.elapsed().as_secs_f64();
@@ -93,7 +93,7 @@ pub fn run(args: SearchArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         frames: library.n_frames(),
         bytes: library.bytes(),
         results: moments.collect(),
-        seconds: Seconds {
+        seconds: SearchSeconds {
             query: queried,
             search: total - queried,
             total,
@@ -103,7 +103,7 @@ pub fn run(args: SearchArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     voice.say(&result, || table(&result))
 }
 
-/// What is looked for, and where.
+/// The query and the reels to search.
 fn inputs(args: &SearchArgs) -> Result<(String, Vec<PathBuf>)> {
     let paths = |inputs: &[OsString]| inputs.iter().map(PathBuf::from).collect();
     match (&args.image, args.inputs.split_first()) {
@@ -118,7 +118,7 @@ fn inputs(args: &SearchArgs) -> Result<(String, Vec<PathBuf>)> {
 }
 
 fn no_reel() -> Error {
-    let message = "one argument was given, expected what to look for and at least one reel";
+    let message = "one argument was given, expected a query and at least one reel";
     Error::new(Kind::Usage, message)
 }
 
@@ -131,7 +131,7 @@ fn gap(text: &str) -> Result<Pts> {
     Err(Error::new(Kind::Usage, message))
 }
 
-/// The model that made the vectors of a reel with `header`: where `name`, the value of `option`, says, or the reel.
+/// The model that made the vectors of a reel with `header`: `name`, the value of `option`, else the one the reel names.
 pub(super) fn model_of_reel(
     name: Option<&Path>,
     option: &str,
@@ -142,7 +142,7 @@ pub(super) fn model_of_reel(
     let made_by = header.model.as_str();
     if name.is_none() && !Path::new(made_by).is_dir() {
         let message = format!(
-            "the reel was made by the model {made_by}, which is not there: expected {option} with its place"
+            "the reel was made by the model {made_by}, which does not exist: expected {option} with its path"
         );
         return Err(Error::new(Kind::NotFound, message));
     }
@@ -150,7 +150,7 @@ pub(super) fn model_of_reel(
     let model = VectorModel::load(&system)?;
     if header.model_modified_s != weights_modified_s(&system) {
         voice.note(&format!(
-            "the weights in {} are of another time than those that made the reel: other weights find nothing",
+            "the weights in {} were modified at another time than those that made the reel: vectors of other weights do not compare",
             system.path().display()
         ));
     }
@@ -162,7 +162,7 @@ fn picture(path: &Path, cancel: &Cancel) -> Result<RgbImage> {
     let first = Sampling::Indices(vec![0]);
     let mut reader = FrameReader::open(path, &first, &TimeRange::ALL, cancel.clone())?;
     let frame = reader.next_frame()?.ok_or_else(|| {
-        let message = format!("{} holds no picture", path.display());
+        let message = format!("{} has no picture", path.display());
         Error::new(Kind::BadInput, message)
     })?;
     Ok(frame.image)
@@ -186,7 +186,7 @@ fn moment(hit: &Hit, library: &Library, model: &VectorModel) -> MomentJson {
     }
 }
 
-/// A line a moment: time, score, probability, frame number, video.
+/// One line per moment: time, score, probability, frame number, video.
 fn table(result: &SearchJson) -> String {
     let line = |m: &MomentJson| {
         let probability = m

@@ -18,7 +18,7 @@ use crate::{
 /// Exit code of a process that was interrupted twice.
 const INTERRUPTED: i32 = 130;
 
-/// What the signals set.
+/// Flags set by the signal handlers.
 pub struct Signals {
     cancel: Cancel,
     terminated: Arc<AtomicBool>,
@@ -39,7 +39,7 @@ impl Signals {
 
     fn register(&self) -> std::io::Result<()> {
         for signal in [SIGINT, SIGTERM] {
-            // Order matters: at the first signal the flag is still unset here.
+            // Order matters: the shutdown handler runs first, so that at the first signal it still sees the flag unset.
             flag::register_conditional_shutdown(signal, INTERRUPTED, self.cancel.flag())?;
             flag::register(signal, self.cancel.flag())?;
         }
@@ -52,7 +52,7 @@ impl Signals {
         &self.cancel
     }
 
-    /// Whether SIGTERM came.
+    /// Whether SIGTERM was received.
     pub fn terminated(&self) -> bool {
         self.terminated.load(Ordering::Acquire)
     }

@@ -1,4 +1,4 @@
-//! How far a training has come.
+//! Progress of a training run.
 
 use std::{
     collections::VecDeque,
@@ -10,23 +10,23 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::output::{Voice, tell};
 
-/// Time between two lines where stderr is a file.
+/// Time between two lines where stderr is not a terminal.
 const LINE: Duration = Duration::from_secs(10);
-/// The last steps, by which the time left is told: a pause is forgotten behind them.
+/// Steps over which speed is averaged for the time left, so that an earlier pause has no effect.
 const RECENT: usize = 100;
 
-/// A bar, or a line now and then.
+/// A bar, or a line from time to time.
 pub struct StepBar {
     bar: ProgressBar,
     steps: u64,
-    /// Where stderr is a file: when the next line is due.
+    /// When the next line is due, where stderr is not a terminal.
     next_line: Option<Instant>,
-    /// When the last steps were shown, and which they were; [`RECENT`] at most.
+    /// Times and numbers of the last steps shown, at most [`RECENT`].
     recent: VecDeque<(Instant, u64)>,
 }
 
 impl StepBar {
-    /// Of a run of `steps` steps.
+    /// The bar of a run of `steps` steps.
     pub fn new(voice: Voice, steps: u64) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = match terminal && !voice.quiet {
@@ -46,7 +46,7 @@ impl StepBar {
         }
     }
 
-    /// Step `step` is done, and came to `words`; `is_rare` shows them whenever they come.
+    /// Shows that `step` is done, with its figures `words`; with `is_rare` a line is written even if none is due.
     pub fn show(&mut self, step: u64, words: &str, is_rare: bool) {
         let now = Instant::now();
         let eta = self.eta(step, now);
@@ -59,7 +59,7 @@ impl StepBar {
         }
     }
 
-    /// Seconds left, by the last steps; `None` while nothing can be said.
+    /// Seconds left, extrapolated from the last steps; `None` before there are two.
     fn eta(&mut self, step: u64, now: Instant) -> Option<f64> {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
@@ -86,7 +86,7 @@ mod tests {
     use crate::cli::output::Voice;
 
     #[test]
-    fn a_pause_is_forgotten_behind_the_last_steps() {
+    fn a_pause_before_the_last_steps_does_not_change_the_estimate() {
         let voice = Voice {
             json: false,
             quiet: true,
@@ -96,7 +96,7 @@ mod tests {
         let second = |s: u64| start + Duration::from_secs(s);
         assert_eq!(bar.eta(0, second(0)), None);
         assert_eq!(bar.eta(1, second(1)), Some(999.0));
-        // A pause of an hour, then a second a step.
+        // A pause of an hour, then one second per step.
         let pause = 3600;
         assert!(bar.eta(2, second(pause + 2)) > Some(1e6));
         let last = RECENT as u64 + 2;

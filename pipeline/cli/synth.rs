@@ -1,4 +1,4 @@
-//! `longreel synth`: clips of a synthetic world, with questions and exact answers.
+//! `longreel synth`: renders clips of a synthetic world, with questions and exact answers.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -29,7 +29,7 @@ struct SynthJson<'a> {
     written: u64,
     kept: u64,
     questions: u64,
-    /// What someone reaches who sees no video, by kind.
+    /// Accuracy of always giving the most frequent answer, by kind.
     priors: BTreeMap<String, Prior>,
     seconds: f64,
 }
@@ -59,7 +59,7 @@ pub fn run(args: SynthArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     };
     voice.say(&result, || {
         format!(
-            "{} clips ({} were there) with {} questions in {}",
+            "{} clips ({} existed) with {} questions in {}",
             result.clips,
             result.kept,
             result.questions,
@@ -97,12 +97,12 @@ fn collection(args: &SynthArgs) -> Result<Collection> {
 fn kind(name: &str) -> Result<QuestionKind> {
     let found = QuestionKind::ALL.iter().find(|kind| kind.word() == name);
     found.copied().ok_or_else(|| {
-        let message = format!("--kinds has {name}, which is no kind of question");
+        let message = format!("--kinds has {name}, which is not a kind of question");
         Error::new(Kind::Usage, message)
     })
 }
 
-/// Kind and answer of every question as it was written.
+/// Kind and answer of every question in the written file.
 fn asked(out: &Path) -> Result<Vec<(QuestionKind, String)>> {
     let mut asked = Vec::new();
     read_questions(out, &mut |line| {

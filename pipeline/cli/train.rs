@@ -1,4 +1,4 @@
-//! `longreel train`: the recipe that LWM was made by.
+//! `longreel train`: LWM's training recipe.
 
 use std::{
     path::{Path, PathBuf},
@@ -45,9 +45,9 @@ struct DecoderJson<'a> {
     model: String,
     steps: u64,
     tokens: u64,
-    /// Figures of the last step.
+    /// Metrics of the last step.
     last: Option<Figures>,
-    /// Lines that were no examples, trained on or held out, each counted once.
+    /// Lines skipped because they are not examples, of the training and held-out data, each counted once.
     skipped_lines: usize,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
@@ -131,7 +131,7 @@ fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()>
     })
 }
 
-/// Where the VQGAN of the trained model comes from; `None` for a model without one.
+/// The directory of the trained model's VQGAN; `None` for a model without one.
 fn vqgan_at(config: &TrainConfig, spec: &ModelSpec) -> Result<Option<PathBuf>> {
     let model = &config.model;
     let of_init = model.init.as_ref().filter(|_| model.spec.is_none());
@@ -143,7 +143,7 @@ fn vqgan_at(config: &TrainConfig, spec: &ModelSpec) -> Result<Option<PathBuf>> {
         }
         (None, _) => Ok(None),
         (Some(vqgan), Some(dir)) => {
-            // Before hours of training, not behind them.
+            // Checked here so that it does not fail after hours of training.
             planned_vqgan(dir, vqgan)?;
             Ok(Some(dir.clone()))
         }
@@ -155,7 +155,7 @@ fn vqgan_at(config: &TrainConfig, spec: &ModelSpec) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Threads for each of `ranks` ranks; none for one, which has all.
+/// A thread pool for each of `ranks` ranks; none for a single rank, which uses the global pool.
 fn pools(ranks: usize) -> Result<Vec<ThreadPool>> {
     if ranks == 1 {
         return Ok(Vec::new());
@@ -166,7 +166,7 @@ fn pools(ranks: usize) -> Result<Vec<ThreadPool>> {
     pools.map_err(|e| Error::with_source(Kind::Internal, "start the threads of a rank", e))
 }
 
-/// The trained model, in the place of what an earlier call left there.
+/// Writes the trained model, replacing what an earlier call left.
 fn write_trained(
     out: &Path,
     spec: &ModelSpec,

@@ -1,4 +1,4 @@
-//! `longreel train make-lines` and `longreel train tokenizer`: what a decoder is trained on.
+//! `longreel train make-lines` and `longreel train tokenizer`: data for training a decoder.
 
 use std::{path::Path, time::Instant};
 
@@ -90,7 +90,7 @@ struct TokenizerJson<'a> {
     #[serde(serialize_with = "as_text")]
     out: &'a Path,
     vocab_size: usize,
-    /// Lines of `.jsonl` files that are no JSON objects.
+    /// Lines of `.jsonl` files that are not JSON objects.
     skipped_lines: u64,
 }
 
@@ -101,7 +101,7 @@ pub fn tokenizer(args: &TrainTokenizerArgs, voice: Voice) -> Result<()> {
     write(&files, &args.out)?;
     if left_out > 0 {
         voice.note(&format!(
-            "left out: {left_out} lines that are no JSON objects"
+            "left out: {left_out} lines that are not JSON objects"
         ));
     }
     let result = TokenizerJson {

@@ -1,4 +1,4 @@
-//! `longreel train make-qa`: questions and answers about long documents and videos, written by a model.
+//! `longreel train make-qa`: a model writes questions and answers about long documents and videos.
 
 use std::{path::Path, time::Instant};
 
@@ -24,10 +24,10 @@ use crate::{
     },
 };
 
-/// Tokens of a chunk of text, where nobody says otherwise.
+/// Default size of a chunk of text, in tokens.
 const CHUNK_TOKENS: usize = 1024;
 
-/// Frames of a chunk of a reel, likewise.
+/// Default size of a chunk of a reel, in frames.
 const CHUNK_FRAMES: usize = 16;
 
 /// How many chunks without a pair are named on stderr; `--json` has them all.
@@ -73,7 +73,9 @@ pub fn run(args: &TrainMakeQaArgs, voice: Voice, cancel: &Cancel) -> Result<()> 
     let written = written.doing(|| format!("write {}", args.out.shown()))?;
     for silence in written.chunks_without_pairs.iter().take(NAMED) {
         let (chunk, said) = (&silence.chunk, &silence.said);
-        voice.note(&format!("no pair about {chunk}, the model said {said:?}"));
+        voice.note(&format!(
+            "no question-answer pair about {chunk}, the model wrote {said:?}"
+        ));
     }
     let result = QaJson {
         out: &args.out,

@@ -1,4 +1,4 @@
-//! `longreel train vqgan`: frames of videos to a model directory that makes codes of them.
+//! `longreel train vqgan`: trains a VQGAN on frames of videos.
 
 use std::{
     path::{Path, PathBuf},
@@ -34,12 +34,12 @@ struct VqganJson<'a> {
     out: &'a Path,
     model: String,
     steps: u64,
-    /// Frames of the videos, each once.
+    /// Numbers of frames of the videos.
     frames: FrameCounts,
     skipped_videos: Vec<Skipped>,
-    /// Figures of the last step.
+    /// Metrics of the last step.
     last: Option<VqganFigures>,
-    /// Figures of held-out frames behind it; absent where there are none.
+    /// Metrics of the held-out frames after it; absent without held-out frames.
     held_out: Option<VqganFigures>,
     seconds: f64,
     peak_memory_bytes: Option<u64>,
@@ -57,7 +57,7 @@ pub fn run(args: &TrainVqganArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let config = VqganConfig::open(&args.config)?;
     let written = toml::to_string(&config)
         .map_err(|e| Error::with_source(Kind::Internal, "write the configuration", e))?;
-    // Before the folder is made, which keeps its configuration, and before hours of video are decoded.
+    // Checked before the run's directory records the configuration, and before hours of video are decoded.
     let spec = config.shape()?;
     if let Some(perceptual) = &config.recipe.perceptual {
         Lpips::open(perceptual, spec.resolution).doing(|| "recipe.perceptual")?;
@@ -117,7 +117,7 @@ pub fn run(args: &TrainVqganArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     })
 }
 
-/// The run with its frames, decoded where an earlier run has not done it.
+/// The run with its frames, which are decoded unless an earlier run did it.
 fn job(
     config: VqganConfig,
     spec: VqganSpec,

@@ -1,4 +1,4 @@
-//! What a reel says of itself, and what its records are.
+//! The header of a reel, and the form of its records.
 
 use std::path::{Path, PathBuf};
 
@@ -13,23 +13,23 @@ use crate::{
     time::{Pts, TimeBase},
 };
 
-/// Bytes of a record before its content, of steps of one frame.
+/// Bytes of a record's head, for steps of one frame.
 pub const RECORD_HEAD_BYTES: usize = head_bytes(1);
 
 /// Bytes of one frame in the head of a record.
 const FRAME_BYTES: usize = 20;
 
-/// Most numbers of one step.
+/// Maximum numbers of one step.
 const NUMBERS_MAX: usize = 1 << 28;
 
-/// Most frames of one step.
+/// Maximum frames of one step.
 const STEP_FRAMES_MAX: usize = 64;
 
 const FLAG_KEY: u32 = 1;
 const FLAG_CORRUPT: u32 = 2;
 const FLAG_NONE: u32 = 4;
 
-/// What the records mean.
+/// The header, which describes the records.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "WrittenHeader", into = "WrittenHeader")]
 pub struct ReelHeader {
@@ -37,45 +37,45 @@ pub struct ReelHeader {
     pub model: String,
     /// When its weights were last written, in seconds since 1970.
     pub model_modified_s: u64,
-    /// What a step is.
+    /// The content of a step.
     pub content: ReelContent,
     /// The videos, in the order in which they were read.
     pub videos: Vec<ReelVideo>,
 }
 
-/// What a step of a reel is.
+/// The content of a reel's steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReelContent {
     /// One frame as ids of a codebook.
     Codes {
         /// Side of the code grid.
         grid: usize,
-        /// Rows of the codebook; every code is below it.
+        /// Rows of the codebook; every code is below this.
         codebook: usize,
     },
-    /// One frame as a vector of length one, to be compared with that of a text or a picture.
+    /// One frame as a unit vector, to be compared with that of a text or a picture.
     Vectors(RowForm),
-    /// Frames as rows that stand in a context in place of embeddings: each video tells how many ([`ReelVideo::step`]).
+    /// Frames as features; their number per step depends on the video ([`ReelVideo::step`]).
     Features {
-        /// What a row is.
+        /// The form of a row.
         row: RowForm,
-        /// Frames of a step; the last of a video may have fewer.
+        /// Frames per step; the last of a video may have fewer.
         frames: usize,
-        /// What tells the weights of their encoder from others.
+        /// Digest of their encoder's weights.
         encoder: u64,
     },
 }
 
-/// A row of numbers.
+/// The form of a row of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowForm {
-    /// Numbers of it.
+    /// Numbers per row.
     pub width: usize,
-    /// How a number is kept.
+    /// Element type.
     pub dtype: RowsDtype,
 }
 
-/// How a number of a reel is kept.
+/// The element type of numbers in a reel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowsDtype {
@@ -91,9 +91,9 @@ pub enum RowsDtype {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepRows {
-    /// How many.
+    /// Number of rows.
     pub rows: usize,
-    /// Lines and columns that they are, where positions count them.
+    /// Rows and columns of their grid, where positions depend on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<[usize; 2]>,
 }
@@ -102,7 +102,7 @@ pub struct StepRows {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReelVideo {
-    /// The file, as it was named.
+    /// The path of the file.
     pub path: String,
     /// Its size.
     pub bytes: u64,
@@ -117,21 +117,21 @@ pub struct ReelVideo {
     pub duration_s: Option<f64>,
     /// How its frames were chosen, in words.
     pub sampling: String,
-    /// What each of its steps is, in a reel of features.
+    /// The rows of each of its steps, in a reel of features.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<StepRows>,
-    /// How long it is shown, in seconds, in a reel of features: as the container states it, else from its first frame to
-    /// one step behind its last; `None` for a still picture.
+    /// Its duration in seconds, in a reel of features: as the container states it, else from its first frame to
+    /// one frame after its last; `None` for a still picture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shown_s: Option<f64>,
 }
 
-/// One record: frames that belong together.
+/// One record: an encoded step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReelStep {
     /// Index into [`ReelHeader::videos`].
     pub video: usize,
-    /// The frames, and what they are.
+    /// The frames and their encoding.
     pub step: EncodedStep,
 }
 
@@ -144,7 +144,7 @@ pub struct RecordHead {
     pub frames: Vec<FrameMark>,
 }
 
-/// The header as JSON: that of codes has the form of the first reels.
+/// The header as JSON; for codes in the form of the first version.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenHeader {
@@ -259,7 +259,7 @@ impl TryFrom<WrittenRows> for ReelContent {
 }
 
 impl ReelHeader {
-    /// Refuses a reel whose content is not codes of a tokenizer with this grid and codebook.
+    /// Checks that the reel has codes of this grid and codebook.
     ///
     /// # Errors
     /// `BadInput`, with what it has.
@@ -273,7 +273,7 @@ impl ReelHeader {
         )))
     }
 
-    /// What a frame's vector is.
+    /// The form of the vectors.
     ///
     /// # Errors
     /// `BadInput` for a reel of another content.
@@ -305,12 +305,12 @@ impl ReelHeader {
         head_bytes(self.content.step_frames())
     }
 
-    /// Whether one record is as long as another whatever its video, and one frame.
+    /// Whether every record has the same length and one frame.
     pub(super) fn is_regular(&self) -> bool {
         !matches!(self.content, ReelContent::Features { .. })
     }
 
-    /// Rows of a step of `video`, in a reel of features.
+    /// Rows per step of `video`, in a reel of features.
     fn rows(&self, video: usize) -> Result<usize> {
         let step = self.video(video)?.step;
         Ok(step.map_or(0, |step| step.rows))
@@ -326,7 +326,7 @@ impl ReelHeader {
     }
 
     /// # Errors
-    /// `BadInput` for sizes that no encoder makes.
+    /// `BadInput` for invalid sizes.
     pub(super) fn validate(&self) -> Result<()> {
         self.content.validate()?;
         for video in &self.videos {
@@ -396,7 +396,7 @@ impl ReelVideo {
         }
     }
 
-    /// The rows of a step, which features have and nothing else.
+    /// Checks that `step` is present exactly for features.
     fn validate(&self, content: ReelContent) -> Result<()> {
         match (content, self.step) {
             (ReelContent::Features { row, .. }, Some(step)) => {
@@ -416,12 +416,12 @@ impl ReelVideo {
     }
 }
 
-/// `path` from the root on, as reels name files.
+/// The absolute form of `path`, as stored in reels.
 pub fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// When `path` was last written, in seconds since 1970; 0 when nobody knows.
+/// When `path` was last written, in seconds since 1970; 0 when unknown.
 pub fn modified_s(path: &Path) -> u64 {
     let modified = std::fs::metadata(path).and_then(|m| m.modified()).ok();
     let since = modified.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
@@ -458,7 +458,7 @@ impl RowForm {
     }
 
     /// # Errors
-    /// `BadInput` for a step of more numbers than any encoder makes, or of none.
+    /// `BadInput` for a step with no numbers, or more than [`NUMBERS_MAX`].
     fn check(self, rows: usize) -> Result<()> {
         let width = self.width;
         match rows.saturating_mul(width) {
@@ -473,7 +473,7 @@ impl RowForm {
     fn read(self, bytes: &[u8], grid: Option<[usize; 2]>) -> Result<StepContent> {
         let rows = self.dtype.read(bytes);
         if !rows.iter().all(|x| x.is_finite()) {
-            return Err(bad("a number of it is infinite or none".into()));
+            return Err(bad("one of its values is NaN or infinite".into()));
         }
         Ok(StepContent::Features(FeatureRows {
             rows,
@@ -534,7 +534,7 @@ impl ReelStep {
     /// Its codes.
     ///
     /// # Errors
-    /// `BadInput` for rows of numbers.
+    /// `BadInput` for features or vectors.
     pub fn codes(&self) -> Result<&[u32]> {
         match &self.step.content {
             StepContent::Codes(codes) => Ok(codes),
@@ -542,7 +542,7 @@ impl ReelStep {
         }
     }
 
-    /// Its one vector.
+    /// Its vector.
     ///
     /// # Errors
     /// `BadInput` for codes.
@@ -556,7 +556,7 @@ impl ReelStep {
     /// The record of a reel with `header`.
     ///
     /// # Errors
-    /// `Internal` for a step that is none of this reel's; as [`RowsDtype::write`].
+    /// `Internal` for a step that does not fit the header; as [`RowsDtype::write`].
     pub(super) fn record(&self, header: &ReelHeader) -> Result<Vec<u8>> {
         let step = &self.step;
         let mut record = Vec::with_capacity(header.record_bytes(self.video)?);
@@ -597,10 +597,10 @@ impl ReelStep {
         Ok(record)
     }
 
-    /// The step that a record of a reel with `header` holds.
+    /// Parses a record of a reel with `header`.
     ///
     /// # Errors
-    /// `BadInput` for what no writer writes.
+    /// `BadInput` for an invalid record.
     pub fn parse(header: &ReelHeader, record: &[u8]) -> Result<Self> {
         let parts = record.split_at_checked(header.head_bytes());
         let (head, content) =
@@ -628,7 +628,7 @@ impl StepRows {
     };
 }
 
-/// Whether `found` are the rows of a step of `expected`.
+/// Whether `found` has the form of `expected`.
 fn is(found: &FeatureRows, row: RowForm, expected: StepRows) -> bool {
     found.width == row.width
         && found.grid == expected.grid
@@ -642,7 +642,7 @@ fn none_of(header: &ReelHeader) -> Error {
 
 impl RecordHead {
     /// # Errors
-    /// `BadInput` for a video that is not listed, and frames behind one that is none.
+    /// `BadInput` for an unlisted video, and for frames after an invalid one.
     pub(super) fn parse(header: &ReelHeader, head: &[u8]) -> Result<Self> {
         let video = u32_at(head, 0) as usize;
         let of_video = header.video(video)?;

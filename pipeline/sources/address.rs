@@ -1,16 +1,16 @@
-//! Addresses where a file was expected: what is the case, and what to do.
+//! Refuses addresses (URLs) given for a file, with advice.
 
 use std::path::Path;
 
 use crate::error::{Error, Kind, Result};
 
-/// Schemes of cameras and live streams: there is no file behind them that ends.
+/// Schemes of cameras and live streams, which have no end and so cannot be downloaded as a file.
 const LIVE: [&str; 7] = ["rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt"];
 
-/// Refuses `path` where nothing has that name and it reads like an address, `scheme://…`.
+/// Refuses `path` if no such file exists and it has the form of an address, `scheme://…`.
 ///
 /// # Errors
-/// `Usage`, with what to do instead.
+/// `Usage`, with advice.
 pub fn refuse(path: &Path) -> Result<()> {
     let scheme = path.to_str().and_then(scheme);
     let Some(scheme) = scheme.filter(|_| !path.exists()) else {
@@ -26,7 +26,7 @@ pub fn refuse(path: &Path) -> Result<()> {
     Err(Error::new(Kind::Usage, message))
 }
 
-/// What stands before `://` (RFC 3986 section 3.1).
+/// The scheme before `://` (RFC 3986 section 3.1).
 fn scheme(text: &str) -> Option<&str> {
     let (scheme, _) = text.split_once("://")?;
     let is_letter = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);

@@ -1,6 +1,6 @@
-//! The boxes of ISO base media files (mp4, mov, HEIF; ISO 14496-12 section 4.2), by their heads alone.
+//! The box structure of ISO base media files (mp4, mov, HEIF; ISO 14496-12 section 4.2).
 //!
-//! For what FFmpeg does not tell: which tracks are encrypted, and how a HEIF picture is turned.
+//! For what FFmpeg does not report: which tracks are encrypted, and the orientation of a HEIF picture.
 
 use std::{
     fs::File,
@@ -8,9 +8,9 @@ use std::{
     path::Path,
 };
 
-/// Most boxes looked at in one box: those of a moov are tens, those of a list of properties hundreds.
+/// Maximum children read of one box: a moov has tens, a list of properties hundreds.
 const CHILDREN_MAX: usize = 4096;
-/// Most bytes read of one box: tables of properties are a few hundred.
+/// Maximum bytes read of one box: tables of properties have a few hundred.
 const BYTES_MAX: u64 = 1 << 16;
 
 /// One box: its type, and where its content lies in the file.
@@ -18,14 +18,14 @@ const BYTES_MAX: u64 = 1 << 16;
 pub struct Section {
     /// The type, e.g. `moov`.
     pub kind: [u8; 4],
-    /// First byte behind the head.
+    /// First byte after the box header.
     pub start: u64,
-    /// First byte behind the box, never behind the file.
+    /// First byte after the box, at most the end of the file.
     pub end: u64,
 }
 
 impl Section {
-    /// The same box without the first `n` bytes of its content, which are no boxes.
+    /// The box without the first `n` bytes of its content, which are not boxes.
     pub fn behind(self, n: u64) -> Self {
         let start = self.start.saturating_add(n).min(self.end);
         Self { start, ..self }
@@ -51,7 +51,7 @@ impl BoxFile {
         })
     }
 
-    /// The boxes in `parent`, up to the first that is none.
+    /// The boxes in `parent`, up to the first invalid one.
     pub fn children(&mut self, parent: Section) -> io::Result<Vec<Section>> {
         let (mut found, mut at) = (Vec::new(), parent.start);
         while at < parent.end && found.len() < CHILDREN_MAX {
@@ -71,7 +71,7 @@ impl BoxFile {
         Ok(children)
     }
 
-    /// The first box of each type in turn, one inside the other.
+    /// The first box at a path of nested types.
     pub fn inside(&mut self, parent: Section, path: &[&[u8; 4]]) -> io::Result<Option<Section>> {
         let mut section = parent;
         for kind in path {
@@ -135,7 +135,7 @@ mod tests {
     use super::BoxFile;
 
     #[test]
-    fn boxes_end_with_their_parent_whatever_they_say() {
+    fn boxes_are_clipped_to_their_parent() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("boxes");
         // A box of 2^63 bytes with a child of 2^32 - 1.

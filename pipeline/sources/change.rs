@@ -1,7 +1,7 @@
-//! Whether a frame shows something new: its thumbnail against that of the last frame that was kept.
+//! Change detection: a frame's thumbnail compared with that of the last frame kept.
 //!
-//! The comparison is with the frame that was kept and not with the one before, so that a slow
-//! drift is noticed once it has gone far enough; cells are means of many pixels, so that noise is
+//! The comparison is with the last frame kept, not with the previous one, so that a slow
+//! drift is detected once it has gone far enough; cells are means of many pixels, so that noise is
 //! not. A detector needs one frame at a time: a file's candidates and a camera's frames alike.
 
 use crate::{
@@ -9,27 +9,27 @@ use crate::{
     time::Pts,
 };
 
-/// Most cells of a thumbnail across and down.
+/// Maximum cells of a thumbnail per axis.
 const CELLS_MAX: usize = 32;
 
-/// Fewest pixels of a cell across and down: 64 of them average noise away, in small pictures too.
+/// Minimum pixels of a cell per axis: the mean of 64 pixels removes noise, in small pictures too.
 const CELL_SIDE_MIN: usize = 8;
 
-/// The difference from which on a frame shows something new, where nobody says.
+/// The default difference above which a frame shows something new.
 ///
-/// Measured on real clips, and on made ones under strong noise behind H.264: between frames of a
-/// picture in which nothing happens lie 0.0003 to 0.003, a slow pan of a dark scene moves by 0.01 to
-/// 0.024 in a second, a cut by 0.1 to 0.6. By the definition somebody who fills a twentieth of the
-/// picture, and differs from what is behind by a quarter of black against white, makes 0.0125.
+/// Measured on real clips, and on synthetic ones with strong noise after H.264: frames of a
+/// static scene differ by 0.0003 to 0.003, a slow pan over a dark scene changes by 0.01 to
+/// 0.024 in a second, a cut by 0.1 to 0.6. By definition, an object that fills a twentieth of the
+/// picture and differs from the background by a quarter of the range from black to white gives 0.0125.
 pub const USUAL_THRESHOLD: f64 = 0.01;
 
-/// A cell's value is in steps of 1/256 of a level, 255 levels.
+/// Maximum value of a cell: 255 levels in steps of 1/256.
 const VALUE_MAX: u64 = 255 << 8;
 
 /// A picture as at most 32 × 32 cells, each the mean of its pixels in red, green and blue.
 ///
 /// Pixel `(x, y)` of a picture of `w × h` lies in column `⌊x · c / w⌋` of `c = ⌊w / 8⌋`, at least 1 and
-/// at most 32, and in rows likewise. A mean is cut to 1/256 of a level: whole numbers, the same on every machine.
+/// at most 32, and in rows likewise. Means are truncated to 1/256 of a level: integers, equal on every machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Thumbnail {
     columns: usize,
@@ -38,7 +38,7 @@ pub struct Thumbnail {
 }
 
 impl Thumbnail {
-    /// Of `picture`, of any size.
+    /// The thumbnail of `picture`, of any size.
     pub fn of(picture: &RgbImage) -> Self {
         let cells = |pixels: usize| (pixels / CELL_SIDE_MIN).clamp(1, CELLS_MAX);
         let (columns, rows) = (cells(picture.width), cells(picture.height));
@@ -60,7 +60,7 @@ impl Thumbnail {
     }
 
     /// The mean over cells and colours of the absolute difference, 0 for equal thumbnails and 1 for
-    /// black against white; 1 where the pictures have not the same number of cells.
+    /// black against white; 1 where the numbers of cells differ.
     pub fn difference(&self, other: &Self) -> f64 {
         if (self.columns, self.values.len()) != (other.columns, other.values.len()) {
             return 1.0;
@@ -85,7 +85,7 @@ fn line(picture: &RgbImage, y: usize) -> &[u8] {
         .map_or(&[], |rest| &rest[..bytes.min(rest.len())])
 }
 
-/// Adds the pixels of one line to the sums of the columns that they lie in.
+/// Adds the pixels of one line to the sums of their columns.
 fn add_line(line: &[u8], sums: &mut [[u64; 3]]) {
     let (width, columns) = (line.len() / 3, sums.len());
     for (column, sum) in sums.iter_mut().enumerate() {
@@ -98,7 +98,7 @@ fn add_line(line: &[u8], sums: &mut [[u64; 3]]) {
     }
 }
 
-/// Tells, frame by frame, which ones show something new. Keeps one thumbnail, 6 KB.
+/// Decides, frame by frame, which ones show something new. Keeps one thumbnail, 6 KB.
 #[derive(Debug, Clone)]
 pub struct ChangeDetector {
     threshold: f64,
@@ -108,7 +108,7 @@ pub struct ChangeDetector {
 
 impl ChangeDetector {
     /// Keeps the first frame, and each whose [`Thumbnail::difference`] from the last one kept is more
-    /// than `threshold`; with `max_gap` also the last frame before a hole longer than that.
+    /// than `threshold`; with `max_gap` also the last frame before a gap longer than that.
     pub fn new(threshold: f64, max_gap: Option<Pts>) -> Self {
         Self {
             threshold,
@@ -117,10 +117,10 @@ impl ChangeDetector {
         }
     }
 
-    /// How much `frame` differs from the last one kept, where it is to be kept itself; infinite for the first.
+    /// The difference of `frame` from the last one kept, if it is to be kept itself; infinite for the first.
     ///
-    /// `next` is when the frame behind it will be shown, where that is known: without it no hole is
-    /// foreseen.
+    /// `next` is the time of the following frame, where known: without it `max_gap` has
+    /// no effect.
     pub fn push(&mut self, frame: &Frame, next: Option<Pts>) -> Option<f64> {
         let (now, thumbnail) = (frame.time.pts, Thumbnail::of(&frame.image));
         let difference = match &self.kept {
@@ -134,7 +134,7 @@ impl ChangeDetector {
         })
     }
 
-    /// Whether the next frame lies too far behind the last one kept.
+    /// Whether the next frame is too far from the last one kept.
     fn foresees_a_hole(&self, next: Option<Pts>) -> bool {
         let hole = self.kept.as_ref().zip(next);
         let hole = hole.map(|((kept, _), next)| next.distance(*kept));

@@ -1,17 +1,17 @@
-//! The time of each decoded picture, rising from one to the next.
+//! Assigns each decoded picture its time; times increase strictly.
 
 use super::{ffmpeg::PictureTimes, info::VideoInfo, sampler::Rate};
 
-/// Gives each picture its time.
+/// Assigns each picture its time.
 ///
-/// The packet's own time where every packet has one that can be believed; else what FFmpeg guesses
-/// from presentation and decoding times; else the last frame's time and its duration. Frames before
-/// the first that has a time are reckoned back from it. A time that does not rise becomes the
+/// It is the packet's own time if all packets have plausible ones; else FFmpeg's estimate
+/// from presentation and decoding times; else the end of the last frame. Frames before
+/// the first one with a time count back from it. A time that does not increase becomes the
 /// smallest one that does.
 #[derive(Debug, Clone)]
 pub struct Clock {
     packets_have_times: bool,
-    /// Ticks from a frame to the next where the container does not say.
+    /// Ticks per frame where the container does not state a duration.
     duration: i64,
     start: i64,
     next: i64,
@@ -19,7 +19,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// For a file whose packets all have times that can be believed.
+    /// The clock of a file whose packets all have plausible times.
     pub fn of_packets(info: &VideoInfo) -> Self {
         Self {
             packets_have_times: true,
@@ -30,7 +30,7 @@ impl Clock {
         }
     }
 
-    /// For a file of which all `pictures` were decoded.
+    /// The clock of a file of which all `pictures` were decoded.
     pub fn of_pictures(info: &VideoInfo, pictures: &[PictureTimes]) -> Self {
         let mut clock = Self {
             packets_have_times: have_own_times(pictures),
@@ -49,17 +49,17 @@ impl Clock {
         clock
     }
 
-    /// Whether a picture's time is its packet's, whatever was decoded before it.
+    /// Whether a picture's time is its packet's, independent of the pictures decoded before it.
     pub fn packets_have_times(&self) -> bool {
         self.packets_have_times
     }
 
-    /// Pictures from the file's first one on follow.
+    /// To be called before decoding restarts at the first picture.
     pub fn restart(&mut self) {
         (self.next, self.last) = (self.start, None);
     }
 
-    /// Pictures from elsewhere in the file follow.
+    /// To be called after a seek.
     pub fn jump(&mut self) {
         self.last = None;
     }
@@ -89,7 +89,7 @@ impl Clock {
     }
 }
 
-/// Whether every picture has its packet's time, these rise, and FFmpeg believes them.
+/// Whether every picture has its packet's time, the times increase, and FFmpeg's estimates agree.
 fn have_own_times(pictures: &[PictureTimes]) -> bool {
     let are_believed = pictures
         .iter()
@@ -97,7 +97,7 @@ fn have_own_times(pictures: &[PictureTimes]) -> bool {
     are_believed && pictures.is_sorted_by(|a, b| a.pts < b.pts)
 }
 
-/// Ticks of one frame at the average rate; 1 when that is unknown.
+/// Ticks per frame at the average rate; 1 when that is unknown.
 fn frame_duration(info: &VideoInfo) -> i64 {
     let base = info.time_base;
     let ticks = |rate: Rate| {

@@ -1,9 +1,9 @@
-//! A video file as frames: opened, looked over, and read in presentation order.
+//! A video file as frames: opened, indexed, and read in presentation order.
 //!
 //! Opening finds the time of every frame ([`Survey`]). Which frames to take is decided from those
 //! times; then they are decoded, either straight through or jumping over whole groups of pictures
 //! that hold none of them. Both give the same frames: decoding starts where container and picture
-//! agree that it can, never at a packet that FFmpeg happened to find, and when a jump does not give
+//! agree that it can, not just where FFmpeg's seek lands, and when a jump does not give
 //! the frame it was made for, or damage is found, the file is decoded straight instead.
 
 use std::{collections::BTreeSet, path::Path};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{
     address,
     clock::Clock,
-    ffmpeg::{Converter, Decoder, Demuxer, Packet, PictureTimes, Read, Received, Threads},
+    ffmpeg::{Converter, Demuxer, Packet, PictureTimes, Read, Received, StreamDecoder, Threads},
     sampler::{self, Sampling, TimeRange},
     survey::{DAMAGED_READS_MAX, Survey},
 };
@@ -26,12 +26,12 @@ use crate::{
     time::Pts,
 };
 
-/// Fewest frames that a jump must save: less is decoded faster than the decoder refills.
+/// Minimum frames that a jump must save: fewer are decoded faster than the decoder is refilled.
 const JUMP_FRAMES_MIN: usize = 16;
-/// From so many frames on, a jump seeks in the file; below, packets are read and dropped.
+/// A jump over at least this many frames seeks in the file; a shorter one reads and drops packets.
 const SEEK_FRAMES_MIN: usize = 256;
 
-/// How the chosen frames are reached.
+/// How the chosen frames are decoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
@@ -44,68 +44,68 @@ pub enum Strategy {
     Straight,
 }
 
-/// How reading went so far.
+/// Statistics and warnings of reading so far.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct DecodeReport {
-    /// Frames that came out of the decoder.
+    /// Frames decoded.
     pub decoded: u64,
-    /// Frames handed on.
+    /// Frames returned.
     pub emitted: u64,
-    /// Packets that the container or the decoder could not make sense of.
+    /// Packets that the demuxer or the decoder rejected.
     pub corrupt_packets_skipped: u64,
-    /// Packets that the container's reader found damaged; they are decoded all the same.
+    /// Packets that the demuxer marks as damaged; they are decoded nevertheless.
     pub packets_marked_damaged: u64,
-    /// Frames that the decoder found damage in; they are handed on, marked.
+    /// Frames that the decoder reports as damaged; they are returned, marked.
     pub corrupt_frames: u64,
     /// Frames that were chosen but did not decode.
     pub missing: u64,
-    /// Whether the file ends before its own end.
+    /// Whether the file is truncated.
     pub truncated: bool,
-    /// Sentences for people, each once.
+    /// Warnings for people, each once.
     pub warnings: BTreeSet<String>,
     /// `seek` once a jump was made, else `straight`.
     pub strategy: Strategy,
 }
 
-/// The chosen frames of a file, one after the other.
+/// Reads the chosen frames of a file in order.
 pub struct FrameReader {
     info: VideoInfo,
     timeline: Timeline,
-    /// Numbers of the chosen frames, rising; every frame that decodes when `None`.
+    /// Numbers of the chosen frames, ascending; `None` for every frame that decodes.
     chosen: Option<Vec<usize>>,
-    /// How many of `chosen` are dealt with.
+    /// Index in `chosen` of the next frame.
     cursor: usize,
     /// Number of the frame that follows the last one decoded.
     next_number: usize,
     demuxer: Demuxer,
-    decoder: Decoder,
+    decoder: StreamDecoder,
     converter: Converter,
     clock: Clock,
     strategy: Strategy,
-    /// Whether the numbers of frames are those of a whole decode.
+    /// Whether frame numbers come from a decode of the whole file.
     is_decoded: bool,
     can_leave_out: bool,
     begins_well: bool,
-    /// Complaints of the decoder that are of no account: of pictures that are not shown.
+    /// Decoder warnings to ignore: those about pictures that are not shown.
     n_complaints: u64,
-    /// Whether decoding found damage: since then it is straight, and on one thread.
+    /// Whether decoding found damage, after which it is straight and single-threaded.
     saw_damage: bool,
-    /// Number of the first frame that was not handed on yet, where every frame is.
+    /// Number of the first frame not returned yet, if every frame is returned.
     resume_at: usize,
     /// While set, packets are dropped up to the key packet of this time.
     skip_to: Option<i64>,
-    /// After a jump, the time of the picture that must come out first.
+    /// After a jump, the time of the picture that must be decoded first.
     entry: Option<i64>,
     jumped: bool,
     ended: bool,
     damaged_reads: u32,
     report: DecodeReport,
-    /// The report as it was before the first frame.
+    /// The report before the first frame.
     opened: DecodeReport,
     cancel: Cancel,
 }
 
-/// Opens `path` and tells what it says of its video.
+/// Opens `path` and returns its video's information.
 pub fn probe(path: &Path, cancel: &Cancel) -> Result<VideoInfo> {
     check_file(path)
         .and_then(|()| Demuxer::open(path, cancel)?.info(path))
@@ -123,7 +123,7 @@ impl FrameReader {
         Self::open_with(path, sampling, range, cancel, Strategy::Auto)
     }
 
-    /// [`FrameReader::open`], with a say in how the frames are reached.
+    /// [`FrameReader::open`] with an explicit strategy.
     pub fn open_with(
         path: &Path,
         sampling: &Sampling,
@@ -162,7 +162,7 @@ impl FrameReader {
             Some(choose(&with_rate(sampling, &info), range, &timeline)?)
         };
         let demuxer = Demuxer::open(path, &cancel)?;
-        let decoder = Decoder::open(&demuxer, Threads::Several)?;
+        let decoder = StreamDecoder::open(&demuxer, Threads::Several)?;
         Ok(Self {
             converter: Converter::new(&info),
             clock: survey.clock,
@@ -191,12 +191,12 @@ impl FrameReader {
         })
     }
 
-    /// What the file says of its video.
+    /// The video's information.
     pub fn info(&self) -> &VideoInfo {
         &self.info
     }
 
-    /// When the frames are shown, those that are not chosen included.
+    /// The times of all frames, chosen or not.
     pub fn timeline(&self) -> &Timeline {
         &self.timeline
     }
@@ -206,7 +206,7 @@ impl FrameReader {
         self.timeline.frames.first().map_or(0, |frame| frame.ticks)
     }
 
-    /// How long behind the first chosen frame the last one is shown, in seconds.
+    /// Seconds from the first chosen frame to the last.
     pub fn chosen_seconds(&self) -> f64 {
         let ticks = |number: Option<usize>| Some(self.timeline.frames.get(number?)?.ticks);
         let (first, last) = match &self.chosen {
@@ -219,7 +219,7 @@ impl FrameReader {
         Pts::new(span.unwrap_or(0), self.timeline.time_base).seconds()
     }
 
-    /// When the next frame is shown that will be handed on, where it decodes; `None` behind the last.
+    /// The time of the next chosen frame, if it decodes; `None` after the last.
     pub fn next_time(&self) -> Option<Pts> {
         let number = match &self.chosen {
             Some(chosen) => *chosen.get(self.cursor)?,
@@ -229,8 +229,8 @@ impl FrameReader {
         Some(Pts::new(frame.ticks, self.timeline.time_base))
     }
 
-    /// Begins again, with the frames of these numbers, which rise strictly. What opening the file
-    /// has found out is kept: it is not read through a second time.
+    /// Restarts with the frames `numbers`, which must rise strictly. The index built when opening
+    /// is kept: the file is not scanned again.
     ///
     /// # Errors
     /// `Internal` for no number or one that the video does not have, and where the file cannot be
@@ -240,7 +240,7 @@ impl FrameReader {
         let is_rising = numbers.is_sorted_by(|a, b| a < b);
         if !is_rising || numbers.last().is_none_or(|&last| last >= n_frames) {
             let message = format!(
-                "{} numbers out of {n_frames} frames, expected rising ones below that",
+                "{} numbers out of {n_frames} frames, expected ascending ones below that",
                 numbers.len()
             );
             return Err(Error::new(Kind::Internal, message));
@@ -258,7 +258,7 @@ impl FrameReader {
         self.info.duration.map(|duration| duration.seconds())
     }
 
-    /// How many frames will be handed on if all of them decode. Always known.
+    /// Number of frames that will be returned if all of them decode.
     pub fn expected_frames(&self) -> Option<u64> {
         Some(
             self.chosen
@@ -267,7 +267,7 @@ impl FrameReader {
         )
     }
 
-    /// How reading went so far.
+    /// Statistics and warnings of reading so far.
     pub fn report(&self) -> DecodeReport {
         let strategy = if self.jumped {
             Strategy::Seek
@@ -285,7 +285,7 @@ impl FrameReader {
             ),
             (
                 report.packets_marked_damaged,
-                "packets are marked as damaged; they were decoded all the same",
+                "packets are marked as damaged; they were decoded nevertheless",
             ),
             (report.corrupt_frames, "decoded frames are damaged"),
             (report.missing, "chosen frames did not decode"),
@@ -341,7 +341,7 @@ impl FrameReader {
                 .is_some_and(|chosen| self.cursor == chosen.len())
     }
 
-    /// The decoder has given all it has.
+    /// Handles the end of decoding.
     fn end(&mut self) -> Result<()> {
         if self.jumped && !self.is_done() {
             return self.go_straight();
@@ -360,25 +360,25 @@ impl FrameReader {
         ))
     }
 
-    /// The time of the first chosen frame that is not dealt with.
+    /// The time of the next chosen frame.
     fn pending(&self) -> Option<i64> {
         let number = *self.chosen.as_ref()?.get(self.cursor)?;
         self.timeline.frames.get(number).map(|frame| frame.ticks)
     }
 
-    /// Whether a frame of this time is to be handed on, or may have to stand in for one.
+    /// Whether a frame of this time is chosen, or may replace a chosen one that does not decode.
     fn is_chosen(&self, ticks: i64) -> bool {
         let Some(chosen) = &self.chosen else {
             return true;
         };
-        // Damaged files need whatever follows the frame that does not come.
+        // In a damaged file the frame after a missing one replaces it, so no frame may be skipped.
         let is_sure = self.can_leave_out && !self.report.truncated;
         !is_sure || chosen.binary_search(&self.timeline.number(ticks)).is_ok()
     }
 
-    /// A packet is beyond repair.
+    /// Handles a packet that cannot be decoded.
     fn skip_damaged(&mut self) -> Result<()> {
-        // Pictures that are stored behind an entry point and shown before it may lack what they refer to.
+        // Pictures stored after an entry point and shown before it may lack their reference pictures.
         if self.entry.is_some() || self.find_damage()? {
             return Ok(());
         }
@@ -386,21 +386,21 @@ impl FrameReader {
         Ok(())
     }
 
-    /// Whether the picture that came out, or one that it may refer to, is damaged.
+    /// Whether the last picture, or one that it may refer to, is damaged.
     fn is_damaged(&mut self, times: &PictureTimes) -> bool {
         let n = self.decoder.n_complaints();
         let is_new = n > self.n_complaints;
         self.n_complaints = n;
-        // The decoder complains of pictures that it cannot start with: those that are shown before an
-        // entry point and stored behind it, and those at the beginning of a file that was cut there.
+        // The decoder warns of pictures without their references: those that are shown before an
+        // entry point and stored after it, and those at the beginning of a file that was cut there.
         let begins_badly = !self.begins_well && self.report.decoded == 0;
         let is_start = self.entry.is_some() || begins_badly;
         times.corrupt || is_new && !is_start
     }
 
-    /// Damage spreads from picture to picture, and not the same way when some are jumped over or left
-    /// out, or decoded at once: the file is decoded again, straight and on one thread. False where it
-    /// is already.
+    /// Damage spreads from picture to picture, and differently when some are jumped over, skipped
+    /// or decoded in parallel: the file is then decoded again, straight and on one thread. False if it
+    /// already is.
     fn find_damage(&mut self) -> Result<bool> {
         if self.saw_damage {
             return Ok(false);
@@ -412,7 +412,7 @@ impl FrameReader {
         Ok(true)
     }
 
-    /// Goes to the entry point before the pending frame, if that leaves out enough decoding.
+    /// Jumps to the entry point before the pending frame, if that saves enough decoding.
     fn jump_if_useful(&mut self) -> Result<()> {
         let Some(entry) = self
             .pending()
@@ -440,7 +440,7 @@ impl FrameReader {
         Ok(())
     }
 
-    /// Starts again from the file's first packet, never to jump again.
+    /// Restarts from the file's first packet, without further jumps.
     fn go_straight(&mut self) -> Result<()> {
         self.strategy = Strategy::Straight;
         self.can_leave_out = false;
@@ -454,10 +454,10 @@ impl FrameReader {
         }
     }
 
-    /// Goes back to the file's first packet.
+    /// Rewinds to the file's first packet.
     fn rewind(&mut self) -> Result<()> {
         self.demuxer = Demuxer::open(&self.info.path, &self.cancel)?;
-        self.decoder = Decoder::open(&self.demuxer, self.threads())?;
+        self.decoder = StreamDecoder::open(&self.demuxer, self.threads())?;
         self.n_complaints = 0;
         self.clock.restart();
         self.next_number = 0;
@@ -465,7 +465,7 @@ impl FrameReader {
         Ok(())
     }
 
-    /// Gives the decoder its next packet, or the end.
+    /// Feeds the decoder its next packet, or the end of the stream.
     fn feed(&mut self) -> Result<()> {
         match self.demuxer.read()? {
             Read::Packet(packet) => {
@@ -498,7 +498,7 @@ impl FrameReader {
         }
     }
 
-    /// Hands on the decoder's picture if it is one of the chosen.
+    /// Returns the decoder's picture if it is chosen.
     fn consider(&mut self, times: PictureTimes) -> Result<Option<Frame>> {
         let ticks = self.clock.ticks(&times);
         if self.has_landed_wrong(ticks) {
@@ -545,21 +545,21 @@ impl FrameReader {
         }
     }
 
-    /// Whether a jump has given other frames than decoding straight would: its entry
-    /// point did not come out whole, as with H.264's gradual refresh, where a "key"
-    /// picture takes many more to mend; or the frame it was made for did not.
+    /// Whether a jump has given other frames than straight decoding would: its entry
+    /// point did not decode completely, as with H.264's gradual refresh, where a "key"
+    /// picture needs many more to be complete; or its target frame did not decode.
     fn has_landed_wrong(&mut self, ticks: i64) -> bool {
         if !self.jumped {
             return false;
         }
-        // Pictures that are shown before the entry point but stored behind it may come out or not.
+        // Pictures shown before the entry point but stored after it may or may not decode.
         let entry_missed = self.entry.is_some_and(|entry| ticks > entry);
         self.entry = self.entry.filter(|&entry| ticks < entry);
         entry_missed || self.pending().is_some_and(|pending| ticks > pending)
     }
 
-    /// Moves the cursor behind the chosen frame at `ticks`. A frame that follows
-    /// chosen ones which did not decode stands in for the last of them.
+    /// Moves the cursor past the chosen frame at `ticks`. A frame that follows
+    /// chosen ones which did not decode replaces the last of them.
     fn take_up_to(&mut self, ticks: i64) {
         while let Some(pending) = self.pending() {
             if pending > ticks {
@@ -579,13 +579,13 @@ impl Iterator for FrameReader {
 
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.next_frame().transpose();
-        // An error is told once.
+        // An error is returned once.
         self.ended |= matches!(next, Some(Err(_)));
         next
     }
 }
 
-/// Refuses what is no file with content, before FFmpeg sees it.
+/// `BadInput` for anything but a regular file with content, before FFmpeg opens it.
 fn check_file(path: &Path) -> Result<()> {
     address::refuse(path)?;
     let metadata = std::fs::metadata(path)?;
@@ -611,7 +611,7 @@ fn with_rate(sampling: &Sampling, info: &VideoInfo) -> Sampling {
     }
 }
 
-/// The numbers of the frames to hand on; at least one.
+/// The numbers of the frames to return; at least one.
 fn choose(sampling: &Sampling, range: &TimeRange, timeline: &Timeline) -> Result<Vec<usize>> {
     let ticks: Vec<i64> = timeline.frames.iter().map(|frame| frame.ticks).collect();
     let chosen = sampler::select(sampling, range, &ticks, timeline.time_base)?;
@@ -628,12 +628,12 @@ fn choose(sampling: &Sampling, range: &TimeRange, timeline: &Timeline) -> Result
     Ok(chosen)
 }
 
-/// Reports what looking the file over has found wrong with it.
+/// Adds the faults that the survey found to the report.
 fn judge(survey: &Survey, info: &VideoInfo, report: &mut DecodeReport) {
     report.packets_marked_damaged = survey.n_damaged;
     if survey.n_splices > 0 {
         let message = format!(
-            "times fall back {} times; later frames are moved on to follow",
+            "times jump back {} times; later frames are shifted to follow",
             survey.n_splices
         );
         report.warnings.insert(message);
@@ -646,7 +646,7 @@ fn judge(survey: &Survey, info: &VideoInfo, report: &mut DecodeReport) {
     if report.truncated {
         let of = fewer.map_or(String::new(), |n| format!(" of {n}"));
         report.warnings.insert(format!(
-            "the file ends early: {}{of} frames are there",
+            "the file is truncated: it has {}{of} frames",
             survey.n_packets
         ));
     }

@@ -1,4 +1,4 @@
-//! What a file says of its video, before anything is decoded.
+//! Information about a file's video, known before decoding.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{orientation::Orientation, sampler::Rate};
 use crate::time::{Pts, TimeBase};
 
-/// Most pixels of a picture, stored or shown: 16384 × 16384.
+/// Maximum pixels of a picture, stored or shown: 16384 × 16384.
 pub const PIXELS_MAX: i64 = 1 << 28;
 
 /// The video stream that is read, and the file around it.
@@ -21,9 +21,9 @@ pub struct VideoInfo {
     pub container: String,
     /// FFmpeg's name of the codec, e.g. `h264`.
     pub codec: String,
-    /// Width of every frame that comes out: upright, square pixels.
+    /// Width of every decoded frame: upright, square pixels.
     pub width: usize,
-    /// Height of every frame that comes out.
+    /// Height of every decoded frame.
     pub height: usize,
     /// Width as stored.
     pub coded_width: usize,
@@ -31,7 +31,7 @@ pub struct VideoInfo {
     pub coded_height: usize,
     /// FFmpeg's name of the stored pixel format, e.g. `yuv420p10le`.
     pub pixel_format: String,
-    /// The turn that makes the picture upright; it is applied.
+    /// The rotation or mirroring that makes the picture upright; it is applied.
     pub orientation: Orientation,
     /// Width to height of one stored pixel, as numerator and denominator; it is
     /// applied to the stored width, rounded down as FFmpeg's `scale=iw*sar:ih` does.
@@ -47,13 +47,13 @@ pub struct VideoInfo {
     /// How long it is shown: once the file is looked over, from its first frame to the end of its last one; before
     /// that, as the stream states it, if it does.
     pub duration: Option<Pts>,
-    /// How many frames the container says there are.
+    /// Number of frames according to the container.
     pub declared_frames: Option<u64>,
     /// Frames per second on average, if known.
     pub average_frame_rate: Option<Rate>,
-    /// How many video streams the file has, cover pictures not counted.
+    /// Number of video streams, cover pictures not counted.
     pub n_video_streams: usize,
-    /// Which stream of the file this is: the one FFmpeg takes for the best.
+    /// Index of this stream in the file: FFmpeg's best one.
     pub stream_index: usize,
     /// Whether the file is a still picture.
     pub still: bool,

@@ -1,22 +1,22 @@
-//! What a file is by its first bytes, where FFmpeg's own guess is not enough.
+//! File types by their first bytes, where FFmpeg's own probing is not enough.
 
 use std::{fs::File, io::Read, path::Path};
 
-/// A kind of file that gets special treatment.
+/// A file type with special handling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Magic {
     /// A JPEG picture.
     Jpeg,
     /// A WebP picture, or an animation of them.
     Webp,
-    /// A picture in HEIF's boxes, coded with HEVC.
+    /// A HEIF picture coded with HEVC.
     Heic,
-    /// A picture in HEIF's boxes, coded with AV1.
+    /// A HEIF picture coded with AV1.
     Avif,
 }
 
 impl Magic {
-    /// What the file at `path` is; `None` for anything else, and for what cannot be read.
+    /// The type of the file at `path`; `None` for other files, and unreadable ones.
     pub fn of(path: &Path) -> Option<Self> {
         let mut bytes = [0; 64];
         let mut head = File::open(path).ok()?.take(bytes.len() as u64);
@@ -37,7 +37,7 @@ impl Magic {
         }
         let brands = bytes.get(8..).filter(|_| at(4, b"ftyp"))?;
         let has = |brand: &[u8]| brands.chunks_exact(4).any(|found| found == brand);
-        // What both are read by comes last: `mif1` says HEIF and no codec.
+        // The common brand comes last: `mif1` means HEIF without a codec.
         if has(b"avif") || has(b"avis") {
             return Some(Self::Avif);
         }

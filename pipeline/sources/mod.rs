@@ -1,8 +1,8 @@
-//! Bytes to frames: which frames (`sampler`), whether one shows something new (`change`),
-//! what the file says (`info`), how a picture stands (`orientation`), clocks that start
-//! afresh (`splices`), pictures as Pillow decodes them (`pictures`), what packets say of
-//! their pictures (`packet_headers`), the other codecs (`ffmpeg`), when frames are shown
-//! (`timeline`, `clock`), a file looked over (`survey`), the reader that joins them (`file`);
+//! Files to frames: which frames (`sampler`), whether one shows something new (`change`),
+//! a file's information (`info`), orientation (`orientation`), clocks that
+//! restart (`splices`), pictures as Pillow decodes them (`pictures`), what packets say of
+//! their pictures (`packet_headers`), the other codecs (`ffmpeg`), the times of frames
+//! (`timeline`, `clock`), the first pass over a file (`survey`), the reader that joins them (`file`);
 //! and one picture back to bytes (`png`), whole or not at all (`temporary`).
 
 pub mod sampler;

@@ -1,4 +1,4 @@
-//! How a stored picture must be turned to stand upright: one of eight ways.
+//! The eight orientations of a stored picture.
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
@@ -9,17 +9,17 @@ use crate::flow::RgbImage;
 pub struct Orientation {
     /// Rows become columns.
     pub transpose: bool,
-    /// Then left and right change places.
+    /// Then mirror left and right.
     pub flip_x: bool,
-    /// Then top and bottom change places.
+    /// Then mirror top and bottom.
     pub flip_y: bool,
 }
 
 impl Orientation {
     /// From a display matrix (`AVDisplayMatrix`, ISO 14496-12 section 6.2.2), of which
-    /// `x' = a x + c y` and `y' = b x + d y` are the parts that turn: `[a, b, _, c, d, _, ...]`.
+    /// `x' = a x + c y` and `y' = b x + d y` are the rotation part: `[a, b, _, c, d, _, ...]`.
     ///
-    /// Angles other than quarter turns are taken as the nearest quarter turn.
+    /// Angles other than multiples of 90 degrees are rounded to the nearest one.
     pub fn from_display_matrix(matrix: [i32; 9]) -> Self {
         let [a, b, _, c, d, ..] = matrix.map(i64::from);
         if a.abs() + d.abs() >= b.abs() + c.abs() {
@@ -56,7 +56,7 @@ impl Orientation {
         }
     }
 
-    /// This turn, and then `next`.
+    /// This orientation followed by `next`.
     pub fn then(self, next: Self) -> Self {
         let (flip_x, flip_y) = match next.transpose {
             true => (self.flip_y, self.flip_x),
@@ -79,7 +79,7 @@ impl Orientation {
         }
     }
 
-    /// Whether left and right change places before turning.
+    /// Whether the picture is mirrored before it is rotated.
     pub fn mirrored(self) -> bool {
         self.transpose ^ self.flip_x ^ self.flip_y
     }

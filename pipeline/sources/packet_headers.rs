@@ -1,18 +1,18 @@
-//! What a packet's own bytes say of the pictures in it: whether the decoder will show a frame for
-//! it, and whether decoding can start there. Containers say neither reliably.
+//! Parses packets for the pictures in them: whether the decoder will output a frame for
+//! a packet, and whether decoding can start there. Containers state neither reliably.
 //!
 //! Syntax elements are those of ITU-T H.264 (7.3.1, 7.3.3), H.265 (7.3.1.2, 7.4.2.2), ISO 13818-2
 //! (6.2.3), ISO 14496-2 (6.2.5), RFC 6386 (VP8, 9.1) and the VP9 bitstream specification (6.2,
 //! annex B).
 
-/// What the decoder will show for one packet.
+/// What the decoder outputs for one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shows {
     /// One frame.
     Frame,
-    /// Half of a frame: one field, whose other one is in the packet before or behind.
+    /// One field, half of a frame, whose other field is in the previous or next packet.
     Field(Parity),
-    /// Nothing: what is in it is there for other pictures to refer to.
+    /// Nothing: its picture is only a reference for other pictures.
     Nothing,
     /// Only decoding can tell.
     Unknown,
@@ -29,41 +29,41 @@ pub enum Parity {
 
 /// Whether decoding can start at a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// Yes, and nothing that is stored behind it refers to anything before it.
+pub enum EntryKind {
+    /// Yes, and no picture stored after it refers to one before it.
     Clean,
-    /// Yes, but pictures that are stored behind it and shown before it may refer to others before it.
+    /// Yes, but pictures stored after it and shown before it may refer to pictures before it.
     Open,
     /// No.
     No,
 }
 
-/// What one packet is.
+/// Result of parsing one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PacketHeader {
-    /// What will be shown for it.
+    /// What the decoder outputs for it.
     pub shows: Shows,
     /// Whether decoding can start at it.
-    pub start: Start,
+    pub start: EntryKind,
 }
 
 impl PacketHeader {
     const UNKNOWN: Self = Self {
         shows: Shows::Unknown,
-        start: Start::No,
+        start: EntryKind::No,
     };
 }
 
-/// What FFmpeg's parser adds, where a header takes a whole decoder's knowledge to read.
+/// Facts from FFmpeg's parser, for headers that cannot be read without parameter sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ParsedPicture {
     /// The field that the packet's first picture is; `None` for a frame.
     pub field: Option<Parity>,
-    /// Whether the parser takes it for a point where decoding can start.
+    /// Whether the parser marks it as a key picture.
     pub is_start: bool,
 }
 
-/// A codec whose headers are read here.
+/// Codecs whose headers are parsed here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Syntax {
     /// A picture file, whose packets are frames and have no bytes.
@@ -80,7 +80,7 @@ enum Syntax {
     Other,
 }
 
-/// Reads the packets of one stream, in the order in which they are stored, from the first on.
+/// Parses the packets of one stream, in storage order from the first on.
 #[derive(Debug, Clone)]
 pub struct PacketHeaders {
     syntax: Syntax,
@@ -88,12 +88,12 @@ pub struct PacketHeaders {
     length_bytes: Option<usize>,
     /// HEVC: whether the next intra picture begins a sequence, so that its leading pictures are dropped.
     begins: bool,
-    /// HEVC: whether skipped leading pictures (RASL) lack what they refer to.
+    /// HEVC: whether skipped leading pictures (RASL) lack their references.
     drops_leading: bool,
 }
 
 impl PacketHeaders {
-    /// Of a picture file, which says itself where decoding can start.
+    /// The parser for picture files, which mark their key frames themselves.
     pub fn of_pictures() -> Self {
         Self {
             syntax: Syntax::Pictures,
@@ -103,7 +103,7 @@ impl PacketHeaders {
         }
     }
 
-    /// Of a stream of `codec` (FFmpeg's name) with this `extradata`; `intra_only` where the codec has no other pictures.
+    /// The parser for a stream of `codec` (FFmpeg's name) with this `extradata`; `intra_only` if the codec has no other pictures.
     pub fn new(codec: &str, extradata: &[u8], intra_only: bool) -> Self {
         let syntax = match codec {
             "h264" => Syntax::H264,
@@ -124,7 +124,7 @@ impl PacketHeaders {
         }
     }
 
-    /// Whether [`PacketHeaders::read`] needs what FFmpeg's parser says.
+    /// Whether [`PacketHeaders::read`] needs the result of FFmpeg's parser.
     pub fn wants_parser(&self) -> bool {
         matches!(self.syntax, Syntax::H264 | Syntax::Av1)
     }
@@ -132,16 +132,16 @@ impl PacketHeaders {
     /// The next packet.
     pub fn read(&mut self, data: &[u8], parsed: ParsedPicture) -> PacketHeader {
         if data.is_empty() && self.syntax != Syntax::Pictures {
-            // AVI keeps the place of a dropped frame as a chunk without bytes.
+            // AVI marks a dropped frame by a chunk without bytes.
             return PacketHeader {
                 shows: Shows::Nothing,
-                start: Start::No,
+                start: EntryKind::No,
             };
         }
         match self.syntax {
             Syntax::IntraOnly | Syntax::Pictures => PacketHeader {
                 shows: Shows::Frame,
-                start: Start::Clean,
+                start: EntryKind::Clean,
             },
             Syntax::H264 => self.h264(data, parsed),
             Syntax::Hevc => self.hevc(data),
@@ -153,9 +153,9 @@ impl PacketHeaders {
                 // A temporal unit shows exactly one frame (AV1 specification, 7.5).
                 shows: Shows::Frame,
                 start: if parsed.is_start {
-                    Start::Clean
+                    EntryKind::Clean
                 } else {
-                    Start::No
+                    EntryKind::No
                 },
             },
             Syntax::Other => PacketHeader::UNKNOWN,
@@ -180,9 +180,9 @@ impl PacketHeaders {
             _ => Shows::Unknown,
         };
         let start = match (is_idr, parsed.is_start) {
-            (true, _) => Start::Clean,
-            (false, true) => Start::Open,
-            (false, false) => Start::No,
+            (true, _) => EntryKind::Clean,
+            (false, true) => EntryKind::Open,
+            (false, false) => EntryKind::No,
         };
         PacketHeader { shows, start }
     }
@@ -217,16 +217,16 @@ impl PacketHeaders {
                 0 => Shows::Nothing,
                 _ => Shows::Unknown,
             };
-            let start = Start::No;
+            let start = EntryKind::No;
             return PacketHeader { shows, start };
         };
         let start = match kind {
-            19 | 20 => Start::Clean,
-            16..=18 | 21 => Start::Open,
-            _ => Start::No,
+            19 | 20 => EntryKind::Clean,
+            16..=18 | 21 => EntryKind::Open,
+            _ => EntryKind::No,
         };
-        if start != Start::No {
-            // After a broken link (BLA) or at a beginning the leading pictures have nothing to refer to.
+        if start != EntryKind::No {
+            // After a broken link (BLA) or at the beginning, leading pictures have no references.
             self.drops_leading = self.begins || matches!(kind, 16..=18);
             self.begins = false;
         }
@@ -262,7 +262,7 @@ fn units_with_lengths(mut data: &[u8], length_bytes: usize) -> Vec<&[u8]> {
     let mut units = Vec::new();
     while let Some((length, rest)) = data.split_at_checked(length_bytes) {
         let length = length.iter().fold(0, |n, &b| n << 8 | usize::from(b));
-        // A unit that is cut ends with its packet.
+        // A truncated unit ends with its packet.
         let (unit, behind) = rest.split_at(length.min(rest.len()));
         units.push(unit);
         data = behind;
@@ -281,7 +281,7 @@ fn units_between_start_codes(data: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
-/// Where the bytes behind each start code (00 00 01) begin.
+/// The offsets just after each start code (00 00 01).
 fn start_codes(data: &[u8]) -> impl Iterator<Item = usize> {
     let mut from = 0;
     std::iter::from_fn(move || {
@@ -298,7 +298,7 @@ fn mpeg12(data: &[u8]) -> PacketHeader {
     for start in start_codes(data) {
         match data.get(start..) {
             Some(&[0x00, _, byte, ..]) => {
-                // MPEG-1 has whole frames only, and MPEG-2 says which fields behind this header.
+                // MPEG-1 has whole frames only; MPEG-2 states the fields after this header.
                 fields.push(3);
                 is_intra = is_intra.or(Some(byte >> 3 & 7 == 1));
             }
@@ -319,14 +319,14 @@ fn mpeg12(data: &[u8]) -> PacketHeader {
         _ => Shows::Unknown,
     };
     let start = match is_intra {
-        Some(true) => Start::Open,
-        _ => Start::No,
+        Some(true) => EntryKind::Open,
+        _ => EntryKind::No,
     };
     PacketHeader { shows, start }
 }
 
-/// Fewest bytes of a picture in MPEG-4 part 2 that is surely coded: encoders mark a picture that
-/// equals the last one as "not coded", in some 8 bytes, and the decoder shows nothing for it.
+/// Least size of a picture in MPEG-4 part 2 that is certainly coded: encoders mark a picture that
+/// equals the last one as "not coded", in about 8 bytes, and the decoder outputs nothing for it.
 const CODED_BYTES_MIN: usize = 16;
 
 /// MPEG-4 part 2.
@@ -343,7 +343,11 @@ fn mpeg4(data: &[u8]) -> PacketHeader {
     let is_intra = data.get(picture + 1).is_some_and(|byte| byte >> 6 == 0);
     PacketHeader {
         shows: Shows::Frame,
-        start: if is_intra { Start::Open } else { Start::No },
+        start: if is_intra {
+            EntryKind::Open
+        } else {
+            EntryKind::No
+        },
     }
 }
 
@@ -360,11 +364,15 @@ fn shown_or_hidden(is_shown: bool, is_key: bool) -> PacketHeader {
         } else {
             Shows::Nothing
         },
-        start: if is_key { Start::Clean } else { Start::No },
+        start: if is_key {
+            EntryKind::Clean
+        } else {
+            EntryKind::No
+        },
     }
 }
 
-/// VP9: one frame, or a superframe of some of which one is shown.
+/// VP9: one frame, or a superframe of several of which one is shown.
 fn vp9(data: &[u8]) -> PacketHeader {
     let mut headers = Vec::new();
     for frame in vp9_frames(data) {
@@ -446,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn leading_pictures_of_hevc_are_dropped_at_a_beginning_and_behind_an_end_of_sequence() {
+    fn leading_pictures_of_hevc_are_dropped_at_the_beginning_and_after_an_end_of_sequence() {
         let unit = |kind: u8| [0, 0, 1, kind << 1, 1, 0x80];
         let mut headers = PacketHeaders::new("hevc", &[], false);
         let mut shows = |kinds: &[u8]| {
@@ -477,7 +485,7 @@ mod tests {
     fn a_packet_of_two_mpeg_2_fields_is_a_frame_and_one_of_one_field_is_half_of_it() {
         let picture = |structure: u8| [0, 0, 1, 0, 0, 1 << 3, 0, 0, 0, 1, 0xb5, 0x80, 0, structure];
         assert_eq!(read("mpeg2video", &picture(3)).shows, Shows::Frame);
-        assert_eq!(read("mpeg2video", &picture(3)).start, Start::Open);
+        assert_eq!(read("mpeg2video", &picture(3)).start, EntryKind::Open);
         assert_eq!(
             read("mpeg2video", &picture(1)).shows,
             Shows::Field(Parity::Top)
@@ -487,14 +495,14 @@ mod tests {
     }
 
     #[test]
-    fn hidden_pictures_of_vp8_show_nothing() {
+    fn hidden_pictures_of_vp8_output_nothing() {
         assert_eq!(read("vp8", &[0x10]).shows, Shows::Frame);
-        assert_eq!(read("vp8", &[0x10]).start, Start::Clean);
+        assert_eq!(read("vp8", &[0x10]).start, EntryKind::Clean);
         assert_eq!(read("vp8", &[0x01]).shows, Shows::Nothing);
     }
 
     #[test]
-    fn no_bytes_make_the_headers_panic() {
+    fn arbitrary_bytes_do_not_panic() {
         for codec in [
             "h264",
             "hevc",

@@ -1,4 +1,4 @@
-//! One picture to a PNG file.
+//! Writes a picture as PNG.
 
 use std::{fs::File, io::BufWriter, path::Path};
 
@@ -10,8 +10,8 @@ use crate::{
     sources::temporary::{persist, temporary_beside},
 };
 
-/// Writes `image` to `path`, through a temporary name beside it: a stopped
-/// write leaves no half picture.
+/// Writes `image` to `path` through a temporary name beside it, so that an interrupted
+/// write leaves no partial file.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
     let doing = || format!("write {}", path.shown());
     let file = temporary_beside(path, ".png").doing(doing)?;

@@ -1,4 +1,4 @@
-//! Which files are encrypted: their pictures would decode to garbage, or not at all.
+//! Detection of encrypted files, whose pictures would decode to garbage, or not at all.
 
 use std::{
     fs::File,
@@ -10,14 +10,14 @@ use super::boxes::{BoxFile, Section, word};
 
 /// Bytes of a sample entry for pictures before its boxes (ISO 14496-12 section 12.1.3).
 const VISUAL_SAMPLE_ENTRY_BYTES: u64 = 78;
-/// Bytes of a transport stream that are looked at.
+/// Bytes of a transport stream that are examined.
 const TS_BYTES: u64 = 4 << 20;
-/// How long packets of transport streams are: plain, with a time in front (Blu-ray), with check bytes.
+/// Packet lengths of transport streams: plain, with a timestamp in front (Blu-ray), with check bytes.
 const TS_PACKET_BYTES: [usize; 3] = [188, 192, 204];
 
-/// How track number `track` of the mp4 at `path`, or any of its tracks, is encrypted: `cenc`, `cbcs`, …
+/// The encryption scheme of track `track` of the mp4 at `path`, or of any of its tracks: `cenc`, `cbcs`, …
 ///
-/// `None` for a file that cannot be read or is none of boxes.
+/// `None` for an unencrypted or unreadable file, or one without boxes.
 pub fn scheme(path: &Path, track: Option<u32>) -> Option<String> {
     let mut file = BoxFile::open(path).ok()?;
     let whole = file.whole().ok()?;
@@ -52,7 +52,7 @@ fn scheme_of_track(file: &mut BoxFile, trak: Section) -> io::Result<Option<Strin
     Ok(None)
 }
 
-/// What the entry's `schm` says (ISO 14496-12 section 8.12.5).
+/// The scheme in the entry's `schm` box (ISO 14496-12 section 8.12.5).
 fn scheme_of_entry(file: &mut BoxFile, entry: Section) -> io::Result<String> {
     let boxes = entry.behind(VISUAL_SAMPLE_ENTRY_BYTES);
     let Some(schm) = file.inside(boxes, &[b"sinf", b"schm"])? else {
@@ -79,7 +79,7 @@ pub fn is_scrambled(path: &Path, pid: u16) -> bool {
         .any(|control| control != 0)
 }
 
-/// Where the first packet begins and how far the next is from it: a sync byte stands in five in a row.
+/// Offset of the first packet and the packet length, confirmed by the sync bytes of five consecutive packets.
 fn first_packet(bytes: &[u8]) -> Option<(usize, usize)> {
     (0..bytes.len().min(1024)).find_map(|start| {
         let step = TS_PACKET_BYTES

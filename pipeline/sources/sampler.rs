@@ -1,7 +1,7 @@
 //! Which frames to take: decided from presentation times alone, exactly.
 //!
-//! Nothing here decodes or reads. Times are integers over a time base, rates
-//! are fractions, and every comparison is made in whole numbers, so the same
+//! Nothing here decodes or reads files. Times are integers over a time base, rates
+//! are fractions, and every comparison is exact in integers, so the same
 //! video gives the same frames on every machine.
 
 use std::{collections::BTreeSet, fmt, ops::Range};
@@ -18,10 +18,10 @@ use crate::{
 const RATE_PART_MAX: u32 = 1_000_000;
 /// The highest [`Rate`], frames per second.
 const RATE_MAX: u32 = 1000;
-/// The longest time that can be asked for, seconds: more than eleven years of video.
+/// The largest time that can be given, in seconds: more than eleven years of video.
 const SECONDS_MAX: i64 = 100_000 * 3600;
 
-/// How far the rate that a container states may lie from the one that is counted; its times are rounded.
+/// Maximum relative difference of a container's stated rate from the counted one; its times are rounded.
 const RATE_TOLERANCE: f64 = 0.01;
 
 /// Frames per second, `num / den`; both positive.
@@ -65,29 +65,29 @@ impl fmt::Display for Rate {
     }
 }
 
-/// How frames are picked from those a video has.
+/// How frames are sampled from a video.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sampling {
     /// Every frame.
     Every,
-    /// So many frames per second. Tick `k` is at `start + k / rate`, where start is
+    /// Frames per second. Tick `k` is at `start + k / rate`, where start is
     /// the beginning of the range, or the first frame's time when the range has no
     /// beginning. A tick takes the first frame at or after it; a frame taken by
     /// several ticks is emitted once. Where the container rounds times ([`TimeBase::rounds_times`]), a
     /// frame less than one of its ticks before a sampling tick is at it: so far can the times of two
     /// frames be off against each other.
     Fps(Rate),
-    /// At most so many frames, spread as LWM spreads them: all when there are no
-    /// more than that, else the frame numbers `linspace(0, frames - 1, n)` cut to
-    /// whole numbers (see [`uniform_indices`]).
+    /// At most this many frames, distributed as in LWM: all when there are no
+    /// more than that, else the frame numbers `linspace(0, frames - 1, n)` truncated to
+    /// integers (see [`uniform_indices`]).
     Uniform(usize),
     /// At each time from the first frame on, the frame being shown then: the last one that starts at or
     /// before it, or the first one when none does.
     At(Vec<Pts>),
     /// The frames of these numbers, counted from 0 in presentation order.
     Indices(Vec<u64>),
-    /// As a model's own processor chooses them, by numbers of frames at a constant rate; at varying rates
-    /// those nearest to the times of these numbers.
+    /// By a model's own rule, which gives frame numbers at a constant rate; for a variable frame rate
+    /// the frames nearest to the times of these numbers.
     Rule {
         /// The rule.
         choice: FrameChoice,
@@ -114,15 +114,15 @@ impl Sampling {
     }
 }
 
-/// The part of a video that is looked at: frames with `from <= PTS < to`.
+/// The time range of a video that is used: frames with `from <= PTS < to`.
 ///
 /// Both count from the video's first frame, as the times do that are printed, and are rounded as the
 /// container rounds its own ([`Pts::as_kept_in`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TimeRange {
-    /// The first time that is inside; the video's beginning when `None`.
+    /// The first included time; the video's beginning when `None`.
     pub from: Option<Pts>,
-    /// The first time that is outside again; the video's end when `None`.
+    /// The first excluded time; the video's end when `None`.
     pub to: Option<Pts>,
 }
 
@@ -133,7 +133,7 @@ impl TimeRange {
         to: None,
     };
 
-    /// Refuses a range in which no time lies.
+    /// Checks that the range is not empty.
     ///
     /// # Errors
     /// `Usage`, with both ends.
@@ -153,7 +153,7 @@ impl TimeRange {
         self.from.is_none_or(|from| kept(from) <= time) && self.to.is_none_or(|to| time < kept(to))
     }
 
-    /// `words`, and behind them the range where it is not all.
+    /// `words`, followed by the range where it is not the whole video.
     pub fn behind(&self, words: String) -> String {
         match *self == Self::ALL {
             true => words,
@@ -161,7 +161,7 @@ impl TimeRange {
         }
     }
 
-    /// The numbers of the frames inside, out of `ticks` in presentation order.
+    /// The numbers of the frames in the range, out of `ticks` in presentation order.
     fn frames(&self, ticks: &[i64], time_base: TimeBase) -> Result<Range<usize>> {
         self.check()?;
         let before = |time: Pts| {
@@ -187,7 +187,7 @@ impl fmt::Display for TimeRange {
     }
 }
 
-/// The numbers of the frames to emit, rising strictly, out of frames at `ticks` (sorted) of `time_base`.
+/// The numbers of the sampled frames, strictly rising, out of frames at `ticks` (sorted) of `time_base`.
 pub fn select(
     sampling: &Sampling,
     range: &TimeRange,
@@ -211,7 +211,7 @@ pub fn select(
     })
 }
 
-/// Refuses what can give no frame, whatever the video.
+/// `Usage` for a sampling that gives no frame of any video.
 fn check(sampling: &Sampling) -> Result<()> {
     let empty = match sampling {
         Sampling::Every | Sampling::Fps(_) | Sampling::Rule { .. } => None,
@@ -276,7 +276,7 @@ fn ticks_passed(time: Pts, start: Pts, rate: Rate) -> i128 {
     let left = i128::from(time.ticks) * t.0 * s.1;
     let right = i128::from(start.ticks) * s.0 * t.1;
     let unit = t.1 * s.1;
-    // 126 bits of ticks leave no room for the rate's 20: whole seconds and the rest apart.
+    // 126 bits of ticks leave no room for the rate's 20: whole seconds and the remainder are computed separately.
     let elapsed = left.saturating_sub(right);
     let (seconds, rest) = (elapsed.div_euclid(unit), elapsed.rem_euclid(unit));
     let (num, den) = (i128::from(rate.num), i128::from(rate.den));
@@ -291,8 +291,8 @@ fn ticks_passed(time: Pts, start: Pts, rate: Rate) -> i128 {
 /// `numpy.linspace(0, n_frames - 1, n, dtype=int)`.
 ///
 /// From `_read_process_vision` in LWM's `vision_chat.py`. numpy multiplies by a
-/// step in f64, sets the last to `n_frames - 1` and rounds down, which is not
-/// `i * (n_frames - 1) / (n - 1)` in whole numbers: the rounding is copied.
+/// step in f64, sets the last to `n_frames - 1` and rounds down, which differs from
+/// `i * (n_frames - 1) / (n - 1)` in integers: numpy's rounding is reproduced.
 pub fn uniform_indices(n_frames: usize, n: usize) -> Vec<usize> {
     if n_frames <= n {
         return (0..n_frames).collect();

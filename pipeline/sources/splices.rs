@@ -1,37 +1,37 @@
-//! Recordings that were strung together: a camera's or a recorder's files, one
-//! behind the other, each with its own clock.
+//! Concatenated recordings: files of a camera or recorder, joined one
+//! after the other, each with its own clock.
 
 use crate::time::TimeBase;
 
-/// What tells whether a packet belongs to the recording of the one before it.
+/// The properties that tell whether a packet continues the recording of the previous one.
 #[derive(Debug, Clone, Copy)]
 pub struct PacketTimes {
     /// Decoding time.
     pub dts: i64,
     /// Presentation time.
     pub pts: i64,
-    /// Ticks that it is shown for; 0 where the container does not say.
+    /// Ticks that it is shown for; 0 if the container does not state them.
     pub duration: i64,
-    /// Whether the container says that decoding can start at it.
+    /// The container's key flag.
     pub key: bool,
 }
 
-/// Where decoding times fall back, that packet and all later ones are moved on, to be shown behind
+/// If decoding times jump back, that packet and all later ones are shifted, to be shown after
 /// all that came before.
 #[derive(Debug)]
 pub struct Splices {
     /// Ticks of one second: times of one recording may be out of order by less.
     second: i64,
-    /// When the last packet is decoded, moved; `None` at the start and after a seek.
+    /// Decoding time of the last packet, shifted; `None` at the start and after a seek.
     last_dts: Option<i64>,
-    /// When the last of all packets stops being shown, moved.
+    /// End of presentation of all packets so far, shifted.
     end: i64,
     offset: i64,
     count: u64,
 }
 
 impl Splices {
-    /// None so far, in a stream with this time base.
+    /// No splices yet, in a stream with this time base.
     pub fn new(time_base: TimeBase) -> Self {
         let second = i64::from(time_base.den / time_base.num).max(1);
         Self {
@@ -43,7 +43,7 @@ impl Splices {
         }
     }
 
-    /// How far the times of the next packet have to be moved.
+    /// The shift of the next packet's times, in ticks.
     pub fn offset_at(&mut self, packet: &PacketTimes) -> i64 {
         if self.is_fall(packet) {
             self.offset = self.end.saturating_sub(packet.pts);
@@ -55,8 +55,8 @@ impl Splices {
         self.offset
     }
 
-    /// Whether a recording begins at the packet: decoding times never fall within one, but for
-    /// damaged ones, and a recording can be cut off anywhere but begins with a key picture.
+    /// Whether a recording begins at the packet: within one, decoding times do not decrease except for
+    /// damaged packets; and a recording may end anywhere, but begins with a key picture.
     fn is_fall(&self, packet: &PacketTimes) -> bool {
         let moved = packet.dts.saturating_add(self.offset);
         self.last_dts.is_some_and(|last| {
@@ -64,12 +64,12 @@ impl Splices {
         })
     }
 
-    /// How many there were.
+    /// Number of splices so far.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Reading goes on elsewhere in the file.
+    /// To be called after a seek.
     pub fn forget_last(&mut self) {
         self.last_dts = None;
     }

@@ -1,15 +1,15 @@
-//! A file looked over before its first frame is wanted: when its frames are shown, and where
+//! A first pass over a file: the times of its frames, and where
 //! decoding can start.
 //!
-//! A straight decode of the whole file is the truth. Reading packets without decoding them gives the
-//! same where their own headers leave no doubt ([`PacketHeaders`]); where they do, the file is
+//! The reference is a straight decode of the whole file. Reading packets without decoding them gives the
+//! same times if their headers are unambiguous ([`PacketHeaders`]); otherwise the file is
 //! decoded once for the times of its frames.
 
 use super::{
     clock::Clock,
-    ffmpeg::{self, Decoder, Demuxer, Packet, Parser, PictureTimes, Read, Received, Threads},
+    ffmpeg::{self, Demuxer, Packet, Parser, PictureTimes, Read, Received, StreamDecoder, Threads},
     info::VideoInfo,
-    packet_headers::{PacketHeaders, Parity, Shows, Start},
+    packet_headers::{EntryKind, PacketHeaders, Parity, Shows},
     timeline::{EntryPoint, Timeline, TimelineFrame},
 };
 use crate::{
@@ -20,33 +20,33 @@ use crate::{
 /// Damaged reads in a row after which the rest of a file is given up.
 pub const DAMAGED_READS_MAX: u32 = 64;
 
-/// What looking a file over has found.
+/// Result of the first pass over a file.
 #[derive(Debug)]
 pub struct Survey {
-    /// When the frames are shown.
+    /// The times of the frames.
     pub timeline: Timeline,
-    /// Gives decoded pictures the times of the timeline.
+    /// Assigns decoded pictures the times of the timeline.
     pub clock: Clock,
-    /// Whether the frames were decoded to find their times, so that there is no doubt of their numbers.
+    /// Whether the frames were decoded to find their times, so that their numbers are certain.
     pub is_decoded: bool,
-    /// Whether decoding may start at the timeline's entry points, and gives what a straight decode gives.
+    /// Whether decoding from the timeline's entry points gives the same frames as a straight decode.
     pub can_jump: bool,
-    /// Whether each packet is one picture, so that some can be left out without harm.
+    /// Whether each packet is one picture, so that unreferenced ones can be skipped.
     pub can_leave_out: bool,
-    /// Whether the first picture is one at which decoding can start: else some before the next such one do not come out.
+    /// Whether the first picture is an entry point; otherwise pictures before the next entry point may not decode.
     pub begins_well: bool,
     /// Packets of the video stream.
     pub n_packets: u64,
-    /// How often times fell back.
+    /// How often times jumped back.
     pub n_splices: u64,
-    /// Packets that the container's reader found damaged; they are decoded all the same.
+    /// Packets that the demuxer marks as damaged; they are decoded nevertheless.
     pub n_damaged: u64,
-    /// Whether the file ends before its own end.
+    /// Whether the file is truncated.
     pub is_cut_off: bool,
 }
 
 impl Survey {
-    /// Looks the file of `info` over; `demuxer` stands at its beginning.
+    /// Surveys the file of `info`; `demuxer` is at its beginning.
     ///
     /// # Errors
     /// `BadInput` for a file without a packet of video, `Interrupted`.
@@ -55,7 +55,7 @@ impl Survey {
         let mut packets = Packets::new(&demuxer);
         let ended_in_damage = packets.read_all(&mut demuxer)?;
         if packets.n == 0 {
-            let message = "the file has a video stream, but no frame of it";
+            let message = "the file has a video stream without frames";
             return Err(Error::new(Kind::BadInput, message));
         }
         let n_splices = demuxer.n_splices();
@@ -68,7 +68,7 @@ impl Survey {
             true => (packets.frames, Clock::of_packets(info)),
             false => decoded_frames(info, cancel)?,
         };
-        // Entry points are found by the times of their packets, which have to be those of the pictures.
+        // Entry points are found by the times of their packets, which must be those of the pictures.
         let can_jump = is_whole
             && clock.packets_have_times()
             && packets.has_all_times
@@ -94,27 +94,27 @@ impl Survey {
     }
 }
 
-/// What the packets of a file say, in the order in which they are stored.
+/// The properties of a file's packets, in storage order.
 struct Packets {
     headers: PacketHeaders,
     parser: Option<Parser>,
     frames: Vec<TimelineFrame>,
     entries: Vec<EntryPoint>,
     n: u64,
-    /// The time of a packet that the end of the file tears apart.
+    /// The time of a packet that the end of the file truncates.
     torn: Option<i64>,
     /// The latest presentation time, and how long its packet is shown.
     last_pts: Option<i64>,
     last_ticks: Option<i64>,
-    /// The first of two fields, whose other one has to follow.
+    /// The first of two fields, whose second must follow.
     open_field: Option<Parity>,
     has_fields: bool,
     has_all_times: bool,
-    /// Whether every packet's time is the one at which it is decoded.
+    /// Whether every packet's presentation time equals its decoding time.
     are_decoding_times: bool,
-    /// Whether headers left no doubt so far.
+    /// Whether all headers so far were unambiguous.
     are_clear: bool,
-    /// Whether the first picture is one at which decoding can start.
+    /// Whether the first picture is an entry point.
     begins_well: Option<bool>,
 }
 
@@ -142,7 +142,7 @@ impl Packets {
         }
     }
 
-    /// Reads to the end; whether it is one of damage.
+    /// Reads to the end; true if damage ends it.
     fn read_all(&mut self, demuxer: &mut Demuxer) -> Result<bool> {
         let mut damaged = 0;
         loop {
@@ -167,7 +167,7 @@ impl Packets {
         self.are_decoding_times &= packet.pts() == packet.dts();
         if header.shows != Shows::Nothing || self.begins_well.is_some() {
             self.begins_well
-                .get_or_insert(header.start != Start::No && packet.is_key());
+                .get_or_insert(header.start != EntryKind::No && packet.is_key());
         }
         if self.is_second_field(header.shows) {
             return;
@@ -179,8 +179,8 @@ impl Packets {
             self.has_all_times &= header.shows == Shows::Nothing;
             return;
         };
-        // A start counts where both container and picture call it one.
-        let key = packet.is_key() && header.start != Start::No;
+        // An entry point needs both: the container's key flag, and a picture type that allows it.
+        let key = packet.is_key() && header.start != EntryKind::No;
         if key {
             self.entries.push(EntryPoint {
                 ticks,
@@ -193,7 +193,7 @@ impl Packets {
         }
     }
 
-    /// Whether the packet completes the frame of the one before it; keeps account of fields.
+    /// Whether the packet completes the frame of the previous one; keeps track of fields.
     fn is_second_field(&mut self, shows: Shows) -> bool {
         let before = self.open_field.take();
         match (before, shows) {
@@ -214,10 +214,10 @@ impl Packets {
         }
     }
 
-    /// Whether a decoder shows exactly [`Packets::frames`]. `reorders` says whether pictures are shown in
-    /// another order than they are stored in.
+    /// Whether a decoder outputs exactly [`Packets::frames`]. `reorders` tells whether pictures are shown in
+    /// another order than storage order.
     fn are_sure(&self, reorders: bool) -> bool {
-        // Decoding times that were stored as presentation times.
+        // Some writers store decoding times as presentation times; with reordering these are wrong.
         let are_false = reorders && self.are_decoding_times && self.n > 1;
         let is_even = self.open_field.is_none();
         self.are_clear
@@ -229,7 +229,7 @@ impl Packets {
             && self.have_distinct_times()
     }
 
-    /// Pictures that are shown before the first start refer to what is not there, and may not come out.
+    /// Pictures shown before the first entry point refer to missing pictures and may not decode.
     fn shows_nothing_before_its_start(&self) -> bool {
         let start = self.entries.first().map(|entry| entry.ticks);
         start.is_some_and(|start| self.frames.iter().all(|frame| frame.ticks >= start))
@@ -242,7 +242,7 @@ impl Packets {
     }
 }
 
-/// The frames of a file by decoding all of them, and the clock that gives their times again.
+/// The frames of a file, found by decoding all of it, and the clock that reproduces their times.
 fn decoded_frames(info: &VideoInfo, cancel: &Cancel) -> Result<(Vec<TimelineFrame>, Clock)> {
     let pictures = decoded_pictures(info, cancel)?;
     let clock = Clock::of_pictures(info, &pictures);
@@ -259,7 +259,7 @@ fn decoded_frames(info: &VideoInfo, cancel: &Cancel) -> Result<(Vec<TimelineFram
 
 fn decoded_pictures(info: &VideoInfo, cancel: &Cancel) -> Result<Vec<PictureTimes>> {
     let mut demuxer = Demuxer::open(&info.path, cancel)?;
-    let mut decoder = Decoder::open(&demuxer, Threads::Several)?;
+    let mut decoder = StreamDecoder::open(&demuxer, Threads::Several)?;
     let (mut pictures, mut damaged) = (Vec::new(), 0);
     loop {
         match decoder.receive() {

@@ -1,4 +1,4 @@
-//! Output that appears under its name only when it is whole.
+//! Output files that appear under their name only when complete.
 
 use std::{
     io::Write,
@@ -10,10 +10,10 @@ use longreel_models::file_name::FileName;
 
 use crate::error::{Context, Error, Kind, Result};
 
-/// The file that takes what is written to `path`: behind a link the one that it names.
+/// The file that `path` refers to: for a symbolic link, its target.
 ///
 /// # Errors
-/// `Usage` when `path` is a directory, a device or a pipe, whose place no file may take.
+/// `Usage` when `path` is a directory, a device or a pipe, which must not be replaced by a file.
 pub fn replaceable(path: &Path) -> Result<PathBuf> {
     let Ok(metadata) = path.metadata() else {
         return Ok(path.to_owned());
@@ -28,7 +28,7 @@ pub fn replaceable(path: &Path) -> Result<PathBuf> {
     Err(Error::new(Kind::Usage, message))
 }
 
-/// A new file beside `path`, to be persisted as `path`; removed when dropped.
+/// A new file in the directory of `path`, to be persisted as `path`; removed when dropped.
 ///
 /// # Errors
 /// As [`replaceable`]; `Io` or `NotFound` when its directory cannot be written.
@@ -38,7 +38,7 @@ pub fn temporary_beside(path: &Path, suffix: &str) -> Result<tempfile::NamedTemp
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    // The usual mode of a new file; the process's mask takes its bits away.
+    // The usual mode of a new file, which the umask restricts; temporary files default to 0600.
     let mode = std::fs::Permissions::from_mode(0o666);
     let mut builder = tempfile::Builder::new();
     builder
@@ -48,7 +48,7 @@ pub fn temporary_beside(path: &Path, suffix: &str) -> Result<tempfile::NamedTemp
     Ok(builder.tempfile_in(directory)?)
 }
 
-/// Gives `file` the name `path`, replacing what had it.
+/// Renames `file` to `path`, replacing an existing file.
 ///
 /// # Errors
 /// As [`replaceable`]; `Io` where that fails.
@@ -60,7 +60,7 @@ pub fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<()> {
         .doing(doing)
 }
 
-/// Writes `bytes` beside `path` and gives them its name.
+/// Writes `bytes` to a temporary file and renames it to `path`.
 ///
 /// # Errors
 /// `Io` where that fails.
@@ -78,7 +78,7 @@ mod tests {
     use crate::error::Kind;
 
     #[test]
-    fn what_is_written_to_a_link_goes_into_the_file_that_it_names() {
+    fn writing_to_a_link_replaces_its_target() {
         let dir = tempfile::tempdir().unwrap();
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         fs::write(&file, "old").unwrap();
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn no_file_takes_the_place_of_a_device_or_a_directory() {
+    fn devices_and_directories_are_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (link, inside) = (dir.path().join("link"), dir.path().to_owned());
         std::os::unix::fs::symlink("/dev/null", &link).unwrap();

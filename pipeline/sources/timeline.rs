@@ -1,8 +1,8 @@
-//! When the frames of a video are shown, and where decoding can start.
+//! The times of a video's frames, and its entry points, where decoding can start.
 
 use crate::time::{Pts, TimeBase};
 
-/// When every frame of a video is shown, in presentation order: those that a decoder shows, and no others.
+/// The times of all frames that a decoder outputs, in presentation order.
 ///
 /// 16 bytes a frame (7 MB for two hours at 60 fps), and 24 for each point where decoding can start.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ pub struct EntryPoint {
 }
 
 impl Timeline {
-    /// Of `frames` and `entries` in any order; the entries' frame numbers are found here.
+    /// Sorts `frames` and `entries`, and sets the entries' frame numbers.
     pub fn new(
         time_base: TimeBase,
         mut frames: Vec<TimelineFrame>,

@@ -1,5 +1,5 @@
-//! Fourth verb: context to answer. A conversation keeps its context, so that a
-//! follow-up question pays only for its own tokens.
+//! The answer stage: context to answer. A conversation keeps its context, so that a
+//! follow-up question costs only its own tokens.
 
 use candle_core::Tensor;
 use crossbeam_channel::Receiver;
@@ -25,20 +25,20 @@ use crate::{
     stages::{piece::Piece, progress::Progress},
 };
 
-/// How an answer is made.
+/// Generation options.
 #[derive(Debug, Clone)]
 pub struct AnswerOptions {
-    /// Longest answer, in tokens.
+    /// Maximum length of an answer, in tokens.
     pub max_new_tokens: usize,
     /// How ids are drawn.
     pub draw: Draw,
     /// The answer ends before any of these texts.
     pub stop: Vec<String>,
-    /// Tokens per prefill step and rank.
+    /// Tokens per prefill chunk and rank.
     pub prefill_chunk: usize,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,
-    /// Most bytes of the leading rank's part of it; no limit when absent.
+    /// Maximum bytes of the leading rank's part of the KV cache; no limit when absent.
     pub kv_limit_bytes: Option<usize>,
 }
 
@@ -46,11 +46,11 @@ pub struct AnswerOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finish {
-    /// The model said that it is done.
+    /// The model ended it.
     Eos,
-    /// A stop text came.
+    /// A stop text occurred.
     Stop,
-    /// The answer reached its longest length.
+    /// It reached the maximum length.
     Length,
 }
 
@@ -73,14 +73,14 @@ pub struct Conversation<'a> {
     cache: KvCache,
     /// Prompt so far, as tokens.
     prompt: Vec<Token>,
-    /// What waits for a whole prefill chunk.
+    /// Input that does not yet fill a prefill chunk.
     waiting: Piece,
-    /// Hidden state of the last prefilled position, `[1, hidden]`.
+    /// Hidden state of the last prefilled token, `[1, hidden]`.
     last: Option<Tensor>,
 }
 
 impl<'a> Conversation<'a> {
-    /// An empty context for `model`, whose decoder one rank runs or several.
+    /// An empty context for `model`, whose decoder runs on one rank or several.
     pub fn new(model: &'a Model, decoder: &'a dyn Forward, options: AnswerOptions) -> Self {
         let limit = options.kv_limit_bytes.unwrap_or(usize::MAX);
         let cache = decoder.context(options.kv_dtype);
@@ -95,12 +95,12 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Every token given to the context so far, answers included.
+    /// Every token of the context so far, answers included.
     pub fn tokens(&self) -> &[Token] {
         &self.prompt
     }
 
-    /// What moved between ranks so far; `None` where there is one.
+    /// Traffic between ranks so far; `None` for a single rank.
     pub fn traffic(&self) -> Option<Traffic> {
         self.decoder.traffic()
     }
@@ -111,7 +111,7 @@ impl<'a> Conversation<'a> {
     }
 
     /// Prefills pieces as they arrive, in whole chunks, so that the result does
-    /// not depend on how the prompt was cut into pieces.
+    /// not depend on how the prompt was split into pieces.
     pub fn listen(
         &mut self,
         pieces: Receiver<Piece>,
@@ -158,7 +158,7 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// Draws an answer to what was said; `on_text` gets it piece by piece, never half a character.
+    /// Generates an answer; `on_text` receives it piece by piece, in whole characters.
     pub fn answer(
         &mut self,
         on_text: &mut dyn FnMut(&str),
@@ -166,10 +166,9 @@ impl<'a> Conversation<'a> {
         cancel: &Cancel,
     ) -> Result<Answer> {
         self.prefill(self.waiting.tokens.len(), progress, cancel)?;
-        let last = self
-            .last
-            .take()
-            .ok_or_else(|| Error::new(Kind::Internal, "nothing was said before the answer"))?;
+        let last = self.last.take().ok_or_else(|| {
+            Error::new(Kind::Internal, "an answer was requested without a prompt")
+        })?;
         let mut text = StoppedText::new(
             StreamingDecoder::of_answer(&self.model.tokenizer),
             &self.options.stop,
@@ -206,7 +205,7 @@ impl<'a> Conversation<'a> {
         Ok(Answer { text, ids, finish })
     }
 
-    /// The last id of an answer is drawn but not yet in the cache: it waits for the next question.
+    /// The last id of an answer is not yet in the cache: it is prefilled with the next question.
     fn remember(&mut self, ids: &[u32]) {
         self.prompt.extend(ids.iter().map(|&id| Token::Text(id)));
         let cached = self.cache.len();
@@ -215,12 +214,12 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// Text that grows by ids and ends before the first stop text.
+/// Text decoded from ids, which ends before the first stop text.
 struct StoppedText<'a> {
     decoder: StreamingDecoder<'a>,
     stops: &'a [String],
     text: String,
-    /// Bytes of `text` that went to the listener.
+    /// Bytes of `text` already passed to `on_text`.
     told: usize,
     stopped: bool,
 }
@@ -274,7 +273,7 @@ impl<'a> StoppedText<'a> {
         }
     }
 
-    /// Bytes at the end that may be the beginning of a stop text.
+    /// Bytes at the end that may begin a stop text.
     fn held_back(&self) -> usize {
         let longest_start = |stop: &String| {
             (1..stop.len())

@@ -1,4 +1,4 @@
-//! Third verb: steps and question to context, piece by piece in order.
+//! The assemble stage: steps and question to a prompt, piece by piece in order.
 
 use crossbeam_channel::{Receiver, Sender};
 use longreel_models::{
@@ -13,22 +13,22 @@ use crate::{
     stages::{encode::Encoded, layout::Layout, piece::Piece, seen::SourceSeen},
 };
 
-/// What is made a prompt.
+/// The inputs of the assemble stage.
 pub struct Assembly {
-    /// Where what stands.
+    /// The layout of the prompt.
     pub layout: Layout,
-    /// Most tokens of the prompt, frames included.
+    /// Maximum tokens of the prompt, frames included.
     pub prompt_tokens_max: usize,
-    /// The row that some models put behind a video; empty for others.
+    /// The newline row after a video; empty for models without one.
     pub newline: Vec<f32>,
-    /// How long each source is shown, in seconds; `None` for a still picture.
+    /// Duration of each source in seconds; `None` for a still picture.
     pub shown_seconds: Vec<Option<f64>>,
-    /// One entry a source, still empty.
+    /// One empty entry per source.
     pub seen: Vec<SourceSeen>,
 }
 
 /// Sends the whole prompt as pieces, the part before the first frame at once;
-/// returns what was seen of each source.
+/// returns the frames seen of each source.
 ///
 /// # Errors
 /// `BadInput` when a source gave no frame, `TooLarge` when the prompt outgrows its limit.
@@ -51,7 +51,7 @@ pub fn run(
         max: prompt_tokens_max,
     };
     pieces.send(layout.head())?;
-    // A step is held back until it is known whether another follows.
+    // A step is held back until it is known whether it is the last.
     let mut held: Option<EncodedStep> = None;
     let n_sources = seen.len();
     while let Ok(message) = frames.recv() {
@@ -92,7 +92,7 @@ fn no_frame(seen: &[SourceSeen], source: usize) -> Error {
     )
 }
 
-/// The outgoing side, which counts.
+/// The output channel, with a token count.
 struct Pieces {
     out: Sender<Piece>,
     sent: usize,
@@ -100,7 +100,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    /// Sends one piece; a reader that went away is the reader's business.
+    /// Sends one piece; a closed channel is not an error here.
     fn send(&mut self, piece: Piece) -> Result<()> {
         self.sent += piece.tokens.len();
         if self.sent > self.max {

@@ -1,4 +1,4 @@
-//! First verb: video files (or reels) to frames, in order, one source after another.
+//! The decode stage: video files (or reels) to frames, in order, one source after another.
 
 use crossbeam_channel::Sender;
 
@@ -20,12 +20,12 @@ pub enum Source {
         /// How its frames are chosen, in words.
         sampling: String,
     },
-    /// Frames that were encoded before.
+    /// A reel: frames that are already encoded.
     Reel(Box<ReelReader>),
 }
 
 impl Source {
-    /// Videos that come out of it: a reel may hold several.
+    /// Number of its videos: a reel may hold several.
     pub fn n_videos(&self) -> usize {
         match self {
             Self::Video { .. } => 1,
@@ -33,7 +33,7 @@ impl Source {
         }
     }
 
-    /// How long each of its videos is shown, in seconds; `None` for a still picture.
+    /// Duration of each of its videos in seconds; `None` for a still picture.
     pub fn shown_seconds(&self) -> Vec<Option<f64>> {
         match self {
             Self::Video { reader, .. } => vec![reader.shown_seconds()],
@@ -44,7 +44,7 @@ impl Source {
         }
     }
 
-    /// Frames that will come out of it; `None` when it cannot say.
+    /// Number of its frames; `None` when unknown.
     pub fn expected_frames(&self) -> Option<u64> {
         match self {
             Self::Video { reader, .. } => reader.expected_frames(),
@@ -53,7 +53,7 @@ impl Source {
     }
 }
 
-/// What leaves the stage. `source` counts videos from 0 in the order given.
+/// Output of the stage. `source` counts videos from 0 in the given order.
 pub enum Decoded {
     /// A picture still to be encoded.
     Frame {
@@ -62,25 +62,25 @@ pub enum Decoded {
         /// The picture and its time.
         frame: Frame,
     },
-    /// A step that a reel already had.
+    /// A step of a reel.
     Encoded {
         /// Index of the source.
         source: usize,
         /// Its content and time.
         step: EncodedStep,
     },
-    /// Nothing more comes from this source.
+    /// The end of a source.
     End {
         /// Index of the source.
         source: usize,
-        /// What decoding it was like; `None` for a reel.
+        /// Its decode report; `None` for a reel.
         report: Option<DecodeReport>,
     },
 }
 
-/// Reads every source to its end, leaving out the first `skip` frames of the whole run.
+/// Reads every source to its end, skipping the first `skip` frames of the whole run.
 ///
-/// Returns early and without error when nobody listens any more.
+/// Returns early and without error when the receiver is gone.
 pub fn run(
     sources: Vec<Source>,
     mut skip: u64,
@@ -105,7 +105,7 @@ pub fn run(
     Ok(())
 }
 
-/// `false` when nobody listens any more.
+/// `false` when the receiver is gone.
 fn video(
     source: usize,
     mut reader: FrameReader,
@@ -136,7 +136,7 @@ fn video(
         .is_ok())
 }
 
-/// The videos of a reel are `first` and those behind it. `false` when nobody listens any more.
+/// The videos of a reel have numbers from `first` on. `false` when the receiver is gone.
 fn reel(
     first: usize,
     mut reader: ReelReader,

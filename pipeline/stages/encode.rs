@@ -1,4 +1,4 @@
-//! Second verb: frames to what they are in a context.
+//! The encode stage: frames to codes, features or vectors.
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -11,27 +11,27 @@ use crate::{
     stages::{decode::Decoded, progress::Progress},
 };
 
-/// What leaves the stage. `source` counts from 0 in the order given.
+/// Output of the stage. `source` counts from 0 in the given order.
 pub enum Encoded {
-    /// Frames that belong together.
+    /// An encoded step.
     Step {
         /// Index of the source.
         source: usize,
         /// Their times and content.
         step: EncodedStep,
     },
-    /// Nothing more comes from this source.
+    /// The end of a source.
     End {
         /// Index of the source.
         source: usize,
-        /// What decoding it was like; `None` for a reel.
+        /// Its decode report; `None` for a reel.
         report: Option<DecodeReport>,
     },
 }
 
 /// Encodes step by step until the decode stage ends.
 ///
-/// `encoder` may be absent when every source is a reel; `expected` are the frames of each source, where it can say.
+/// `encoder` may be absent when every source is a reel; `expected` are the frames of each source, where known.
 pub fn run(
     frames: Receiver<Decoded>,
     encoder: Option<&FrameEncoder>,
@@ -68,18 +68,18 @@ pub fn run(
     Ok(())
 }
 
-/// Frames that wait for the others of their step.
+/// Frames of an incomplete step.
 struct Waiting<'a> {
     encoder: Option<&'a FrameEncoder>,
     expected: &'a [Option<u64>],
     frames: Vec<Frame>,
-    /// What the frames of this source are brought to, once its first has come.
+    /// The size of this source's frames, known from its first.
     size: Option<[usize; 2]>,
     progress: &'a Progress,
 }
 
 impl<'a> Waiting<'a> {
-    /// The step that this frame completes.
+    /// Adds a frame → the step that it completes.
     fn push(&mut self, source: usize, frame: Frame) -> Result<Option<EncodedStep>> {
         let encoder = self.encoder()?;
         if self.size.is_none() {
@@ -95,7 +95,7 @@ impl<'a> Waiting<'a> {
         self.encode(encoder).map(Some)
     }
 
-    /// What is left at the end of a source: a step whose last frame stands for those that did not come.
+    /// The incomplete step at the end of a source, whose last frame is repeated.
     fn finish(&mut self) -> Result<Option<EncodedStep>> {
         let step = match self.frames.is_empty() {
             true => None,
@@ -122,7 +122,7 @@ impl<'a> Waiting<'a> {
 
     fn encoder(&self) -> Result<&'a FrameEncoder> {
         self.encoder.ok_or_else(|| {
-            let message = "the model is a text model, expected one that looks at frames";
+            let message = "the model is a text model, expected one with a frame encoder";
             Error::new(Kind::BadInput, message)
         })
     }

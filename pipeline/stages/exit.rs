@@ -1,4 +1,4 @@
-//! How a run of several stages ends: the first failure stops all, and is the one reported.
+//! The end of a run of several stages: the first failure stops all of them, and is reported.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -17,7 +17,7 @@ pub struct FirstFailure {
 }
 
 impl FirstFailure {
-    /// `stop` is set when a stage fails; the stages poll it.
+    /// `stop`, which all stages poll, is set when a stage fails.
     pub fn new(stop: Cancel) -> Self {
         Self {
             first: Mutex::new(None),
@@ -29,8 +29,8 @@ impl FirstFailure {
     ///
     /// `None` when the stage failed.
     pub fn run<T>(&self, name: &str, stage: impl FnOnce() -> Result<T>) -> Option<T> {
-        // A stage owns its channel ends and hands nothing half-done to others,
-        // so nothing of a panicked stage is seen afterwards.
+        // A stage owns its channel ends and shares no partial state with others,
+        // so that no state of a panicked stage is observable.
         let error = match catch_unwind(AssertUnwindSafe(stage)) {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(error)) => error,

@@ -1,4 +1,4 @@
-//! How a question and what its videos show stand in a context.
+//! The layout of a prompt: how a question and its videos are placed in a context.
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -28,17 +28,17 @@ use crate::{
     time::Pts,
 };
 
-/// Height and width of a video that nobody has seen yet.
+/// Height and width that a plan assumes for an unknown video.
 pub const ASSUMED_SIZE: [usize; 2] = [1080, 1920];
 
-/// How many frames are seen, and the positions that they take.
+/// Numbers of frames and of their tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sight {
     /// Frames.
     pub frames: u64,
-    /// Positions of one, rounded up where a step has several; of the video where it has most.
+    /// Tokens per frame, rounded up where a step has several; of the video with the most.
     pub tokens_per_frame: u64,
-    /// Positions of all, words about them included.
+    /// Tokens of all frames, text around them included.
     pub vision_tokens: u64,
 }
 
@@ -50,39 +50,39 @@ impl Sight {
     }
 }
 
-/// What stands around the steps of videos, and how a step stands there.
+/// The text around the steps of videos, and the tokens of a step.
 pub enum Layout {
     /// Text, and codes as tokens of their own vocabulary (LWM).
     Codes {
-        /// The question, cut where frames go.
+        /// The question, split where frames go.
         prompt: ChatPrompt,
-        /// What follows a frame's codes.
+        /// The terminators after a frame's codes.
         terminators: FrameTerminators,
     },
     /// Text, and features in place of embeddings.
     Features(Box<FeatureLayout>),
 }
 
-/// A prompt of a vision-language model, and how far its videos have come.
+/// The prompt of a vision-language model, with the progress of its videos.
 pub struct FeatureLayout {
     tokenizer: Arc<Tokenizer>,
     prompt: VisionPrompt,
-    /// What numbers the tokens of models whose positions have three components.
+    /// The position builder of models whose positions have three components.
     positions: Option<PositionBuilder>,
-    /// Positions of a second of video, where time is counted so.
+    /// Positions per second of video, where positions follow time.
     per_second: Option<u32>,
-    /// Rows that stand behind a video.
+    /// Newline rows after a video.
     newlines: usize,
-    /// Steps of this video so far.
+    /// Steps of the current video so far.
     steps: usize,
     /// The time of its first frame.
     start: Option<Pts>,
-    /// The times of its frames in seconds, where they are told behind it.
+    /// The times of its frames in seconds, where the prompt states them.
     times: Vec<f64>,
 }
 
 impl FeatureLayout {
-    /// A prompt whose videos have not begun, of a model of `vision`.
+    /// The layout of `prompt` for a model of `vision`, before its first video.
     pub fn new(tokenizer: Arc<Tokenizer>, prompt: VisionPrompt, vision: &VisionSpec) -> Self {
         let positions = vision.positions;
         Self {
@@ -102,7 +102,7 @@ impl FeatureLayout {
         }
     }
 
-    /// Words of the prompt, where they stand.
+    /// A piece of text, with positions.
     fn words(&mut self, tokens: Vec<Token>) -> Piece {
         let mut piece = Piece::from(tokens);
         if let Some(builder) = &mut self.positions
@@ -151,7 +151,7 @@ impl FeatureLayout {
         Ok(piece)
     }
 
-    /// The rows of one step, where they stand.
+    /// The features of one step, with positions.
     fn placed(&mut self, tokens: Vec<Token>, grid: Option<[usize; 2]>, time: Seconds) -> Piece {
         let mut piece = Piece::from(tokens);
         if let (Some(builder), Some([rows, columns])) = (&mut self.positions, grid) {
@@ -160,7 +160,7 @@ impl FeatureLayout {
         piece
     }
 
-    /// How long behind the first frame of its video a step begins.
+    /// Time of a step since the first frame of its video.
     fn time(&mut self, frames: &[FrameMark]) -> Seconds {
         let Some(now) = frames.first().map(|frame| frame.time.pts) else {
             return Seconds::whole(0);
@@ -183,7 +183,7 @@ impl FeatureLayout {
         Ok(self.words(tokens))
     }
 
-    /// Tokens of the steps of each video of a reel of features; those of their times are not counted yet.
+    /// Tokens of the steps of each video of a reel of features, without those of their times.
     fn kept(&self, reel: &ReelReader) -> Result<Vec<KeptSteps>> {
         let header = reel.header();
         let kept = |video: &ReelVideo| KeptSteps::new(header.content.step_frames(), video.shown_s);
@@ -211,7 +211,7 @@ impl FeatureLayout {
         Ok(videos)
     }
 
-    /// The videos of a reel of features, which is the last source or not.
+    /// The videos of a reel of features; `is_last` if it is the last source.
     fn footage(&self, reel: &ReelReader, is_last: bool) -> Result<Vec<Footage>> {
         let mut videos = self.kept(reel)?;
         let n = videos.len();
@@ -221,7 +221,7 @@ impl FeatureLayout {
         Ok(videos.into_iter().map(Footage::Kept).collect())
     }
 
-    /// Tokens that tell the times of all frames of `steps`, behind the last of all videos or another.
+    /// Tokens of the sentence with the times of all frames of `steps`, after the last of all videos or another.
     fn told(&self, steps: &KeptSteps, is_last: bool) -> Result<u64> {
         if !self.prompt.tells_times() {
             return Ok(0);
@@ -232,7 +232,7 @@ impl FeatureLayout {
         Ok(with.len().saturating_sub(without.len()) as u64)
     }
 
-    /// Most tokens of one of `steps` steps with `rows` features.
+    /// Maximum tokens of one of `steps` steps with `rows` features.
     fn step_tokens(&self, rows: usize, steps: u64) -> Result<usize> {
         let place = StepPlace {
             number: usize::try_from(steps).unwrap_or(usize::MAX - 1),
@@ -243,19 +243,19 @@ impl FeatureLayout {
     }
 }
 
-/// The steps of a video that were kept, counted in tokens, words between them included.
+/// Token counts of the steps of a video in a reel, text between them included.
 struct KeptSteps {
-    /// Frames of a step.
+    /// Frames per step.
     of_step: u64,
-    /// Of each step, as if another followed.
+    /// Tokens of each step, as if another followed.
     tokens: Vec<u64>,
-    /// What the last step of a video has more than one that another follows; less where it is negative.
+    /// Additional tokens of the last step of a video; may be negative.
     more_at_end: i64,
-    /// Those that tell the times of all frames.
+    /// Tokens of the sentence with all frames' times.
     told: u64,
     /// Times of the frames, in seconds.
     times: Vec<f64>,
-    /// How long the video is shown, in seconds.
+    /// Duration of the video in seconds.
     shown_seconds: Option<f64>,
 }
 
@@ -281,8 +281,8 @@ impl KeptSteps {
         self.times.len() as u64
     }
 
-    /// Tokens of the first `n_frames` frames and of their times, of which there are `most_told` at most; where there
-    /// are fewer frames, further steps count as the last.
+    /// Tokens of the first `n_frames` frames and of their times, of which there are at most `most_told`; where there
+    /// are fewer frames, further steps count like the last.
     fn of_frames(&self, n_frames: u64, most_told: u64) -> u64 {
         let told = match n_frames.cmp(&self.frames()) {
             Ordering::Less => most_told.min(self.told),
@@ -324,32 +324,32 @@ impl KeptSteps {
     }
 }
 
-/// One video of a job, before anything of it is decoded or read.
+/// One video of a job, before it is decoded or read.
 enum Footage {
-    /// So many pictures of one height and width.
+    /// Pictures of one height and width.
     Pictures { size: [usize; 2], n_frames: u64 },
     /// Steps of a reel of features.
     Kept(KeptSteps),
 }
 
-/// What tells the times of a video's frames; `None` for a still picture, and where no frame is taken.
+/// The sentence with the times of a video's frames; `None` for a still picture, and without frames.
 fn instruction(shown_seconds: Option<f64>, times: &[f64]) -> Option<String> {
     let shown = shown_seconds.filter(|_| !times.is_empty())?;
     Some(time_instruction(shown, times))
 }
 
-/// The time between the first and the last frame of a step, in seconds.
+/// The mean time of the first and the last frame of a step, in seconds.
 fn middle(frames: &[FrameMark]) -> f64 {
     let seconds = |frame: Option<&FrameMark>| frame.map_or(0.0, |f| f.time.seconds());
     (seconds(frames.first()) + seconds(frames.last())) / 2.0
 }
 
 impl Layout {
-    /// How `question` and `n_videos` videos will stand in the context of `model`; `end` is the user's
-    /// choice of what ends a frame's codes.
+    /// The layout of `question` and `n_videos` videos for `model`; `end` is the user's
+    /// choice of terminators.
     ///
     /// # Errors
-    /// `BadInput` for videos before a text model, or a chat template that does not take the question.
+    /// `BadInput` for videos with a text model, or a chat template that rejects the question.
     pub fn of(
         model: &ModelFiles,
         question: &str,
@@ -382,7 +382,7 @@ impl Layout {
         })
     }
 
-    /// What stands before the first step.
+    /// The prompt before the first step.
     pub fn head(&mut self) -> Piece {
         match self {
             Self::Codes { prompt, .. } => Piece::from(prompt.head.clone()),
@@ -390,7 +390,7 @@ impl Layout {
         }
     }
 
-    /// One step, behind which another follows in its video.
+    /// A step that is not the last of its video.
     ///
     /// # Errors
     /// `Internal` for a step of another model.
@@ -406,7 +406,7 @@ impl Layout {
         }
     }
 
-    /// The last step of a video; `newline` is the row that some models put behind it.
+    /// The last step of a video; `newline` is the newline row, where the model has one.
     ///
     /// # Errors
     /// As [`Layout::step`].
@@ -422,11 +422,11 @@ impl Layout {
         }
     }
 
-    /// What stands behind a video, which `is_last` or not and is shown so long; `None` for a still picture, whose
-    /// time nobody tells.
+    /// The prompt after a video; `shown_seconds` is `None` for a still picture, whose
+    /// time is not stated.
     ///
     /// # Errors
-    /// `BadInput` when the words cannot be tokenized.
+    /// `BadInput` when the text cannot be tokenized.
     pub fn after(&mut self, is_last: bool, shown_seconds: Option<f64>) -> Result<Piece> {
         match self {
             Self::Codes { prompt, .. } if is_last => Ok(Piece::from(prompt.tail.clone())),
@@ -435,7 +435,7 @@ impl Layout {
         }
     }
 
-    /// Tokens beside those of the steps, for `n_videos` videos.
+    /// Tokens besides those of the steps, for `n_videos` videos.
     pub fn n_text_tokens(&self, n_videos: usize) -> usize {
         match self {
             Self::Codes { prompt, .. } => prompt.n_text_tokens(n_videos),
@@ -443,11 +443,11 @@ impl Layout {
         }
     }
 
-    /// Positions of a video of `n_frames` pictures of height and width `size`, words between its steps and about their
-    /// times included; at most.
+    /// Maximum tokens of a video of `n_frames` pictures of height and width `size`, text between its steps and about their
+    /// times included.
     ///
     /// # Errors
-    /// `BadInput` for pictures that the model does not take, or words around them that cannot be tokenized.
+    /// `BadInput` for pictures that the model does not accept, or text that cannot be tokenized.
     pub fn video_tokens(
         &self,
         shape: &StepShape,
@@ -474,10 +474,10 @@ impl Layout {
         })
     }
 
-    /// Most frames of `sources` together, as many of each video, that take at most `room` positions.
+    /// Maximum frames of `sources` together, equally many of each video, that take at most `room` tokens.
     ///
-    /// Where a budget of pixels is shared by all frames of a video, fewer of them are larger each: no division tells.
-    /// Frames of a reel of features are as large as it has them.
+    /// Found by search: where a pixel budget is shared by all frames of a video, fewer frames are larger each.
+    /// Frames of a reel of features have their stored size.
     ///
     /// # Errors
     /// As [`Layout::video_tokens`], and for a reel that cannot be read.
@@ -508,7 +508,7 @@ impl Layout {
         Ok(fits * videos)
     }
 
-    /// Refuses videos whose times reach positions beyond `limit`, of models that count positions by time (Qwen2.5-VL).
+    /// `TooLarge` for videos whose times reach positions beyond `limit`, for models whose positions follow time (Qwen2.5-VL).
     ///
     /// # Errors
     /// `TooLarge`, with the numbers.
@@ -556,7 +556,7 @@ impl Layout {
         Ok(all)
     }
 
-    /// The videos of `sources`, one after another; a reel of codes as one.
+    /// The videos of `sources` in order; a reel of codes counts as one.
     fn footage(&self, sources: &[Source]) -> Result<Vec<Footage>> {
         let mut left: usize = sources.iter().map(Source::n_videos).sum();
         let mut all = Vec::new();
@@ -570,7 +570,7 @@ impl Layout {
                 }
                 _ => all.push(Footage::Pictures {
                     size: size_of(source),
-                    // A video that cannot tell is counted as it comes, by the assemble stage.
+                    // Where the number of frames is unknown, the assemble stage counts them.
                     n_frames: source.expected_frames().unwrap_or(0),
                 }),
             }
@@ -578,7 +578,7 @@ impl Layout {
         Ok(all)
     }
 
-    /// Tokens that tell the times of `n_frames` frames of a video; at most.
+    /// Maximum tokens of the sentence with the times of `n_frames` frames.
     fn times_tokens(&self, n_frames: u64) -> Result<u64> {
         match self {
             Self::Codes { .. } => Ok(0),
@@ -587,7 +587,7 @@ impl Layout {
     }
 }
 
-/// Height and width of a source's pictures; codes count for themselves, whatever their pictures were.
+/// Height and width of a source's pictures; codes have a fixed number of tokens, whatever their pictures were.
 fn size_of(source: &Source) -> [usize; 2] {
     match source {
         Source::Video { reader, .. } => [reader.info().height, reader.info().width],

@@ -1,8 +1,8 @@
-//! The four verbs, wired front to back.
+//! The four stages, wired front to back.
 //!
 //! Each stage is a plain thread with one bounded inbox. A stage that ends
 //! drops its channel ends, so the stages before it stop sending and the stages
-//! behind it see the end of their input; the first failure is the one reported.
+//! after it see the end of their input; the first failure is the one reported.
 
 pub mod answer;
 pub mod assemble;
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// Most messages that wait between two stages.
+/// Capacities of the queues between stages.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueBounds {
     /// Decoded pictures: 6 MB each at 1080p.
@@ -51,19 +51,19 @@ impl Default for QueueBounds {
     }
 }
 
-/// What a question about videos needs beside the model.
+/// The inputs of a question about videos besides the model.
 pub struct Viewing {
     /// Where frames come from.
     pub sources: Vec<Source>,
-    /// The question, and where frames stand.
+    /// The layout of question and frames.
     pub layout: Layout,
-    /// Most tokens of the prompt, frames included.
+    /// Maximum tokens of the prompt, frames included.
     pub prompt_tokens_max: usize,
 }
 
-/// Puts the whole prompt into the conversation's context: decode, encode, assemble and prefill overlap.
+/// Prefills the whole prompt into the conversation's context: decode, encode, assemble and prefill overlap.
 ///
-/// Returns what was seen of each source.
+/// Returns the frames seen of each source.
 pub fn view(
     viewing: Viewing,
     encoder: Option<&FrameEncoder>,
@@ -124,9 +124,9 @@ pub fn view(
     failure.result(seen)
 }
 
-/// Appends the steps of all frames of `sources` behind those that `writer` has: decode and encode overlap.
+/// Appends the steps of all frames of `sources` to `writer`: decode and encode overlap.
 ///
-/// Returns what was seen of each source, as counts.
+/// Returns counts of the frames seen of each source.
 pub fn encode_to_reel(
     sources: Vec<Source>,
     model: &EncoderModel,
@@ -166,7 +166,7 @@ pub fn encode_to_reel(
         });
         failure.run("write", || write_reel(encoded_in, writer, &mut seen))
     });
-    // What was encoded is kept whatever happened: the next run goes on behind it.
+    // Encoded steps are kept even after a failure: the next run resumes after them.
     let flushed = writer.flush();
     failure.result(written).and(flushed)?;
     if writer.n_frames() == 0 {
@@ -206,7 +206,7 @@ fn write_reel(
     Ok(())
 }
 
-/// Counts the frames that an earlier run left in the partial reel.
+/// Counts the frames of the resumed part of the reel.
 fn count_resumed(writer: &ReelWriter, seen: &mut [SourceSeen]) -> Result<()> {
     if writer.n_frames() == 0 {
         return Ok(());
@@ -228,7 +228,7 @@ fn seen_of(source: &Source) -> Vec<SourceSeen> {
     }
 }
 
-/// Frames of each video that `sources` give, where it can say.
+/// Number of frames of each video of `sources`, where known.
 fn expected_of(sources: &[Source]) -> Vec<Option<u64>> {
     let of = |source: &Source| match source {
         Source::Video { .. } => vec![source.expected_frames()],
@@ -237,7 +237,7 @@ fn expected_of(sources: &[Source]) -> Vec<Option<u64>> {
     sources.iter().flat_map(of).collect()
 }
 
-/// Frames that `sources` will give together; `None` when one of them cannot say.
+/// Total number of frames of `sources`; `None` when one is unknown.
 pub fn expected_frames(sources: &[Source]) -> Option<u64> {
     sources.iter().map(Source::expected_frames).sum()
 }

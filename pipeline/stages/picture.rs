@@ -29,7 +29,7 @@ enum Sink {
 }
 
 impl PictureWriter {
-    /// Chooses the form by the ending of `path`: `.png` holds one picture, `.mp4` a video at `rate`.
+    /// The format follows from the extension of `path`: `.png` for one picture, `.mp4` for a video at `rate`.
     pub fn create(path: &Path, side: usize, rate: Rate) -> Result<Self> {
         let ending = path.extension().map(|e| e.to_ascii_lowercase());
         let sink = match ending.as_deref().and_then(|e| e.to_str()) {
@@ -82,7 +82,7 @@ impl PictureWriter {
         }
     }
 
-    /// Gives the file its final name.
+    /// Renames the file to its final name.
     pub fn finish(self) -> Result<()> {
         match self.sink {
             Sink::Video(video) => video.finish(),

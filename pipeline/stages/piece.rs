@@ -1,15 +1,15 @@
-//! A part of a prompt on its way into the context.
+//! A part of a prompt, on its way into the context.
 
 use longreel_models::{context::vocab::Token, llama::Input};
 
-/// Tokens, the features that some of them stand for, and where they stand.
+/// Tokens, with features and positions.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Piece {
     /// The tokens.
     pub tokens: Vec<Token>,
     /// `[features, feature_width]`, one row for each `Token::Feature`.
     pub features: Vec<f32>,
-    /// Of each token, time, height and width; empty where all count on behind the context.
+    /// Time, height and width of each token; empty where positions continue the context's.
     pub positions: Vec<[u32; 3]>,
 }
 
@@ -23,7 +23,7 @@ impl From<Vec<Token>> for Piece {
 }
 
 impl Piece {
-    /// Adds what comes behind.
+    /// Appends another piece.
     pub fn append(&mut self, mut next: Self) {
         self.tokens.append(&mut next.tokens);
         self.features.append(&mut next.features);
@@ -45,7 +45,7 @@ impl Piece {
         }
     }
 
-    /// As the decoder takes it.
+    /// The decoder's input.
     pub fn input(&self) -> Input<'_> {
         Input {
             tokens: &self.tokens,

@@ -1,4 +1,4 @@
-//! What every stage has done so far: counters that the stages raise and the
+//! Progress of the stages: counters that the stages raise and the
 //! command line draws.
 
 use std::{
@@ -9,27 +9,27 @@ use std::{
 /// Counters of one run. Every counter only grows.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// What the counters of frames count, where these are no frames.
+    /// The name of what the frame counters count, where it is not frames.
     pub things: Option<&'static str>,
-    /// Frames that will come, 0 when unknown.
+    /// Expected frames, 0 when unknown.
     pub frames_expected: Counter,
     /// Frames that left the decode stage.
     pub frames_decoded: Counter,
     /// Frames that left the encode stage.
     pub frames_encoded: Counter,
-    /// Prompt tokens that will come, 0 when unknown.
+    /// Expected prompt tokens, 0 when unknown.
     pub tokens_expected: Counter,
     /// Prompt tokens in the context.
     pub tokens_prefilled: Counter,
     /// Tokens of the answer.
     pub tokens_generated: Counter,
-    /// Time that the decode stage worked (not waited).
+    /// Working time of the decode stage, without waiting.
     pub decode_busy: BusyTime,
-    /// Time that the encode stage worked.
+    /// Working time of the encode stage.
     pub encode_busy: BusyTime,
-    /// Time that the answer stage worked on the prompt.
+    /// Working time of the prefill.
     pub prefill_busy: BusyTime,
-    /// Time that the answer stage worked on the answer.
+    /// Working time of generation.
     pub generate_busy: BusyTime,
 }
 

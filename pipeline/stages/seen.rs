@@ -1,4 +1,4 @@
-//! What was seen of each source: the echo of the sampling that the user gets.
+//! The frames seen of each source, echoed to the user.
 
 use std::path::PathBuf;
 
@@ -14,13 +14,13 @@ use crate::{
     },
 };
 
-/// One source of an answer or of a reel, with the frames that were really taken.
+/// One source of an answer or of a reel, with the frames actually taken.
 #[derive(Debug, Clone, Serialize)]
 pub struct SourceSeen {
     /// The file.
     #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
-    /// The reel that its frames were kept in.
+    /// The reel that its frames come from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reel: Option<String>,
     /// How long the video is shown, in seconds; absent for a still picture.
@@ -46,14 +46,14 @@ pub struct SourceSeen {
     pub last_s: Option<f64>,
     /// How the frames were chosen.
     pub sampling: String,
-    /// What decoding was like; absent for a reel.
+    /// The decode report; absent for a reel.
     pub decode: Option<DecodeReport>,
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 impl SourceSeen {
-    /// A video of which nothing has been seen yet.
+    /// A video without frames so far.
     pub fn video(reader: &FrameReader, sampling: &str) -> Self {
         let info = reader.info();
         Self {
@@ -63,7 +63,7 @@ impl SourceSeen {
         }
     }
 
-    /// The videos of a reel, of which nothing has been seen yet.
+    /// The videos of a reel, without frames so far.
     pub fn reel(reader: &ReelReader) -> impl Iterator<Item = Self> {
         let range = reader.range();
         let sampling = move |video: &ReelVideo| match range == TimeRange::ALL {
@@ -113,7 +113,7 @@ impl SourceSeen {
         self.index.push(time.index);
     }
 
-    /// Takes note of the end.
+    /// Records the end of the source.
     pub fn end(&mut self, report: Option<DecodeReport>) {
         self.fps_effective = self.rate();
         self.warnings

@@ -9,7 +9,7 @@ use longreel_models::{
     attention::link::wire::Arriving,
     checkpoint::{gguf::Header, msgpack, pickle, weights},
     context::{
-        chat_template::{ChatTemplate, Content, Message, Role},
+        chat_template::{ChatTemplate, Content, Role, Turn},
         gguf,
         streaming::StreamingDecoder,
         tokenizer::{Tokenizer, TokenizerConfig},
@@ -156,7 +156,7 @@ pub fn processor(bytes: &[u8]) {
 /// A template in the words of whoever uploaded it.
 pub fn chat_template(bytes: &[u8]) {
     let source = String::from_utf8_lossy(bytes).into_owned();
-    let said = Message {
+    let said = Turn {
         role: Role::User,
         content: Content::Words("What moves?".to_owned()),
     };

@@ -1,7 +1,7 @@
 //! Chat templates give the text that transformers gives, and bad ones an error.
 
 use longreel_models::{
-    context::chat_template::{ChatTemplate, Content, Message, Part, Role},
+    context::chat_template::{ChatTemplate, Content, Part, Role, Turn},
     error::Kind,
 };
 use serde_json::Value;
@@ -14,7 +14,7 @@ fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new("test.jinja", source.to_owned(), specials.to_vec()).unwrap()
 }
 
-fn message(message: &Value) -> Message {
+fn message(message: &Value) -> Turn {
     let role = match message["role"].as_str().unwrap() {
         "system" => Role::System,
         "user" => Role::User,
@@ -31,7 +31,7 @@ fn message(message: &Value) -> Message {
         Value::String(words) => Content::Words(words.clone()),
         parts => Content::Parts(parts.as_array().unwrap().iter().map(part).collect()),
     };
-    Message { role, content }
+    Turn { role, content }
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn templates_give_the_text_that_transformers_gives() {
     for case in cases {
         let name = case["name"].as_str().unwrap();
         let template = template(golden["templates"][name].as_str().unwrap());
-        let messages: Vec<Message> = case["messages"]
+        let messages: Vec<Turn> = case["messages"]
             .as_array()
             .unwrap()
             .iter()
@@ -58,7 +58,7 @@ fn templates_give_the_text_that_transformers_gives() {
 }
 
 fn refusal(source: &str) -> String {
-    let asked = Message {
+    let asked = Turn {
         role: Role::User,
         content: Content::Words("Who?".into()),
     };

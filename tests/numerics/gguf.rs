@@ -383,7 +383,7 @@ fn unsupported_features_are_refused_by_name() {
                 more.name = "blk.1.ffn_sideways.weight".to_owned();
                 file.tensors.push(more);
             }),
-            "the model has no place for 1 tensors: model.layers.1.ffn_sideways.weight",
+            "the model does not use 1 tensors: model.layers.1.ffn_sideways.weight",
         ),
         (
             refused(|file| {

@@ -6,7 +6,7 @@ use std::{fs, io::Write, path::Path};
 use longreel_kernels::mapping::MappedBytes;
 use longreel_models::{
     checkpoint::{
-        foreign::{Element, Piece, Storage, View},
+        foreign::{Element, Storage, StoragePiece, View},
         layout, torch,
         weights::Weights,
         writer::ImportOptions,
@@ -414,7 +414,7 @@ fn rotated(x: &[f32], position: usize, pairs: RopePairs) -> Vec<f64> {
 }
 
 fn view(values: &[f32], shape: &[usize]) -> View {
-    let piece = Piece::Owned(bytes_of(values).into());
+    let piece = StoragePiece::Owned(bytes_of(values).into());
     View::row_major(Storage::new(Element::F32, vec![piece]).unwrap(), shape).unwrap()
 }
 
@@ -464,7 +464,7 @@ proptest! {
         let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
         let bytes = bytes_of(&values);
         let cut = cut % n * 4;
-        let pieces = vec![Piece::Owned(bytes[..cut].into()), Piece::Owned(bytes[cut..].into())];
+        let pieces = vec![StoragePiece::Owned(bytes[..cut].into()), StoragePiece::Owned(bytes[cut..].into())];
         let whole = View::row_major(Storage::new(Element::F32, pieces).unwrap(), &shape).unwrap();
         prop_assert_eq!(&whole.to_f32().unwrap(), &values);
         let strides = row_major(&shape);

@@ -15,7 +15,7 @@ use longreel_models::{
         layout, msgpack,
         stored::Stored,
         weights::Weights,
-        writer::{ImportOptions, StoredDtype, Written},
+        writer::{ImportOptions, ImportReport, StoredDtype},
     },
     error::{Kind, Result},
     spec::{ModelSpec, VqganSpec},
@@ -68,7 +68,7 @@ fn golden_params(name: &str) -> String {
     golden::path(&format!("llama/{name}")).display().to_string()
 }
 
-fn import(params: &str, out: &Path) -> Result<Written> {
+fn import(params: &str, out: &Path) -> Result<ImportReport> {
     import_lwm(&files(params), out, ImportOptions::default())
 }
 

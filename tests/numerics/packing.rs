@@ -70,7 +70,7 @@ fn a_prompt_that_no_row_holds_is_refused_with_the_numbers() {
         refused(&[4, 9], 8),
         (
             Kind::TooLarge,
-            "prompt 1 has 9 tokens, a row was made for 8".into()
+            "prompt 1 has 9 tokens, a row holds 8".into()
         )
     );
     assert_eq!(

@@ -5,9 +5,9 @@ use expect_test::{Expect, expect};
 use longreel_models::{
     context::{
         prompt::{
-            ChatPrompt, FrameTerminators, GENERATION_PROMPT_LENGTH, GenerationPrompt, Medium,
-            PaddedRows, check_length, describe, follow_up, frame_tokens, left_pad,
-            max_input_length, raw_prompt, text_prompt,
+            ChatPrompt, FrameTerminators, GENERATION_PROMPT_LENGTH, GeneratedMedium,
+            GenerationPrompt, PaddedRows, check_length, describe, follow_up, frame_tokens,
+            left_pad, max_input_length, raw_prompt, text_prompt,
         },
         tokenizer::{Tokenizer, TokenizerConfig},
         vocab::Token,
@@ -175,7 +175,7 @@ fn a_configuration_that_adds_bos_does_not_double_the_one_spelled_out() {
 
 #[test]
 fn prompts_for_an_image_are_those_of_vision_generation() {
-    let prompt = GenerationPrompt::new(&lwm(), Medium::Image, "a red car").unwrap();
+    let prompt = GenerationPrompt::new(&lwm(), GeneratedMedium::Image, "a red car").unwrap();
     let rows = left_pad(
         &[prompt.conditional, prompt.unconditional],
         GENERATION_PROMPT_LENGTH,
@@ -192,7 +192,7 @@ fn prompts_for_an_image_are_those_of_vision_generation() {
 #[test]
 fn prompts_for_a_video_are_followed_by_the_first_frame() {
     let golden = expected();
-    let prompt = GenerationPrompt::new(&lwm(), Medium::Video, "a red car").unwrap();
+    let prompt = GenerationPrompt::new(&lwm(), GeneratedMedium::Video, "a red car").unwrap();
     let ids = unsigned(golden.i32("gen_video.input_ids"));
     let mask = golden.u8("gen_video.vision_masks");
     let length = GENERATION_PROMPT_LENGTH + TOKENS_PER_FRAME;

@@ -130,7 +130,7 @@ fn unsupported_files_are_refused_with_the_reason() {
                 machine: b"}U\x0dlittle_endian\x89s",
                 ..SINGLE
             },
-            "its machine was not little-endian",
+            "the machine that wrote it was not little-endian",
         ),
         (
             Single {

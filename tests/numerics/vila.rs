@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use longreel_models::{
     attention::kv_cache::{KvCache, KvDtype},
     context::{
-        chat_template::{ChatTemplate, Content, Message, Part, Role},
+        chat_template::{ChatTemplate, Content, Part, Role, Turn},
         tokenizer::Tokenizer,
         vocab::Token,
     },
@@ -241,7 +241,7 @@ fn vilas_llama_3_conversation_is_theirs() {
             text: "What moves?".to_owned(),
         },
     ]);
-    let asked = Message {
+    let asked = Turn {
         role: Role::User,
         content,
     };
@@ -263,7 +263,7 @@ fn vicunas_turns_are_parted_as_in_training() {
     let special = |(name, text): (&str, &str)| (name.to_owned(), text.to_owned());
     let specials = [("bos_token", "<s>"), ("eos_token", "</s>")].map(special);
     let template = ChatTemplate::new("vicuna_v1", source, specials.to_vec()).unwrap();
-    let said = |role, words: &str| Message {
+    let said = |role, words: &str| Turn {
         role,
         content: Content::Words(words.to_owned()),
     };

@@ -150,7 +150,7 @@ fn an_unused_tensor_is_named() {
             tensors.insert("adapter.down.weight".to_owned(), (vec![2], vec![0; 8]));
         });
     };
-    refused(spoil, 2, &["no place for 1 tensors: adapter.down.weight"]);
+    refused(spoil, 2, &["does not use 1 tensors: adapter.down.weight"]);
 }
 
 #[test]

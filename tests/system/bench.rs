@@ -270,7 +270,7 @@ fn several_thread_counts_are_for_bench_kernels_only() {
 fn the_help_lists_every_option() {
     let run = longreel(&["bench", "kernels", "--help"]);
     expect![[r#"
-        Operations per second of every kernel, as a share of the machine's own ceilings
+        Operations per second of every kernel, as a share of the machine's peak
 
         Usage: longreel bench kernels [OPTIONS]
 
@@ -279,18 +279,19 @@ fn the_help_lists_every_option() {
                                   linear, linear-one, conv, group-norm, rms-norm, rope, swiglu]
               --dtype <TYPE>      Element types of keys, values and weights [default: f32,bf16,int8]
                                   [possible values: f32, bf16, int8, int4]
-              --s <S>             Lengths of the prompts of `attend` [default: 8192,32768]
-              --cache <N>         Tokens of the cache of `decode` [default: 131072]
+              --s <S>             Sequence lengths of `attend` [default: 8192,32768]
+              --cache <N>         Tokens in the KV cache of `decode` [default: 131072]
               --d <D>             Channels of a head [default: 128]
               --heads <N>         Query heads [default: 8]
               --kv-heads <N>      Key and value heads; as many as query heads when absent
-              --level <LEVEL>     Instructions, of those that this machine has; the widest when absent
+              --level <LEVEL>     Instruction sets, of those that this machine has; the widest when absent
                                   [possible values: scalar, neon, avx2, avx512, avx512bf16]
               --repeats <N>       Timed repeats of each row; at least 5 and one second when absent
-              --quick             Small shapes and short windows, to see that everything runs; no figure to
-                                  quote
-              --peer <COMMAND>    A program that does the same operations, asked in turn (benches/README.md)
-              --out <FILE.jsonl>  Append the rows to this file, one JSON object a line
+              --quick             Small shapes and short measurements, to check that everything runs; its
+                                  figures mean nothing
+              --peer <COMMAND>    A program that performs the same operations, measured in turn
+                                  (benches/README.md)
+              --out <FILE.jsonl>  Append the rows to this file, one JSON object per line
               --json              Print one JSON object on stdout and nothing else there
           -q, --quiet             No progress on stderr
               --threads <N>       Threads for encoding and answering; all cores when absent

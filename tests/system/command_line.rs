@@ -27,13 +27,13 @@ fn the_overview_lists_every_verb() {
               search       Find the moments that a text or a picture describes
               reconstruct  Decode a reel back to a video: see what the model sees
               generate     Make an image or a video from a description
-              synth        Make clips of a synthetic world, with questions and exact answers
-              demo         Make a clip that no training saw, ask a model all about it, and compare
+              synth        Render clips of a synthetic world, with questions and exact answers
+              demo         Render a clip held out from training and compare a model's answers
               import       Turn a foreign checkpoint into a model directory
               models       List, show, verify and fetch models
               plan         Count frames, tokens, bytes and operations before anything runs
-              train        Train a model by LWM's recipe
-              bench        Measure this machine and what the program makes of it
+              train        Train a model with LWM's recipe
+              bench        Measure this machine, and the program's speed on it
               help         Print this message or the help of the given subcommand(s)
 
             Options:

@@ -478,7 +478,7 @@ fn recordings_strung_together_follow_one_another() {
         report
             .warnings
             .iter()
-            .any(|w| w.contains("times fall back 1 times")),
+            .any(|w| w.contains("times jump back 1 times")),
         "{report:?}"
     );
     let (second, _) = read(
@@ -771,7 +771,7 @@ fn a_video_cut_midway_gives_what_is_there_and_says_so() {
         );
         assert!(report.truncated, "{name}: {report:?}");
         assert!(
-            report.warnings.iter().any(|w| w.contains("ends early")),
+            report.warnings.iter().any(|w| w.contains("is truncated")),
             "{report:?}"
         );
         let (uniform, report) = read(

@@ -302,7 +302,7 @@ fn a_learned_tokenizer_writes_any_text_and_digits_one_by_one() {
     let run = again(&["--force", "--json"]);
     assert_eq!(run.json()["skipped_lines"], 2);
     assert!(
-        run.stderr.contains("2 lines that are no JSON objects"),
+        run.stderr.contains("2 lines that are not JSON objects"),
         "{}",
         run.stderr
     );
@@ -412,7 +412,7 @@ fn a_clip_that_fails_loses_no_answer_to_others() {
     assert!(!videos.contains(&"clips/000003.mp4"), "{videos:?}");
     assert!(answers.iter().any(|a| a["cut"] == true), "{answers:?}");
     // Before anything is asked.
-    bench(&["--out", &path("nowhere/rows.jsonl")]).refused(2, "is no folder");
+    bench(&["--out", &path("nowhere/rows.jsonl")]).refused(2, "is not a directory");
     bench(&["--first", "0"]).refused(2, "--first is 0, expected 1");
     for option in ["--answers", "--heat-map"] {
         bench(&[option, "/dev/full"]).refused(2, "/dev/full: is a device or a pipe");
@@ -608,7 +608,7 @@ fn questions_beyond_the_demo_model_are_refused_or_warned_about() {
         assert!(said.contains(why), "{said}");
         assert_eq!(run.status.code(), Some(2));
     };
-    refused(&["ask", "What is a shard?"], "knows nothing but videos");
+    refused(&["ask", "What is a shard?"], "only answers about videos");
     let gguf = ["ask", "a.mp4", "What?", "--decoder", "x.gguf"];
     refused(&gguf, "--model");
 }
@@ -618,7 +618,7 @@ fn the_demo_replaces_its_own_clip_and_no_other() {
     let dir = clips(3, &["--length", "2"]);
     let (out, model) = (text(&dir.path().join("clips")), text(&model()));
     let refused =
-        || longreel(&["demo", "--model", &model, "--out", &out]).refused(2, "no demo made");
+        || longreel(&["demo", "--model", &model, "--out", &out]).refused(2, "did not make");
     refused();
     let n = std::fs::read_dir(dir.path().join("clips/clips")).unwrap();
     assert_eq!(n.count(), 3);

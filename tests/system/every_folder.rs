@@ -198,16 +198,16 @@ fn a_verb_refuses_what_it_does_not_take_in_one_sentence() {
         &encode,
         "llama",
         "a text model",
-        "a model that looks at frames",
+        "a model that takes frames",
     );
     let frames = ["frames", &picture, "--out", &reel, "--size", "model"];
     refused(
         &frames,
         "llama",
         "a text model",
-        "a model that looks at frames",
+        "a model that takes frames",
     );
-    let codes = "a model with a VQGAN, which makes codes of frames";
+    let codes = "a model with a VQGAN, which encodes frames to codes";
     refused(
         &["generate", "A cat", "--out", &picture],
         "clip",

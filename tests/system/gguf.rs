@@ -104,7 +104,7 @@ fn a_nan_scale_is_found_by_verify() {
     fs::write(&path, bytes).unwrap();
     let path = path.display().to_string();
     let run = longreel(&["models", "verify", &path]);
-    run.refused(2, "is not sound");
+    run.refused(2, "are faulty");
     let found = "not a finite number: 32 values of model.layers.1.mlp.up_proj.weight";
     assert!(run.stdout.contains(found), "{}", run.stdout);
     ask(&path, &[]).refused(1, "is NaN, expected a finite number");

@@ -78,10 +78,10 @@ fn pictures_are_those_of_pillow_to_the_byte() {
 }
 
 #[test]
-fn a_jpeg_that_is_cut_off_says_so_and_one_that_is_damaged_is_marked() {
+fn a_truncated_jpeg_says_so_and_one_that_is_damaged_is_marked() {
     for name in ["cut.jpg", "without_end.jpg", "progressive_cut.jpg"] {
         let error = frames(&picture(name)).unwrap_err().to_string();
-        assert!(error.contains("the JPEG is cut off"), "{name}: {error}");
+        assert!(error.contains("the JPEG is truncated"), "{name}: {error}");
     }
     let damaged = frames(&picture("damaged.jpg")).unwrap();
     assert!(damaged[0].corrupt);

@@ -873,31 +873,32 @@ fn lists_of_questions_from_elsewhere_are_checked() {
 fn the_help_of_synth_tells_what_is_written() {
     let check = |expected: Expect| expected.assert_eq(&longreel(&["synth", "-h"]).stdout);
     check(expect![[r#"
-        Make clips of a synthetic world, with questions and exact answers
+        Render clips of a synthetic world, with questions and exact answers
 
         Usage: longreel synth [OPTIONS] --out <DIR>
 
         Options:
-              --clips <N>         How many clips [default: 100]
+              --clips <N>         Number of clips [default: 100]
               --out <DIR>         The directory to write
               --seed <N>          The same seed gives the same clips [default: 0]
-              --split <SPLIT>     What they are for [default: train] [possible values: train, test]
-              --length <SECONDS>  Seconds of a clip; of several, clips take one after the other [default:
+              --split <SPLIT>     The split: for training or for evaluation [default: train] [possible
+                                  values: train, test]
+              --length <SECONDS>  Seconds of a clip; with several values, clips take them in turn [default:
                                   16] [alias: --seconds]
-              --difficulty <N>    Most objects at a time: 1 to 3 [default: 1]
-              --needle            One coloured object in one second among drifting grey blobs
-              --depth <PERCENT>   Where the needle lies, in percent of the clip; of several, each for every
-                                  length in turn
-              --noise <LEVELS>    Levels of noise, up or down, in every pixel [default: 0]
+              --difficulty <N>    Largest number of objects at a time: 1 to 3 [default: 1]
+              --needle            Needle clips: one coloured object for one second among drifting grey blobs
+              --depth <PERCENT>   Depth of the needle, in percent of the clip; with several values, each is
+                                  used with every length
+              --noise <LEVELS>    Amplitude of the noise of every pixel, in levels of 255 [default: 0]
               --plain             Black backgrounds only
-              --kinds <KIND>      Only questions of these kinds; `story`, all that happens in one answer, is
-                                  asked where it is named [possible values: shape, colour, motion, count,
-                                  order, when, what_at, needle, story]
-              --per-kind <N>      Questions of each kind for a clip [default: 1]
-              --side <PIXELS>     Pixels of a side [default: 96]
-              --fps <N>           Frames in a second, a whole number [default: 8]
+              --kinds <KIND>      Only questions of these kinds; `story` (everything that happens, in one
+                                  answer) is asked only if it is named [possible values: shape, colour,
+                                  motion, count, order, when, what_at, needle, story]
+              --per-kind <N>      Questions of each kind per clip [default: 1]
+              --side <PIXELS>     Width and height, in pixels [default: 96]
+              --fps <N>           Frames per second, a whole number [default: 8]
               --json              Print one JSON object on stdout and nothing else there
-              --force             Replace clips that were made with other options
+              --force             Replace clips that other options made
           -q, --quiet             No progress on stderr
               --threads <N>       Threads for encoding and answering; all cores when absent
           -h, --help              Print help (see more with '--help')

@@ -334,7 +334,7 @@ fn a_model_s_own_rule_gives_way_to_its_context_and_says_so() {
         "--json",
     ];
     let run = longreel(&ask);
-    assert!(run.stderr.contains("fewer are taken"), "{}", run.stderr);
+    assert!(run.stderr.contains("fit its context:"), "{}", run.stderr);
     let json = run.json();
     let frames = json["video"][0]["frames"].as_u64().unwrap();
     assert!((300..768).contains(&frames), "{frames}");
@@ -455,7 +455,7 @@ fn an_hour_is_planned_for_every_model_file() {
     for model in ["llama-3.1-8b", "mixtral-8x7b"] {
         let file = format!("{}/configs/models/{model}.toml", env!("CARGO_MANIFEST_DIR"));
         let run = longreel(&["plan", "--model", &file, "--hours", "1", "--fps", "1"]);
-        run.refused(2, "is a text model, expected a model that looks at frames");
+        run.refused(2, "is a text model, expected a model that takes frames");
     }
 }
 

@@ -42,7 +42,8 @@ pub(super) struct BlockUnits<'a> {
 }
 
 impl BlockUnits<'_> {
-    /// The largest scale of a value visible to a row, as a fraction of the block's largest; `words` belong to the\n    /// panels from `first` on.
+    /// The largest scale of a value visible to a row, as a fraction of the block's largest; `words` belong to the
+    /// panels from `first` on.
     #[inline(always)]
     unsafe fn largest_scale<D: Dot>(&self, words: &[u32], first: usize) -> f32 {
         if words.len() == PANELS && words.iter().all(|&seen| seen == u32::MAX) {

@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
-    decode::{Coder, Decoder},
+    decode::{Coder, StreamDecoder},
     describe::is_full_range,
     names::pixel_format_name,
     scale::Scaler,
@@ -16,24 +16,24 @@ use crate::{
     sources::{info::VideoInfo, orientation::Orientation},
 };
 
-/// Turns decoded pictures into upright RGB of one size.
+/// Converts decoded pictures to upright RGB of one size.
 pub struct Converter {
-    /// The turn of pictures that do not say their own.
+    /// Orientation of pictures that do not state their own.
     orientation: Orientation,
-    /// Size of what comes out.
+    /// Size of the output, after rotation.
     shown: (usize, usize),
     still: bool,
     scaler: Option<(Look, Target)>,
 }
 
-/// A scaler and the picture that it fills, not turned yet.
+/// A scaler and the picture that it fills, before rotation.
 struct Target {
     scaler: Scaler,
     rgb: av::frame::Video,
     size: (usize, usize),
 }
 
-/// What of a picture decides how it is converted.
+/// The properties of a picture that determine its conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Look {
     width: c_int,
@@ -47,7 +47,7 @@ struct Look {
 impl Converter {
     /// A converter to the size and orientation of `info`.
     ///
-    /// A stream that changes its size or its turn midway is scaled to the size it began with.
+    /// A stream whose size or orientation changes midway is scaled to its initial size.
     pub fn new(info: &VideoInfo) -> Self {
         Self {
             orientation: info.orientation,
@@ -57,11 +57,11 @@ impl Converter {
         }
     }
 
-    /// The picture that `decoder` gave last; once, where it is a picture file's.
+    /// Converts the last picture of `decoder`; a picture file's is moved out, so only once.
     ///
     /// # Errors
-    /// `BadInput` for what does not decode or that FFmpeg cannot convert.
-    pub fn convert(&mut self, decoder: &Decoder) -> Result<RgbImage> {
+    /// `BadInput` for a picture that does not decode, or that FFmpeg cannot convert.
+    pub fn convert(&mut self, decoder: &StreamDecoder) -> Result<RgbImage> {
         match &decoder.0 {
             Coder::Pictures(pictures) => Ok(self.orientation.apply(pictures.take()?)),
             Coder::Codec { picture, .. } => self.convert_picture(picture, decoder.orientation()),
@@ -73,7 +73,7 @@ impl Converter {
         picture: &av::frame::Video,
         own: Option<Orientation>,
     ) -> Result<RgbImage> {
-        // What a still says has been read from its file, for FFmpeg reads it of some formats only.
+        // A still's orientation was read from its file already, because FFmpeg reads it for some formats only.
         let orientation = own.filter(|_| !self.still).unwrap_or(self.orientation);
         let look = look(picture);
         let size = orientation.size(self.shown);
@@ -106,8 +106,8 @@ impl Target {
     }
 }
 
-/// A picture of 16 bits a channel by the high bytes of its numbers, as Pillow has it, where swscale rounds;
-/// `None` for other formats, and where the size changes.
+/// A picture of 16 bits per channel reduced to the high bytes, as in Pillow, whereas swscale rounds;
+/// `None` for other formats, and if the size changes.
 fn deep_still(
     picture: &av::frame::Video,
     look: Look,
@@ -142,13 +142,13 @@ fn deep_still(
     })
 }
 
-/// A frame with memory of its own.
+/// Allocates a frame.
 pub(super) fn allocated(
     format: av::format::Pixel,
     (width, height): (usize, usize),
 ) -> Result<av::frame::Video> {
     let frame = av::frame::Video::new(format, width as u32, height as u32);
-    // SAFETY: the frame is alive; this asks whether it has memory.
+    // SAFETY: the frame is alive; this checks whether it has buffers.
     if unsafe { frame.is_empty() } {
         return Err(Error::new(
             Kind::TooLarge,

@@ -1,4 +1,4 @@
-//! Packets to pictures.
+//! Decodes packets to pictures.
 
 use std::{cell::Cell, ffi::c_int, ptr, sync::Arc};
 
@@ -14,73 +14,73 @@ use crate::{
     sources::{info::PIXELS_MAX, orientation::Orientation, pictures::PictureFrames},
 };
 
-/// Most decoder threads: each may hold several pictures, and memory must stay flat.
+/// Upper bound of decoder threads: each may hold several pictures, which would make memory grow with the cores.
 const DECODER_THREADS_MAX: usize = 4;
 
-/// The decoder of one stream, and the picture it gave last.
-pub struct Decoder(pub(super) Coder);
+/// The decoder of one stream, with its last picture.
+pub struct StreamDecoder(pub(super) Coder);
 
-/// Who decodes.
+/// The library that decodes.
 pub(super) enum Coder {
-    /// FFmpeg, and the picture it gave last.
+    /// FFmpeg, and its last picture.
     Codec {
         decoder: av::decoder::Video,
         picture: av::frame::Video,
-        /// Named by the decoder's contexts, so it must go after them.
+        /// Referenced by the decoder's contexts, so it must be dropped after them.
         complaints: Arc<Complaints>,
     },
-    /// The libraries of picture files.
+    /// libjpeg-turbo or `image-webp`, for picture files.
     Pictures(PictureCoder),
 }
 
-/// A picture file's frames by FFmpeg's manners: a packet in, a picture out.
+/// The frames of a picture file behind FFmpeg's interface: a packet in, a picture out.
 pub(super) struct PictureCoder {
     frames: PictureFrames,
-    /// The times of the packet that is not decoded yet.
+    /// The times of the packet to decode next.
     packet: Option<PictureTimes>,
     is_ended: bool,
-    /// The picture that was decoded last, until somebody takes it, or why there is none.
+    /// The last decoded picture until it is taken, or the error of decoding it.
     picture: Cell<Option<Result<RgbImage>>>,
 }
 
-/// What the decoder gave.
+/// Result of [`StreamDecoder::receive`].
 pub enum Received {
-    /// A picture: see [`Decoder::picture`].
+    /// A picture: see [`StreamDecoder::picture`].
     Picture(PictureTimes),
-    /// Nothing before the next packet.
+    /// No picture before the next packet.
     NeedsPacket,
-    /// A packet was beyond repair.
+    /// A packet could not be decoded.
     Damaged,
-    /// Nothing more, ever.
+    /// No further pictures.
     End,
 }
 
-/// What a decoded picture says of itself.
+/// Times and flags of a decoded picture.
 #[derive(Debug, Clone, Copy)]
 pub struct PictureTimes {
     /// The packet's own presentation time.
     pub pts: Option<i64>,
-    /// The time FFmpeg guesses from presentation and decoding times.
+    /// FFmpeg's estimate from presentation and decoding times.
     pub best_effort: Option<i64>,
-    /// Ticks until the next picture, if the container says.
+    /// Ticks until the next picture, if the container states them.
     pub duration: Option<i64>,
-    /// Whether decoding could start here.
+    /// Whether it is a key frame: decoding can start here.
     pub key: bool,
     /// Whether the decoder found damage in it.
     pub corrupt: bool,
 }
 
-/// How many threads decode.
+/// Number of decoder threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
-    /// As many as the machine has, within reason.
+    /// As many as the machine has, up to [`DECODER_THREADS_MAX`].
     Several,
-    /// One. FFmpeg conceals damage with what other pictures show by then, and with several threads
-    /// these are not always equally far.
+    /// One. FFmpeg conceals damage with parts of other pictures as decoded so far, which with several threads
+    /// depends on timing.
     One,
 }
 
-impl Decoder {
+impl StreamDecoder {
     /// A decoder for the demuxer's stream.
     pub fn open(demuxer: &Demuxer, threads: Threads) -> Result<Self> {
         Ok(Self(match &demuxer.body {
@@ -94,10 +94,10 @@ impl Decoder {
         }))
     }
 
-    /// From now on, leaves out pictures that no other picture needs.
+    /// Switches on or off that pictures which no other picture refers to are skipped.
     ///
-    /// For H.264 alone, where the stream marks such pictures without fail
-    /// (`nal_ref_idc` is 0, ITU-T H.264 section 7.4.1); other codecs decode on.
+    /// Only for H.264, whose streams always mark such pictures
+    /// (`nal_ref_idc` is 0, ITU-T H.264 section 7.4.1); other codecs decode every picture.
     pub fn leave_out_unreferenced(&mut self, leave_out: bool) {
         let Coder::Codec { decoder, .. } = &mut self.0 else {
             return;
@@ -110,10 +110,10 @@ impl Decoder {
         decoder.skip_frame(discard);
     }
 
-    /// Hands over a packet; false when the decoder refuses it as damaged.
+    /// Sends a packet; false when the decoder refuses it as damaged.
     pub fn send(&mut self, packet: &Packet) -> bool {
         match &mut self.0 {
-            // FFmpeg takes a packet without bytes for the end of the stream.
+            // FFmpeg treats a packet without bytes as the end of the stream.
             Coder::Codec { .. } if packet.data().is_empty() => true,
             Coder::Codec { decoder, .. } => decoder.send_packet(&packet.0).is_ok(),
             Coder::Pictures(pictures) => {
@@ -123,10 +123,10 @@ impl Decoder {
         }
     }
 
-    /// Says that no packet will follow.
+    /// Signals that no packet follows.
     pub fn send_end(&mut self) {
         match &mut self.0 {
-            // The only refusal is that the end has been sent already.
+            // The only error is that the end was signalled before.
             Coder::Codec { decoder, .. } => drop(decoder.send_eof()),
             Coder::Pictures(pictures) => pictures.is_ended = true,
         }
@@ -147,7 +147,7 @@ impl Decoder {
         }
     }
 
-    /// The turn that stands on the last picture itself.
+    /// The orientation stated by the last picture itself.
     pub(super) fn orientation(&self) -> Option<Orientation> {
         match &self.0 {
             Coder::Codec { picture, .. } => of_picture(picture),
@@ -155,9 +155,9 @@ impl Decoder {
         }
     }
 
-    /// How often the decoder has complained of what it was given, on any of its threads. Whatever is
-    /// wrong with a picture, or with one that it refers to, was counted before it comes out: its
-    /// own marks ([`PictureTimes::corrupt`]) may come too late.
+    /// Number of warnings of the decoder, on any of its threads. Every fault
+    /// of a picture, or of one that it refers to, is counted before the picture is output; its
+    /// own flag ([`PictureTimes::corrupt`]) may be set too late.
     pub fn n_complaints(&self) -> u64 {
         match &self.0 {
             Coder::Codec { complaints, .. } => complaints.count(),
@@ -165,7 +165,7 @@ impl Decoder {
         }
     }
 
-    /// Forgets everything in flight, before packets from elsewhere follow.
+    /// Drops buffered packets and pictures, to be called after a seek.
     pub fn flush(&mut self) {
         match &mut self.0 {
             Coder::Codec { decoder, .. } => decoder.flush(),
@@ -188,7 +188,7 @@ impl PictureCoder {
         Received::Picture(PictureTimes { corrupt, ..times })
     }
 
-    /// The picture that was decoded last, as stored.
+    /// The last decoded picture, as stored.
     pub(super) fn take(&self) -> Result<RgbImage> {
         let missing = || Err(Error::new(Kind::Internal, "no picture is decoded"));
         self.picture.take().unwrap_or_else(missing)
@@ -211,7 +211,7 @@ fn open_codec(stream: &av::Stream<'_>, threads: Threads) -> Result<Coder> {
         Threads::One => 1,
     };
     let complaints = Arc::new(Complaints::default());
-    // SAFETY: the context is ours alone and not open yet.
+    // SAFETY: the context is not shared and not open yet.
     unsafe {
         (*context.as_mut_ptr()).thread_count = threads as c_int;
         (*context.as_mut_ptr()).max_pixels = PIXELS_MAX;

@@ -1,4 +1,4 @@
-//! A file opened, and its video stream read packet by packet.
+//! Opens a file and reads its video stream packet by packet.
 
 use std::{collections::BTreeSet, ffi::c_int, path::Path, slice};
 
@@ -30,15 +30,15 @@ pub struct Demuxer {
     splices: Splices,
 }
 
-/// What is read.
+/// The kind of file.
 pub(super) enum Body {
     /// A container that FFmpeg opened.
     Container(Container),
-    /// A picture file, and the number of the frame that comes next: a packet is a frame's times, and no bytes.
+    /// A picture file and the index of its next frame; its packets have times but no bytes.
     Pictures { file: PictureFile, next: usize },
 }
 
-/// An open container and the number of the stream that is read.
+/// An open container and the index of the stream that is read.
 pub(super) struct Container {
     pub(super) input: av::format::context::Input,
     pub(super) stream_index: usize,
@@ -47,18 +47,18 @@ pub(super) struct Container {
 /// One coded picture.
 pub struct Packet(pub(super) av::Packet);
 
-/// What reading gave.
+/// Result of [`Demuxer::read`].
 pub enum Read {
     /// A packet of the video stream.
     Packet(Packet),
-    /// Bytes that the container cannot make sense of; reading may go on behind them.
+    /// Damaged bytes in the container; reading can continue after them.
     Damaged,
     /// The end of the file.
     End,
 }
 
 impl Demuxer {
-    /// Opens `path` and finds its best video stream; `cancel` breaks off a read that hangs.
+    /// Opens `path` and finds its best video stream; `cancel` interrupts a blocking read.
     pub fn open(path: &Path, cancel: &Cancel) -> Result<Self> {
         let (body, time_base) = match picture_file(path)? {
             Some(file) => {
@@ -90,7 +90,7 @@ impl Demuxer {
         }
     }
 
-    /// What was read, behind the last packet, whatever its recording's clock says.
+    /// Shifts the packet's times past those of the last one, if its recording has another clock (see [`Splices`]).
     fn moved(&mut self, read: Read) -> Read {
         let Read::Packet(Packet(mut packet)) = read else {
             return read;
@@ -110,12 +110,12 @@ impl Demuxer {
         Read::Packet(Packet(packet))
     }
 
-    /// How often times fell back so far; they were moved on.
+    /// How often times have jumped back so far, and were shifted.
     pub fn n_splices(&self) -> u64 {
         self.splices.count()
     }
 
-    /// What reads the headers of the stream's packets.
+    /// The reader of the stream's packet headers.
     pub fn headers(&self) -> PacketHeaders {
         match &self.body {
             Body::Container(container) => container.headers(),
@@ -123,7 +123,7 @@ impl Demuxer {
         }
     }
 
-    /// Whether pictures are shown in another order than they are stored in.
+    /// Whether pictures are shown in another order than storage order.
     pub fn reorders(&self) -> bool {
         match &self.body {
             Body::Container(container) => container.reorders(),
@@ -131,12 +131,12 @@ impl Demuxer {
         }
     }
 
-    /// Goes to the last point at or before `ticks` where reading can start, as the container knows it.
+    /// Seeks to the last key frame at or before `ticks`, by the container's index.
     pub fn seek(&mut self, ticks: i64) -> Result<()> {
         self.splices.forget_last();
         match &mut self.body {
             Body::Container(container) => container.seek(ticks),
-            // Every frame of an animation needs those before it.
+            // Each frame of an animation builds on those before it, so decoding starts at the first.
             Body::Pictures { next, .. } => {
                 *next = 0;
                 Ok(())
@@ -169,7 +169,7 @@ impl Container {
             if i != self.stream_index
                 && let Some(mut stream) = self.input.stream_mut(i)
             {
-                // SAFETY: the stream belongs to `input`, which is borrowed mutably; the field is FFmpeg's to read only.
+                // SAFETY: the stream belongs to `input`, which is borrowed mutably; FFmpeg only reads the field.
                 unsafe { (*stream.as_mut_ptr()).discard = ffi::AVDiscard::AVDISCARD_ALL };
             }
         }
@@ -199,7 +199,7 @@ impl Container {
             return PacketHeaders::new("", &[], false);
         };
         // SAFETY: the parameters live as long as the stream; their extradata has the stated length,
-        // and a descriptor lives for ever.
+        // and a descriptor is static.
         unsafe {
             let parameters = &*(*stream.as_ptr()).codecpar;
             let extradata = match usize::try_from(parameters.extradata_size) {
@@ -239,22 +239,22 @@ impl Container {
     pub(super) fn stream(&self) -> Result<av::Stream<'_>> {
         self.input
             .stream(self.stream_index)
-            .ok_or_else(|| Error::new(Kind::Internal, "the video stream is gone"))
+            .ok_or_else(|| Error::new(Kind::Internal, "the video stream has disappeared"))
     }
 }
 
-/// The picture file at `path`, where it is one that Pillow's libraries decode; `None` for everything else.
+/// The picture file at `path`, if it is a JPEG or WebP file; `None` for anything else.
 fn picture_file(path: &Path) -> Result<Option<PictureFile>> {
     let form = match Magic::of(path) {
         Some(Magic::Webp) => Form::Webp,
-        // Pictures without a container around them, one behind the other, are a video.
+        // JPEG pictures one after the other without a container are a video (Motion JPEG).
         Some(Magic::Jpeg) if !is_format(path, "mjpeg") => Form::Jpeg,
         _ => return Ok(None),
     };
     PictureFile::open(path, form).map(Some)
 }
 
-/// The times of frame `next`, which is counted up.
+/// The times of frame `next`, which is incremented.
 fn picture_packet(file: &PictureFile, next: &mut usize) -> Read {
     let Some((start, duration)) = file.time_ms(*next) else {
         return Read::End;
@@ -291,17 +291,17 @@ impl Packet {
         self.0.dts()
     }
 
-    /// Whether decoding can start here, as the container says.
+    /// Whether it is a key frame by the container's flag.
     pub fn is_key(&self) -> bool {
         self.0.is_key()
     }
 
-    /// Whether the container found it incomplete.
+    /// Whether the container marks it as incomplete.
     pub fn is_torn(&self) -> bool {
         self.0.is_corrupt()
     }
 
-    /// Whether it is needed for decoding only: an edit list has cut it away.
+    /// Whether it is for decoding only, because an edit list removes it from the presentation.
     pub fn is_hidden(&self) -> bool {
         use av::packet::Ref;
         // SAFETY: the packet is alive; this reads one of its fields.
@@ -326,7 +326,7 @@ pub(super) fn is_video(stream: &av::Stream<'_>) -> bool {
     stream.parameters().medium() == av::media::Type::Video && disposition & picture == 0
 }
 
-/// Refuses a packet that the container marks as encrypted; parts of a track may be.
+/// Refuses a packet that the container marks as encrypted; a track may be encrypted in parts.
 fn check_clear(packet: &av::Packet) -> Result<()> {
     let marks =
         |data: av::packet::SideData<'_>| data.kind() == av::packet::side_data::Type::EncryptionInfo;
@@ -336,7 +336,7 @@ fn check_clear(packet: &av::Packet) -> Result<()> {
     }
 }
 
-/// Refuses what is encrypted or has no decoder, before anything of it is decoded.
+/// Refuses a stream that is encrypted or has no decoder, before decoding any of it.
 fn check_readable(
     path: &Path,
     input: &av::format::context::Input,
@@ -357,7 +357,7 @@ fn check_readable(
     }
 }
 
-/// How the stream is encrypted, as its container says.
+/// The stream's encryption scheme by its container; `None` for a clear stream.
 fn encryption(
     path: &Path,
     input: &av::format::context::Input,
@@ -374,7 +374,7 @@ fn encryption(
             protection::is_scrambled(path, pid).then(|| "scrambled transport stream".into())
         }
         name if name.starts_with("matroska") => {
-            // Without the number of a key FFmpeg gives up on the encoding, and says so.
+            // Without a key ID FFmpeg only logs that the encoding is unsupported.
             let is_encrypted = named("enc_key_id") || said("Unsupported encoding type");
             is_encrypted.then(|| "Matroska ContentEncryption".into())
         }
@@ -383,7 +383,7 @@ fn encryption(
     }
 }
 
-/// What a file without a video has instead.
+/// Message for a file without a video, naming what it has instead.
 fn without_video(input: &av::format::context::Input) -> String {
     let kinds: BTreeSet<_> = input
         .streams()

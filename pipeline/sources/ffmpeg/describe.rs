@@ -1,11 +1,11 @@
-//! What a file says of its video stream.
+//! The properties of a file's video stream.
 
 use std::{ffi::c_int, path::Path, ptr};
 
 use ffmpeg_next::{self as av, ffi};
 
 use super::{
-    decode::{Decoder, Received, Threads},
+    decode::{Received, StreamDecoder, Threads},
     demux::{Body, Container, Demuxer, Read, is_video},
     log::failed,
     names::{codec_name, pixel_format_name},
@@ -23,11 +23,11 @@ use crate::{
     time::{Pts, TimeBase},
 };
 
-/// Packets among which a first frame is looked for: more than any decoder holds back.
+/// Packets decoded to find the first frame: more than the delay of any decoder.
 const FIRST_PACKETS_MAX: usize = 64;
 
 impl Demuxer {
-    /// What the file says of the stream.
+    /// The stream's properties.
     pub fn info(&self, path: &Path) -> Result<VideoInfo> {
         match &self.body {
             Body::Container(container) => container.info(path, self.time_base, &self.cancel),
@@ -50,7 +50,7 @@ impl Container {
             return Err(failed(Kind::BadInput, what, av::Error::InvalidData));
         }
         let sample_aspect_ratio = match still {
-            // As Pillow has it, whatever the density in the file.
+            // Pillow ignores the pixel density of picture files, so their pixels are square here too.
             true => (1, 1),
             false => self.sample_aspect_ratio(&stream),
         };
@@ -107,7 +107,7 @@ impl Container {
     }
 }
 
-/// The turn of a video: its container's, a HEIF picture's own, else what its first frame says.
+/// The orientation of a video: the container's, for HEIF the picture's own, else that of the first frame.
 fn of_video(path: &Path, stream: &av::Stream<'_>, cancel: &Cancel) -> Result<Orientation> {
     if let Some(turn) = of_stream(stream) {
         return Ok(turn);
@@ -115,7 +115,7 @@ fn of_video(path: &Path, stream: &av::Stream<'_>, cancel: &Cancel) -> Result<Ori
     if let Some(Magic::Heic | Magic::Avif) = Magic::of(path) {
         return Ok(exif::heif_orientation(path).unwrap_or_default());
     }
-    // Codecs whose pictures say how they are turned: in SEI messages, or EXIF.
+    // Codecs whose pictures may state their orientation, in SEI messages or EXIF.
     match stream.parameters().id() {
         av::codec::Id::H264 | av::codec::Id::HEVC | av::codec::Id::MJPEG => {
             of_first_frame(path, cancel)
@@ -124,10 +124,10 @@ fn of_video(path: &Path, stream: &av::Stream<'_>, cancel: &Cancel) -> Result<Ori
     }
 }
 
-/// The turn that stands on the first frame that decodes, if one does soon.
+/// The orientation stated by the first frame that decodes, among the first [`FIRST_PACKETS_MAX`] packets.
 fn of_first_frame(path: &Path, cancel: &Cancel) -> Result<Orientation> {
     let mut demuxer = Demuxer::open(path, cancel)?;
-    let mut decoder = Decoder::open(&demuxer, Threads::One)?;
+    let mut decoder = StreamDecoder::open(&demuxer, Threads::One)?;
     for _ in 0..FIRST_PACKETS_MAX {
         match demuxer.read()? {
             Read::Packet(packet) => drop(decoder.send(&packet)),
@@ -157,7 +157,7 @@ fn of_stream(stream: &av::Stream<'_>) -> Option<Orientation> {
 /// The stored size with square pixels.
 fn shown_size((width, height): (c_int, c_int), (num, den): (u32, u32)) -> Result<(usize, usize)> {
     let shown = i64::from(width) * i64::from(num) / i64::from(den);
-    // A pixel so thin that nothing is left: FFmpeg keeps the stored width.
+    // Pixels so narrow that the width rounds to 0: FFmpeg keeps the stored width.
     let shown = if shown == 0 { i64::from(width) } else { shown };
     match (usize::try_from(shown), usize::try_from(height)) {
         (Ok(w @ 1..), Ok(h @ 1..)) if shown.saturating_mul(i64::from(height)) <= PIXELS_MAX => {
@@ -176,7 +176,7 @@ fn some_ticks(ticks: i64) -> Option<i64> {
     (ticks != ffi::AV_NOPTS_VALUE).then_some(ticks)
 }
 
-/// The rate, or the nearest one whose parts are small enough.
+/// The rate, or the nearest one whose numerator and denominator fit.
 fn rate(ratio: av::Rational) -> Option<Rate> {
     let (Ok(near) | Err(near)) = ratio.reduce_with_limit(1_000_000);
     Rate::new(
@@ -209,8 +209,8 @@ fn matrix_name(space: ffi::AVColorSpace, pixel_format: &str) -> String {
     .into()
 }
 
-/// Whether the colors use the full range of their bits. Gray says so only where it is limited: swscale
-/// takes gray of 8 bits for full range by itself, and needs to be told for more bits and for gray with alpha.
+/// Whether colors use the full range of their bits. Untagged gray is full range: swscale
+/// assumes so for 8-bit gray, and must be told for more bits and for gray with alpha.
 pub(super) fn is_full_range(range: ffi::AVColorRange, pixel_format: &str) -> bool {
     let is_gray = pixel_format.starts_with("gray") || pixel_format.starts_with("ya");
     match range {

@@ -1,4 +1,4 @@
-//! What FFmpeg says goes to the error messages of this program, not to the terminal.
+//! Captures FFmpeg's log for this program's error messages, instead of the terminal.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,27 +14,27 @@ use ffmpeg_next::{self as av, ffi};
 use crate::error::{Error, Kind};
 
 thread_local! {
-    /// What FFmpeg said on this thread since [`forget_messages`], at most [`MESSAGES_MAX`].
+    /// FFmpeg's log messages on this thread since [`forget_messages`], at most [`MESSAGES_MAX`].
     static MESSAGES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-    /// How often the container's reader complained of a damaged packet on this thread.
+    /// Number of damaged packets that FFmpeg's demuxer logged on this thread.
     static DAMAGED_PACKETS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How FFmpeg's complaint of a damaged packet begins. The flag that goes with it
-/// does not survive the parser that cuts packets into frames.
+/// Prefix of FFmpeg's log message for a damaged packet. The packet's flag
+/// cannot be used: FFmpeg's parser drops it when it splits packets into frames.
 const DAMAGED_PACKET: &[u8] = b"Packet corrupt";
 
 /// How FFmpeg begins to say that it fills blocks of a picture that did not come; it is no error to it.
 const CONCEALING: &[u8] = b"concealing ";
 
-/// Messages kept per thread; the first ones tell most.
+/// Messages kept per thread; the first ones are the most specific.
 const MESSAGES_MAX: usize = 16;
 
 /// Prepares FFmpeg once: its log is kept for error messages, not printed.
 pub(super) fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Fills the table of error names; it has no other way to fail than by that table.
+        // Fills the table of error names; its result is always `Ok`.
         let _ = av::init();
         // SAFETY: both only store a value in FFmpeg's globals; the callback is a plain function.
         unsafe {
@@ -63,7 +63,7 @@ impl Complaints {
 #[cfg(target_arch = "x86_64")]
 unsafe fn count_complaint(context: *mut c_void) {
     // SAFETY: by this function's contract; an object of the codecs' class is an `AVCodecContext`, whose
-    // `opaque` only `Decoder::open` sets, to what lives longer than the context.
+    // `opaque` only `StreamDecoder::open` sets, to what lives longer than the context.
     unsafe {
         if context.is_null() || *context.cast::<*const ffi::AVClass>() != ffi::avcodec_get_class() {
             return;
@@ -116,7 +116,7 @@ unsafe extern "C" fn keep_message(
         );
         CStr::from_ptr(line.as_ptr()).to_string_lossy()
     };
-    // A thread that is ending has no store any more; its message is dropped.
+    // On a thread that is ending, thread-local storage is gone: the message is dropped.
     let _ = MESSAGES.try_with(|kept| {
         let mut kept = kept.borrow_mut();
         if kept.len() < MESSAGES_MAX {
@@ -129,24 +129,24 @@ pub(super) fn forget_messages() {
     MESSAGES.with(|kept| kept.borrow_mut().clear());
 }
 
-/// How often FFmpeg has complained of a damaged packet on this thread; only grows.
+/// Number of damaged packets that FFmpeg has logged on this thread; never decreases.
 pub fn damaged_packets() -> u64 {
     DAMAGED_PACKETS.get()
 }
 
-/// Whether FFmpeg said on this thread that the file stops before its own end.
+/// Whether FFmpeg logged on this thread that the file is truncated.
 pub fn said_truncated() -> bool {
     ["partial file", "ended prematurely", "ends prematurely"]
         .into_iter()
         .any(said)
 }
 
-/// Whether FFmpeg said `words` on this thread.
+/// Whether a log message of this thread contains `words`.
 pub(super) fn said(words: &str) -> bool {
     MESSAGES.with(|kept| kept.borrow().iter().any(|m| m.contains(words)))
 }
 
-/// An error of `kind` with FFmpeg's own words: its first log message, or the name of its code.
+/// An error of `kind` with FFmpeg's first log message, or else the name of its error code.
 pub(super) fn failed(kind: Kind, what: &str, error: av::Error) -> Error {
     let said = MESSAGES.with(|kept| kept.borrow().iter().find(|m| !m.is_empty()).cloned());
     let kind = match error {

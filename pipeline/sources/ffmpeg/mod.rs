@@ -1,12 +1,12 @@
-//! FFmpeg: the only folder that knows it. What it says (`log`), its names and time bases as ours
-//! (`names`), files opened (`open`) and read packet by packet (`demux`), what its parser knows of a
-//! packet (`parser`), what a file
-//! says of its video (`describe`), decoding (`decode`), pictures scaled (`scale`) and turned to
-//! upright RGB (`convert`), and mp4 files written (`write`).
+//! Everything that calls FFmpeg: its log (`log`), its names and time bases converted to this program's
+//! (`names`), files opened (`open`) and read packet by packet (`demux`), its parser of packet headers
+//! (`parser`), the properties of a file's
+//! video (`describe`), decoding (`decode`), scaling of pictures (`scale`), their conversion to
+//! upright RGB (`convert`), and writing of mp4 files (`write`).
 //!
-//! What FFmpeg does silently is made explicit here: the colour matrix and range
-//! are set on the scaler, rotation and pixel shape are applied, a stop request
-//! reaches into blocking reads, and its log goes to the error messages of this
+//! FFmpeg's implicit behaviour is made explicit here: the colour matrix and range
+//! are set on the scaler, rotation and pixel aspect ratio are applied, a stop request
+//! interrupts blocking reads, and its log goes to the error messages of this
 //! program instead of the terminal.
 #![allow(unsafe_code)]
 
@@ -32,7 +32,7 @@ mod write;
 
 pub use self::{
     convert::Converter,
-    decode::{Decoder, PictureTimes, Received, Threads},
+    decode::{PictureTimes, Received, StreamDecoder, Threads},
     demux::{Demuxer, Packet, Read},
     log::{damaged_packets, said_truncated},
     parser::Parser,

@@ -38,7 +38,7 @@ pub(super) fn pixel_format_name(format: c_int) -> String {
 }
 
 /// # Safety
-/// `text` is null or a NUL-terminated string that lives for ever.
+/// `text` is null or a NUL-terminated string with static lifetime.
 pub(super) unsafe fn static_text(text: *const c_char) -> String {
     if text.is_null() {
         return "unknown".into();

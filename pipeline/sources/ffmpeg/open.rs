@@ -1,4 +1,4 @@
-//! Files opened, and why one does not open.
+//! Opens files, and explains why one does not open.
 
 use std::{
     ffi::{CStr, CString, c_int},
@@ -21,8 +21,8 @@ use crate::{
     sources::{boxes::BoxFile, magic::Magic, pictures::exif::misread_tiff, protection},
 };
 
-/// Containers and pictures that are read. Playlists, scripts and text that FFmpeg
-/// would also take for a video are not here: a file never makes us open another.
+/// Containers and picture formats that are read. Playlists, scripts and text formats that FFmpeg
+/// also reads as video are left out for security: opening one file must not make FFmpeg open another.
 const FORMATS: &str = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,obu,\
     h264,hevc,m4v,mjpeg,gif,apng,rm,dv,gxf,wtv,yuv4mpegpipe,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,\
     tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe,pam_pipe,qoi_pipe,j2k_pipe,mp3,wav,flac,aac,aiff,ac3,amr";
@@ -38,10 +38,10 @@ const LISTS: [&str; 7] = [
     "webm_dash_manifest",
 ];
 
-/// Bytes of a file that its format is guessed from, as many as FFmpeg takes at most.
+/// Bytes of a file from which its format is guessed: FFmpeg's own maximum.
 const PROBE_BYTES: usize = 1 << 20;
 
-/// Opens `path` and finds out what streams it has; `cancel` breaks off a read that hangs.
+/// Opens `path` and detects its streams; `cancel` interrupts a blocking read.
 pub(super) fn open_input(path: &Path, cancel: &Cancel) -> Result<av::format::context::Input> {
     prepare();
     forget_messages();
@@ -49,12 +49,12 @@ pub(super) fn open_input(path: &Path, cancel: &Cancel) -> Result<av::format::con
     let mut options = av::Dictionary::new();
     options.set("protocol_whitelist", "file");
     options.set("format_whitelist", FORMATS);
-    // A file named `a%03d.png` is that one file.
+    // Without this FFmpeg would take the name `a%03d.png` for a sequence of files.
     options.set("pattern_type", "none");
     open_url(&url, options, cancel).map_err(|error| unreadable(path, error))
 }
 
-/// As `ffmpeg_next::format::input_with_interrupt_and_dictionary`, which takes no name but UTF-8.
+/// As `ffmpeg_next::format::input_with_interrupt_and_dictionary`, which takes UTF-8 names only.
 fn open_url(
     url: &CStr,
     options: av::Dictionary<'_>,
@@ -93,7 +93,7 @@ fn checked(code: c_int) -> std::result::Result<(), av::Error> {
     }
 }
 
-/// An mp4 at `path`, to be written.
+/// Creates an mp4 file at `path`.
 pub(super) fn create_mp4(
     path: &Path,
 ) -> std::result::Result<av::format::context::Output, av::Error> {
@@ -116,14 +116,14 @@ pub(super) fn create_mp4(
     }
 }
 
-/// `file:PATH`, so that no name is taken for a protocol. A name is bytes: FFmpeg hands them to the system as they are.
+/// `file:PATH`, so that no name is taken for a protocol. FFmpeg passes the bytes of a name to the system unchanged.
 fn file_url(path: &Path) -> Result<CString> {
     let url = [b"file:", path.as_os_str().as_bytes()].concat();
-    let message = "the file's name has a NUL byte, which no file has";
+    let message = "the file name contains a NUL byte";
     CString::new(url).map_err(|_| Error::new(Kind::BadInput, message))
 }
 
-/// Why `path` does not open: what is known of such files, else FFmpeg's own words.
+/// The reason why `path` does not open: a known one, else FFmpeg's message.
 fn unreadable(path: &Path, error: av::Error) -> Error {
     if error == av::Error::Exit {
         return failed(Kind::Interrupted, "not opened", error);
@@ -138,7 +138,7 @@ fn unreadable(path: &Path, error: av::Error) -> Error {
     }
 }
 
-/// Whether the file begins with a box of an mp4: FFmpeg takes anything called so for one.
+/// Whether the file begins with an mp4 box: FFmpeg also takes any file named `.mp4` for one.
 fn has_boxes(path: &Path) -> bool {
     let first = BoxFile::open(path).and_then(|mut file| file.children(file.whole()?));
     let known: [&[u8; 4]; 7] = [
@@ -153,14 +153,14 @@ fn no_index() -> String {
         .into()
 }
 
-/// The sentence for a video whose pictures are encrypted.
+/// Message for a video whose pictures are encrypted.
 pub(super) fn encrypted(how: &str) -> String {
     format!(
         "the video is encrypted ({how}), expected one without encryption: decrypt it with its key first"
     )
 }
 
-/// For a file that FFmpeg knows and this program does not open: what it is, and why.
+/// Message for a file of a format that FFmpeg reads and this program refuses.
 fn refused_format(path: &Path) -> Option<String> {
     if !said("Format not on whitelist") {
         return None;
@@ -181,7 +181,7 @@ fn refused_format(path: &Path) -> Option<String> {
     })
 }
 
-/// FFmpeg's name of the format of `path`, short and in words, from its first bytes and its name.
+/// FFmpeg's short and long name of the format of `path`, guessed from its first bytes and its file name.
 fn guessed_format(path: &Path) -> Option<(String, String)> {
     let mut bytes = Vec::new();
     let file = File::open(path).ok()?;
@@ -213,25 +213,25 @@ pub(super) fn is_format(path: &Path, format: &str) -> bool {
     guessed_format(path).is_some_and(|(name, _)| name == format)
 }
 
-/// The sentence for a picture that FFmpeg decodes to wrong colors, without a word.
+/// Message for a picture that FFmpeg decodes to wrong colors without an error.
 pub(super) fn misread(path: &Path, parameters: &ffi::AVCodecParameters) -> Option<String> {
     if parameters.codec_id != ffi::AVCodecID::AV_CODEC_ID_TIFF {
         return None;
     }
     let what = misread_tiff(&std::fs::read(path).ok()?)?;
     Some(format!(
-        "{what}, which FFmpeg {} does not decode right, expected another compression: save it as PNG or JPEG",
+        "{what}, which FFmpeg {} decodes to wrong colors, expected another compression: save it as PNG or JPEG",
         version()
     ))
 }
 
-/// The version of the FFmpeg that runs, e.g. `5.1.9-0+deb12u1`.
+/// The version of FFmpeg at run time, e.g. `5.1.9-0+deb12u1`.
 pub(super) fn version() -> String {
     // SAFETY: a static string.
     unsafe { static_text(ffi::av_version_info()) }
 }
 
-/// The sentence for a codec that the FFmpeg that runs has no decoder for; `None` where it has one.
+/// Message for a codec without a decoder in this FFmpeg; `None` if it has one.
 pub(super) fn no_decoder(parameters: &ffi::AVCodecParameters) -> Option<String> {
     // SAFETY: takes any id, and gives null or a static structure.
     let decoder = unsafe { ffi::avcodec_find_decoder(parameters.codec_id) };
@@ -251,12 +251,12 @@ pub(super) fn no_decoder(parameters: &ffi::AVCodecParameters) -> Option<String> 
     ))
 }
 
-/// A codec that FFmpeg has no name for, by the tag that its container gives it.
+/// Description of a codec without a name in FFmpeg, by its tag in the container.
 fn unknown_codec(tag: [u8; 4]) -> String {
     match &tag {
         b"vvc1" | b"vvi1" => "vvc".into(),
         b"evc1" => "evc".into(),
         [0, 0, 0, 0] => "a codec that it does not know".into(),
-        _ => format!("a codec that it does not know (`{}`)", tag.escape_ascii()),
+        _ => format!("an unknown codec (`{}`)", tag.escape_ascii()),
     }
 }

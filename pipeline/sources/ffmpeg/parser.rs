@@ -1,4 +1,4 @@
-//! FFmpeg's parser of one stream: what a packet's first picture is, for codecs whose headers need
+//! FFmpeg's parser of one stream: the type of a packet's first picture, for codecs whose headers need
 //! their parameter sets to be read.
 
 use std::{
@@ -11,10 +11,10 @@ use ffmpeg_next::{self as av, ffi};
 use super::demux::{Body, Demuxer, Packet};
 use crate::sources::packet_headers::{Parity, ParsedPicture};
 
-/// Goes along with a stream's packets, in the order in which they are stored.
+/// Parses a stream's packets in storage order.
 pub struct Parser {
     parser: NonNull<ffi::AVCodecParserContext>,
-    /// Where the parser looks for the stream's parameter sets.
+    /// Holds the stream's parameter sets for the parser.
     context: av::codec::Context,
 }
 
@@ -27,10 +27,10 @@ impl Parser {
         let parameters = container.stream().ok()?.parameters();
         let id: ffi::AVCodecID = parameters.id().into();
         let context = av::codec::Context::from_parameters(parameters).ok()?;
-        // SAFETY: takes any number; gives null where there is no parser for it.
+        // SAFETY: takes any number and returns null if there is no parser for it.
         let parser = NonNull::new(unsafe { ffi::av_parser_init(id as c_int) })?;
         let mut parser = Self { parser, context };
-        // SAFETY: the parser is ours alone. Packets are whole pictures: it shall not join or cut them.
+        // SAFETY: the parser is not shared. Packets are whole pictures, which it must not join or split.
         unsafe { parser.parser.as_mut().flags |= ffi::PARSER_FLAG_COMPLETE_FRAMES as c_int };
         Some(parser)
     }

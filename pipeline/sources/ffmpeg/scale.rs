@@ -1,4 +1,4 @@
-//! swscale: pictures to another size and pixel format.
+//! swscale: converts pictures to another size and pixel format.
 
 use std::{
     ffi::{CStr, c_int},
@@ -10,17 +10,17 @@ use ffmpeg_next::{self as av, ffi};
 use super::log::failed;
 use crate::error::{Error, Kind, Result};
 
-/// How pictures are scaled and their chroma interpolated: what a plain `ffmpeg -i` does.
+/// Scaling and chroma interpolation, as in a plain `ffmpeg -i`.
 const SCALER_FLAGS: c_int = ffi::SWS_BICUBIC;
 
-/// swscale, set up for one look.
+/// swscale, set up for one [`Look`](super::convert).
 pub(super) struct Scaler(ptr::NonNull<ffi::SwsContext>);
 
-// SAFETY: the context has no tie to the thread that made it, and is never shared.
+// SAFETY: the context is not tied to the thread that created it, and is never shared.
 unsafe impl Send for Scaler {}
 
 impl Scaler {
-    /// From one width, height and pixel format to another. `matrix` and `full_range` are of the side that is YUV.
+    /// Converts from one width, height and pixel format to another. `matrix` and `full_range` apply to the YUV side.
     pub(super) fn new(
         from: (c_int, c_int, c_int),
         to: (c_int, c_int, c_int),
@@ -43,7 +43,7 @@ impl Scaler {
         for (name, value) in options {
             scaler.set(name, value)?;
         }
-        // 4:2:0 has its chroma between two rows: FFmpeg's scale filter says so to the scaler, and so must we.
+        // In 4:2:0 chroma lies between two rows; swscale only accounts for it if told, as FFmpeg's scale filter does.
         let yuv420 = ffi::AVPixelFormat::AV_PIX_FMT_YUV420P as c_int;
         if from.2 == yuv420 {
             scaler.set(c"src_v_chr_pos", 128)?;

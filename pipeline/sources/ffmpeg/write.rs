@@ -1,4 +1,4 @@
-//! Pictures to an mp4 file.
+//! Writes pictures to an mp4 file.
 
 use std::{
     ffi::c_int,
@@ -23,12 +23,12 @@ use crate::{
     },
 };
 
-/// An mp4 file in the making: H.264 (MPEG-4 part 2 where FFmpeg has no libx264), 4:2:0, bt709, limited range.
+/// An mp4 file being written: H.264 (MPEG-4 part 2 where FFmpeg has no libx264), 4:2:0, bt709, limited range.
 ///
-/// It is written under a temporary name beside its place and renamed into it by
-/// [`VideoWriter::finish`]; dropped before that, it leaves nothing behind.
+/// It is written under a temporary name in the same directory and renamed by
+/// [`VideoWriter::finish`]; if dropped before that, the temporary file is removed.
 pub struct VideoWriter {
-    // Declared first, dropped first: FFmpeg closes the file before it is removed.
+    // Fields drop in order of declaration: FFmpeg must close the file before it is removed.
     output: av::format::context::Output,
     encoder: av::encoder::video::Encoder,
     scaler: Scaler,
@@ -105,8 +105,8 @@ impl VideoWriter {
         {
             row[..width * 3].copy_from_slice(source);
         }
-        // The encoder may still hold the last frame: this takes a new buffer when it does.
-        // SAFETY: the frame is alive and ours.
+        // The encoder may still reference the last frame; this allocates a new buffer if it does.
+        // SAFETY: the frame is alive and owned by `self`.
         let code = unsafe { ffi::av_frame_make_writable(self.yuv.as_mut_ptr()) };
         if code < 0 {
             return Err(write_failed(av::Error::from(code)));
@@ -117,7 +117,7 @@ impl VideoWriter {
         self.write_packets()
     }
 
-    /// Writes what the encoder has ready.
+    /// Writes the packets that the encoder has finished.
     fn write_packets(&mut self) -> Result<()> {
         let stream_base = self.output.stream(0).map(|stream| stream.time_base());
         let stream_base =
@@ -139,7 +139,7 @@ impl VideoWriter {
         }
     }
 
-    /// Fails when bytes could not be written, which FFmpeg tells only here.
+    /// Fails when bytes could not be written, which FFmpeg reports only in its I/O context.
     fn check_disk(&mut self) -> Result<()> {
         // SAFETY: an open output has its I/O context until it is dropped.
         let code = unsafe { (*(*self.output.as_ptr()).pb).error };
@@ -150,7 +150,7 @@ impl VideoWriter {
         }
     }
 
-    /// Ends the file and puts it in its place.
+    /// Finishes the file and renames it to its path.
     pub fn finish(self) -> Result<()> {
         let path = self.path.clone();
         self.end().doing(|| format!("write {}", path.shown()))
@@ -232,7 +232,7 @@ fn open_encoder(
     encoder.set_color_transfer_characteristic(av::color::TransferCharacteristic::BT709);
     encoder.set_color_range(av::color::Range::MPEG);
     encoder.set_gop(24);
-    // mp4 keeps the codec's headers once, in front. For mpeg4, which knows no constant rate factor: a fixed scale.
+    // mp4 stores the codec's headers once, in the container. mpeg4 has no constant rate factor: a fixed quantizer scale.
     encoder.set_flags(av::codec::Flags::GLOBAL_HEADER | av::codec::Flags::QSCALE);
     encoder.set_global_quality(2 * ffi::FF_QP2LAMBDA as c_int);
     let mut options = av::Dictionary::new();

@@ -1,5 +1,5 @@
-//! How a picture file says that it must be turned: EXIF in JPEG, PNG, WebP and TIFF, XMP where
-//! there is none, and the properties of a HEIF picture.
+//! The orientation stated by a picture file: EXIF in JPEG, PNG, WebP and TIFF, XMP where
+//! there is no EXIF, and the properties of a HEIF picture.
 
 use std::{io::Cursor, path::Path};
 
@@ -10,14 +10,14 @@ use crate::sources::{
     orientation::Orientation,
 };
 
-/// The turn that a JPEG, PNG, WebP or TIFF asks for, where Pillow looks for it (`Image.getexif`): EXIF's, else XMP's.
+/// The orientation of a JPEG, PNG, WebP or TIFF, from EXIF, else XMP, as in Pillow (`Image.getexif`).
 pub fn orientation(bytes: &[u8]) -> Orientation {
     let of_exif = attributes(bytes).and_then(|exif| number(&exif, Tag::Orientation));
     let number = of_exif.or_else(|| of_xmp(bytes));
     number.map_or(Orientation::default(), Orientation::from_exif)
 }
 
-/// What FFmpeg would decode to wrong colors in a TIFF, in words; `None` for any other file.
+/// Description of a kind of TIFF that FFmpeg decodes to wrong colors; `None` for any other file.
 pub fn misread_tiff(bytes: &[u8]) -> Option<&'static str> {
     let exif = attributes(bytes)?;
     let is = |tag, values: &[u32]| number(&exif, tag).is_some_and(|n| values.contains(&n));
@@ -51,7 +51,7 @@ fn of_xmp(bytes: &[u8]) -> Option<u32> {
     }
 }
 
-/// The turn of the primary picture of the HEIF file at `path`: its properties `irot` and `imir`
+/// The orientation of the primary picture of the HEIF file at `path`: its properties `irot` and `imir`
 /// (ISO 23008-12, sections 6.5.10 and 6.5.12) in the order in which they are listed.
 pub fn heif_orientation(path: &Path) -> Option<Orientation> {
     let mut file = BoxFile::open(path).ok()?;
@@ -69,7 +69,7 @@ pub fn heif_orientation(path: &Path) -> Option<Orientation> {
     Some(turns.fold(Orientation::default(), Orientation::then))
 }
 
-/// The number of the item that is shown (`pitm`).
+/// The ID of the primary item (`pitm`).
 fn primary_item(file: &mut BoxFile, meta: Section) -> Option<u32> {
     let pitm = file.inside(meta, &[b"pitm"]).ok()??;
     let bytes = file.bytes(pitm).ok()?;
@@ -79,7 +79,7 @@ fn primary_item(file: &mut BoxFile, meta: Section) -> Option<u32> {
     }
 }
 
-/// The numbers, from 1, of the properties of `item` in an `ipma` (ISO 23008-12 section 9.3.1).
+/// The 1-based indices of the properties of `item` in an `ipma` (ISO 23008-12 section 9.3.1).
 fn properties_of(ipma: &[u8], item: u32) -> Vec<usize> {
     let is_long = ipma.first().is_some_and(|&version| version > 0);
     let is_wide = ipma.get(3).is_some_and(|flags| flags & 1 != 0);
@@ -97,7 +97,7 @@ fn properties_of(ipma: &[u8], item: u32) -> Vec<usize> {
         let end = first + usize::from(n) * width;
         let listed = ipma.get(first..end).unwrap_or_default();
         if number == Some(item) {
-            // The highest bit says that a reader must know the property.
+            // The highest bit marks the property as essential and is not part of its index.
             return match is_wide {
                 true => listed
                     .chunks_exact(2)
@@ -114,9 +114,9 @@ fn properties_of(ipma: &[u8], item: u32) -> Vec<usize> {
 fn turn(file: &mut BoxFile, property: Section) -> Option<Orientation> {
     let value = || -> Option<u8> { file.bytes(property).ok()?.first().copied() };
     let number = match &property.kind {
-        // Quarter turns against the clock.
+        // Quarter turns counterclockwise.
         b"irot" => [1, 8, 3, 6][usize::from({ value }()? & 3)],
-        // 0 exchanges top and bottom, 1 left and right.
+        // 0 flips top and bottom, 1 left and right.
         b"imir" => [4, 2][usize::from({ value }()? & 1)],
         _ => return None,
     };

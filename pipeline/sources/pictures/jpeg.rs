@@ -1,5 +1,5 @@
-//! JPEG pictures to the bytes that Pillow makes of them: with libjpeg-turbo, by its slow exact
-//! transform and its smooth chroma, as models' pictures were decoded when they were trained.
+//! Decodes JPEG pictures to the same bytes as Pillow, with libjpeg-turbo's accurate integer
+//! DCT and smooth chroma upsampling: models were trained on pictures decoded so.
 
 use turbojpeg::{Colorspace, DecompressHeader, Decompressor, Image, PixelFormat, Subsamp};
 
@@ -8,10 +8,10 @@ use crate::{
     flow::RgbImage,
 };
 
-/// Most scans of a progressive picture: each goes through all of it, and none needs more than some tens.
+/// Upper bound of the scans of a progressive picture: real ones have some tens, and each scan costs a pass over it.
 const SCANS_MAX: u32 = 500;
 
-/// What libjpeg says of damage that it goes on behind, as Pillow does (`JWRN_` in `jerror.h`).
+/// libjpeg's warnings after which decoding continues, as in Pillow (`JWRN_` in `jerror.h`).
 const WARNINGS: [&str; 5] = [
     "Corrupt JPEG data",
     "Inconsistent progression sequence",
@@ -20,10 +20,10 @@ const WARNINGS: [&str; 5] = [
     "Warning: unknown JFIF revision",
 ];
 
-/// Width and height in pixels as stored, and FFmpeg's name of how its colors are stored.
+/// Width and height in pixels as stored, and FFmpeg's name of the pixel format.
 ///
 /// # Errors
-/// `BadInput` for what libjpeg cannot read.
+/// `BadInput` for a header that libjpeg cannot read.
 pub fn head(bytes: &[u8]) -> Result<((usize, usize), &'static str)> {
     let header = decompressor()?.read_header(bytes).map_err(unreadable)?;
     let pixel_format = match (header.colorspace, header.subsamp) {
@@ -43,7 +43,7 @@ pub fn head(bytes: &[u8]) -> Result<((usize, usize), &'static str)> {
 /// The picture as stored, `height × width × 3` bytes of RGB, and whether it is damaged.
 ///
 /// # Errors
-/// `BadInput` for what Pillow raises at: a picture that is cut off, or beyond repair.
+/// `BadInput` where Pillow raises: for a picture that is truncated or cannot be decoded.
 pub fn decode(bytes: &[u8]) -> Result<(RgbImage, bool)> {
     let mut decompressor = decompressor()?;
     let header = decompressor.read_header(bytes).map_err(unreadable)?;
@@ -80,7 +80,7 @@ fn decompressor() -> Result<Decompressor> {
     Ok(decompressor)
 }
 
-/// Zeros for all pixels, and what they will be: libjpeg makes no RGB of printers' colors.
+/// A zeroed buffer for all pixels, and their format: libjpeg does not convert CMYK to RGB.
 fn room(header: &DecompressHeader) -> (Vec<u8>, PixelFormat) {
     let format = match header.colorspace {
         Colorspace::CMYK | Colorspace::YCCK => PixelFormat::CMYK,
@@ -92,13 +92,13 @@ fn room(header: &DecompressHeader) -> (Vec<u8>, PixelFormat) {
     )
 }
 
-/// `true` for damage that libjpeg has gone on behind; the picture is there.
+/// `Ok(true)` for damage after which libjpeg decoded the rest of the picture.
 ///
-/// Of several complaints only the first is told, so whether the end is there is looked up.
+/// libjpeg reports only its first warning, so a missing end of the file is checked separately.
 fn is_passed_over(error: turbojpeg::Error, bytes: &[u8]) -> Result<bool> {
     let said = error.to_string();
     if said.contains("Premature end of JPEG file") || !has_end(bytes) {
-        let message = "the JPEG is cut off: the marker of its end is missing";
+        let message = "the JPEG is truncated: it has no end-of-image marker";
         return Err(Error::new(Kind::BadInput, message));
     }
     match WARNINGS.iter().any(|warning| said.contains(warning)) {
@@ -107,7 +107,7 @@ fn is_passed_over(error: turbojpeg::Error, bytes: &[u8]) -> Result<bool> {
     }
 }
 
-/// Whether an end of image (EOI) stands behind the last start of scan (SOS; ITU-T T.81, table B.1).
+/// Whether an end of image (EOI) follows the last start of scan (SOS; ITU-T T.81, table B.1).
 fn has_end(bytes: &[u8]) -> bool {
     let last = |marker: [u8; 2]| bytes.windows(2).rposition(|pair| pair == marker);
     last([0xff, 0xd9]) > last([0xff, 0xda])
@@ -121,7 +121,7 @@ fn unreadable(error: turbojpeg::Error) -> Error {
     )
 }
 
-/// RGB of a pixel as JPEG files hold CMYK, inverted, by Pillow's rule (`cmyk2rgb` in its `Convert.c`).
+/// RGB of a CMYK pixel, which JPEG files store inverted, by Pillow's formula (`cmyk2rgb` in its `Convert.c`).
 fn rgb_of_cmyk(pixel: &[u8]) -> [u8; 3] {
     let light = u32::from(pixel[3]);
     [0, 1, 2].map(|channel| {

@@ -1,5 +1,5 @@
-//! Picture files that are decoded as Pillow decodes them: JPEG (`jpeg`), WebP and its animations
-//! (`webp`); and how a picture says that it must be turned (`exif`).
+//! Picture files decoded to the same bytes as Pillow: JPEG (`jpeg`), WebP and its animations
+//! (`webp`); and the orientation of a picture (`exif`).
 //!
 //! A picture file is a video of one frame, an animation one of many. Pixels are square, whatever the file says.
 
@@ -26,7 +26,7 @@ use crate::{
 /// Milliseconds.
 const TICKS_PER_SECOND: u32 = 1000;
 
-/// What a picture file holds.
+/// The format of a picture file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// One JPEG picture.
@@ -41,7 +41,7 @@ pub struct PictureFile {
     form: Form,
     bytes: Arc<[u8]>,
     size: (usize, usize),
-    /// As FFmpeg calls it.
+    /// FFmpeg's name of the pixel format.
     pixel_format: &'static str,
     orientation: Orientation,
     /// When each frame is shown and for how long, in milliseconds.
@@ -50,10 +50,10 @@ pub struct PictureFile {
 }
 
 impl PictureFile {
-    /// Reads the file at `path` and its head.
+    /// Reads the file at `path` and parses its header.
     ///
     /// # Errors
-    /// `BadInput` for a head that does not decode or a picture of too many pixels, `Io` where the file cannot be read.
+    /// `BadInput` for an invalid header or too many pixels, `Io` if the file cannot be read.
     pub fn open(path: &Path, form: Form) -> Result<Self> {
         let bytes: Arc<[u8]> = std::fs::read(path)?.into();
         let (size, pixel_format) = match form {
@@ -84,18 +84,18 @@ impl PictureFile {
     /// Seconds per tick of all times.
     pub fn time_base() -> Result<TimeBase> {
         TimeBase::new(1, TICKS_PER_SECOND)
-            .ok_or_else(|| Error::new(Kind::Internal, "milliseconds are no time base"))
+            .ok_or_else(|| Error::new(Kind::Internal, "milliseconds are not a valid time base"))
     }
 
-    /// When frame `number` is shown and for how long, in milliseconds; `None` behind the last.
+    /// Start and duration of frame `number`, in milliseconds; `None` after the last frame.
     pub fn time_ms(&self, number: usize) -> Option<(i64, i64)> {
         self.times.get(number).copied()
     }
 
-    /// What is said of the file, at `path`.
+    /// The properties of the file, at `path`.
     ///
     /// # Errors
-    /// None in fact: the time base is a constant.
+    /// `Internal`, which cannot happen: the time base is a valid constant.
     pub fn info(&self, path: &Path) -> Result<VideoInfo> {
         let (container, codec) = match self.form {
             Form::Jpeg => ("jpeg_pipe", "mjpeg"),
@@ -145,7 +145,7 @@ impl PictureFile {
     /// A decoder at the first frame.
     ///
     /// # Errors
-    /// `BadInput` for a head that does not decode.
+    /// `BadInput` for an invalid header.
     pub fn frames(&self) -> Result<PictureFrames> {
         Ok(match self.form {
             Form::Jpeg => PictureFrames::Jpeg(self.bytes.clone()),
@@ -156,17 +156,17 @@ impl PictureFile {
 
 /// The frames of a picture file, one after the other.
 pub enum PictureFrames {
-    /// The one of a JPEG.
+    /// The frame of a JPEG.
     Jpeg(Arc<[u8]>),
-    /// Those of a WebP.
+    /// The frames of a WebP.
     Webp(Box<Webp>),
 }
 
 impl PictureFrames {
-    /// The next frame as stored, not turned, and whether it is damaged.
+    /// The next frame as stored, before rotation, and whether it is damaged.
     ///
     /// # Errors
-    /// `BadInput` for what Pillow would not decode.
+    /// `BadInput` for a frame that Pillow would refuse.
     pub fn decode(&mut self) -> Result<(RgbImage, bool)> {
         match self {
             Self::Jpeg(bytes) => jpeg::decode(bytes),
@@ -175,7 +175,7 @@ impl PictureFrames {
     }
 }
 
-/// Start and length of frames of these lengths.
+/// Start and duration of consecutive frames of these durations.
 fn one_behind_the_other(durations: &[i64]) -> Arc<[(i64, i64)]> {
     let mut next = 0;
     let time = |&duration: &i64| {

@@ -1,7 +1,7 @@
-//! WebP pictures and animations to the bytes that Pillow makes of them.
+//! Decodes WebP pictures and animations to the same bytes as Pillow.
 //!
-//! FFmpeg interpolates chroma in another way, and up to version 8 it reads no animation. A
-//! frame that an animation blends over the last one may differ from Pillow's by one level.
+//! FFmpeg interpolates chroma differently, and before version 8 it does not read animations. A
+//! frame that is blended over the last one may differ from Pillow's by one level.
 
 use std::{io::Cursor, sync::Arc};
 
@@ -13,19 +13,19 @@ use crate::{
     flow::RgbImage,
 };
 
-/// Bytes of a frame's head in an animation (`ANMF`) up to the end of its duration.
+/// Bytes of an animation frame's header (`ANMF`) up to the end of its duration.
 const FRAME_HEAD_BYTES: usize = 15;
 
-/// A WebP file, decoded from its first picture on.
+/// A decoder of a WebP file, at its next picture.
 pub struct Webp {
     decoder: WebPDecoder<Cursor<Arc<[u8]>>>,
 }
 
 impl Webp {
-    /// Reads the head of `bytes`.
+    /// Parses the header of `bytes`.
     ///
     /// # Errors
-    /// `BadInput` for what is no WebP.
+    /// `BadInput` for anything but a WebP file.
     pub fn open(bytes: Arc<[u8]>) -> Result<Self> {
         let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(unreadable)?;
         decoder.set_memory_limit(usize::try_from(PIXELS_MAX * 4).unwrap_or(usize::MAX));
@@ -37,7 +37,7 @@ impl Webp {
         (width as usize, height as usize)
     }
 
-    /// Width and height in pixels as stored, and FFmpeg's name of how its colors are stored.
+    /// Width and height in pixels as stored, and FFmpeg's name of the pixel format.
     pub fn head(&mut self) -> ((usize, usize), &'static str) {
         let pixel_format = match (self.decoder.is_lossy(), self.decoder.has_alpha()) {
             (true, false) => "yuv420p",
@@ -47,10 +47,10 @@ impl Webp {
         (self.size(), pixel_format)
     }
 
-    /// The next picture, without its alpha, which is dropped and not blended; the only one of a still.
+    /// The next picture; its alpha is dropped, not blended. A still has one picture.
     ///
     /// # Errors
-    /// `BadInput` for what does not decode.
+    /// `BadInput` for a picture that does not decode.
     pub fn decode(&mut self) -> Result<RgbImage> {
         let n = self.decoder.output_buffer_size().unwrap_or(0);
         let mut data = vec![0; n];
@@ -78,9 +78,9 @@ fn unreadable(error: DecodingError) -> Error {
     Error::with_source(Kind::BadInput, "the WebP does not decode", error)
 }
 
-/// How long each frame of an animation is shown, in milliseconds; none for a still.
+/// Duration of each frame of an animation, in milliseconds; empty for a still.
 ///
-/// A frame of no length counts as one millisecond, so that times rise.
+/// A duration of 0 counts as 1 ms, so that times increase.
 pub fn durations_ms(bytes: &[u8]) -> Vec<i64> {
     let (mut found, mut at) = (Vec::new(), 12);
     while let Some(head) = bytes.get(at..at + 8) {
@@ -91,7 +91,7 @@ pub fn durations_ms(bytes: &[u8]) -> Vec<i64> {
             let duration = u32::from_le_bytes([frame[12], frame[13], frame[14], 0]);
             found.push(i64::from(duration).max(1));
         }
-        // Chunks of an odd size have a byte behind them.
+        // Chunks of an odd size are followed by a padding byte (RIFF).
         at += 8 + size + size % 2;
     }
     found

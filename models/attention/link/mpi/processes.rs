@@ -201,7 +201,11 @@ impl Processes {
         for peer in others {
             let words = self.receive(peer)?.header;
             let theirs: Greeting = serde_json::from_str(&words).map_err(|e| {
-                Error::with_source(Kind::Network, format!("rank {peer} is no longreel"), e)
+                Error::with_source(
+                    Kind::Network,
+                    format!("rank {peer} is not a longreel process"),
+                    e,
+                )
             })?;
             if theirs.version != greeting.version {
                 let (found, expected) = (theirs.version, &greeting.version);
@@ -412,7 +416,7 @@ impl Inboxes {
         let state = &mut lock(&self.peers)[peer];
         state.heard = Some(Instant::now());
         if let Err(error) = taken {
-            state.lost = Some(format!("rank {peer} sent what is no message: {error}"));
+            state.lost = Some(format!("rank {peer} sent an invalid message: {error}"));
         }
         true
     }
