@@ -110,10 +110,7 @@ fn a_codec_without_a_decoder_is_named_with_the_version_found() {
     let unknown = clips::edited("unknown.mp4", &hevc, |bytes| {
         replaced(bytes, b"hvc1", b"xyz1")
     });
-    assert_refused(
-        &unknown,
-        "has no decoder for an unknown codec (`xyz1`)",
-    );
+    assert_refused(&unknown, "has no decoder for an unknown codec (`xyz1`)");
     let screen = clips::edited("other.mp4", &hevc, |bytes| {
         replaced(bytes, b"hvc1", b"vvc1")
     });
