@@ -1,6 +1,7 @@
 //! Shows file names in messages: names need not be UTF-8 and may contain line breaks.
 
 use std::{
+    borrow::Cow,
     fmt::{self, Write},
     path::Path,
 };
@@ -14,11 +15,19 @@ pub struct ShownName<'a>(&'a Path);
 pub trait FileName {
     /// The name for a message.
     fn shown(&self) -> ShownName<'_>;
+
+    /// The name for JSON and reels, which can hold any text: unchanged where it is UTF-8, else as shown.
+    fn text(&self) -> Cow<'_, str>;
 }
 
 impl FileName for Path {
     fn shown(&self) -> ShownName<'_> {
         ShownName(self)
+    }
+
+    fn text(&self) -> Cow<'_, str> {
+        let shown = || Cow::Owned(self.shown().to_string());
+        self.to_str().map_or_else(shown, Cow::Borrowed)
     }
 }
 
@@ -37,12 +46,12 @@ impl fmt::Display for ShownName<'_> {
     }
 }
 
-/// Serializes `path` as it is shown in messages, for `serde(serialize_with)`.
+/// Serializes `path` as [`FileName::text`], for `serde(serialize_with)`.
 ///
 /// # Errors
 /// Those of the serializer.
 pub fn as_text<S: Serializer>(path: impl AsRef<Path>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.as_ref().shown())
+    serializer.serialize_str(&path.as_ref().text())
 }
 
 #[cfg(test)]
@@ -50,6 +59,13 @@ mod tests {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
     use super::FileName;
+
+    #[test]
+    fn a_name_that_is_utf8_stays_itself_in_json() {
+        let text = |bytes: &[u8]| Path::new(OsStr::from_bytes(bytes)).text().into_owned();
+        assert_eq!(text(b"a\nb"), "a\nb");
+        assert_eq!(text(b"a\n\xff"), r"a\n\xff");
+    }
 
     #[test]
     fn names_are_shown_whole_and_on_one_line() {

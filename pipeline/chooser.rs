@@ -190,7 +190,7 @@ impl Query {
         candidates: &mut Candidates<'_>,
         progress: &Progress,
     ) -> Result<CandidatePool> {
-        let made_by = absolute(model.system.path()).shown().to_string();
+        let made_by = absolute(model.system.path()).text().into_owned();
         let mut pool = CandidatePool::of(self.describe(candidates.sampling, &made_by));
         pool.fill(&mut candidates.reader, progress, |frame, _| {
             let vector = RgbView::new(frame.image.width, frame.image.height, &frame.image.data)

@@ -36,6 +36,8 @@ pub use form::{
     RowsDtype, StepRows, absolute, modified_s,
 };
 
+use longreel_models::file_name::FileName;
+
 use crate::{
     error::{Context, Error, Kind, Result},
     flow::FrameMark,
@@ -77,9 +79,9 @@ impl ReelWriter {
     /// given, or another process writes it; `Io` when writing fails.
     pub fn open(path: &Path, header: ReelHeader, force: bool) -> Result<Self> {
         header.validate()?;
-        let path = &replaceable(path).doing(|| format!("write {}", path.display()))?;
+        let path = &replaceable(path).doing(|| format!("write {}", path.shown()))?;
         let partial = partial_path(path);
-        let doing = || format!("open the reel {}", partial.display());
+        let doing = || format!("open the reel {}", partial.shown());
         let resumed = resumable(&partial, &header);
         if resumed.is_none() && !force && has_frames(&partial) {
             let message = "it belongs to another job, expected the same videos, sampling and model (--force replaces it)";
@@ -128,7 +130,7 @@ impl ReelWriter {
         let record = step.record(&self.header)?;
         self.file
             .write_all(&record)
-            .doing(|| format!("write {}", self.partial.display()))?;
+            .doing(|| format!("write {}", self.partial.shown()))?;
         self.n_frames += step.step.frames.len() as u64;
         Ok(())
     }
@@ -137,7 +139,7 @@ impl ReelWriter {
     pub fn flush(&mut self) -> Result<()> {
         self.file
             .flush()
-            .doing(|| format!("write {}", self.partial.display()))
+            .doing(|| format!("write {}", self.partial.shown()))
     }
 
     /// Flushes everything and renames the file to its final name.
@@ -146,9 +148,8 @@ impl ReelWriter {
         self.file
             .get_ref()
             .sync_all()
-            .doing(|| format!("write {}", self.partial.display()))?;
-        std::fs::rename(&self.partial, &self.path)
-            .doing(|| format!("write {}", self.path.display()))
+            .doing(|| format!("write {}", self.partial.shown()))?;
+        std::fs::rename(&self.partial, &self.path).doing(|| format!("write {}", self.path.shown()))
     }
 }
 
@@ -193,7 +194,7 @@ impl ReelReader {
     /// # Errors
     /// `BadInput` for a file that is not a reel, or one of features whose records are out of order.
     pub fn open(path: &Path) -> Result<Self> {
-        let doing = || format!("read the reel {}", path.display());
+        let doing = || format!("read the reel {}", path.shown());
         let mut file = BufReader::new(File::open(path).doing(doing)?);
         let bytes = file.get_ref().metadata().doing(doing)?.len();
         let header = read_header(&mut file, bytes).doing(doing)?;
@@ -220,7 +221,7 @@ impl ReelReader {
     /// # Errors
     /// `Usage` for an empty range, `BadInput` for one without a step, `Io` when reading fails.
     pub fn within(mut self, range: TimeRange) -> Result<Self> {
-        let doing = format!("read the reel {}", self.path.display());
+        let doing = format!("read the reel {}", self.path.shown());
         range.check().doing(|| doing.clone())?;
         self.range = range;
         self.n_frames = 0;
@@ -281,8 +282,7 @@ impl ReelReader {
         let file = self.file.get_ref();
         let read = |at: u64, out: &mut [u8]| file.read_exact_at(out, self.data_start + at);
         let heads = RecordHeads::of(&self.header, self.whole.bytes, read);
-        let heads =
-            heads.map(|head| head.doing(|| format!("read the reel {}", self.path.display())));
+        let heads = heads.map(|head| head.doing(|| format!("read the reel {}", self.path.shown())));
         heads.filter(|head| head.as_ref().map_or(true, |head| self.takes(head)))
     }
 
@@ -291,7 +291,7 @@ impl ReelReader {
     /// # Errors
     /// `Io` when the file has fewer, `BadInput` for a reel with records of different lengths.
     pub fn read_records(&self, first: u64, records: &mut [u8]) -> Result<()> {
-        let doing = || format!("read frame {first} of the reel {}", self.path.display());
+        let doing = || format!("read frame {first} of the reel {}", self.path.shown());
         let at = self.data_start + first * regular_bytes(&self.header).doing(doing)?;
         let file = self.file.get_ref();
         file.read_exact_at(records, at).doing(doing)
@@ -306,7 +306,7 @@ impl ReelReader {
             let number = self.next;
             let step = self.read_step();
             let step =
-                step.doing(|| format!("read step {number} of the reel {}", self.path.display()))?;
+                step.doing(|| format!("read step {number} of the reel {}", self.path.shown()))?;
             self.next += 1;
             if step.is_some() {
                 return Ok(step);

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::{
     checkpoint::{foreign::View, layout},
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
     spec::{ModelSpec, VqganSpec, vqgan_alone::VqganAlone},
 };
 
@@ -144,7 +145,7 @@ impl Parts<'_> {
         mut options: ImportOptions,
     ) -> Result<ImportReport> {
         let target = TemporaryDirectory::prepare(out, options.force)?;
-        let doing = || format!("write the model directory {}", out.display());
+        let doing = || format!("write the model directory {}", out.shown());
         let dir = target.temporary.as_path();
         if let Some(tokenizer) = self.tokenizer {
             copy_tokenizer(tokenizer, dir)?;
@@ -215,7 +216,7 @@ struct TemporaryDirectory {
 
 impl TemporaryDirectory {
     fn prepare(out: &Path, force: bool) -> Result<Self> {
-        let doing = || format!("make the model directory {}", out.display());
+        let doing = || format!("make the model directory {}", out.shown());
         check_replaceable(out, force).doing(doing)?;
         let (Some(name), parent) = (out.file_name(), out.parent()) else {
             return Err(Error::new(Kind::Usage, "not the name of a directory").doing(doing()));
@@ -298,7 +299,7 @@ fn is_model_file(name: &str) -> bool {
 
 /// Copies a tokenizer: `tokenizer.model`, `tokenizer.json`, or a directory of tokenizer files.
 fn copy_tokenizer(from: &Path, dir: &Path) -> Result<()> {
-    let doing = || format!("copy the tokenizer {}", from.display());
+    let doing = || format!("copy the tokenizer {}", from.shown());
     let (source, wanted): (&Path, Vec<&str>) = if from.is_dir() {
         (from, TOKENIZER_FILES.to_vec())
     } else {

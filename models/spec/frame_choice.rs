@@ -8,7 +8,10 @@ use std::fmt;
 use serde::Deserialize;
 
 use super::processor::{Medium, ProcessorFolder, processor_json};
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    file_name::FileName,
+};
 
 /// Numbers that PyTorch's `arange` computes from one base: 8 lanes of f32 (`RangeFactoriesKernel.cpp`).
 const LANES: usize = 8;
@@ -91,7 +94,7 @@ impl FrameChoice {
         let Some((name, json)) = processor_json(dir, Medium::Video)? else {
             return Ok(usual);
         };
-        let doing = || dir.join(name).display().to_string();
+        let doing = || dir.join(name).shown().to_string();
         let file: FrameChoiceFile = serde_path_to_error::deserialize(json)
             .map_err(|e| bad(e.to_string()))
             .doing(doing)?;

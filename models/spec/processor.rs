@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    file_name::FileName,
+};
 
 /// Mean and standard deviation of OpenAI's CLIP.
 const CLIP: [[f64; 3]; 2] = [
@@ -199,7 +202,7 @@ impl ProcessorFolder {
 
     /// What is being done when its `config.json` does not say how.
     pub(crate) fn config(&self) -> String {
-        format!("config.json of {}", self.dir.display())
+        format!("config.json of {}", self.dir.shown())
     }
 }
 
@@ -235,8 +238,9 @@ impl PictureSpec {
     pub fn of_folder(folder: &ProcessorFolder, medium: Medium) -> Result<Self> {
         let ProcessorFolder { dir, model } = folder;
         let mut spec = match processor_json(dir, medium)? {
-            Some((name, json)) => Self::of_json(json, model.as_ref())
-                .doing(|| dir.join(name).display().to_string())?,
+            Some((name, json)) => {
+                Self::of_json(json, model.as_ref()).doing(|| dir.join(name).shown().to_string())?
+            }
             None => {
                 let model = model.as_ref().ok_or_else(|| none_there(dir))?;
                 Self::of_model(model).doing(|| folder.config())?
@@ -569,7 +573,7 @@ fn json(path: &Path) -> Result<Option<Value>> {
             Err(error) => Err(error.into()),
         }
     };
-    read().doing(|| path.display().to_string())
+    read().doing(|| path.shown().to_string())
 }
 
 fn none_there(dir: &Path) -> Error {
@@ -577,7 +581,7 @@ fn none_there(dir: &Path) -> Error {
         Kind::NotFound,
         "no preprocessor_config.json and no config.json, expected one of them",
     )
-    .doing(format!("read the preprocessing of {}", dir.display()))
+    .doing(format!("read the preprocessing of {}", dir.shown()))
 }
 
 fn bad(message: String) -> Error {

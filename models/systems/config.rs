@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use crate::{
     checkpoint::weights::Weights,
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
     spec::{
         DecoderSpec, FrameEnd, ModelSpec, ModelType, default_end_of_frame_id,
         default_end_of_vision_id,
@@ -48,7 +49,7 @@ impl Config {
                 config.json[key.as_str()] = read_json(&dir.join(folder).join("config.json"))?;
             }
             // The values that the architecture requires may be in the parts' configurations, so they are checked after inserting them.
-            let doing = || format!("read {}", config.path.display());
+            let doing = || format!("read {}", config.path.shown());
             architecture.check(&config.json).doing(doing)?;
         }
         Ok(config)
@@ -63,14 +64,14 @@ impl Config {
     }
 
     fn of_json(json: Json, path: PathBuf) -> Result<Self> {
-        let doing = || format!("read {}", path.display());
+        let doing = || format!("read {}", path.shown());
         let writer = ConfigWriter::of(&json).doing(doing)?;
         Ok(Self { path, json, writer })
     }
 
     /// The context of errors about its values.
     pub fn doing(&self) -> String {
-        format!("read {}", self.path.display())
+        format!("read {}", self.path.shown())
     }
 
     /// The model's specification.
@@ -130,7 +131,7 @@ impl ConfigWriter {
 }
 
 fn read_json(path: &Path) -> Result<Json> {
-    let doing = || format!("read {}", path.display());
+    let doing = || format!("read {}", path.shown());
     let json = parsed(&std::fs::read_to_string(path).doing(doing)?).doing(doing)?;
     if json.is_object() {
         return Ok(json);

@@ -14,6 +14,7 @@ use crate::{
         weights::{Weights, weight_files},
     },
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
     spec::{
         DecoderSpec, FrameEnd, ModelSpec, ModelType, default_end_of_frame_id,
         default_end_of_vision_id,
@@ -48,7 +49,7 @@ pub fn gguf_of(path: &Path) -> Result<Option<PathBuf>> {
     let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
     let message = format!(
         "{} has {}, expected one *.gguf file: give the file itself",
-        path.display(),
+        path.shown(),
         names.join(", ")
     );
     Err(Error::new(Kind::BadInput, message))
@@ -95,7 +96,7 @@ impl GgufModel {
     /// # Errors
     /// `BadInput` for a file that is not the first, or whose number of files differs from its name.
     pub fn open(path: &Path) -> Result<Self> {
-        let doing = || format!("open {}", path.display());
+        let doing = || format!("open {}", path.shown());
         let first = map(path)?;
         let count = Header::read(first.as_bytes())
             .and_then(|header| header.id("split.count"))
@@ -128,7 +129,7 @@ impl GgufModel {
     /// As [`Header::read`].
     pub fn header(&self) -> Result<Header<'_>> {
         let bytes = self.files.first().map(|(_, bytes)| bytes.as_bytes());
-        Header::read(bytes.unwrap_or_default()).doing(|| self.path().display().to_string())
+        Header::read(bytes.unwrap_or_default()).doing(|| self.path().shown().to_string())
     }
 
     /// The specification of the decoder.
@@ -136,7 +137,7 @@ impl GgufModel {
     /// # Errors
     /// `BadInput` for an unknown architecture, or an unsupported value of a key.
     pub fn decoder(&self) -> Result<DecoderSpec> {
-        let doing = || format!("read {}", self.path().display());
+        let doing = || format!("read {}", self.path().shown());
         let config = self.config()?;
         let spec = Architecture::of_gguf(&config)
             .and_then(|architecture| architecture.gguf_spec(&config))
@@ -178,11 +179,11 @@ impl GgufModel {
         let header = self.header()?;
         let name = header.text("general.architecture")?.ok_or_else(|| {
             let message = "general.architecture is missing, expected the name of a decoder";
-            Error::new(Kind::BadInput, message).doing(format!("read {}", self.path().display()))
+            Error::new(Kind::BadInput, message).doing(format!("read {}", self.path().shown()))
         })?;
         let mut tensors = Vec::new();
         for (path, bytes) in &self.files {
-            let header = Header::read(bytes.as_bytes()).doing(|| path.display().to_string())?;
+            let header = Header::read(bytes.as_bytes()).doing(|| path.shown().to_string())?;
             tensors.extend(header.tensors);
         }
         let mut config = header.config(name);
@@ -193,7 +194,7 @@ impl GgufModel {
 }
 
 fn map(path: &Path) -> Result<MappedBytes> {
-    MappedBytes::open(path).doing(|| format!("open {}", path.display()))
+    MappedBytes::open(path).doing(|| format!("open {}", path.shown()))
 }
 
 /// Adds the facts that only the presence of tensors shows: biases, experts, RoPE factors.
@@ -246,7 +247,7 @@ pub fn with_decoder(
 ) -> Result<(ModelSpec, Weights)> {
     let decoder = file.decoder()?;
     check_same(&spec.decoder, &decoder)
-        .doing(|| format!("replace the decoder by that of {}", file.path().display()))?;
+        .doing(|| format!("replace the decoder by that of {}", file.path().shown()))?;
     let folders = DecoderSpec {
         vision_vocab_size: None,
         ..spec.decoder.clone()

@@ -13,6 +13,7 @@ use crate::{
         writer::{ImportOptions, ImportReport, Planned, check_layout, write_model},
     },
     error::{Context, Error, Kind, Result},
+    file_name::FileName,
     spec::ModelSpec,
     systems,
 };
@@ -26,7 +27,7 @@ use crate::{
 /// `BadInput` for an unsupported configuration and for unknown, missing,
 /// repeated or misshapen tensors; see [`write_model`] for the rest.
 pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<ImportReport> {
-    let doing = || format!("import {}", dir.display());
+    let doing = || format!("import {}", dir.shown());
     let system = systems::open(dir).doing(doing)?;
     let spec = system.answering()?;
     let mut found = tensors_of(dir).doing(doing)?;

@@ -363,7 +363,7 @@ impl FirstAnswer {
         let vision = || self.prompt.iter().map(seen).collect();
         AskJson {
             question: "",
-            model: model.system.path().shown().to_string(),
+            model: model.system.path().text().into_owned(),
             video,
             tokens: Tokens {
                 prompt: self.prompt.len(),

@@ -107,7 +107,7 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 
 /// The model's name as given.
 fn name_of(args: &AnswersArgs) -> String {
-    let name = args.model.as_deref().map(|model| model.shown().to_string());
+    let name = args.model.as_deref().map(|model| model.text().into_owned());
     name.unwrap_or_else(|| "the demo model".into())
 }
 
@@ -122,14 +122,14 @@ fn check_folders(args: &AnswersArgs) -> Result<()> {
         if !folder.is_dir() {
             let message = format!(
                 "{} is not a directory, expected one to write {} into",
-                folder.display(),
-                file.display()
+                folder.shown(),
+                file.shown()
             );
             return Err(Error::new(Kind::Usage, message));
         }
     }
     for file in [&args.answers, &args.heat_map].into_iter().flatten() {
-        replaceable(file).doing(|| file.display().to_string())?;
+        replaceable(file).doing(|| file.shown().to_string())?;
     }
     Ok(())
 }
@@ -158,7 +158,7 @@ fn keep(args: &AnswersArgs, asked: &[AskedQuestion], report: &AnswersReport) -> 
     if let Some(path) = &args.answers {
         let lines = asked.iter().map(to_json).collect::<Result<Vec<_>>>()?;
         let text = lines.join("\n") + "\n";
-        write_whole(path, text.as_bytes()).doing(|| format!("write {}", path.display()))?;
+        write_whole(path, text.as_bytes()).doing(|| format!("write {}", path.shown()))?;
     }
     if let Some(path) = &args.heat_map {
         let title = format!("needles found by {}", name_of(args));
@@ -170,7 +170,7 @@ fn keep(args: &AnswersArgs, asked: &[AskedQuestion], report: &AnswersReport) -> 
 }
 
 fn append(path: &Path, report: &AnswersReport) -> Result<()> {
-    let doing = || format!("write {}", path.display());
+    let doing = || format!("write {}", path.shown());
     let mut file = OpenOptions::new()
         .create(true)
         .append(true)

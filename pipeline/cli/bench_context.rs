@@ -75,7 +75,7 @@ pub fn run(args: &ContextArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let mut report = ContextReport {
         build: Build::HERE,
         machine: Machine::here(),
-        model: args.model.shown().to_string(),
+        model: args.model.text().into_owned(),
         threads: rayon::current_num_threads(),
         link: ranks.link(),
         interrupted: false,

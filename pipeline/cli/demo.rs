@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use longreel_models::file_name::as_text;
+use longreel_models::file_name::{FileName, as_text};
 use serde::Serialize;
 
 use crate::{
@@ -69,7 +69,7 @@ pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let path = args.out.join(&clip.video);
     voice.note(&format!(
         "made {}: {} s of {SIDE}x{SIDE} at {FPS} frames/s, seed {seed}; its story is not in the training split",
-        path.display(),
+        path.shown(),
         clip.seconds
     ));
     let sampling = Sampling::ONE_A_SECOND;
@@ -113,7 +113,7 @@ fn make_clip(args: &DemoArgs, seed: u64, cancel: &Cancel) -> Result<ClipLine> {
     let collection = collection(seed, args.length, args.difficulty, plain);
     let is_replaced = is_of_a_demo(&args.out);
     if !is_replaced && holds_clips(&args.out) {
-        let out = args.out.display();
+        let out = args.out.shown();
         let message = format!("{out} holds clips that `demo` did not make, expected another --out");
         return Err(Error::new(Kind::Usage, message));
     }
@@ -175,7 +175,7 @@ fn ask_all(
     } in &clip.questions
     {
         let start = Instant::now();
-        let doing = || format!("ask {}: {question}", path.display());
+        let doing = || format!("ask {}: {question}", path.shown());
         let said = answering.answer(path, question, cancel).doing(doing)?;
         seen = said.video;
         answers.push(AnswerJson {

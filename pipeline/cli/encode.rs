@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Instant};
 
-use longreel_models::file_name::as_text;
+use longreel_models::file_name::{FileName, as_text};
 use longreel_models::{attention::kv_cache::KvDtype, systems::System};
 use serde::Serialize;
 
@@ -48,10 +48,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let start = Instant::now();
     resolve::check_free(&args.out, args.force)?;
     if args.out.is_dir() {
-        let message = format!(
-            "{} is a directory, expected a file name",
-            args.out.display()
-        );
+        let message = format!("{} is a directory, expected a file name", args.out.shown());
         return Err(Error::new(Kind::Usage, message));
     }
     let system = open::system(&args.model, voice, cancel)?;
@@ -64,7 +61,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     if resumed > 0 {
         voice.note(&format!(
             "resuming after frame {resumed} of {}",
-            partial_path(&args.out).display()
+            partial_path(&args.out).shown()
         ));
     }
     let progress = Progress::default();
@@ -77,7 +74,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         .show(&progress, || {
             stages::encode_to_reel(sources, &model, &mut writer, &progress, cancel)
         })
-        .doing(|| format!("encode to {}", args.out.display()))?;
+        .doing(|| format!("encode to {}", args.out.shown()))?;
     for source in &video {
         voice.warn(&source.path, &source.warnings);
     }
@@ -85,7 +82,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     writer.finish()?;
     let result = EncodeJson {
         reel: &args.out,
-        model: system.path().display().to_string(),
+        model: system.path().text().into_owned(),
         frames,
         resumed_frames: resumed,
         bytes: std::fs::metadata(&args.out).map(|m| m.len()).unwrap_or(0),
@@ -102,7 +99,7 @@ pub fn run(args: EncodeArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         format!(
             "{frames} frames, {} in {}",
             plan::bytes(result.bytes),
-            args.out.display()
+            args.out.shown()
         )
     })
 }
@@ -155,7 +152,7 @@ fn header(args: &EncodeArgs, model: &EncoderModel, sources: &[Source]) -> Result
                 videos.push(reel_video(model, reader, sampling)?);
             }
             Source::Reel(reel) => {
-                let path = reel.path().display();
+                let path = reel.path().shown();
                 return Err(Error::new(
                     Kind::Usage,
                     format!("{path} is a reel already, expected a video or an image"),
@@ -165,7 +162,7 @@ fn header(args: &EncodeArgs, model: &EncoderModel, sources: &[Source]) -> Result
     }
     let content = model.content(args.reel_dtype.map(resolve::reel_dtype));
     Ok(ReelHeader {
-        model: absolute(model.system.path()).display().to_string(),
+        model: absolute(model.system.path()).text().into_owned(),
         model_modified_s: weights_modified_s(&model.system),
         content: content.doing(|| "--reel-dtype")?,
         videos,
@@ -174,7 +171,7 @@ fn header(args: &EncodeArgs, model: &EncoderModel, sources: &[Source]) -> Result
 
 fn reel_video(model: &EncoderModel, reader: &FrameReader, sampling: &str) -> Result<ReelVideo> {
     let info = reader.info();
-    let doing = || format!("encode {}", info.path.display());
+    let doing = || format!("encode {}", info.path.shown());
     let n_frames = reader.expected_frames().unwrap_or(1);
     let n_frames = usize::try_from(n_frames).unwrap_or(usize::MAX);
     let step = model.step([info.height, info.width], n_frames);

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use longreel_models::file_name::as_text;
+use longreel_models::file_name::{FileName, as_text};
 use serde::Serialize;
 
 use crate::{
@@ -62,7 +62,7 @@ pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let (mut reader, sampling) =
         open::video(&args.video, &selection, chooser.as_ref(), voice, cancel)?;
     drop(chooser);
-    fs::create_dir_all(&args.out).doing(|| format!("make the directory {}", args.out.display()))?;
+    fs::create_dir_all(&args.out).doing(|| format!("make the directory {}", args.out.shown()))?;
     let progress = Progress::default();
     progress
         .frames_expected
@@ -80,7 +80,7 @@ pub fn run(args: FramesArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         report,
     };
     voice.say(&result, || {
-        format!("{frames} frames in {}", args.out.display())
+        format!("{frames} frames in {}", args.out.shown())
     })
 }
 
@@ -119,7 +119,7 @@ fn write_all(
     cancel: &Cancel,
 ) -> Result<u64> {
     let list = out.join("frames.jsonl");
-    let doing = || format!("write {}", list.display());
+    let doing = || format!("write {}", list.shown());
     let mut lines = BufWriter::new(temporary_beside(&list, ".jsonl").doing(doing)?);
     let n_frames = reader.expected_frames().unwrap_or(1);
     let n_frames = usize::try_from(n_frames).unwrap_or(usize::MAX);
@@ -134,7 +134,7 @@ fn write_all(
     if n == 0 {
         let message = format!(
             "none of the chosen frames of {} can be decoded",
-            reader.info().path.display()
+            reader.info().path.shown()
         );
         return Err(Error::new(Kind::BadInput, message));
     }

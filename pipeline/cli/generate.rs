@@ -86,7 +86,7 @@ pub fn run(args: GenerateArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let result = GenerateJson {
         prompt: &args.prompt,
         out: &args.out,
-        model: system.path().shown().to_string(),
+        model: system.path().text().into_owned(),
         frames: n_frames,
         tokens: drawn.ids.len(),
         ids_outside_codebook: drawn.outside_codebook,

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use longreel_models::file_name::{FileName, as_text};
 use longreel_models::{
     checkpoint::weights::Weights,
+    file_name::{FileName, as_text},
     spec::{
         ModelSpec, VqganSpec,
         conv_net::ConvNetSpec,
@@ -34,8 +34,8 @@ pub fn run(verb: ModelsVerb, voice: Voice, cancel: &Cancel) -> Result<()> {
         }
         ModelsVerb::Pull { model } => {
             let dir = open::model_dir(&model, voice, cancel)?;
-            voice.say(&serde_json::json!({ "model": model.shown().to_string(), "path": dir.shown().to_string() }), || {
-                dir.display().to_string()
+            voice.say(&serde_json::json!({ "model": model.text().into_owned(), "path": dir.text().into_owned() }), || {
+                dir.text().into_owned()
             })
         }
     }
@@ -51,7 +51,7 @@ fn list(voice: Voice) -> Result<()> {
                     "{:<48} {:>12}  {}",
                     m.name,
                     plan::bytes(m.bytes),
-                    m.path.display()
+                    m.path.shown()
                 )
             })
             .collect();
@@ -145,7 +145,7 @@ fn show(system: &System, voice: Voice) -> Result<()> {
         vector_width: spec.vector_width(),
     };
     voice.say(&json, || {
-        let mut lines = vec![json.path.display().to_string()];
+        let mut lines = vec![json.path.shown().to_string()];
         let mut line = |name: &str, words: String| lines.push(format!("  {name:<13} {words}"));
         line("kind", json.kind.to_string());
         line("parameters", json.stored.words());
@@ -269,7 +269,7 @@ fn check(system: &System, voice: Voice, cancel: &Cancel) -> Result<()> {
         Kind::BadInput,
         format!(
             "the weights of the model {} are faulty",
-            system.path().display()
+            system.path().shown()
         ),
     ))
 }

@@ -5,8 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use longreel_models::file_name::as_text;
-use longreel_models::vision::image::RgbView;
+use longreel_models::{
+    file_name::{FileName, as_text},
+    vision::image::RgbView,
+};
 use serde::Serialize;
 
 use crate::{
@@ -89,7 +91,7 @@ pub fn run(args: SearchArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let moments = hits.iter().map(|hit| moment(hit, &library, &model));
     let result = SearchJson {
         query,
-        model: model.system.path().display().to_string(),
+        model: model.system.path().text().into_owned(),
         frames: library.n_frames(),
         bytes: library.bytes(),
         results: moments.collect(),
@@ -107,7 +109,7 @@ pub fn run(args: SearchArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 fn inputs(args: &SearchArgs) -> Result<(String, Vec<PathBuf>)> {
     let paths = |inputs: &[OsString]| inputs.iter().map(PathBuf::from).collect();
     match (&args.image, args.inputs.split_first()) {
-        (Some(image), _) => Ok((image.display().to_string(), paths(&args.inputs))),
+        (Some(image), _) => Ok((image.text().into_owned(), paths(&args.inputs))),
         (None, Some((query, reels))) if !reels.is_empty() => {
             let not_text = || Error::new(Kind::Usage, "what to look for is not UTF-8 text");
             let query = query.to_str().ok_or_else(not_text)?;
@@ -151,7 +153,7 @@ pub(super) fn model_of_reel(
     if header.model_modified_s != weights_modified_s(&system) {
         voice.note(&format!(
             "the weights in {} were modified at another time than those that made the reel: vectors of other weights do not compare",
-            system.path().display()
+            system.path().shown()
         ));
     }
     Ok(model)
@@ -162,7 +164,7 @@ fn picture(path: &Path, cancel: &Cancel) -> Result<RgbImage> {
     let first = Sampling::Indices(vec![0]);
     let mut reader = FrameReader::open(path, &first, &TimeRange::ALL, cancel.clone())?;
     let frame = reader.next_frame()?.ok_or_else(|| {
-        let message = format!("{} has no picture", path.display());
+        let message = format!("{} has no picture", path.shown());
         Error::new(Kind::BadInput, message)
     })?;
     Ok(frame.image)

@@ -108,7 +108,7 @@ fn decoder(args: &TrainDecoderArgs, voice: Voice, cancel: &Cancel) -> Result<()>
     )?;
     let result = DecoderJson {
         out: &args.out,
-        model: model.shown().to_string(),
+        model: model.text().into_owned(),
         steps: outcome.standing.step,
         tokens: outcome.standing.tokens,
         last: outcome.last,

@@ -98,7 +98,7 @@ pub fn run(args: &TrainVqganArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     )?;
     let result = VqganJson {
         out: &args.out,
-        model: model.shown().to_string(),
+        model: model.text().into_owned(),
         steps: trainer.steps(),
         frames,
         skipped_videos,

@@ -384,7 +384,7 @@ impl ReelVideo {
     /// The file that `info` is of, as it is now, its frames chosen by `sampling`; its first frame is shown at `start` ticks.
     pub fn of(info: &VideoInfo, start: i64, sampling: &str) -> Self {
         Self {
-            path: absolute(&info.path).shown().to_string(),
+            path: absolute(&info.path).text().into_owned(),
             bytes: std::fs::metadata(&info.path).map(|m| m.len()).unwrap_or(0),
             modified_s: modified_s(&info.path),
             time_base: [info.time_base.num, info.time_base.den],

@@ -84,7 +84,7 @@ pub fn run(
 fn no_frame(seen: &[SourceSeen], source: usize) -> Error {
     let path = seen
         .get(source)
-        .map(|s| s.path.shown().to_string())
+        .map(|s| s.path.text().into_owned())
         .unwrap_or_default();
     Error::new(
         Kind::BadInput,

@@ -73,7 +73,7 @@ impl SourceSeen {
         reader.header().videos.iter().map(move |video| Self {
             duration_s: video.duration_s,
             time_base: format!("{}/{}", video.time_base[0], video.time_base[1]),
-            reel: Some(reader.path().shown().to_string()),
+            reel: Some(reader.path().text().into_owned()),
             warnings: reader.straddling().map(str::to_owned).into_iter().collect(),
             ..Self::new(PathBuf::from(&video.path), sampling(video))
         })

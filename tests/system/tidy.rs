@@ -276,6 +276,21 @@ fn one_file_reads_the_configuration_of_a_model() {
 }
 
 #[test]
+fn file_names_are_shown_whole_and_arguments_may_be_any_bytes() {
+    for (relative, text) in all_rust_files() {
+        let is_program = relative.starts_with("pipeline/") || relative.starts_with("models/");
+        let is_judge = relative == "models/file_name.rs";
+        // `Path::display` hides bytes that are not UTF-8 and writes line ends; `env::args` panics.
+        for hidden in [".display()", "env::args()"] {
+            assert!(
+                !is_program || is_judge || !text.contains(hidden),
+                "{relative} has {hidden}: use `FileName::shown` and `env::args_os`"
+            );
+        }
+    }
+}
+
+#[test]
 fn no_file_is_left_unfinished() {
     for (relative, text) in all_rust_files() {
         for marker in [
