@@ -10,10 +10,7 @@ use longreel::{
 use proptest::prelude::*;
 use serde_json::Value;
 
-use crate::support::{
-    clips, golden,
-    longreel::{longreel, scratch},
-};
+use crate::support::{clips, golden, longreel::longreel};
 
 /// A clip of 4 s at `rate`, as each container keeps it.
 fn containers(rate: &str) -> Vec<PathBuf> {
@@ -59,8 +56,8 @@ fn numbers(path: &Path, options: &[&str]) -> Vec<u64> {
 }
 
 fn frames(path: &Path, options: &[&str]) -> Vec<Value> {
-    let out = scratch();
-    let out = out.join("frames");
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("frames");
     let fixed = [
         "frames",
         path.to_str().unwrap(),
@@ -197,8 +194,8 @@ fn the_length_is_that_of_the_video_track() {
     ];
     for (name, encoder) in files {
         let path = clips::make(name, &[&inputs[..], encoder].concat());
-        let out = scratch();
-        let out = out.join("frames").display().to_string();
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("frames").display().to_string();
         let arguments = ["frames", path.to_str().unwrap(), "--out", &out, "--json"];
         let told = longreel(&[&arguments[..], &["--frames", "1"]].concat()).json();
         let duration = &told["video"]["duration"];
