@@ -10,6 +10,8 @@ pub mod error;
 
 pub mod file_name;
 
+pub mod folder_file;
+
 pub mod spec;
 
 pub mod checkpoint;

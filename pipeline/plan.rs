@@ -42,6 +42,8 @@ pub struct Demand {
     pub processes: u64,
     /// Bytes of the weights in memory.
     pub weight_bytes: u64,
+    /// Bytes of them that copies of quantized matrices take, which can be done without.
+    pub copied_bytes: u64,
     /// Ranks of all processes.
     pub ranks: u64,
     /// Tokens of a prefill chunk per rank.
@@ -67,6 +69,9 @@ pub struct Plan {
     pub frames_that_fit: u64,
     /// Bytes of the weights as stored.
     pub weight_bytes: u64,
+    /// Bytes of copies of quantized matrices among them, which can be done without.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub copied_bytes: u64,
     /// Bytes of keys and values for one token over all layers.
     pub kv_bytes_per_token: u64,
     /// Bytes of keys and values for the whole context.
@@ -93,6 +98,10 @@ pub const SHORT_QUESTION: &str = "What is the video about?";
 /// Working memory besides weights, cache and prefill: decoded pictures in the
 /// queues, the tokenizer's activations for one frame.
 const WORKING_BYTES: u64 = 512 << 20;
+
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
 
 impl Plan {
     /// The plan of `demand` on a model of `spec`.
@@ -126,6 +135,7 @@ impl Plan {
             context_limit,
             frames_that_fit: room.checked_div(tokens_per_frame).unwrap_or(0),
             weight_bytes: demand.weight_bytes,
+            copied_bytes: demand.copied_bytes,
             kv_bytes_per_token,
             kv_bytes,
             kv_bytes_per_process,
@@ -168,15 +178,27 @@ impl Plan {
             return Err(Error::new(
                 Kind::TooLarge,
                 format!(
-                    "this needs {} (weights {}, keys and values {}), the machine can give {}",
+                    "this needs {} (weights {}, keys and values {}), the machine can give {}{}",
                     bytes(self.total_bytes),
                     bytes(self.weight_bytes),
                     bytes(self.kv_bytes_per_process),
-                    bytes(available)
+                    bytes(available),
+                    self.without_copies()
                 ),
             ));
         }
         Ok(())
+    }
+
+    /// What can be done about copies of quantized matrices.
+    fn without_copies(&self) -> String {
+        match self.copied_bytes {
+            0 => String::new(),
+            copied => format!(
+                ": --gguf-products exact takes {} less, and is slower",
+                bytes(copied)
+            ),
+        }
     }
 
     fn too_long(&self, option: &str, n_videos: u64) -> String {

@@ -146,6 +146,7 @@ pub fn demand(
         contexts: 1,
         processes: 1,
         weight_bytes: model.weight_bytes(),
+        copied_bytes: model.bytes_of_copies(),
         ranks: 1,
         prefill_chunk: 1,
     })

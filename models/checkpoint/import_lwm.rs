@@ -18,7 +18,8 @@ use crate::{
         layout,
         msgpack::{self, TensorRef},
         pickle::{self, Data, Leaf},
-        tensor_file::{self, open},
+        tensor_file,
+        weight_files::map,
         writer::{ImportOptions, ImportReport, Planned, check_layout, refuse, write_model},
     },
     error::{Context, Error, Kind, Result},
@@ -115,7 +116,7 @@ fn insert(found: &mut Found, name: String, view: View) -> Result<()> {
 }
 
 fn decoder(source: &ParamsSource, spec: &DecoderSpec) -> Result<Vec<Planned>> {
-    let file = open(&source.path)?;
+    let file = map(&source.path)?;
     let mut found = match source.form {
         ParamsForm::FlaxParams => flax_document(&file)?,
         ParamsForm::Params => stream(&file, &[])?,
@@ -351,7 +352,7 @@ fn vqgan(path: &Path, spec: &VqganSpec) -> Result<Vec<Planned>> {
 
 /// Every array of a VQGAN checkpoint by its flax path joined with `/`.
 fn vqgan_file(path: &Path) -> Result<Found> {
-    let file = open(path)?;
+    let file = map(path)?;
     if path.extension().is_some_and(|e| e == "safetensors") {
         return safetensors_file(&file);
     }

@@ -1,5 +1,5 @@
 //! Weights: read in place from a model directory ([`weights`]), and imported
-//! once from foreign formats.
+//! once from foreign formats; [`weight_files`] says which files are a model's.
 //!
 //! [`layout`] lists what a model has; [`stored`] is how numbers stand in a file, [`key_map`] what tensors are called
 //! elsewhere; [`foreign`] is a tensor where another program left it; [`msgpack`], [`pickle`] and [`torch`] find such
@@ -17,5 +17,6 @@ pub mod pickle;
 pub mod stored;
 pub mod tensor_file;
 pub mod torch;
+pub mod weight_files;
 pub mod weights;
 pub mod writer;

@@ -8,6 +8,7 @@ use crate::{
     checkpoint::{
         foreign::{Element, Storage, StoragePiece, View},
         torch,
+        weight_files::map,
         weights::{HeaderEntry, read_header},
     },
     error::{Context, Error, Kind, Result},
@@ -20,22 +21,13 @@ use crate::{
 /// `Io` for a file that cannot be opened, `BadInput` for one of another format.
 pub fn read(path: &Path) -> Result<Vec<(String, View)>> {
     let doing = || path.shown().to_string();
-    let file = open(path).doing(doing)?;
+    let file = map(path).doing(doing)?;
     let is_safetensors = path.extension().is_some_and(|e| e == "safetensors");
     let tensors = match is_safetensors {
         true => safetensors(&file),
         false => torch::read(&file),
     };
     tensors.doing(doing)
-}
-
-/// Maps a regular file.
-pub(crate) fn open(path: &Path) -> Result<MappedBytes> {
-    if path.is_dir() {
-        let message = "it is a directory, expected a file";
-        return Err(Error::new(Kind::BadInput, message));
-    }
-    Ok(MappedBytes::open(path)?)
 }
 
 /// The tensors of a safetensors file by name.

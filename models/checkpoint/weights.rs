@@ -20,7 +20,12 @@ use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
 use crate::{
     checkpoint::{
-        digest::Digest, foreign::element_count, gguf::Header, key_map::KeyMap, stored::Stored,
+        digest::Digest,
+        foreign::element_count,
+        gguf::Header,
+        key_map::KeyMap,
+        stored::Stored,
+        weight_files::{map, weight_files},
     },
     error::{Context, Error, Kind, Result},
     file_name::FileName,
@@ -179,7 +184,7 @@ impl Weights {
     }
 
     fn add_shard(&mut self, path: PathBuf, prefix: &str) -> Result<()> {
-        let bytes = MappedBytes::open(&path).doing(|| path.shown().to_string())?;
+        let bytes = map(&path).doing(|| path.shown().to_string())?;
         let header = read_header(bytes.as_bytes()).doing(|| path.shown().to_string())?;
         let shard = self.shards.len();
         for HeaderEntry {
@@ -223,6 +228,44 @@ impl Weights {
             }
         }
         Ok(self)
+    }
+
+    /// Whether some matrices are quantized.
+    pub fn has_blocks(&self) -> bool {
+        let mut all = self.entries.values();
+        all.any(|entry| matches!(entry.stored, Stored::Blocks(_)))
+    }
+
+    /// Gives the tensor `name` another name.
+    pub fn rename(&mut self, name: &str, renamed: &str) {
+        if let Some(entry) = self.entries.remove(name) {
+            self.entries.insert(renamed.to_owned(), entry);
+        }
+    }
+
+    /// Leaves the tensor `name` out.
+    pub fn remove(&mut self, name: &str) {
+        self.entries.remove(name);
+    }
+
+    /// Whether two tensors have the same shape and values, whatever their types.
+    ///
+    /// # Errors
+    /// `BadInput` for elements of a type that no weight has.
+    pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
+        let (Some(of_a), Some(of_b)) = (self.entries.get(a), self.entries.get(b)) else {
+            return Ok(false);
+        };
+        if of_a.shape != of_b.shape {
+            return Ok(false);
+        }
+        let (bytes_a, bytes_b) = (self.bytes(a), self.bytes(b));
+        if of_a.stored == of_b.stored {
+            return Ok(bytes_a == bytes_b);
+        }
+        let values =
+            |entry: &Entry, bytes: Option<&[u8]>| to_f32(entry.stored, bytes.unwrap_or_default());
+        Ok(values(of_a, bytes_a)? == values(of_b, bytes_b)?)
     }
 
     /// Whether a tensor of this name exists.
@@ -482,47 +525,6 @@ pub fn bits_of_copy(format: Format) -> Option<f64> {
         Format::Q8_0 => Some(stored + 8.5),
         Format::Q2K | Format::Q3K | Format::Q5K | Format::Q8K => Some(stored),
     }
-}
-
-/// The safetensors files that make up the model in `dir`, sorted: those that
-/// `model.safetensors.index.json` names, else `model.safetensors`, else all.
-/// Other files are ignored: snapshots often hold the same weights twice, under other file names.
-pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let index = dir.join("model.safetensors.index.json");
-    if index.is_file() {
-        return indexed_files(dir, &index).doing(|| format!("read {}", index.shown()));
-    }
-    let single = dir.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// The files that an index names, which must be in the same directory.
-fn indexed_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let text = std::fs::read_to_string(index)?;
-    let index: Index =
-        serde_json::from_str(&text).map_err(|e| Error::new(Kind::BadInput, e.to_string()))?;
-    let names: BTreeSet<String> = index.weight_map.into_values().collect();
-    let beside = |name: &String| Path::new(name).file_name() == Some(name.as_ref());
-    if let Some(name) = names.iter().find(|n| !beside(n)) {
-        let message = format!("it names {name:?}, expected files beside it");
-        return Err(Error::new(Kind::BadInput, message));
-    }
-    Ok(names.iter().map(|name| dir.join(name)).collect())
 }
 
 /// Whether a tensor's values follow from the configuration, so that it is ignored:

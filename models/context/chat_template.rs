@@ -18,10 +18,11 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::{Value as Json, ser::Formatter};
 
-use super::tokenizer::tokenizer_folder;
+use super::{tokenizer::tokenizer_folder, tokenizer_config::template_tokens};
 use crate::{
     error::{Context, Error, Kind, Result},
     file_name::FileName,
+    folder_file,
 };
 
 /// Maximum steps of a template; known ones take a few hundred per message.
@@ -101,7 +102,7 @@ impl ChatTemplate {
     pub fn of_directory(dir: &Path) -> Result<Option<Self>> {
         let specials = special_tokens(dir)?;
         let jinja = dir.join("chat_template.jinja");
-        if let Some(source) = read(&jinja)? {
+        if let Some(source) = folder_file::text(&jinja, FILE_BYTES_MAX)? {
             return Self::new(&jinja.shown().to_string(), source, specials).map(Some);
         }
         for name in [
@@ -160,14 +161,44 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.add_function("raise_exception", refuse);
         environment.add_filter("tojson", to_json);
+        let source = without_generation_marks(&with_newlines(&source))?;
         environment
-            .add_template_owned(name.to_owned(), without_generation_marks(&source)?)
+            .add_template_owned(name.to_owned(), source)
             .map_err(|e| failed(name, &e))?;
         Ok(Self {
             environment,
             specials,
             name: name.to_owned(),
         })
+    }
+
+    /// The template in `file`: Jinja, or a JSON file with a `chat_template`; the names of special tokens are those of the
+    /// folder `dir`.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such file, `BadInput` for one that has no template.
+    pub fn of_file(file: &Path, dir: &Path) -> Result<Self> {
+        let doing = || format!("read the chat template {}", file.shown());
+        let text = folder_file::text(file, FILE_BYTES_MAX)?;
+        let text = text
+            .ok_or_else(|| Error::new(Kind::NotFound, "no such file or directory"))
+            .doing(doing)?;
+        let source = match serde_json::from_str::<Json>(&text) {
+            Ok(Json::Object(json)) => {
+                let found = json.get("chat_template").and_then(default_template);
+                let message = "the file is JSON without a text `chat_template`, expected one, or a template in Jinja";
+                found
+                    .ok_or_else(|| Error::new(Kind::BadInput, message))
+                    .doing(doing)?
+            }
+            _ => text,
+        };
+        Self::new(&file.shown().to_string(), source, special_tokens(dir)?)
+    }
+
+    /// Where it stands: a file, a key of a GGUF file, or the name of one of `context/templates`.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Renders the conversation up to the model's answer.
@@ -260,6 +291,11 @@ impl Formatter for Python {
     }
 }
 
+/// A template's ends of lines are `\n`, whatever the system on which it was written, as Jinja2's `newline_re` has it.
+fn with_newlines(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
+}
+
 /// Removes `{% generation %}`, which marks text for training and has no output.
 fn without_generation_marks(source: &str) -> Result<String> {
     let mark = Regex::new(r"\{%-?\s*(end)?generation\s*-?%\}");
@@ -283,46 +319,18 @@ fn default_template(found: &Json) -> Option<String> {
     text.or_else(|| found.as_array().and_then(named))
 }
 
-/// `bos_token`, `eos_token`, … of `tokenizer_config.json`.
+/// Names and texts of the special tokens of the folder of a model.
 fn special_tokens(dir: &Path) -> Result<Vec<(String, String)>> {
-    let path = tokenizer_folder(dir).join("tokenizer_config.json");
-    let Some(Json::Object(config)) = json(&path)? else {
-        return Ok(Vec::new());
-    };
-    let text = |token: &Json| {
-        let text = token.as_str().or_else(|| token["content"].as_str());
-        text.map(str::to_owned)
-    };
-    let named = config.iter().filter(|(name, _)| name.ends_with("_token"));
-    Ok(named
-        .filter_map(|(name, token)| Some((name.clone(), text(token)?)))
-        .collect())
+    template_tokens(&tokenizer_folder(dir))
 }
 
 fn json(path: &Path) -> Result<Option<Json>> {
-    let Some(text) = read(path)? else {
+    let Some(text) = folder_file::text(path, FILE_BYTES_MAX)? else {
         return Ok(None);
     };
     let parsed = serde_json::from_str(&text);
     let parsed = parsed.map_err(|e| Error::with_source(Kind::BadInput, "not JSON", e));
     parsed.map(Some).doing(|| format!("read {}", path.shown()))
-}
-
-/// The file's text; `None` where there is no such file.
-fn read(path: &Path) -> Result<Option<String>> {
-    let doing = || format!("read {}", path.shown());
-    match std::fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).doing(doing),
-        Ok(meta) if meta.len() > FILE_BYTES_MAX => {
-            let message = format!(
-                "the file has {} bytes, expected at most {FILE_BYTES_MAX}",
-                meta.len()
-            );
-            Err(Error::new(Kind::BadInput, message).doing(doing()))
-        }
-        Ok(_) => std::fs::read_to_string(path).doing(doing).map(Some),
-    }
 }
 
 /// The error of a template, with its message and line.

@@ -10,5 +10,6 @@ pub mod sentencepiece;
 pub mod streaming;
 pub mod text_encoder;
 pub mod tokenizer;
+mod tokenizer_config;
 pub mod vision_prompt;
 pub mod vocab;

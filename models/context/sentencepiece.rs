@@ -2,10 +2,10 @@
 //! way transformers 4.40 converts a `LlamaTokenizer` (`LlamaConverter` and
 //! `SentencePieceExtractor` in its `convert_slow_tokenizer.py`).
 //!
-//! As there, user-defined pieces are not treated specially, and the file's
+//! transformers 5 puts space signs otherwise ([`Prefix`]). User-defined pieces are not treated specially, and the file's
 //! character map and white space rules are not applied (LLaMA's file has none).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use prost::Message;
 use tokenizers::{
@@ -16,12 +16,14 @@ use tokenizers::{
     },
     models::bpe::{BPE, Vocab},
     normalizers::{Prepend, Replace, Sequence as NormalizerSequence},
+    pre_tokenizers::metaspace::{Metaspace, PrependScheme},
 };
 
 use crate::error::{Error, Kind, Result};
 
 /// SentencePiece's sign for a space.
 const SPACE: &str = "▁";
+const SPACE_SIGN: char = '▁';
 
 /// Maximum bytes of a piece. SentencePiece's own default is 16
 /// characters; the bound keeps the search for merges linear in the file.
@@ -89,12 +91,49 @@ pub(super) struct Converted {
     pub eos: Option<String>,
 }
 
+/// Where a space sign is put before text that does not have it. A run is the text between two added tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Prefix {
+    /// Before every run, whatever it begins with.
+    EveryRun,
+    /// Before every run that does not begin with a space.
+    EveryRunWithoutSpace,
+    /// Before the first run, if it begins the text and not with a space.
+    First,
+}
+
 /// Converts the bytes of a `tokenizer.model`.
 ///
-/// `add_prefix_space` overrides the file's own `add_dummy_prefix`.
-pub(super) fn convert(bytes: &[u8], add_prefix_space: Option<bool>) -> Result<Converted> {
-    let model = ModelProto::decode(bytes).map_err(|e| bad(format!("not a protobuf model: {e}")))?;
-    convert_model(&model, add_prefix_space)
+/// Pieces whose ids `added` names get those names: folders rename placeholders of the vocabulary. `prefix` gives
+/// the rule of space signs for what the file says of one before a text (`add_dummy_prefix`).
+pub(super) fn convert(
+    bytes: &[u8],
+    added: &BTreeMap<u32, &str>,
+    prefix: impl FnOnce(bool) -> Option<Prefix>,
+) -> Result<Converted> {
+    let mut model =
+        ModelProto::decode(bytes).map_err(|e| bad(format!("not a protobuf model: {e}")))?;
+    rename(&mut model.pieces, added);
+    let asks = model
+        .normalizer_spec
+        .as_ref()
+        .and_then(|n| n.add_dummy_prefix)
+        .unwrap_or(true);
+    convert_model(&model, prefix(asks))
+}
+
+/// Gives pieces the names of the added tokens with their ids, unless a piece with another id keeps that name.
+fn rename(pieces: &mut [VocabPiece], added: &BTreeMap<u32, &str>) {
+    let kept = pieces
+        .iter()
+        .zip(0u32..)
+        .filter(|(_, id)| !added.contains_key(id));
+    let kept: BTreeSet<String> = kept.filter_map(|(piece, _)| piece.piece.clone()).collect();
+    for (piece, id) in pieces.iter_mut().zip(0u32..) {
+        if let Some(&name) = added.get(&id).filter(|name| !kept.contains(**name)) {
+            piece.piece = Some(name.to_owned());
+        }
+    }
 }
 
 /// Converts pieces, each with its score and the number of its type, as GGUF files have them.
@@ -115,7 +154,7 @@ pub(super) fn of_pieces(pieces: Vec<(String, f32, i32)>, prefix: bool) -> Result
         }),
         normalizer_spec: None,
     };
-    let mut converted = convert_model(&model, Some(prefix))?;
+    let mut converted = convert_model(&model, prefix.then_some(Prefix::EveryRun))?;
     // llama.cpp matches user-defined tokens in a text before BPE, so they are added tokens here.
     let defined = names(&model.pieces, PieceType::UserDefined);
     let defined = defined.map(|name| AddedToken::from(name, false).normalized(false));
@@ -124,7 +163,7 @@ pub(super) fn of_pieces(pieces: Vec<(String, f32, i32)>, prefix: bool) -> Result
     Ok(converted)
 }
 
-fn convert_model(model: &ModelProto, add_prefix_space: Option<bool>) -> Result<Converted> {
+fn convert_model(model: &ModelProto, prefix: Option<Prefix>) -> Result<Converted> {
     check_model_type(model.trainer_spec.as_ref())?;
     let vocab = vocabulary(&model.pieces)?;
     let byte_fallback = model
@@ -135,11 +174,6 @@ fn convert_model(model: &ModelProto, add_prefix_space: Option<bool>) -> Result<C
     if byte_fallback {
         check_byte_pieces(&vocab)?;
     }
-    let prefix = model
-        .normalizer_spec
-        .as_ref()
-        .and_then(|n| n.add_dummy_prefix)
-        .unwrap_or(true);
     let mut controls = names(&model.pieces, PieceType::Control);
     // By SentencePiece's convention the first unknown piece is `<unk>`, the first two control pieces are
     // `<s>` and `</s>`.
@@ -160,7 +194,7 @@ fn convert_model(model: &ModelProto, add_prefix_space: Option<bool>) -> Result<C
         .build()
         .map_err(|e| bad(e.to_string()))?;
     let mut tokenizer = Tokenizer::new(bpe);
-    dress(&mut tokenizer, add_prefix_space.unwrap_or(prefix)).map_err(|e| bad(e.to_string()))?;
+    dress(&mut tokenizer, prefix).map_err(|e| bad(e.to_string()))?;
     let (unk, bos, eos) = (
         unk.to_owned(),
         controls.next().map(str::to_owned),
@@ -181,21 +215,34 @@ fn convert_model(model: &ModelProto, add_prefix_space: Option<bool>) -> Result<C
     })
 }
 
-/// Normalizer and decoder of `LlamaTokenizerFast`.
-fn dress(tokenizer: &mut Tokenizer, prefix: bool) -> tokenizers::Result<()> {
-    let mut normalizers: Vec<NormalizerWrapper> = vec![Replace::new(" ", SPACE)?.into()];
+/// Space signs and decoder of `LlamaTokenizerFast` (4.40) and `LlamaTokenizer` (5).
+fn dress(tokenizer: &mut Tokenizer, prefix: Option<Prefix>) -> tokenizers::Result<()> {
     let mut decoders: Vec<DecoderWrapper> = vec![
         Replace::new(SPACE, " ")?.into(),
         ByteFallback::new().into(),
         Fuse::new().into(),
     ];
+    if prefix.is_some() {
+        decoders.push(Strip::new(' ', 1, 0).into());
+    }
+    tokenizer.with_decoder(Some(DecoderSequence::new(decoders)));
+    let scheme = match prefix {
+        Some(Prefix::EveryRunWithoutSpace) => PrependScheme::Always,
+        Some(Prefix::First) => PrependScheme::First,
+        Some(Prefix::EveryRun) | None => return normalize(tokenizer, prefix.is_some()),
+    };
+    tokenizer.with_pre_tokenizer(Some(Metaspace::new(SPACE_SIGN, scheme, false)));
+    Ok(())
+}
+
+/// Space signs by a normalizer, which prepends one whatever a run begins with.
+fn normalize(tokenizer: &mut Tokenizer, prefix: bool) -> tokenizers::Result<()> {
+    let mut normalizers: Vec<NormalizerWrapper> = vec![Replace::new(" ", SPACE)?.into()];
     if prefix {
         // Before the spaces are replaced, as in `LlamaConverter.normalizer` of transformers.
         normalizers.insert(0, Prepend::new(SPACE.to_owned()).into());
-        decoders.push(Strip::new(' ', 1, 0).into());
     }
     tokenizer.with_normalizer(Some(NormalizerSequence::new(normalizers)))?;
-    tokenizer.with_decoder(Some(DecoderSequence::new(decoders)));
     Ok(())
 }
 

@@ -6,20 +6,20 @@
 //! special tokens, as they are upstream: LWM's prompts rely on it.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
-use super::{decoding_rule::DecodingRule, sentencepiece};
+pub use super::tokenizer_config::TokenizerConfig;
+use super::{decoding_rule::DecodingRule, sentencepiece, tokenizer_config::SpecialToken};
 use crate::{
     error::{Context, Error, Kind, Result},
     file_name::FileName,
+    folder_file,
 };
 
 /// Maximum bytes of a tokenizer file; the largest in use have about 30 MB.
@@ -48,45 +48,6 @@ enum Ends {
     },
 }
 
-/// The keys of a `tokenizer_config.json` that change ids.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub struct TokenizerConfig {
-    #[serde(default)]
-    tokenizer_class: Option<String>,
-    #[serde(default)]
-    add_bos_token: Option<bool>,
-    #[serde(default)]
-    add_eos_token: Option<bool>,
-    #[serde(default)]
-    add_prefix_space: Option<bool>,
-    #[serde(default)]
-    bos_token: Option<SpecialToken>,
-    #[serde(default)]
-    eos_token: Option<SpecialToken>,
-    #[serde(default)]
-    pad_token: Option<SpecialToken>,
-    #[serde(default)]
-    unk_token: Option<SpecialToken>,
-    #[serde(default)]
-    added_tokens_decoder: BTreeMap<u32, AddedToken>,
-}
-
-/// A special token, written as a string or as an object.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum SpecialToken {
-    Plain(String),
-    Object { content: String },
-}
-
-impl SpecialToken {
-    fn text(&self) -> &str {
-        match self {
-            Self::Plain(content) | Self::Object { content } => content,
-        }
-    }
-}
-
 /// Special tokens of a vocabulary by their text, and which of them are added around a text.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Named {
@@ -96,14 +57,6 @@ pub(super) struct Named {
     pub unk: Option<String>,
     pub add_bos: bool,
     pub add_eos: bool,
-}
-
-impl TokenizerConfig {
-    /// Parses the text of a `tokenizer_config.json`.
-    pub fn from_json(text: &str) -> Result<Self> {
-        serde_json::from_str(text)
-            .map_err(|e| bad(e.to_string()).doing("read tokenizer_config.json"))
-    }
 }
 
 impl Tokenizer {
@@ -125,20 +78,24 @@ impl Tokenizer {
     /// # Errors
     /// As there.
     pub fn of_directory(dir: &Path) -> Result<Option<Self>> {
+        Self::of_model(dir, None)
+    }
+
+    /// [`Tokenizer::of_directory`] of a model whose `config.json` says `model_type`, which decides how transformers reads
+    /// a `tokenizer.model`; without one it is read as LWM's was.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::open`].
+    pub fn of_model(dir: &Path, model_type: Option<&str>) -> Result<Option<Self>> {
         let dir = &tokenizer_folder(dir);
-        let config = match read(&dir.join("tokenizer_config.json"))? {
-            Some(bytes) => {
-                TokenizerConfig::from_json(&utf8(bytes)?).doing(|| dir.shown().to_string())?
-            }
-            None => TokenizerConfig::default(),
-        };
+        let config = TokenizerConfig::of_folder(dir)?;
         let (json, model) = (dir.join("tokenizer.json"), dir.join("tokenizer.model"));
-        if let Some(bytes) = read(&json)? {
+        if let Some(bytes) = folder_file::read(&json, FILE_BYTES_MAX)? {
             let tokenizer = Self::from_json_with(&bytes, &config);
             return tokenizer.map(Some).doing(|| json.shown().to_string());
         }
-        if let Some(bytes) = read(&model)? {
-            let tokenizer = Self::from_sentencepiece(&bytes, &config);
+        if let Some(bytes) = folder_file::read(&model, FILE_BYTES_MAX)? {
+            let tokenizer = Self::of_pieces(&bytes, &config, model_type);
             return tokenizer.map(Some).doing(|| model.shown().to_string());
         }
         Ok(None)
@@ -149,8 +106,23 @@ impl Tokenizer {
     /// No special tokens are added unless `config` says so: LWM was
     /// trained so, though transformers adds `<s>` when the key is absent.
     pub fn from_sentencepiece(bytes: &[u8], config: &TokenizerConfig) -> Result<Self> {
-        let mut converted = guarded(|| sentencepiece::convert(bytes, config.add_prefix_space))?;
-        add_tokens(&mut converted.tokenizer, &config.added_tokens_decoder)?;
+        Self::of_pieces(bytes, config, None)
+    }
+
+    fn of_pieces(bytes: &[u8], config: &TokenizerConfig, model_type: Option<&str>) -> Result<Self> {
+        let added = &config.added_tokens_decoder;
+        let names = added
+            .iter()
+            .map(|(&id, token)| (id, &*token.content))
+            .collect();
+        let prefix = |asks| config.prefix(model_type, asks);
+        let mut converted = guarded(|| sentencepiece::convert(bytes, &names, prefix))?;
+        // Text has its space signs only behind the search for added tokens, which therefore reads it as it is.
+        let added = added
+            .iter()
+            .map(|(&id, token)| (id, token.token().normalized(false)));
+        add_tokens(&mut converted.tokenizer, added)?;
+        add_wanted(&mut converted.tokenizer, &config.wanted)?;
         let config = TokenizerConfig {
             bos_token: config
                 .bos_token
@@ -185,7 +157,9 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(failed)?
             .with_padding(None);
-        add_tokens(&mut inner, &config.added_tokens_decoder)?;
+        let added = config.added_tokens_decoder.iter();
+        add_tokens(&mut inner, added.map(|(&id, token)| (id, token.token())))?;
+        add_wanted(&mut inner, &config.wanted)?;
         let llama = config
             .tokenizer_class
             .as_deref()
@@ -347,7 +321,8 @@ pub fn tokenizer_folder(dir: &Path) -> PathBuf {
     let dir = folder_of(dir);
     let has_one = |dir: &Path| {
         let mut names = ["tokenizer.json", "tokenizer.model"].iter();
-        names.any(|name| dir.join(name).is_file())
+        // A link to nothing is one: it is refused where it is read.
+        names.any(|name| dir.join(name).symlink_metadata().is_ok())
     };
     let of_decoder = dir.join("llm");
     match !has_one(dir) && has_one(&of_decoder) {
@@ -362,43 +337,30 @@ pub fn folder_of(model: &Path) -> &Path {
     folder.unwrap_or(model)
 }
 
-/// The file's bytes; `None` where there is no such file.
-fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let doing = || path.shown().to_string();
-    match std::fs::metadata(path) {
-        Ok(meta) if meta.len() > FILE_BYTES_MAX => {
-            let message = format!(
-                "the file has {} bytes, expected at most {FILE_BYTES_MAX}",
-                meta.len()
-            );
-            Err(bad(message).doing(doing()))
-        }
-        Ok(_) => std::fs::read(path).doing(doing).map(Some),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).doing(doing),
-    }
-}
-
-fn utf8(bytes: Vec<u8>) -> Result<String> {
-    String::from_utf8(bytes).map_err(|e| bad(e.to_string()).doing("read tokenizer_config.json"))
-}
-
 /// Registers the tokens that `tokenizer_config.json` adds, at their ids.
-fn add_tokens(inner: &mut Inner, added: &BTreeMap<u32, AddedToken>) -> Result<()> {
-    for (&id, token) in added {
-        if inner.token_to_id(&token.content) == Some(id) {
-            continue;
-        }
-        inner.add_tokens([token.clone()]).map_err(failed)?;
-        match inner.token_to_id(&token.content) {
+fn add_tokens(inner: &mut Inner, added: impl Iterator<Item = (u32, AddedToken)>) -> Result<()> {
+    for (id, token) in added {
+        let text = token.content.clone();
+        inner.add_tokens([token]).map_err(failed)?;
+        match inner.token_to_id(&text) {
             Some(found) if found == id => {}
             found => {
                 let found = found.map_or("none".to_owned(), |id| id.to_string());
                 return Err(bad(format!(
-                    "the added token {:?} has id {id}, but the vocabulary gives it {found}",
-                    token.content
+                    "the added token {text:?} has id {id}, but the vocabulary gives it {found}"
                 )));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Registers special tokens that are not registered yet; the vocabulary grows where it does not have their texts.
+fn add_wanted(inner: &mut Inner, wanted: &[AddedToken]) -> Result<()> {
+    for token in wanted {
+        let added = inner.get_added_vocabulary().get_vocab();
+        if !added.contains_key(&token.content) {
+            inner.add_tokens([token.clone()]).map_err(failed)?;
         }
     }
     Ok(())

@@ -15,7 +15,10 @@ use crate::{
     error::{Error, Kind, Result},
     layers::rotary::{Rotations, angle, frequencies},
     llama::input::Positions,
-    spec::{DecoderSpec, MropeSpec, RopePairs, rope_scaling::RopeScaling},
+    spec::{
+        DecoderSpec, MropeSpec, RopePairs,
+        rope_scaling::{RopeScaling, Yarn},
+    },
 };
 
 /// Frequencies of one head, and how its channels are paired.
@@ -102,7 +105,6 @@ impl Rope {
 
 /// Scales frequencies `[d/2]` for a longer context in place → the factor of cosine and sine.
 fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) -> f64 {
-    let theta = spec.rope_theta;
     match scaling {
         RopeScaling::Ntk { factor } => {
             raise_base(factor, frequencies);
@@ -129,6 +131,7 @@ fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) ->
             high_freq_factor: high,
             original_max_position_embeddings: context,
         } => {
+            let context = context.unwrap_or(spec.max_position_embeddings as f64);
             for f in frequencies {
                 let rotations = context * *f / (2.0 * PI);
                 let kept = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
@@ -136,38 +139,50 @@ fn stretch(scaling: RopeScaling, spec: &DecoderSpec, frequencies: &mut [f64]) ->
             }
             1.0
         }
-        RopeScaling::Yarn {
-            factor,
-            original_max_position_embeddings: context,
-            beta_fast,
-            beta_slow,
-            attention_factor,
-        } => {
-            // The channel pair that makes so many rotations within the original context (YaRN, arXiv 2309.00071).
-            let channel = |rotations: f64| {
-                let d = 2.0 * frequencies.len() as f64;
-                d * (context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
-            };
-            let last = 2.0 * frequencies.len() as f64 - 1.0;
-            let (low, high) = (channel(beta_fast).floor(), channel(beta_slow).ceil());
-            let (low, high) = (low.max(0.0), high.min(last));
-            // transformers' guard against a division by zero (`find_correction_range`).
-            let width = if low == high { 0.001 } else { high - low };
-            for (i, f) in frequencies.iter_mut().enumerate() {
-                let divided = ((i as f64 - low) / width).clamp(0.0, 1.0);
-                *f *= (1.0 - divided) + divided / factor;
-            }
-            let warmer = || {
-                if factor <= 1.0 {
-                    1.0
-                } else {
-                    // YaRN's default `mscale`.
-                    0.1 * factor.ln() + 1.0
-                }
-            };
-            attention_factor.unwrap_or_else(warmer)
-        }
+        RopeScaling::Yarn(yarn) => stretch_by_yarn(yarn, spec, frequencies),
     }
+}
+
+/// Scales frequencies `[d/2]` by YaRN in place → the factor of cosine and sine (transformers, `_compute_yarn_parameters`).
+fn stretch_by_yarn(yarn: Yarn, spec: &DecoderSpec, frequencies: &mut [f64]) -> f64 {
+    let longest = spec.max_position_embeddings as f64;
+    let context = yarn.original_max_position_embeddings.unwrap_or(longest);
+    let factor = yarn.factor;
+    let (low, high) = yarn_ramp(yarn, context, spec.rope_theta, frequencies.len());
+    for (i, f) in frequencies.iter_mut().enumerate() {
+        let divided = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        *f *= (1.0 - divided) + divided / factor;
+    }
+    let warmer = |scale: f64| match factor <= 1.0 {
+        true => 1.0,
+        false => 0.1 * scale * factor.ln() + 1.0,
+    };
+    // A scale of 0 counts as absent.
+    let said = |scale: Option<f64>| scale.filter(|scale| *scale != 0.0);
+    let usual = match (said(yarn.mscale), said(yarn.mscale_all_dim)) {
+        (Some(mscale), Some(all)) => warmer(mscale) / warmer(all),
+        _ => warmer(1.0),
+    };
+    yarn.attention_factor.unwrap_or(usual)
+}
+
+/// The channels between which frequencies are mixed, of `pairs` pairs.
+fn yarn_ramp(yarn: Yarn, context: f64, theta: f64, pairs: usize) -> (f64, f64) {
+    let d = 2.0 * pairs as f64;
+    // The channel pair with this many rotations within the original context (YaRN, arXiv 2309.00071).
+    let channel = |rotations: f64| d * (context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
+    let or = |beta: f64, usual: f64| if beta == 0.0 { usual } else { beta };
+    let (low, high) = (
+        channel(or(yarn.beta_fast, 32.0)),
+        channel(or(yarn.beta_slow, 1.0)),
+    );
+    let (low, high) = match yarn.truncate {
+        Some(false) => (low, high),
+        _ => (low.floor(), high.ceil()),
+    };
+    let (low, high) = (low.max(0.0), high.min(d - 1.0));
+    // transformers' guard against a division by zero (`linear_ramp_factor`).
+    (low, if low == high { low + 0.001 } else { high })
 }
 
 /// NTK scaling: frequencies `[d/2]` of a base `factor^(d / (d − 2))` times as large, in place: the slowest is divided by

@@ -91,7 +91,7 @@ impl FrameChoice {
         if forced == Some(true) && usual.spread == Spread::Stride {
             usual.count = Count::Frames(usual.max_frames);
         }
-        let Some((name, json)) = processor_json(dir, Medium::Video)? else {
+        let Some((name, json)) = processor_json(folder, Medium::Video)? else {
             return Ok(usual);
         };
         let doing = || dir.join(name).shown().to_string();

@@ -86,7 +86,7 @@ impl PatchesSpec {
     /// For another model, and for a file that cannot be read or has invalid numbers.
     pub fn of_folder(folder: &ProcessorFolder, medium: Medium) -> Result<Self> {
         let (dir, model) = (&folder.dir, folder.model_type());
-        match processor_json(dir, medium)? {
+        match processor_json(folder, medium)? {
             Some((name, json)) => {
                 Self::of_json(json, medium, model).doing(|| dir.join(name).shown().to_string())
             }

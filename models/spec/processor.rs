@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::{
     error::{Context, Error, Kind, Result},
     file_name::FileName,
+    folder_file,
 };
 
 /// Mean and standard deviation of OpenAI's CLIP.
@@ -228,16 +229,14 @@ struct VisionModel {
 impl PictureSpec {
     /// The specification of a folder.
     ///
-    /// As in transformers 5, the part of `processor_config.json` for the medium takes precedence over
-    /// `video_preprocessor_config.json` (for video), and that over `preprocessor_config.json`;
-    /// VILA has the last in `vision_tower/`.
+    /// The file is that of [`processor_json`].
     ///
     /// # Errors
     /// When the folder has no such file and no `config.json` of a known model, and for keys
     /// that are not supported.
     pub fn of_folder(folder: &ProcessorFolder, medium: Medium) -> Result<Self> {
         let ProcessorFolder { dir, model } = folder;
-        let mut spec = match processor_json(dir, medium)? {
+        let mut spec = match processor_json(folder, medium)? {
             Some((name, json)) => {
                 Self::of_json(json, model.as_ref()).doing(|| dir.join(name).shown().to_string())?
             }
@@ -529,30 +528,50 @@ pub(crate) fn filter(code: u32) -> Result<FilterName> {
     }
 }
 
-/// The JSON that applies to `medium`, and its file name.
-pub(crate) fn processor_json(dir: &Path, medium: Medium) -> Result<Option<(&'static str, Value)>> {
-    const BOTH: &str = "processor_config.json";
-    let part = match medium {
-        Medium::Picture => "image_processor",
-        Medium::Video => "video_processor",
+/// The file that has the parts of a processor, as transformers 5 writes it.
+const PARTS: &str = "processor_config.json";
+
+/// Where the processor of pictures is described: a file, and the key in it whose value is meant, or all of it.
+///
+/// VILA has its file in the folder of its tower.
+const OF_PICTURES: &[(&str, Option<&str>)] = &[
+    (PARTS, Some("image_processor")),
+    ("preprocessor_config.json", None),
+    ("vision_tower/preprocessor_config.json", None),
+];
+
+/// Where that of videos is; the part for pictures comes last, where transformers finds none.
+const OF_VIDEOS: &[(&str, Option<&str>)] = &[
+    (PARTS, Some("video_processor")),
+    ("video_preprocessor_config.json", None),
+    ("preprocessor_config.json", None),
+    ("vision_tower/preprocessor_config.json", None),
+    (PARTS, Some("image_processor")),
+];
+
+/// The description of the folder's processor of `medium`, and the name of its file: the first that is there, in the
+/// order of transformers 5.
+///
+/// Models without a processor of videos are shown a video's frames as pictures: LLaVA-1.5, VILA, LLaVA-Video, and encoders.
+pub(crate) fn processor_json(
+    folder: &ProcessorFolder,
+    medium: Medium,
+) -> Result<Option<(&'static str, Value)>> {
+    let has_own = matches!(
+        folder.model_type(),
+        None | Some("llava_onevision" | "internvl" | "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl")
+    );
+    let places = match medium {
+        Medium::Video if has_own => OF_VIDEOS,
+        Medium::Video | Medium::Picture => OF_PICTURES,
     };
-    // Order of precedence of transformers: the combined file, the video's own, the picture's.
-    if let Some(mut json) = json(&dir.join(BOTH))?
-        && let Some(part) = json.get_mut(part)
-    {
-        return Ok(Some((BOTH, part.take())));
-    }
-    let own: &[&str] = match medium {
-        Medium::Picture => &[],
-        Medium::Video => &["video_preprocessor_config.json"],
-    };
-    let names = own.iter().chain(&[
-        "preprocessor_config.json",
-        "vision_tower/preprocessor_config.json",
-    ]);
-    for name in names {
-        if let Some(json) = json(&dir.join(name))? {
-            return Ok(Some((name, json)));
+    for &(name, part) in places {
+        let found = json(&folder.dir.join(name))?.and_then(|mut json| match part {
+            Some(part) => json.get_mut(part).map(Value::take),
+            None => Some(json),
+        });
+        if let Some(found) = found.filter(|found| !found.is_null()) {
+            return Ok(Some((name, found)));
         }
     }
     Ok(None)
@@ -560,20 +579,11 @@ pub(crate) fn processor_json(dir: &Path, medium: Medium) -> Result<Option<(&'sta
 
 /// The JSON of a file; `None` where there is none.
 fn json(path: &Path) -> Result<Option<Value>> {
-    let read = || -> Result<Option<Value>> {
-        match std::fs::metadata(path) {
-            Ok(meta) if meta.len() > FILE_BYTES_MAX => Err(bad(format!(
-                "the file has {} bytes, expected at most {FILE_BYTES_MAX}",
-                meta.len()
-            ))),
-            Ok(_) => serde_json::from_slice(&std::fs::read(path)?)
-                .map(Some)
-                .map_err(|e| bad(e.to_string())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+    let Some(bytes) = folder_file::read(path, FILE_BYTES_MAX)? else {
+        return Ok(None);
     };
-    read().doing(|| path.shown().to_string())
+    let parsed = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()));
+    parsed.map(Some).doing(|| path.shown().to_string())
 }
 
 fn none_there(dir: &Path) -> Error {

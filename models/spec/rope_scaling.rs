@@ -36,28 +36,45 @@ pub enum RopeScaling {
         low_freq_factor: f64,
         /// Wavelengths shorter than the original context over this are fast.
         high_freq_factor: f64,
-        /// The context of pretraining.
-        original_max_position_embeddings: f64,
+        /// The context of pretraining; the longest one when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        original_max_position_embeddings: Option<f64>,
     },
     /// YaRN (arXiv 2309.00071): slow frequencies are divided, fast ones kept, with a ramp over channels between, and
     /// attention scores are scaled.
-    Yarn {
-        /// The divisor of slow frequencies.
-        factor: f64,
-        /// The context of pretraining.
-        original_max_position_embeddings: f64,
-        /// Channels with at least this many rotations in that context are kept.
-        #[serde(default = "beta_fast", skip_serializing_if = "is_beta_fast")]
-        beta_fast: f64,
-        /// Channels with at most this many rotations in it are divided.
-        #[serde(default = "beta_slow", skip_serializing_if = "is_beta_slow")]
-        beta_slow: f64,
-        /// What cosine and sine are multiplied by; `0.1 ln(factor) + 1` when absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        attention_factor: Option<f64>,
-    },
+    Yarn(Yarn),
     /// Each frequency is divided by a stored number, tensor `model.rope_divisors` (GGUF files of LLaMA 3.1).
     Stored,
+}
+
+/// The parameters of YaRN.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Yarn {
+    /// The divisor of slow frequencies.
+    pub factor: f64,
+    /// The context of pretraining; the longest one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_max_position_embeddings: Option<f64>,
+    /// Channels with at least this many rotations in that context are kept; 0 stands for 32.
+    #[serde(default = "beta_fast", skip_serializing_if = "is_beta_fast")]
+    pub beta_fast: f64,
+    /// Channels with at most this many rotations in it are divided; 0 stands for 1.
+    #[serde(default = "beta_slow", skip_serializing_if = "is_beta_slow")]
+    pub beta_slow: f64,
+    /// What cosine and sine are multiplied by; when absent `m(mscale) / m(mscale_all_dim)` where both are there and not
+    /// 0, else `m(1)`, with `m(s) = 0.1 s ln(factor) + 1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention_factor: Option<f64>,
+    /// See `attention_factor` (DeepSeek).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mscale: Option<f64>,
+    /// See `attention_factor`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mscale_all_dim: Option<f64>,
+    /// Whether the ramp's ends are brought to whole channels (GPT-OSS does not); true when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truncate: Option<bool>,
 }
 
 fn beta_fast() -> f64 {

@@ -24,6 +24,7 @@ use crate::{
     checkpoint::key_map::KeyMap,
     error::{Context, Error, Kind, Result},
     spec::DecoderSpec,
+    systems::rope_parameters::standardize,
 };
 
 /// The name and the text of every file of `systems/architectures`, as `build.rs` finds them.
@@ -171,7 +172,10 @@ impl Architecture {
             );
             return Err(Error::new(Kind::BadInput, message));
         }
-        self.read(config).doing(|| "read config.json")
+        let doing = || "read config.json";
+        let mut config = config.clone();
+        standardize(&mut config).doing(doing)?;
+        self.read(&config).doing(doing)
     }
 
     /// The specification of a GGUF file's decoder, whose keys are `config`.

@@ -8,6 +8,7 @@ use crate::{
     checkpoint::weights::Weights,
     error::{Context, Error, Kind, Result},
     file_name::FileName,
+    folder_file,
     spec::{
         DecoderSpec, FrameEnd, ModelSpec, ModelType, default_end_of_frame_id,
         default_end_of_vision_id,
@@ -16,7 +17,11 @@ use crate::{
         system::SystemSpec,
         vqgan_alone::VqganAlone,
     },
-    systems::architecture::{Architecture, ModelKind},
+    systems::{
+        architecture::{Architecture, ModelKind},
+        refused_folder::{adapter_beside, check_quantization, no_configuration},
+        rope_parameters::standardize,
+    },
 };
 
 /// A `config.json` and the program that wrote it.
@@ -24,7 +29,11 @@ pub struct Config {
     path: PathBuf,
     json: Json,
     writer: ConfigWriter,
+    warnings: Vec<String>,
 }
+
+/// Maximum bytes of a configuration.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// The program that wrote a configuration.
 enum ConfigWriter {
@@ -43,11 +52,15 @@ impl Config {
     /// `NotFound` without `config.json`, `BadInput` for anything but a configuration of a known architecture.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        let mut config = Self::of_json(read_json(&path)?, path)?;
+        let json = whole_model(dir)?;
+        let mut config = Self::of_json(json, path)?;
+        config.warnings.extend(adapter_beside(dir));
         if let ConfigWriter::Other(architecture) = &config.writer {
             for (key, folder) in architecture.parts() {
-                config.json[key.as_str()] = read_json(&dir.join(folder).join("config.json"))?;
+                config.json[key.as_str()] = whole_model(&dir.join(folder))?;
             }
+            let warnings = standardize(&mut config.json).doing(|| config.doing())?;
+            config.warnings.extend(warnings);
             // The values that the architecture requires may be in the parts' configurations, so they are checked after inserting them.
             let doing = || format!("read {}", config.path.shown());
             architecture.check(&config.json).doing(doing)?;
@@ -63,10 +76,43 @@ impl Config {
         Self::of_json(parsed(text)?, PathBuf::from("config.json"))
     }
 
-    fn of_json(json: Json, path: PathBuf) -> Result<Self> {
+    fn of_json(mut json: Json, path: PathBuf) -> Result<Self> {
         let doing = || format!("read {}", path.shown());
+        let warnings = standardize(&mut json).doing(doing)?;
         let writer = ConfigWriter::of(&json).doing(doing)?;
-        Ok(Self { path, json, writer })
+        Ok(Self {
+            path,
+            json,
+            writer,
+            warnings,
+        })
+    }
+
+    /// What a user should know of it, each in a sentence.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The ids that end an answer where no `generation_config.json` names them: those at the top, else the decoder's.
+    pub fn end_ids(&self) -> Vec<u32> {
+        let places = [
+            "/eos_token_id",
+            "/text_config/eos_token_id",
+            "/llm_cfg/eos_token_id",
+        ];
+        let mut named = places.iter().filter_map(|place| self.json.pointer(place));
+        let named = named.find(|named| !named.is_null());
+        named.map(ids).unwrap_or_default()
+    }
+
+    /// `model_type`, by which transformers chooses a tokenizer; `None` for models that transformers does not know.
+    pub fn model_type(&self) -> Option<&str> {
+        match &self.writer {
+            ConfigWriter::Other(architecture) if architecture.parts().is_empty() => {
+                self.json["model_type"].as_str()
+            }
+            _ => None,
+        }
     }
 
     /// The context of errors about its values.
@@ -130,11 +176,33 @@ impl ConfigWriter {
     }
 }
 
-fn read_json(path: &Path) -> Result<Json> {
+/// The configuration in `dir`, which must be of a model with its weights as they are.
+fn whole_model(dir: &Path) -> Result<Json> {
+    let path = dir.join("config.json");
     let doing = || format!("read {}", path.shown());
-    let json = parsed(&std::fs::read_to_string(path).doing(doing)?).doing(doing)?;
+    let json = read_json(&path)?;
+    let json = json.ok_or_else(|| no_configuration(dir)).doing(doing)?;
+    check_quantization(&json, dir).doing(doing)?;
+    Ok(json)
+}
+
+/// The ids of an `eos_token_id`: one or a list.
+pub(super) fn ids(named: &Json) -> Vec<u32> {
+    let list = named.as_array();
+    let list = list.map_or(std::slice::from_ref(named), Vec::as_slice);
+    let id = |id: &Json| u32::try_from(id.as_u64()?).ok();
+    list.iter().filter_map(id).collect()
+}
+
+/// The object in the file at `path`; `None` where nothing is called so.
+pub(super) fn read_json(path: &Path) -> Result<Option<Json>> {
+    let doing = || format!("read {}", path.shown());
+    let Some(text) = folder_file::text(path, FILE_BYTES_MAX)? else {
+        return Ok(None);
+    };
+    let json = parsed(&text).doing(doing)?;
     if json.is_object() {
-        return Ok(json);
+        return Ok(Some(json));
     }
     Err(Error::new(Kind::BadInput, "expected an object").doing(doing()))
 }

@@ -11,7 +11,8 @@ use crate::{
     checkpoint::{
         gguf::{Header, TensorInfo},
         layout,
-        weights::{Weights, weight_files},
+        weight_files::{self, weight_files},
+        weights::Weights,
     },
     error::{Context, Error, Kind, Result},
     file_name::FileName,
@@ -194,7 +195,7 @@ impl GgufModel {
 }
 
 fn map(path: &Path) -> Result<MappedBytes> {
-    MappedBytes::open(path).doing(|| format!("open {}", path.shown()))
+    weight_files::map(path).doing(|| format!("open {}", path.shown()))
 }
 
 /// Adds the facts that only the presence of tensors shows: biases, experts, RoPE factors.

@@ -9,13 +9,16 @@ use crate::{
     checkpoint::{
         foreign::View,
         layout::model_tensors,
-        tensor_file, weights,
+        tensor_file, weight_files, weights,
         writer::{ImportOptions, ImportReport, Planned, check_layout, write_model},
     },
     error::{Context, Error, Kind, Result},
     file_name::FileName,
-    spec::ModelSpec,
-    systems,
+    spec::{DecoderSpec, ModelSpec},
+    systems::{
+        self,
+        tied_head::{HEAD, TABLE, TiedHead},
+    },
 };
 
 /// Imports the Hugging Face LLaMA directory `dir` to the model directory `out`.
@@ -29,11 +32,10 @@ use crate::{
 pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<ImportReport> {
     let doing = || format!("import {}", dir.shown());
     let system = systems::open(dir).doing(doing)?;
-    let spec = system.answering()?;
+    let mut spec = system.answering()?.clone();
     let mut found = tensors_of(dir).doing(doing)?;
     if spec.decoder.tie_word_embeddings {
-        // Some programs store the tied output head a second time.
-        found.remove("lm_head.weight");
+        settle_head(&mut spec.decoder, &mut found).doing(doing)?;
     }
     let tensors: Vec<Planned> = found
         .into_iter()
@@ -43,8 +45,24 @@ pub fn import_hf(dir: &Path, out: &Path, options: ImportOptions) -> Result<Impor
             view,
         })
         .collect();
-    check_layout(spec, &tensors).doing(doing)?;
-    write_model(out, spec, &in_model_order(spec, tensors), dir, options)
+    check_layout(&spec, &tensors).doing(doing)?;
+    write_model(out, &spec, &in_model_order(&spec, tensors), dir, options)
+}
+
+/// [`tied_head::settle`] of tensors that are not mapped weights: torch files have the tied head a second time.
+fn settle_head(spec: &mut DecoderSpec, found: &mut BTreeMap<String, View>) -> Result<()> {
+    let values = |name: &str| found.get(name).map(View::to_f32).transpose();
+    let equal = || Ok(values(TABLE)? == values(HEAD)?);
+    match TiedHead::of(|name| found.contains_key(name), equal)? {
+        TiedHead::Table => {}
+        TiedHead::HeadAlone => {
+            let head = found.remove(HEAD);
+            found.extend(head.map(|head| (TABLE.to_owned(), head)));
+        }
+        TiedHead::Same => drop(found.remove(HEAD)),
+        TiedHead::Different => spec.tie_word_embeddings = false,
+    }
+    Ok(())
 }
 
 /// The tensors in the order of the layout, so that a shard holds adjacent ones.
@@ -59,9 +77,10 @@ fn in_model_order(spec: &ModelSpec, mut tensors: Vec<Planned>) -> Vec<Planned> {
 }
 
 fn tensors_of(dir: &Path) -> Result<BTreeMap<String, View>> {
-    let mut paths = weights::weight_files(dir)?;
+    let mut paths = weight_files::weight_files(dir)?;
     if paths.is_empty() {
-        paths = files(dir, "bin")?;
+        let indexed = weight_files::indexed(dir, "pytorch_model.bin.index.json")?;
+        paths = indexed.map_or_else(|| files(dir, "bin"), Ok)?;
     }
     let mut found = BTreeMap::new();
     for path in paths {

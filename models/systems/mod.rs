@@ -7,7 +7,10 @@ pub mod architecture;
 mod config;
 pub mod gguf;
 pub mod import_hf;
+mod refused_folder;
+mod rope_parameters;
 mod text;
+mod tied_head;
 pub mod verify;
 
 use std::{
@@ -37,6 +40,8 @@ pub struct System {
     spec: SystemSpec,
     source: SystemSource,
     processor: ProcessorFolder,
+    /// What a user should know of the model.
+    warnings: Vec<String>,
     /// Headers of the weight files, read at first use.
     weights: OnceLock<Weights>,
 }
@@ -68,13 +73,20 @@ pub fn open(path: &Path) -> Result<System> {
             config.processor(path)?,
         ),
     };
-    Ok(System {
+    let warnings = match &source {
+        SystemSource::Gguf(_) => Vec::new(),
+        SystemSource::Config(config) => config.warnings().to_owned(),
+    };
+    let mut system = System {
         path: path.to_owned(),
         spec,
         source,
         processor,
+        warnings,
         weights: OnceLock::new(),
-    })
+    };
+    system.settle_head()?;
+    Ok(system)
 }
 
 /// The specification given by the text of a `config.json`.
@@ -99,6 +111,11 @@ impl System {
     /// The kind of model.
     pub fn kind(&self) -> SystemKind {
         self.spec.kind()
+    }
+
+    /// What a user should know of it: what its files say and is not followed, each in a sentence.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The configurations of its picture and video processors.
@@ -144,10 +161,38 @@ impl System {
         Ok(self.weights.get_or_init(|| weights).clone())
     }
 
+    /// Asks the weights whether tied embeddings have a head of their own.
+    fn settle_head(&mut self) -> Result<()> {
+        let (SystemSource::Config(config), SystemSpec::Answers(spec)) =
+            (&self.source, &mut self.spec)
+        else {
+            return Ok(());
+        };
+        if !spec.decoder.tie_word_embeddings {
+            return Ok(());
+        }
+        // Faults of the weights are reported where the weights are needed.
+        let Ok(mut weights) = config.weights(&self.path) else {
+            return Ok(());
+        };
+        let warning = tied_head::settle(&mut spec.decoder, &mut weights);
+        let warning = warning.doing(|| config.doing())?;
+        self.warnings.extend(warning.map(str::to_owned));
+        self.weights = OnceLock::from(weights);
+        Ok(())
+    }
+
     fn gguf(&self) -> Option<&GgufModel> {
         match &self.source {
             SystemSource::Gguf(file) => Some(file),
             SystemSource::Config(_) => None,
+        }
+    }
+
+    fn config(&self) -> Option<&Config> {
+        match &self.source {
+            SystemSource::Gguf(_) => None,
+            SystemSource::Config(config) => Some(config),
         }
     }
 }

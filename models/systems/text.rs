@@ -1,16 +1,17 @@
 //! Text parts of a system: the tokenizer, the chat template, and the ids that end an answer.
 
-use serde_json::Value as Json;
-
 use crate::{
     context::{
         chat_template::ChatTemplate,
         gguf,
         tokenizer::{Tokenizer, folder_of, tokenizer_folder},
     },
-    error::{Context, Error, Kind, Result},
+    error::{Context, Result},
     file_name::FileName,
-    systems::System,
+    systems::{
+        System,
+        config::{Config, ids, read_json},
+    },
 };
 
 impl System {
@@ -19,7 +20,8 @@ impl System {
     /// # Errors
     /// `NotFound` if there is none, `BadInput` for one that cannot be read.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        match (self.gguf(), Tokenizer::of_directory(&self.path)?) {
+        let model_type = self.config().and_then(Config::model_type);
+        match (self.gguf(), Tokenizer::of_model(&self.path, model_type)?) {
             (_, Some(tokenizer)) => Ok(tokenizer),
             (Some(file), None) => {
                 let doing = || format!("read the tokenizer of {}", file.path().shown());
@@ -65,21 +67,13 @@ impl System {
         Ok(ids)
     }
 
+    /// Those of `generation_config.json`, else those of the configuration, as in transformers.
     fn ids_of_generation(&self) -> Result<Vec<u32>> {
         let path = tokenizer_folder(&self.path).join("generation_config.json");
-        let doing = || format!("read {}", path.shown());
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error).doing(doing),
-        };
-        let config: Json = serde_json::from_str(&text)
-            .map_err(|e| Error::with_source(Kind::BadInput, doing(), e))?;
-        let named = &config["eos_token_id"];
-        let list = named
-            .as_array()
-            .map_or(std::slice::from_ref(named), Vec::as_slice);
-        let id = |id: &Json| u32::try_from(id.as_u64()?).ok();
-        Ok(list.iter().filter_map(id).collect())
+        let named = read_json(&path)?.map(|config| config["eos_token_id"].clone());
+        Ok(match named {
+            Some(named) if !named.is_null() => ids(&named),
+            _ => self.config().map(Config::end_ids).unwrap_or_default(),
+        })
     }
 }

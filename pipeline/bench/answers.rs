@@ -18,7 +18,7 @@ use crate::{
     cancel::Cancel,
     error::{Context, Error, Kind, Result},
     flow::RgbImage,
-    model::{Model, ModelFiles},
+    model::{Choices, GgufProducts, Model, ModelFiles},
     sources::{
         ffmpeg::VideoWriter,
         file::FrameReader,
@@ -156,11 +156,12 @@ impl Answering {
     /// For a directory without a vision-language model.
     pub fn open(
         system: &Arc<System>,
+        choices: Choices<'_>,
         sampling: Sampling,
         sampling_words: String,
         max_new_tokens: usize,
     ) -> Result<Self> {
-        let files = ModelFiles::open(system)?;
+        let files = ModelFiles::open_with(system, choices)?;
         files.check_vision()?;
         Ok(Self {
             model: files.load()?,
@@ -169,6 +170,16 @@ impl Answering {
             sampling_words,
             options: greedy(max_new_tokens),
         })
+    }
+
+    /// Where the chat template stands, where one is used.
+    pub fn template(&self) -> Option<&str> {
+        self.model.template.as_ref().map(|template| template.name())
+    }
+
+    /// How quantized matrices are multiplied, where there are some.
+    pub fn gguf_products(&self) -> Option<GgufProducts> {
+        self.model.gguf_products
     }
 
     /// The answer to one question.

@@ -195,6 +195,32 @@ pub enum KvDtypeArg {
     Int4,
 }
 
+/// How quantized matrices of GGUF files are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GgufProductsArg {
+    /// From copies, with activations rounded to 8 bits as in llama.cpp: several times as fast, in two to three times the
+    /// memory of the file.
+    Rounded,
+    /// From the file itself, without rounding.
+    Exact,
+}
+
+/// A chat template in the place of the model's own.
+#[derive(Debug, Args)]
+pub struct TemplateArgs {
+    /// A chat template that replaces the model's own: Jinja, or JSON with a `chat_template`.
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+}
+
+/// How a GGUF file is run.
+#[derive(Debug, Args)]
+pub struct GgufArgs {
+    /// How the quantized matrices of a GGUF file are multiplied; answers depend on it.
+    #[arg(long, value_enum, default_value_t = GgufProductsArg::Rounded)]
+    pub gguf_products: GgufProductsArg,
+}
+
 /// Element type of a reel's features or vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ReelDtypeArg {
@@ -256,6 +282,12 @@ pub struct AskArgs {
     /// A GGUF file whose decoder replaces the model's own.
     #[arg(long, requires = "model", value_name = "FILE.gguf")]
     pub decoder: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub gguf: GgufArgs,
+
+    #[command(flatten)]
+    pub template: TemplateArgs,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -725,6 +757,12 @@ pub struct PlanArgs {
     pub decoder: Option<PathBuf>,
 
     #[command(flatten)]
+    pub gguf: GgufArgs,
+
+    #[command(flatten)]
+    pub template: TemplateArgs,
+
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 
     #[command(flatten)]
@@ -789,6 +827,12 @@ pub struct AnswersArgs {
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub gguf: GgufArgs,
+
+    #[command(flatten)]
+    pub template: TemplateArgs,
+
     /// Frames per second.
     #[arg(long, default_value = "1", value_name = "RATE")]
     pub fps: String,
@@ -834,6 +878,9 @@ pub struct ContextArgs {
     /// A model directory, org/name on the hub, a GGUF file, or a .toml model file.
     #[arg(long, short, value_name = "MODEL")]
     pub model: PathBuf,
+
+    #[command(flatten)]
+    pub gguf: GgufArgs,
 
     /// Tokens of the context; several values are measured one after the other.
     #[arg(long, value_name = "N", value_delimiter = ',', required = true)]
@@ -1054,6 +1101,12 @@ pub struct TrainMakeQaArgs {
     /// The model that writes: a directory, org/name on the hub, or a GGUF file.
     #[arg(long, short, value_name = "MODEL")]
     pub model: PathBuf,
+
+    #[command(flatten)]
+    pub gguf: GgufArgs,
+
+    #[command(flatten)]
+    pub template: TemplateArgs,
 
     /// The file to write.
     #[arg(long, value_name = "FILE.jsonl")]

@@ -25,7 +25,7 @@ use crate::{
     demo_model,
     encoder::StepShape,
     error::{Error, Kind, Result},
-    model::{Model, ModelFiles},
+    model::{Choices, GgufProducts, Model, ModelFiles},
     plan::{Demand, Plan, peak_memory_bytes},
     prepare,
     ranks::Ranks,
@@ -46,6 +46,15 @@ struct AskJson<'a> {
     answer: String,
     finish: Finish,
     model: String,
+    /// What of the model's files is not followed.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    model_warnings: &'a [String],
+    /// The chat template: a file, a key of a GGUF file, or the name of a built-in one; absent for LWM's own prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    template: Option<&'a str>,
+    /// How quantized matrices were multiplied; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gguf_products: Option<GgufProducts>,
     video: &'a [SourceSeen],
     tokens: Tokens,
     seconds: AskSeconds,
@@ -163,10 +172,29 @@ pub fn run(args: AskArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
 /// Runs a rank other than 0, which takes its work from rank 0.
 fn follow_the_leader(args: &AskArgs, ranks: Ranks, voice: Voice, cancel: &Cancel) -> Result<()> {
     let system = open::system_or_demo(args.model.as_deref(), voice, cancel);
-    let files = system.and_then(|system| ModelFiles::open_with(&system, args.decoder.as_deref()));
+    let files = system.and_then(|system| ModelFiles::open_with(&system, choices(args)));
     match files.and_then(|files| files.load()) {
         Ok(model) => ranks.serve(&model.decoder),
         Err(error) => Err(ranks.give_up(error)),
+    }
+}
+
+/// What the arguments put in the place of the model's own parts.
+fn choices(args: &AskArgs) -> Choices<'_> {
+    Choices {
+        decoder: args.decoder.as_deref(),
+        template: args.template.template.as_deref(),
+        products: resolve::gguf_products(&args.gguf),
+    }
+}
+
+/// Says how a text model without a template is asked.
+fn note_absent_template(files: &ModelFiles, voice: Voice) {
+    if files.template.is_none() && files.spec.vqgan.is_none() && files.spec.vision.is_none() {
+        voice.note(
+            "the model has no chat template: it is asked as \"You are a helpful assistant. USER: … ASSISTANT:\"; \
+             --template FILE gives its own",
+        );
     }
 }
 
@@ -190,7 +218,8 @@ fn prepare(
     cancel: &Cancel,
 ) -> Result<Prepared> {
     let system = open::system_or_demo(args.model.as_deref(), voice, cancel)?;
-    let mut files = ModelFiles::open_with(&system, args.decoder.as_deref())?;
+    let mut files = ModelFiles::open_with(&system, choices(args))?;
+    note_absent_template(&files, voice);
     prepare::choose_after_video(&mut files.spec, args.after_video.map(resolve::after_video))?;
     prepare::choose_time_instruction(&mut files.spec, args.time_instruction.map(resolve::is_on))?;
     let selection = resolve::selection(&args.sampling, usual_sampling(&system)?)?;
@@ -352,7 +381,7 @@ impl FirstAnswer {
     fn into_json<'a>(
         self,
         args: &AskArgs,
-        model: &Model,
+        model: &'a Model,
         video: &'a [SourceSeen],
         kv_bytes: usize,
         follow_ups: Vec<FollowUpJson>,
@@ -364,6 +393,9 @@ impl FirstAnswer {
         AskJson {
             question: "",
             model: model.system.path().text().into_owned(),
+            model_warnings: model.system.warnings(),
+            template: model.template.as_ref().map(|template| template.name()),
+            gguf_products: model.gguf_products,
             video,
             tokens: Tokens {
                 prompt: self.prompt.len(),

@@ -19,6 +19,7 @@ use crate::{
         resolve::{self, within},
     },
     error::{Context, Error, Kind, Result},
+    model::{Choices, GgufProducts},
     reel::absolute,
     sources::{
         sampler::{Sampling, TimeRange, parse_rate},
@@ -34,6 +35,10 @@ struct AnswersReport<'a> {
     build: Build,
     machine: Machine,
     model: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    template: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gguf_products: Option<GgufProducts>,
     clips: usize,
     noise: bool,
     /// Whether the run was interrupted or a clip failed; the report then covers the questions asked before.
@@ -57,7 +62,12 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     let clips = clips(args)?;
     let sampling = Sampling::Fps(rate);
     let words = sampling.in_words(&TimeRange::ALL);
-    let answering = Answering::open(&system, sampling, words, args.max_new_tokens)?;
+    let choices = Choices {
+        template: args.template.template.as_deref(),
+        products: resolve::gguf_products(&args.gguf),
+        ..Choices::default()
+    };
+    let answering = Answering::open(&system, choices, sampling, words, args.max_new_tokens)?;
     let exam = Exam {
         answering: &answering,
         dir: &args.clips,
@@ -92,6 +102,8 @@ pub fn run(args: &AnswersArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         build: Build::HERE,
         machine: Machine::here(),
         model: &name_of(args),
+        template: answering.template(),
+        gguf_products: answering.gguf_products(),
         clips: clips.len(),
         noise: args.noise,
         stopped: taken.is_err(),

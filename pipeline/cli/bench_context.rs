@@ -20,7 +20,7 @@ use crate::{
         resolve::{self, within},
     },
     error::{Context, Error, Kind, Result},
-    model::ModelFiles,
+    model::{Choices, ModelFiles},
     plan::{Demand, Plan, bytes, peak_memory_bytes},
     prepare,
     ranks::Ranks,
@@ -143,12 +143,17 @@ fn load(
         let longest = tokens.last().copied().unwrap_or(0) + args.question + args.answer;
         let limit = &mut spec.decoder.max_position_embeddings;
         *limit = longest.max(*limit);
-        check(args, &spec, tokens, random_bytes(&spec.decoder), ranks)?;
+        check(args, &spec, tokens, (random_bytes(&spec.decoder), 0), ranks)?;
         return random_decoder(&spec.decoder);
     }
     let system = open::system(&args.model, voice, cancel)?;
-    let files = ModelFiles::open(&system)?;
-    check(args, &files.spec, tokens, files.weight_bytes(), ranks)?;
+    let choices = Choices {
+        products: resolve::gguf_products(&args.gguf),
+        ..Choices::default()
+    };
+    let files = ModelFiles::open_with(&system, choices)?;
+    let weights = (files.weight_bytes(), files.bytes_of_copies());
+    check(args, &files.spec, tokens, weights, ranks)?;
     let weight_bytes = files.weight_bytes();
     Ok((files.load()?.decoder, weight_bytes))
 }
@@ -158,7 +163,7 @@ fn check(
     args: &ContextArgs,
     spec: &ModelSpec,
     tokens: &[usize],
-    weight_bytes: u64,
+    (weight_bytes, copied_bytes): (u64, u64),
     ranks: &Ranks,
 ) -> Result<()> {
     let longest = tokens.last().copied().unwrap_or(0);
@@ -172,6 +177,7 @@ fn check(
         contexts: 1,
         processes: ranks.place().1 as u64,
         weight_bytes,
+        copied_bytes,
         ranks: ranks.count() as u64,
         prefill_chunk: args.prefill_chunk as u64,
     };

@@ -14,6 +14,7 @@ use crate::{
     cli::{args::DemoArgs, open, output::Voice},
     demo_model,
     error::{Context, Error, Kind, Result},
+    model::Choices,
     sources::sampler::{Sampling, TimeRange},
     stages::{progress::Counter, seen::SourceSeen},
     synth::{
@@ -74,7 +75,7 @@ pub fn run(args: &DemoArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
     ));
     let sampling = Sampling::ONE_A_SECOND;
     let words = sampling.in_words(&TimeRange::ALL);
-    let answering = Answering::open(&system, sampling, words, ANSWER_TOKENS)?;
+    let answering = Answering::open(&system, Choices::default(), sampling, words, ANSWER_TOKENS)?;
     let (video, answers) = ask_all(&path, &clip, &answering, cancel)?;
     let result = DemoJson {
         seed,

@@ -154,6 +154,7 @@ fn check_plan(model: &ModelFiles, prompt: &GenerationPrompt, n_frames: usize) ->
         contexts: 2,
         processes: 1,
         weight_bytes: model.weight_bytes(),
+        copied_bytes: model.bytes_of_copies(),
         ranks: 1,
         prefill_chunk: prompt.conditional.len() as u64,
     };

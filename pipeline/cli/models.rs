@@ -115,6 +115,9 @@ struct ShowJson<'a> {
     vqgan: Option<&'a VqganSpec>,
     #[serde(flatten)]
     stored: WeightFileSummary,
+    /// What of its files is not followed.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_bytes_per_token_f32: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -139,6 +142,7 @@ fn show(system: &System, voice: Voice) -> Result<()> {
         spec: Some(spec).filter(|_| alone.is_none()),
         vqgan: alone,
         stored: WeightFileSummary::of(&system.weights()?),
+        warnings: system.warnings(),
         kv_bytes_per_token_f32: answering.map(|spec| spec.decoder.kv_bytes_per_token(4)),
         tokens_per_frame: answering.and_then(ModelSpec::tokens_per_frame),
         codes_per_frame: alone.map(VqganSpec::codes_per_frame),

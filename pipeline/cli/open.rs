@@ -41,7 +41,7 @@ pub fn model_dir(model: &Path, voice: Voice, cancel: &Cancel) -> Result<PathBuf>
 
 /// Opens `model`, a path or a name on the hub.
 pub fn system(model: &Path, voice: Voice, cancel: &Cancel) -> Result<Arc<System>> {
-    opened(&model_dir(model, voice, cancel)?)
+    opened(&model_dir(model, voice, cancel)?, voice)
 }
 
 /// [`system`], or the demo model where none is named, with a note on stderr.
@@ -53,11 +53,14 @@ pub fn system_or_demo(model: Option<&Path>, voice: Voice, cancel: &Cancel) -> Re
         "no model is named: the demo model answers, which knows clips like those of `longreel synth --plain --length 4` \
          and nothing else; --model names another",
     );
-    opened(&demo_model::directory()?)
+    opened(&demo_model::directory()?, voice)
 }
 
-fn opened(dir: &Path) -> Result<Arc<System>> {
+fn opened(dir: &Path, voice: Voice) -> Result<Arc<System>> {
     let system = systems::open(dir).map(Arc::new);
+    if let Ok(system) = &system {
+        voice.warn(dir, system.warnings());
+    }
     system.doing(|| format!("open the model {}", dir.shown()))
 }
 

@@ -27,7 +27,7 @@ use crate::{
     },
     encoder::StepShape,
     error::{Error, Kind, Result},
-    model::ModelFiles,
+    model::{Choices, GgufProducts, ModelFiles},
     plan::{Demand, MachineSpeed, Plan, bytes},
     prepare,
     sources::sampler::Sampling,
@@ -44,6 +44,9 @@ struct PlanJson {
     refusal: Option<String>,
     #[serde(flatten)]
     plan: Plan,
+    /// How quantized matrices are multiplied; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gguf_products: Option<GgufProducts>,
     sources: Vec<SourcePlan>,
     #[serde(skip_serializing_if = "Option::is_none")]
     predicted_seconds: Option<Predicted>,
@@ -62,6 +65,7 @@ struct Predicted {
 struct Facts {
     spec: ModelSpec,
     weight_bytes: u64,
+    copied_bytes: u64,
     /// `None` for a model file, which has no tokenizer.
     files: Option<ModelFiles>,
     shape: Option<StepShape>,
@@ -100,6 +104,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         contexts: 1,
         processes: 1,
         weight_bytes: facts.weight_bytes,
+        copied_bytes: facts.copied_bytes,
         ranks: 1,
         prefill_chunk: 512,
     };
@@ -118,6 +123,7 @@ pub fn run(args: PlanArgs, voice: Voice, cancel: &Cancel) -> Result<()> {
         fits: refusal.is_none(),
         refusal,
         plan,
+        gguf_products: facts.files.as_ref().and_then(ModelFiles::gguf_products),
         sources,
         predicted_seconds,
     };
@@ -149,19 +155,26 @@ fn of_file(args: &PlanArgs, spec: &SystemSpec, usual: Sampling) -> Result<Facts>
         shape: usual_shape(&spec),
         spec,
         weight_bytes,
+        copied_bytes: 0,
         files: None,
         usual,
     })
 }
 
 fn of_system(args: &PlanArgs, system: &Arc<System>, usual: Sampling) -> Result<Facts> {
-    let mut files = ModelFiles::open_with(system, args.decoder.as_deref())?;
+    let choices = Choices {
+        decoder: args.decoder.as_deref(),
+        template: args.template.template.as_deref(),
+        products: resolve::gguf_products(&args.gguf),
+    };
+    let mut files = ModelFiles::open_with(system, choices)?;
     prepare::choose_time_instruction(&mut files.spec, args.time_instruction.map(resolve::is_on))?;
     let budget = resolve::pixel_budget(&args.pixels);
     Ok(Facts {
         shape: StepShape::of(system, &files.spec, &budget)?,
         usual,
         weight_bytes: files.weight_bytes(),
+        copied_bytes: files.bytes_of_copies(),
         spec: files.spec.clone(),
         files: Some(files),
     })
@@ -259,13 +272,22 @@ fn predict(plan: &Plan, max_new_tokens: usize) -> Result<Predicted> {
     })
 }
 
+/// `, quantized products rounded (--gguf-products)`
+fn products(json: &PlanJson) -> &'static str {
+    match json.gguf_products {
+        None => "",
+        Some(GgufProducts::Rounded) => ", quantized products rounded (--gguf-products)",
+        Some(GgufProducts::Exact) => ", quantized products exact (--gguf-products)",
+    }
+}
+
 fn text(json: &PlanJson) -> String {
     let p = &json.plan;
     let mut lines: Vec<String> = json.sources.iter().map(SourcePlan::line).collect();
     lines.extend([
         format!("frames     {} of {} tokens", p.frames, p.tokens_per_frame),
         format!("context    {} tokens of {}; {} frames fit", p.context_tokens, p.context_limit, p.frames_that_fit),
-        format!("weights    {}", bytes(p.weight_bytes)),
+        format!("weights    {}{}", bytes(p.weight_bytes), products(json)),
         format!("KV cache   {} ({} per token)", bytes(p.kv_bytes), bytes(p.kv_bytes_per_token)),
         format!(
             "memory     {} needed, {} available",

@@ -12,11 +12,12 @@ use longreel_models::{
 
 use crate::{
     cli::args::{
-        AfterVideoArg, ChoosingArgs, DrawArgs, FrameEndArg, KvDtypeArg, PixelArgs, ReelDtypeArg,
-        SamplingArgs, SwitchArg, WeightDtypeArg,
+        AfterVideoArg, ChoosingArgs, DrawArgs, FrameEndArg, GgufArgs, GgufProductsArg, KvDtypeArg,
+        PixelArgs, ReelDtypeArg, SamplingArgs, SwitchArg, WeightDtypeArg,
     },
     encoder::PixelBudget,
     error::{Context, Error, Kind, Result},
+    model::GgufProducts,
     prepare::Selection,
     ranks::Ranks,
     reel::RowsDtype,
@@ -157,6 +158,14 @@ pub fn draw(args: &DrawArgs) -> Result<Draw> {
         top_p: args.top_p,
         seed: args.seed,
     })
+}
+
+/// How quantized matrices are multiplied.
+pub fn gguf_products(args: &GgufArgs) -> GgufProducts {
+    match args.gguf_products {
+        GgufProductsArg::Rounded => GgufProducts::Rounded,
+        GgufProductsArg::Exact => GgufProducts::Exact,
+    }
 }
 
 /// Element type of the KV cache.

@@ -12,7 +12,7 @@ use crate::{
     cancel::Cancel,
     cli::{args::TrainMakeQaArgs, open, output::Voice, resolve},
     error::{Context, Result},
-    model::ModelFiles,
+    model::{Choices, ModelFiles},
     reel::is_reel,
     stages::{answer::AnswerOptions, progress::Progress},
     train::{
@@ -49,7 +49,12 @@ pub fn run(args: &TrainMakeQaArgs, voice: Voice, cancel: &Cancel) -> Result<()> 
     let shows_frames = is_reel(&args.input);
     let options = options(args)?;
     let system = open::system(&args.model, voice, cancel)?;
-    let files = ModelFiles::open(&system)?;
+    let choices = Choices {
+        template: args.template.template.as_deref(),
+        products: resolve::gguf_products(&args.gguf),
+        ..Choices::default()
+    };
+    let files = ModelFiles::open_with(&system, choices)?;
     let rules = rules(args, shows_frames, &files, options)?;
     let chunks = match shows_frames {
         true => chunks_of_reel(&args.input, &files, rules.chunk)?,

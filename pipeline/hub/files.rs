@@ -1,7 +1,7 @@
 //! Which files of a repository make a model directory.
 
 /// Files that describe a model and its inputs, by exact name.
-const EXACT: [&str; 10] = [
+const EXACT: [&str; 13] = [
     "config.json",
     "generation_config.json",
     "special_tokens_map.json",
@@ -9,6 +9,10 @@ const EXACT: [&str; 10] = [
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    // What says that a folder is no whole model: it is refused by name then.
+    "adapter_config.json",
+    "quantize_config.json",
+    "quant_config.json",
     "processor_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",

@@ -596,8 +596,7 @@ fn size_of(source: &Source) -> [usize; 2] {
 }
 
 fn no_template(model: &ModelFiles) -> Error {
-    let message =
-        "it has no chat template, expected chat_template.jinja or another of transformers' files";
+    let message = "it has no chat template (chat_template.jinja, chat_template.json, or one in tokenizer_config.json): copy one of them from the model's page on the hub, or give it with --template FILE";
     Error::new(Kind::BadInput, message)
         .doing(format!("open the model {}", model.system.path().shown()))
 }

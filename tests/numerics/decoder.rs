@@ -13,6 +13,7 @@ use longreel_models::{
 use safetensors::Dtype;
 
 use crate::support::{
+    folder_cases::FolderCase,
     folders,
     golden::{self, Golden, assert_close},
     tiny_decoder::{Tiny, row, some_tokens},
@@ -412,6 +413,28 @@ fn descendant(name: &str, change: impl FnOnce(&mut DecoderSpec)) -> (Decoder, Ve
         decoder,
         unsigned(ids).into_iter().map(Token::Text).collect(),
     )
+}
+
+/// YaRN's parameters, `rope_scaling` of older versions, and tied heads, in configurations changed in one place.
+#[test]
+fn changed_configurations_give_the_logits_of_transformers() {
+    let cases = FolderCase::with("last_logits");
+    assert!(cases.len() > 15);
+    for case in cases {
+        let dir = case.folder();
+        let system = folders::system(dir.path());
+        let spec = &system.answering().unwrap().decoder;
+        let mut weights = system.weights().unwrap();
+        let decoder = Decoder::load(spec, &mut weights).unwrap();
+        weights.finish().unwrap();
+        let tokens: Vec<Token> = (0..40).map(|i| Token::Text((7 * i + 3) % 48)).collect();
+        let hidden = append(&decoder, &mut new_cache(&decoder), &tokens);
+        let last = hidden[39 * 32..].to_vec();
+        let last = Tensor::from_vec(last, (1, 32), &candle_core::Device::Cpu).unwrap();
+        let got = numbers(&decoder.logits(&last, Head::Text).unwrap());
+        let expected: Vec<f32> = serde_json::from_value(case.0["last_logits"].clone()).unwrap();
+        assert_close(case.name(), &got, &expected, LOGITS);
+    }
 }
 
 /// Windows, biases, norms of heads, tied embeddings, stretched positions.

@@ -180,7 +180,7 @@ fn unsupported_keys_that_change_the_computation_are_refused() {
         (
             "rope_parameters",
             json!({ "rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5 }),
-            "rope_scaling: unknown field `partial_rotary_factor`",
+            "partial_rotary_factor is 0.5, expected 1",
         ),
         (
             "model_type",

@@ -22,7 +22,7 @@ use longreel_models::{
 use proptest::prelude::*;
 use serde_json::Value;
 
-use crate::support::golden;
+use crate::support::{folder_cases::FolderCase, golden};
 
 fn file(name: &str) -> Vec<u8> {
     std::fs::read(golden::path("tokenizer").join(name)).unwrap()
@@ -73,6 +73,27 @@ fn check_encoder(encoder: &str, tokenizer: &Tokenizer) {
             ids(&case["ids_no_special"]),
             "{encoder}, plain: {text:?}"
         );
+    }
+}
+
+/// Tokens of `added_tokens.json`, `special_tokens_map.json` and `tokenizer_config.json`, beside either tokenizer file.
+#[test]
+fn every_added_token_is_one_id_as_in_transformers() {
+    let cases = FolderCase::with("texts");
+    assert!(cases.len() > 15);
+    for case in cases {
+        let dir = case.folder();
+        let config = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        let model_type = config["model_type"].as_str();
+        let tokenizer = Tokenizer::of_model(dir.path(), model_type)
+            .unwrap()
+            .unwrap();
+        for case_of_text in case.0["texts"].as_array().unwrap() {
+            let text = case_of_text[0].as_str().unwrap();
+            let got = tokenizer.encode_plain(text).unwrap();
+            assert_eq!(got, ids(&case_of_text[1]), "{}: {text:?}", case.name());
+        }
     }
 }
 

@@ -7,18 +7,14 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
+    folder_cases::copied,
     golden,
     longreel::{Run, ffmpeg, longreel, scratch},
 };
 
 /// A LLaVA folder that answers, copied.
 fn folder() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(golden::path("answers/llava15")).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-    }
-    dir
+    copied("answers/llava15")
 }
 
 fn ask(dir: &Path) -> Run {
@@ -141,6 +137,283 @@ fn a_shard_missing_from_disk_is_named() {
         2,
         &["model-00002-of-00002.safetensors", "no such file"],
     );
+}
+
+/// What `git clone` leaves without Git LFS.
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
+    oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 4976698672\n";
+
+#[test]
+fn a_pointer_of_git_lfs_is_named_whatever_file_it_stands_for() {
+    for name in [
+        "model.safetensors",
+        "tokenizer.json",
+        "config.json",
+        "processor_config.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "added_tokens.json",
+        "preprocessor_config.json",
+        "model.safetensors.index.json",
+    ] {
+        // A file in which the folder's own has the processors hides the other.
+        let hidden = name == "preprocessor_config.json";
+        let spoil = |dir: &Path| {
+            if hidden {
+                fs::remove_file(dir.join("processor_config.json")).unwrap();
+            }
+            if name == "added_tokens.json" {
+                fs::write(dir.join("tokenizer_config.json"), "{}").unwrap();
+            }
+            fs::write(dir.join(name), POINTER).unwrap();
+        };
+        refused(
+            spoil,
+            2,
+            &[name, "it is a Git LFS pointer to 4976698672 bytes"],
+        );
+    }
+}
+
+#[test]
+fn a_gguf_file_that_is_a_pointer_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.gguf");
+    fs::write(&file, POINTER).unwrap();
+    let file = file.display().to_string();
+    let run = longreel(&["ask", "What?", "--model", &file]);
+    run.refused(2, "it is a Git LFS pointer");
+    let model = golden::path("answers/llava15").display().to_string();
+    let shown = longreel(&[
+        "plan",
+        "--model",
+        &model,
+        "--decoder",
+        &file,
+        "--hours",
+        "1",
+        "--fps",
+        "1",
+    ]);
+    shown.refused(2, "it is a Git LFS pointer");
+}
+
+/// Names of shards, as an index or as files.
+fn shards(of: std::ops::RangeInclusive<u32>) -> Vec<String> {
+    of.map(|n| format!("model-{n:05}-of-00003.safetensors"))
+        .collect()
+}
+
+#[test]
+fn every_file_that_a_download_left_out_is_named() {
+    let index = |dir: &Path| {
+        let map: BTreeMap<String, String> =
+            shards(1..=3).into_iter().map(|s| (s.clone(), s)).collect();
+        let index = json!({ "weight_map": map }).to_string();
+        fs::write(dir.join("model.safetensors.index.json"), index).unwrap();
+    };
+    let move_first = |dir: &Path| {
+        fs::rename(dir.join("model.safetensors"), dir.join(&shards(1..=1)[0])).unwrap();
+    };
+    let expected = shards(2..=3).join(", ") + ", 2 of the model's 3 files of weights";
+    let with_index = |dir: &Path| {
+        move_first(dir);
+        index(dir);
+    };
+    refused(with_index, 2, &["index.json", &expected]);
+    // The index itself may be what is missing.
+    refused(move_first, 2, &[&expected]);
+}
+
+#[test]
+fn links_to_nothing_in_the_cache_of_the_hub_are_named_with_what_fetches_them() {
+    for name in [
+        "model.safetensors",
+        "tokenizer.json",
+        "config.json",
+        "processor_config.json",
+        "chat_template.jinja",
+    ] {
+        let cache = tempfile::tempdir().unwrap();
+        let dir = cache.path().join("models--org--name/snapshots/0123");
+        fs::create_dir_all(&dir).unwrap();
+        for entry in fs::read_dir(folder().path()).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+        }
+        fs::remove_file(dir.join(name)).unwrap();
+        std::os::unix::fs::symlink("../../blobs/abcdef", dir.join(name)).unwrap();
+        let run = ask(&dir);
+        run.refused(2, name);
+        run.refused(2, "it is a link to ../../blobs/abcdef, which is not there");
+        run.refused(2, "longreel models pull org/name");
+    }
+}
+
+#[test]
+fn an_adapter_alone_is_named_with_its_base_and_what_to_do() {
+    let spoil = |dir: &Path| {
+        let adapter = json!({"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 8});
+        fs::write(dir.join("adapter_config.json"), adapter.to_string()).unwrap();
+        fs::rename(
+            dir.join("model.safetensors"),
+            dir.join("adapter_model.safetensors"),
+        )
+        .unwrap();
+        fs::remove_file(dir.join("config.json")).unwrap();
+    };
+    refused(
+        spoil,
+        2,
+        &["only an adapter (LORA) of org/base", "merge_and_unload"],
+    );
+}
+
+#[test]
+fn an_adapter_beside_a_model_is_said_and_not_applied() {
+    let whole = ask(folder().path());
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let dir = folder();
+        fs::copy(dir.path().join("model.safetensors"), dir.path().join(name)).unwrap();
+        let run = ask(dir.path());
+        assert_eq!(run.stdout, whole.stdout);
+        assert!(
+            run.stderr.contains("an adapter lies beside the model"),
+            "{}",
+            run.stderr
+        );
+    }
+    // Shards without an index are all files of that name but an adapter's.
+    let dir = folder();
+    let path = |name: &str| dir.path().join(name);
+    fs::copy(path("model.safetensors"), path("adapter_model.safetensors")).unwrap();
+    fs::rename(path("model.safetensors"), path("weights.safetensors")).unwrap();
+    assert_eq!(ask(dir.path()).stdout, whole.stdout);
+}
+
+#[test]
+fn weights_that_another_program_quantized_are_refused_by_the_method_s_name() {
+    for (config, expected) in [
+        (
+            json!({"quant_method": "awq", "bits": 4}),
+            "quantized by AWQ (4 bits)",
+        ),
+        (
+            json!({"quant_method": "gptq", "bits": 8}),
+            "quantized by GPTQ (8 bits)",
+        ),
+        (
+            json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+            "quantized by bitsandbytes (4 bits)",
+        ),
+        (
+            json!({"load_in_8bit": true}),
+            "quantized by bitsandbytes (8 bits)",
+        ),
+        (
+            json!({"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+            "quantized by compressed-tensors",
+        ),
+        (
+            json!({"quant_method": "fbgemm_fp8"}),
+            "quantized by FBGEMM FP8",
+        ),
+        (
+            json!({"quant_method": "fp8"}),
+            "quantized by fine-grained FP8",
+        ),
+        (json!({"quant_method": "mxfp4"}), "quantized by MXFP4"),
+        (json!({"quant_method": "hqq"}), "quantized by HQQ"),
+        (json!({"quant_method": "quanto"}), "quantized by Quanto"),
+        (json!({"quant_method": "torchao"}), "quantized by torchao"),
+        (
+            json!({"quant_method": "newest"}),
+            "quantized by the method \"newest\"",
+        ),
+        (
+            json!({"weights": "int3"}),
+            "quantized by a method that is not named",
+        ),
+    ] {
+        let spoil = |dir: &Path| set(dir, "quantization_config", config.clone());
+        refused(spoil, 2, &["config.json", expected, "in BF16", "--decoder"]);
+        let spoil = |dir: &Path| {
+            let path = dir.join("config.json");
+            let mut all: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+            all["text_config"]["quantization_config"] = config.clone();
+            fs::write(path, all.to_string()).unwrap();
+        };
+        refused(spoil, 2, &[expected]);
+    }
+    for (file, expected) in [
+        ("quantize_config.json", "GPTQ"),
+        ("quant_config.json", "AWQ"),
+    ] {
+        let spoil = |dir: &Path| fs::write(dir.join(file), r#"{"bits": 4, "w_bit": 4}"#).unwrap();
+        refused(spoil, 2, &[&format!("quantized by {expected} (4 bits)")]);
+    }
+}
+
+#[test]
+fn a_template_that_is_missing_is_asked_for_and_can_be_given() {
+    let dir = copied("answers/llava_onevision");
+    let (own, given) = (
+        dir.path().join("chat_template.jinja"),
+        dir.path().join("given.txt"),
+    );
+    fs::rename(&own, &given).unwrap();
+    let text = fs::read_to_string(&given).unwrap();
+    let json_file = dir.path().join("given.json");
+    fs::write(&json_file, json!({ "chat_template": text }).to_string()).unwrap();
+    let run = ask(dir.path());
+    run.refused(2, "it has no chat template");
+    run.refused(2, "--template FILE");
+    let with = |template: &Path| {
+        let video = golden::path("answers/video.mkv").display().to_string();
+        let (model, template) = (
+            dir.path().display().to_string(),
+            template.display().to_string(),
+        );
+        let fixed = [
+            "ask",
+            &video,
+            "What moves?",
+            "--model",
+            &model,
+            "--template",
+            &template,
+        ];
+        longreel(
+            &[
+                &fixed[..],
+                &[
+                    "--fps",
+                    "1",
+                    "--max-new-tokens",
+                    "6",
+                    "--json",
+                    "--debug-ids",
+                ],
+            ]
+            .concat(),
+        )
+    };
+    let expected =
+        fs::read_to_string(golden::path("answers/llava_onevision/expected.json")).unwrap();
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    for template in [&given, &json_file] {
+        let got = with(template).json();
+        assert_eq!(got["prompt_ids"], expected["prompt_ids"]);
+        assert_eq!(got["generated_ids"], expected["generated_ids"]);
+        assert_eq!(got["template"], template.display().to_string());
+    }
+    // It replaces a template that the folder has, even one that does not compile.
+    fs::write(&own, "{% for m in messages %}").unwrap();
+    assert_eq!(with(&given).json()["prompt_ids"], expected["prompt_ids"]);
+    with(&dir.path().join("absent")).refused(2, "no such file");
+    fs::write(&json_file, "{}").unwrap();
+    with(&json_file).refused(2, "JSON without a text `chat_template`");
 }
 
 #[test]

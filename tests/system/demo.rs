@@ -7,6 +7,7 @@ use longreel::{
     cancel::Cancel,
     encoder::{EncoderModel, PixelBudget},
     error::Kind,
+    model::Choices,
     sources::sampler::{Rate, Sampling},
     stages::progress::Counter,
     synth::clip::read_questions,
@@ -431,7 +432,14 @@ fn answers_before_an_interruption_are_kept() {
     read_questions(&dir, &mut keep).unwrap();
     let sampling = Sampling::Fps(Rate::new(1, 1).unwrap());
     let words = "one a second".to_owned();
-    let answering = Answering::open(&folders::system(&model()), sampling, words, 4).unwrap();
+    let answering = Answering::open(
+        &folders::system(&model()),
+        Choices::default(),
+        sampling,
+        words,
+        4,
+    )
+    .unwrap();
     let exam = Exam {
         answering: &answering,
         dir: &dir,

@@ -89,6 +89,67 @@ fn show_verify_plan_and_bench_know_the_file() {
     assert_eq!(row["rows"][0]["tokens"], 64);
 }
 
+/// Quantized matrices are multiplied as the option says, whatever memory is free.
+#[test]
+fn how_quantized_matrices_are_multiplied_is_chosen_and_told() {
+    // The one file of Q8_0, and one without blocks.
+    let (quantized, plain) = (
+        golden::path("gguf/qwen3_q8_0.gguf"),
+        golden::path("gguf/llama_f32.gguf"),
+    );
+    let plan = |file: &Path, more: &[&str]| {
+        let dir = TempDir::new().unwrap();
+        let model = dir.path().join("model.gguf");
+        fs::copy(file, &model).unwrap();
+        fs::copy(
+            golden::path("answers/llava15/tokenizer.json"),
+            dir.path().join("tokenizer.json"),
+        )
+        .unwrap();
+        let model = model.display().to_string();
+        longreel(
+            &[
+                &[
+                    "plan",
+                    "--model",
+                    &model,
+                    "--question",
+                    "a",
+                    "--max-new-tokens",
+                    "1",
+                ][..],
+                more,
+            ]
+            .concat(),
+        )
+    };
+    let json = |file: &Path, more: &[&str]| plan(file, &[more, &["--json"]].concat()).json();
+    let (rounded, exact) = (
+        json(&quantized, &[]),
+        json(&quantized, &["--gguf-products", "exact"]),
+    );
+    assert_eq!(rounded["gguf_products"], "rounded");
+    assert_eq!(exact["gguf_products"], "exact");
+    let bytes = |plan: &Value, key: &str| plan[key].as_u64().unwrap_or(0);
+    let saved = bytes(&rounded, "weight_bytes") - bytes(&exact, "weight_bytes");
+    assert!(saved > 0);
+    assert_eq!(bytes(&rounded, "copied_bytes"), saved);
+    assert_eq!(bytes(&exact, "copied_bytes"), 0);
+    assert_eq!(json(&plain, &[])["gguf_products"], Value::Null);
+    let refused = plan(&quantized, &["--memory-gib", "0.001"]);
+    refused.refused(2, "--gguf-products exact takes");
+    let refused = plan(
+        &quantized,
+        &["--memory-gib", "0.001", "--gguf-products", "exact"],
+    );
+    refused.refused(2, "this needs");
+    assert!(
+        !refused.stderr.contains("--gguf-products"),
+        "{}",
+        refused.stderr
+    );
+}
+
 #[test]
 fn a_nan_scale_is_found_by_verify() {
     let mut bytes = fs::read(chat()).unwrap();

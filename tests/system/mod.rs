@@ -9,6 +9,7 @@ mod decode;
 mod demo;
 mod every_folder;
 mod file_names;
+mod folder_cases;
 mod fuzz_corpus;
 mod gguf;
 mod hub;

@@ -33,9 +33,10 @@ const PIPELINE_ORDER: [&str; 23] = [
 ];
 
 /// The models' modules, likewise. `vision` and `context` see neither each other nor `llama`.
-const MODELS_ORDER: [&str; 13] = [
+const MODELS_ORDER: [&str; 14] = [
     "error",
     "file_name",
+    "folder_file",
     "spec",
     "checkpoint",
     "layers",
