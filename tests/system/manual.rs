@@ -184,7 +184,6 @@ fn make_models(files: &Path) {
 fn fill_hub(hub: &Path) {
     for (name, folder) in [
         ("Qwen/Qwen3-VL-8B-Instruct", "answers/qwen3_vl"),
-        ("Qwen/Qwen3-VL-2B-Instruct", "answers/qwen3_vl"),
         ("Qwen/Qwen2.5-VL-7B-Instruct", "answers/qwen2_5_vl"),
         ("llava-hf/llava-1.5-7b-hf", "answers/llava15"),
         ("openai/clip-vit-base-patch32", "systems/clip"),
